@@ -1,0 +1,50 @@
+"""Joining a Ray cluster, and whether what is asked for fits it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+
+import ray
+
+from segan.config import ClusterConfig
+from segan.errors import UsageError
+
+CPUS_FOR_DATA = 1  # Ray Data's read tasks need one that no worker holds
+
+
+def connect(debug: bool = False) -> None:
+    """Joins the cluster of RAY_ADDRESS or of the job, or starts one on this machine.
+
+    Args:
+        debug: lets the output of Ray's processes through to this terminal.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    if not debug:
+        # Ray's own log files keep everything; its loggers are set up by these imports.
+        for name in ("ray.data", "ray.train"):
+            importlib.import_module(name)
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_fits(config: ClusterConfig) -> None:
+    """Raises UsageError, with the numbers, for a run that the cluster could never place."""
+    have = ray.cluster_resources()
+    wanted = {
+        "CPU": config.workers * config.cpus_per_worker + CPUS_FOR_DATA,
+        "GPU": config.workers * config.gpus_per_worker,
+    }
+    for kind, amount in wanted.items():
+        if amount > have.get(kind, 0):
+            kept = f" and {CPUS_FOR_DATA} for reading data" if kind == "CPU" else ""
+            each = config.cpus_per_worker if kind == "CPU" else config.gpus_per_worker
+            raise UsageError(
+                f"cluster: {config.workers} workers of {each:g} {kind}{kept} need {amount:g} "
+                f"{kind}, the cluster has {have.get(kind, 0):g}; use fewer cluster.workers or "
+                f"less cluster.{kind.lower()}s_per_worker"
+            )

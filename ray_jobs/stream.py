@@ -1,0 +1,131 @@
+"""The records' sequence as one Ray Data execution through all epochs of a run.
+
+    plan --read tasks--> blocks of one batch each --split--> rank 0, rank 1, ... --> batches
+
+Ray Data has no notion of the order that a training wants, so the order is in the source: each
+read task covers a stretch of the sequence and yields it in blocks of exactly one batch, in the
+order step by step and rank by rank. With `preserve_order`, an equal split then deals the blocks
+out in turn, and each rank gets its own part of every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataIterator, Dataset
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.train import DataConfig
+
+from segan.data.batches import Batch, Plan, to_batch
+from segan.data.records import Manifest, Shard, read_shard
+
+MOST_TASKS = 4000  # every read task is an object in the driver's store from the start
+SHARE_OF_STORE = 0.3  # of the cluster's object memory that records may stay in
+ROW_BYTES = 64  # of id, epoch and position
+
+
+class SequenceSource(Datasource):
+    """Read tasks over stretches of the sequence, each about a shard long."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self._plan = plan
+
+    def estimate_inmemory_data_size(self) -> int:
+        return (self._plan.stop - self._plan.start) * row_bytes(self._plan.sequence.manifest)
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """(first, last) rows of each read task; whole steps, so that no block is short."""
+        plan = self._plan
+        shards = plan.sequence.manifest.shards(plan.sequence.split)
+        wanted = max(plan.sequence.rows / len(shards), (plan.stop - plan.start) / MOST_TASKS)
+        size = max(1, round(wanted / plan.rows_per_step)) * plan.rows_per_step
+        return [(at, min(at + size, plan.stop)) for at in range(plan.start, plan.stop, size)]
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        # By reference: the plan holds the manifest, and there are thousands of tasks.
+        plan = ray.put(self._plan)
+        shards = _keep_in_memory(self._plan)
+        size = row_bytes(self._plan.sequence.manifest)
+        return [
+            ReadTask(
+                functools.partial(_read, plan, shards, first, last),
+                BlockMetadata(last - first, (last - first) * size, None, None),
+            )
+            for first, last in self.stretches()
+        ]
+
+
+class StreamConfig(DataConfig):
+    """Deals a plan out to the workers of a Ray Train run.
+
+    Ray Train asks at every start of the worker group, so a group that is started again after a
+    fault gets a stream that begins where the latest checkpoint stands.
+    """
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, DataIterator]]:
+        ((name, plan),) = datasets.items()
+        assert plan.workers == world_size, "the plan is made for this number of workers"
+        splits = open_stream(plan).streaming_split(world_size, equal=True)
+        return [{name: split} for split in splits]
+
+
+def open_stream(plan: Plan) -> Dataset:
+    """The plan as a dataset, nothing read yet; every block of it is one batch of one rank."""
+    source = SequenceSource(plan)
+    stream = ray.data.read_datasource(source, override_num_blocks=len(source.stretches()))
+    stream.context.execution_options.preserve_order = True
+    # Ray Data gathers small blocks and cuts large ones. A block that is above this and below
+    # one and a half times it passes as it is.
+    block = plan.batch_size * row_bytes(plan.sequence.manifest)
+    stream.context.target_max_block_size = int(block * 0.8)
+    return stream
+
+
+def batches(stream: DataIterator, manifest: Manifest) -> Iterator[Batch]:
+    """A rank's batches, as Ray Data brings its blocks."""
+    blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4)
+    for table in blocks:
+        yield to_batch(table, manifest)
+
+
+def row_bytes(manifest: Manifest) -> int:
+    return manifest.height * manifest.width * (3 + manifest.classes) + ROW_BYTES
+
+
+def _read(plan_ref: Any, shards: dict[str, Any], first: int, last: int) -> Iterator[pa.Table]:
+    plan: Plan = ray.get(plan_ref)
+
+    def load(shard: Shard) -> pa.Table:
+        if shard.name in shards:
+            return ray.get(shards[shard.name])
+        return read_shard(plan.records, shard)
+
+    yield from plan.sequence.blocks(first, last, plan.batch_size, load)
+
+
+def _keep_in_memory(plan: Plan) -> dict[str, Any]:
+    """References to the shards' tables in Ray's object store, where they fit; else none.
+
+    Each shard is then read from storage once and copied between nodes once, whatever the number
+    of epochs.
+    """
+    manifest = plan.sequence.manifest
+    bytes_of_records = plan.sequence.rows * row_bytes(manifest)
+    store = ray.cluster_resources().get("object_store_memory", 0)
+    if bytes_of_records > SHARE_OF_STORE * store:
+        return {}
+    read = ray.remote(read_shard).options(name="read_shard")
+    return {
+        shard.name: read.remote(plan.records, shard)
+        for shard in manifest.shards(plan.sequence.split)
+    }

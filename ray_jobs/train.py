@@ -1,0 +1,116 @@
+"""One training as a Ray Train job.
+
+ray job submit --working-dir . -- python -m ray_jobs.train --config ray_jobs/configs/paper.yaml
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_jobs.cluster import check_fits
+from ray_jobs.stream import StreamConfig
+from ray_jobs.worker import TELL_SECONDS, start_board, train_worker
+from segan import storage
+from segan.config import Config
+from segan.errors import SeganError
+from segan.runs import Run
+from segan.training.loop import Status
+from segan.training.session import hardware, make_plan
+
+
+def train(config: Config, run: Run, observe: Callable[[Status], None]) -> None:
+    """Trains on the cluster that this process has joined, on from the run's latest checkpoint.
+
+    Raises:
+        UsageError: the configuration fits neither the records nor the cluster.
+        SeganError: a worker met a user's mistake; its message is the worker's.
+    """
+    check_fits(config.cluster)
+    plan = make_plan(config, run)
+    run.begin(config, plan.sequence.manifest.fingerprint, hardware())
+    board = start_board()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "run": run.uri, "board": board},
+        datasets={"train": functools.partial(make_plan, config, run)},
+        dataset_config=StreamConfig(),
+        scaling_config=_scaling(config),
+        run_config=_attempt(config, run),
+    )
+    with _watching(board, observe):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _users_part(error) from error
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return ScalingConfig(
+        num_workers=cluster.workers,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+    )
+
+
+def _attempt(config: Config, run: Run) -> RunConfig:
+    # A fresh name for Ray's own bookkeeping: going on is by the run's checkpoints alone.
+    return RunConfig(
+        name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S"),
+        storage_path=storage.join(run.uri, "ray"),
+        failure_config=FailureConfig(
+            max_failures=config.cluster.max_failures,
+            controller_failure_limit=config.cluster.max_failures,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _watching(board: Any, observe: Callable[[Status], None]) -> Iterator[None]:
+    """Shows the workers' status in this process while the block runs."""
+    over = threading.Event()
+
+    def look() -> None:
+        if (found := ray.get(board.read.remote())) is not None:
+            observe(Status(**found))
+
+    def watch() -> None:
+        while not over.wait(TELL_SECONDS):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        look()
+    finally:
+        over.set()
+        watcher.join(timeout=5)
+
+
+def _users_part(error: Exception) -> Exception:
+    """A worker's SeganError out of what Ray wrapped it in, or the error as it came."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, SeganError):
+            return cause
+    return error
+
+
+if __name__ == "__main__":
+    from segan.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

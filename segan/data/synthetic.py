@@ -1,0 +1,339 @@
+"""Dermoscopy-like image and mask pairs, drawn from a seed under the ISIC 2017 archive's names.
+
+Colour follows the Beer-Lambert law: light leaves the skin dimmed by what it passed through, so a
+picture is exp(-sum of pigment thickness x absorption) over fields of pigment, and a brown lesion
+looks right on any skin. The mask is known before anything is painted and nothing painted alters it.
+Lengths are pixels; `unit` is the picture's short side; pictures are float32 (H, W, 3) in 0..255
+until they are returned.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+
+from segan.errors import UsageError
+
+Rng = np.random.Generator
+Array = np.ndarray
+
+FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
+SHORT_SIDE = 256
+SMALLEST_SIDE = 32
+
+# Width over height as counted over the 2000 training images.
+ASPECTS = (1.5, 4 / 3, 1.49, 1.14, 1.43, 1.0, 0.75)
+ASPECT_CHANCES = (0.46, 0.40, 0.05, 0.03, 0.03, 0.02, 0.01)
+
+# Skin as a dermatoscope lights it, from Fitzpatrick I to VI.
+SKIN_TONES = ("#f6e4de", "#eccec2", "#d6b2a2", "#ba927e", "#8e6858", "#5c423a")
+# Absorption of red, green and blue by melanin near the surface, by melanin deep under it (which
+# scatters blue back), by blood, and by plain shade.
+ABSORPTION = np.array([(0.3, 0.75, 1), (1, 0.8, 0.65), (0.08, 0.6, 0.5), (1, 1, 1)], np.float32)
+HAIR_COLOURS = ("#1c1412", "#34221a", "#5c402c", "#967654", "#aaa49e")
+STICKER_COLOURS = ("#1678d4", "#f6de18", "#34baaa", "#969896", "#e26034")
+
+
+def draw_archive(
+    counts: Mapping[str, int],
+    seed: int,
+    write: Callable[[str, bytes], None],
+    short_side: int = SHORT_SIDE,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Draw `counts` = {"train": n, "validation": n, "test": n} pairs; return their ids in order.
+
+    `write(relative name, encoded bytes)` gets every file, `progress(pairs done)` every pair.
+    """
+    for split, count in counts.items():
+        _require(split in FOLDERS, "counts", f"only the splits {', '.join(FOLDERS)}", split)
+        _require(count >= 0, f"counts[{split!r}]", "0 pairs or more", count)
+    _require(short_side >= SMALLEST_SIDE, "short_side", f"{SMALLEST_SIDE} px or more", short_side)
+    splits = [split for split in FOLDERS for _ in range(counts.get(split, 0))]
+    ids = [f"ISIC_{index:07d}" for index in range(len(splits))]
+    for index, (split, name) in enumerate(zip(splits, ids, strict=True)):
+        image, mask = draw_pair(seed, index, short_side=short_side)
+        folder = f"ISIC-2017_{FOLDERS[split]}"
+        write(f"{folder}_Data/{name}.jpg", _encode(image, "JPEG", quality=92))
+        write(f"{folder}_Part1_GroundTruth/{name}_segmentation.png", _encode(mask, "PNG"))
+        if progress is not None:
+            progress(index + 1)
+    return ids
+
+
+def draw_pair(
+    seed: int, index: int, size: tuple[int, int] | None = None, short_side: int = SHORT_SIDE
+) -> tuple[Array, Array]:
+    """Draw image uint8 (H, W, 3) and mask uint8 (H, W) of 0 or 255, by (seed, index) alone.
+
+    `size` is (width, height); None draws one about `short_side`, as the archive's sizes vary.
+    """
+    _require(min(seed, index) >= 0, "seed and index", "0 or more", (seed, index))
+    # A stream to each concern, so that none moves the draws of another.
+    sizing, outlining, painting, dressing = np.random.default_rng([seed, index]).spawn(4)
+    width, height = size or _draw_size(sizing, short_side)
+    _require(min(width, height) >= 16, "size", "sides of 16 px or more", (width, height))
+    depth = _draw_depth(outlining, width, height)
+    mask = depth > 0
+    image = _paint(painting, depth)
+    for add, rng in zip(CONFOUNDERS, dressing.spawn(len(CONFOUNDERS)), strict=True):
+        if rng.random() < CONFOUNDERS[add]:
+            add(rng, image, mask)
+    image += painting.standard_normal(mask.shape, np.float32)[..., None] * 2
+    return image.clip(0, 255).astype(np.uint8), mask.astype(np.uint8) * 255
+
+
+def _require(holds: bool, name: str, expected: str, found: object) -> None:
+    if not holds:
+        raise UsageError(f"{name}: expected {expected}, found {found!r}; correct {name}")
+
+
+def _encode(pixels: Array, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _draw_size(rng: Rng, short_side: int) -> tuple[int, int]:
+    """(width, height): short side 0.8 to 1.6 times `short_side`, proportions as the archive's."""
+    short = short_side * 2 ** rng.uniform(-0.32, 0.68)
+    aspect = rng.choice(ASPECTS, p=ASPECT_CHANCES)
+    return round(short * max(aspect, 1)), round(short / min(aspect, 1))
+
+
+def _enlarge(field: Array, shape: tuple[int, ...]) -> Array:
+    size = shape[1], shape[0]
+    return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BICUBIC))
+
+
+def _noise(rng: Rng, shape: tuple[int, ...], *cells: float) -> Array:
+    """Smooth noise, float32 `shape`, about N(0, 1), with bumps of each of the sizes `cells`.
+
+    Cells are shares of the short side, largest first: a coarse knot grid is enlarged.
+    """
+    noise = np.zeros((2, 2), np.float32)
+    for cell in cells:
+        knots = [max(2, round(side / max(1.5, cell * min(shape)))) for side in shape]
+        noise = _enlarge(noise, tuple(knots)) + rng.standard_normal(knots, np.float32)
+    return _enlarge(noise, shape) * np.float32(1.25 / np.sqrt(len(cells)))
+
+
+# The lesion's outline
+
+
+def _draw_depth(rng: Rng, width: int, height: int) -> Array:
+    """How deep each pixel lies inside the lesion, float32 (H, W), about in px; below 0 outside."""
+    unit = min(width, height)
+    step = max(1, min(4, unit // 64))  # an outline is smooth enough to be drawn coarse
+    share = np.clip(rng.lognormal(np.log(0.14), 0.95), 0.023, 0.68)
+    radius = float(np.sqrt(share * width * height / np.pi))
+    wander = 0.3 if rng.random() < 0.1 else 0.06
+    x0, y0 = rng.normal(0.5, wander, 2).clip(0.08, 0.92)
+    x = ((np.arange(-(-width // step)) + 0.5) * step - x0 * width)[None, :]
+    y = ((np.arange(-(-height // step)) + 0.5) * step - y0 * height)[:, None]
+
+    depth = _blob(rng, x, y, radius)
+    for _ in range(rng.choice(3, p=(0.6, 0.28, 0.12))):
+        depth = np.maximum(depth, _rim_blob(rng, x, y, radius))
+    if rng.random() < 0.25:
+        depth = np.minimum(depth, -_rim_blob(rng, x, y, radius))
+    ragged = _noise(rng, depth.shape, 0.5 * radius / unit, 0.18 * radius / unit)
+    depth += radius * rng.uniform(0.02, 0.12) * ragged
+    # The frame, the satellites and the notches all change the area; the right level restores it.
+    depth -= np.quantile(depth, 1 - share)
+    return _enlarge(depth.astype(np.float32), (height, width))
+
+
+def _blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
+    """Depth inside a stretched, turned radial Fourier outline about the origin."""
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.35)
+    u = (np.cos(turn) * x + np.sin(turn) * y) / stretch
+    v = (np.cos(turn) * y - np.sin(turn) * x) * stretch
+    angle = np.arctan2(v, u)
+    outline = np.ones_like(angle)
+    wildness = rng.uniform(0.05, 0.3)
+    for order in range(2, 8):
+        outline += rng.normal(0, wildness / order) * np.cos(order * angle + rng.uniform(0, 6.3))
+    return radius - np.hypot(u, v) / outline.clip(0.4)
+
+
+def _rim_blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
+    """Depth inside a third as wide a blob, about a point near the rim of one of `radius`."""
+    angle, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.8, 1.3)
+    return _blob(rng, x - away * np.cos(angle), y - away * np.sin(angle), radius / 3)
+
+
+# Skin and lesion
+
+
+def _paint(rng: Rng, depth: Array) -> Array:
+    """The picture of the skin with the lesion whose `depth` is given, without confounders."""
+    pigments = _skin(rng, depth.shape)
+    _lesion(rng, pigments, depth)
+    tone = 5 * rng.beta(0.8, 1.1)  # the archive leans to light skin
+    tones = np.array([ImageColor.getrgb(tone) for tone in SKIN_TONES])
+    colour = [np.interp(tone, range(len(tones)), channel) for channel in tones.T]
+    tint = rng.normal(0, 0.14 if rng.random() < 0.15 else 0.04, 3) * (0.6, 1.0, 1.0)
+    light = np.log(colour) + tint + rng.normal(-0.01, 0.08)
+    return np.exp(light.astype(np.float32) - pigments @ ABSORPTION)
+
+
+def _skin(rng: Rng, shape: tuple[int, ...]) -> Array:
+    """Thickness of the four pigments of `ABSORPTION` in bare skin, float32 (H, W, 4)."""
+    pigments = np.zeros((*shape, 4), np.float32)
+    pigments[..., 0] = rng.uniform(0.02, 0.06) * _noise(rng, shape, 0.4, 0.05, 0.012)
+    if rng.random() < 0.3:  # freckles
+        spots = np.tanh((_noise(rng, shape, 0.3, rng.uniform(0.03, 0.08)) - 0.7).clip(0) ** 2)
+        pigments[..., 0] += rng.uniform(0.1, 0.4) * spots
+    redness = rng.uniform(0.1, 0.2) if rng.random() < 0.2 else rng.uniform(0.02, 0.08)
+    pigments[..., 2] = redness * _noise(rng, shape, 0.35, 0.12, 0.04, 0.015)
+    pigments[..., 3] = rng.uniform(0.01, 0.05) * _noise(rng, shape, 0.6)
+    for axis in (0, 1):  # the lamp lights the middle, more or less
+        place = np.linspace(-1, 1, shape[axis], dtype=np.float32)
+        fall = rng.uniform(0, 0.22) * place**2 + rng.normal(0, 0.05) * place
+        pigments[..., 3] += np.expand_dims(fall, 1 - axis)
+    return pigments
+
+
+def _lesion(rng: Rng, pigments: Array, depth: Array) -> None:
+    """Thicken `pigments` inside the lesion; half of the way in at depth 0."""
+    shape, unit = depth.shape, min(depth.shape)
+    faint = rng.random() < 0.12
+    strength = rng.uniform(0.15, 0.3) if faint else np.exp(rng.uniform(np.log(0.45), np.log(1.5)))
+    softness = unit * rng.uniform(0.012, 0.06 if faint else 0.04)
+    coarse, fine = _noise(rng, shape, 0.35, 0.12), _noise(rng, shape, 0.04, 0.015)
+    inside = 0.5 + 0.5 * np.tanh(depth / softness + rng.uniform(0.1, 0.6) * fine)
+
+    density = 0.9 + rng.uniform(0.1, 0.35) * coarse + rng.uniform(0.05, 0.2) * fine
+    density += rng.uniform(0, 0.6) * (depth / depth.max()).clip(0)  # darker in the middle
+    dots = np.tanh((_noise(rng, shape, rng.uniform(0.014, 0.025)) - 0.3).clip(0))
+    density += rng.choice([-1, 1]) * rng.uniform(0.2, 0.8) * dots  # a network's holes, or globules
+    density = strength * density.clip(0.3) * inside
+
+    # A blue-black shade needs a thick lesion.
+    blue = rng.uniform(0, 0.3) + rng.uniform(0, 0.6) * np.tanh(coarse.clip(0) ** 2)
+    deep = blue * min(1.0, strength)
+    red = rng.uniform(0.2, 0.6) if rng.random() < 0.2 else rng.uniform(0, 0.12)
+    pigments[..., 0] += density * (1 - 0.5 * deep)
+    pigments[..., 1] += density * deep
+    pigments[..., 2] += red * inside * (1 + 0.3 * coarse)
+
+
+# Confounders: each paints over `image` in place and reads `mask` only to keep clear of it.
+
+
+def _canvas(mask: Array) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty coverage plane at twice the size, which `_lay` halves into smooth edges."""
+    plane = Image.new("L", (2 * mask.shape[1], 2 * mask.shape[0]))
+    return plane, ImageDraw.Draw(plane)
+
+
+def _lay(image: Array, plane: Image.Image, colour: str) -> None:
+    cover = np.asarray(plane.reduce(2), np.float32)[..., None] / 255
+    image += cover * (np.array(ImageColor.getrgb(colour), np.float32) - image)
+
+
+def _place(rng: Rng, mask: Array) -> tuple[float, float]:
+    height, width = mask.shape
+    return rng.uniform(0, width), rng.uniform(0, height)
+
+
+def _circle(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+    """The box of a circle, at the scale of `_canvas`."""
+    return 2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)
+
+
+def _clearance(mask: Array, x: float, y: float) -> float:
+    """Distance from (x, y) to the nearest lesion pixel."""
+    rows, columns = np.nonzero(mask)
+    return float(np.hypot(columns - x, rows - y).min())
+
+
+def _hair(rng: Rng, image: Array, mask: Array) -> None:
+    """Curved tapering strands, mostly one way, anywhere on the picture; or shaven stubble."""
+    plane, pen = _canvas(mask)
+    unit, knots = min(mask.shape), 14
+    length = unit * (0.05 if rng.random() < 0.15 else rng.uniform(0.3, 1.1))
+    heading, spread, bend = rng.uniform(0, 6.3), rng.uniform(0.2, 1.2), rng.uniform(0.1, 1.2)
+    for _ in range(int(np.exp(rng.uniform(np.log(4), np.log(45))))):
+        turns = rng.normal(heading, spread) + rng.normal(0, bend) * np.linspace(0, 1, knots)
+        steps = np.stack([np.cos(turns), np.sin(turns)], 1) * length * rng.uniform(0.5, 1.3) / knots
+        strand = (2 * (_place(rng, mask) + steps.cumsum(0))).ravel().tolist()
+        thick, shade = max(1, round(unit * rng.uniform(0.004, 0.014))), int(rng.uniform(130, 240))
+        pen.line(strand, fill=shade, width=max(1, thick // 2))
+        pen.line(strand[: 2 * 10], fill=shade, width=thick)
+    _lay(image, plane, HAIR_COLOURS[rng.choice(5, p=(0.3, 0.3, 0.2, 0.12, 0.08))])
+
+
+def _ruler(rng: Rng, image: Array, mask: Array) -> None:
+    """A millimetre scale: a tilted bar with ticks near the bottom, or ticks down the left side."""
+    plane, pen = _canvas(mask)
+    (height, width), unit = mask.shape, min(mask.shape)
+    bar = rng.random() < 0.65
+    x, y = (rng.uniform(0.1, 0.45), rng.uniform(0.8, 0.95)) if bar else (0, rng.uniform(0.05, 0.4))
+    tilt = rng.normal(0, 0.15) if bar else rng.normal(np.pi / 2, 0.25)
+    along = np.array([np.cos(tilt), np.sin(tilt)])
+    across = np.array([along[1], -along[0]]) * unit * (0.022 if bar else 0.034)
+    gap, shade = unit * rng.uniform(0.035, 0.05) * (1 if bar else 2), int(rng.uniform(120, 230))
+    feet = np.array([x * width, y * height]) + np.arange(11)[:, None] * along * gap
+    tips = feet + across * np.where(np.arange(11) % 5 == 0, 1.6, 1)[:, None]
+    for ends in [*np.stack([feet, tips], 1), *([feet[[0, -1]]] if bar else [])]:
+        pen.line((2 * ends).ravel().tolist(), fill=shade, width=max(1, unit // 128))
+    _lay(image, plane, "#1e1a1c")
+
+
+def _ink(rng: Rng, image: Array, mask: Array) -> None:
+    """A surgeon's violet pen marks, hatched beside the lesion."""
+    plane, pen = _canvas(mask)
+    for _ in range(rng.integers(2, 6)):
+        (x, y), reach = _place(rng, mask), min(mask.shape) * rng.uniform(0.03, 0.08)
+        if _clearance(mask, x, y) < 3 * reach:
+            continue
+        spine = rng.uniform(-1, 1, 2)
+        for share in np.linspace(-1, 1, rng.integers(6, 14)):
+            ends = np.array([x, y]) + reach * (share * spine + rng.normal(0, 0.4, (2, 2)))
+            width = max(1, round(reach * rng.uniform(0.15, 0.35)))
+            pen.line((2 * ends).ravel().tolist(), fill=int(rng.uniform(120, 210)), width=width)
+    _lay(image, plane, "#42287c")
+
+
+def _bubbles(rng: Rng, image: Array, mask: Array) -> None:
+    """Gel bubbles: a faint bright disc, a bright rim and a specular highlight."""
+    plane, pen = _canvas(mask)
+    unit = min(mask.shape)
+    for _ in range(rng.integers(2, 14)):
+        (x, y), start = _place(rng, mask), rng.uniform(0, 360)
+        radius = unit * np.exp(rng.uniform(np.log(0.008), np.log(0.06)))
+        rim = max(1, unit // 160)
+        pen.ellipse(_circle(x, y, radius), fill=16, outline=50, width=rim)
+        arc = start, start + rng.uniform(50, 130)
+        pen.arc(_circle(x, y, radius), *arc, fill=int(rng.uniform(90, 200)), width=rim)
+        pen.ellipse(_circle(x + 0.4 * radius, y - 0.4 * radius, 0.16 * radius), fill=225)
+    _lay(image, plane, "#fffcf8")
+
+
+def _sticker(rng: Rng, image: Array, mask: Array) -> None:
+    """A round coloured patch that enters from a side, as in the archive's images of children."""
+    (height, width), unit = mask.shape, min(mask.shape)
+    x, y = width * rng.choice([-0.05, 1.05]), height * rng.uniform(0, 1)
+    radius = min(unit * rng.uniform(0.2, 0.5), _clearance(mask, x, y) - 0.04 * unit)
+    if radius > 0.1 * unit:
+        plane, pen = _canvas(mask)
+        pen.ellipse(_circle(x, y, radius), fill=250)
+        _lay(image, plane, STICKER_COLOURS[rng.integers(len(STICKER_COLOURS))])
+
+
+def _vignette(rng: Rng, image: Array, mask: Array) -> None:
+    """The dark surround of a round lens, opened as far as the lesion reaches."""
+    (height, width), unit = mask.shape, min(mask.shape)
+    x0, y0 = rng.normal(0.5, 0.015, 2)
+    y, x = np.ogrid[:height, :width]
+    away = np.hypot(x - x0 * width, y - y0 * height).astype(np.float32)
+    radius = max(unit * rng.uniform(0.55, 0.8), away[mask].max() + 0.06 * unit)
+    dark = 0.5 + 0.5 * np.tanh((away - radius) / (unit * rng.uniform(0.005, 0.03)))
+    image *= 1 - dark[..., None] * rng.uniform(0.85, 1.0)
+
+
+CONFOUNDERS = {_ink: 0.15, _sticker: 0.12, _ruler: 0.35, _hair: 0.45, _bubbles: 0.3, _vignette: 0.3}
+"""Each with its chance, in the order in which they lie on one another."""

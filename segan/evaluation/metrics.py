@@ -1,0 +1,48 @@
+"""Accuracy, Dice and Jaccard of binary masks, image by image, as the challenge counts them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NAMES = ("accuracy", "dice", "jaccard")
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Pixels by truth and prediction; arrays of any common shape, one entry per mask."""
+
+    true_positive: np.ndarray
+    false_positive: np.ndarray
+    false_negative: np.ndarray
+    true_negative: np.ndarray
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """accuracy, dice and jaccard in [0, 1], float64 of the same shape.
+
+        An empty truth with an empty prediction counts as 1, as in the challenge's own scorer.
+        """
+        tp, fp = self.true_positive.astype(np.float64), self.false_positive
+        fn, tn = self.false_negative, self.true_negative
+        return {
+            "accuracy": (tp + tn) / (tp + fp + fn + tn),
+            "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+            "jaccard": _ratio(tp, tp + fp + fn),
+        }
+
+
+def confusion(predicted: np.ndarray, truth: np.ndarray) -> Confusion:
+    """Counts over the last two axes of two boolean arrays [..., H, W] of the same shape."""
+    assert predicted.shape == truth.shape, f"{predicted.shape} against {truth.shape}"
+    axes = (-2, -1)
+    return Confusion(
+        true_positive=(predicted & truth).sum(axes),
+        false_positive=(predicted & ~truth).sum(axes),
+        false_negative=(~predicted & truth).sum(axes),
+        true_negative=(~predicted & ~truth).sum(axes),
+    )
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.ones_like(part, dtype=np.float64), where=whole > 0)

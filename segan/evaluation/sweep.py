@@ -1,0 +1,83 @@
+"""Every threshold at once: one pass over the images gives each score at each threshold, exactly.
+
+Each image keeps two histograms of its probabilities, of lesion and of skin, whose bins lie
+between the thresholds; sums over the bins are the confusion counts at all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segan.evaluation.metrics import NAMES, Confusion
+
+STEPS = 200
+THRESHOLDS = np.arange(1, STEPS) / STEPS  # 0.005 to 0.995
+
+
+@dataclass
+class Sweep:
+    """Sums over images of accuracy, dice and jaccard at each of THRESHOLDS.
+
+    `sums` is [classes, 3, thresholds] and `count` the images in it, so sweeps of several ranks
+    are brought together by adding both.
+    """
+
+    sums: np.ndarray
+    count: int
+
+    @classmethod
+    def empty(cls, classes: int = 1) -> Sweep:
+        return cls(np.zeros((classes, len(NAMES), len(THRESHOLDS))), 0)
+
+    def add(self, probability: Tensor, truth: Tensor) -> None:
+        """Takes images in.
+
+        Args:
+            probability: float [B, classes, H, W] in [0, 1]; above a threshold is lesion.
+            truth: [B, classes, H, W], nonzero is lesion.
+        """
+        scores = confusion_at_thresholds(probability, truth).scores()
+        self.sums += np.stack([scores[name].sum(0) for name in NAMES], axis=1)
+        self.count += probability.shape[0]
+
+    def curve(self, name: str = "jaccard") -> np.ndarray:
+        """Mean over images and classes of a score at each of THRESHOLDS."""
+        assert self.count > 0, "no image was taken in"
+        mean: np.ndarray = self.sums[:, NAMES.index(name)].mean(0) / self.count
+        return mean
+
+    def best_threshold(self) -> float:
+        """The threshold of the best Jaccard; the middle one where several are as good."""
+        curve = self.curve()
+        best = np.flatnonzero(curve >= curve.max())
+        return float(THRESHOLDS[best[len(best) // 2]])
+
+    def at(self, threshold: float) -> dict[str, float]:
+        """accuracy, dice and jaccard at the nearest of THRESHOLDS."""
+        index = int(np.abs(THRESHOLDS - threshold).argmin())
+        return {name: float(self.curve(name)[index]) for name in NAMES}
+
+
+def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:
+    """Counts [B, classes, thresholds] for maps [B, classes, H, W]."""
+    edges = torch.as_tensor(THRESHOLDS, dtype=torch.float32, device=probability.device)
+    # Bin i holds THRESHOLDS[i - 1] < p <= THRESHOLDS[i], so p > THRESHOLDS[j] fills bins j + 1 on.
+    bins = torch.bucketize(probability.float().flatten(2).contiguous(), edges)
+    lesion = truth.flatten(2) != 0
+    above_lesion = _counts_above(bins, lesion)
+    above_skin = _counts_above(bins, ~lesion)
+    lesions = lesion.sum(2, keepdim=True).cpu().numpy()
+    skins = bins.shape[2] - lesions
+    return Confusion(above_lesion, above_skin, lesions - above_lesion, skins - above_skin)
+
+
+def _counts_above(bins: Tensor, where: Tensor) -> np.ndarray:
+    counts = torch.zeros(*bins.shape[:2], STEPS, dtype=torch.int64, device=bins.device)
+    counts.scatter_add_(2, bins, where.long())
+    from_the_top = counts.flip(2).cumsum(2).flip(2)
+    result: np.ndarray = from_the_top[:, :, 1:].cpu().numpy()
+    return result

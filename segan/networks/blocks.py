@@ -1,0 +1,105 @@
+"""The building blocks that segmentor and critic share.
+
+Letters for shapes: B images, c channels, H rows, W columns. Strided convolutions halve a side,
+rounding up for odd kernels and down for even ones, so any input size passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+LEAK = 0.2  # slope of every leaky ReLU (C)
+
+
+class GlobalConvolution(nn.Module):
+    """k x k reach from two separable branches, summed: k x 1 then 1 x k, and 1 x k then k x 1.
+
+    Source: Peng et al., "Large kernel matters", 2017; the paper's section 2.2. A stride of 2 is
+    taken one axis at a time, each by the kernel that runs along it (O).
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, bias: bool = True):
+        super().__init__()
+
+        def tall(c: int) -> nn.Conv2d:
+            return nn.Conv2d(c, c_out, (kernel, 1), (stride, 1), (kernel // 2, 0), bias=bias)
+
+        def flat(c: int) -> nn.Conv2d:
+            return nn.Conv2d(c, c_out, (1, kernel), (1, stride), (0, kernel // 2), bias=bias)
+
+        self.tall_flat = nn.Sequential(tall(c_in), flat(c_out))
+        self.flat_tall = nn.Sequential(flat(c_in), tall(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, c_in, H, W] to [B, c_out, ceil(H / stride), ceil(W / stride)]."""
+        y: Tensor = self.tall_flat(x) + self.flat_tall(x)
+        return y
+
+
+def convolution(
+    c_in: int, c_out: int, kernel: int, stride: int, bias: bool, global_from: int
+) -> nn.Module:
+    """A plain convolution, or a global one where the kernel is odd and at least `global_from`."""
+    if kernel >= global_from and kernel % 2 == 1:
+        return GlobalConvolution(c_in, c_out, kernel, stride, bias)
+    return nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, bias=bias)
+
+
+class Residual(nn.Module):
+    """1 x 1, 3 x 3, 1 x 1 convolutions added to their input (P, section 2.2).
+
+    Args:
+        channels: of the input and the output.
+        inner: channels between the three.
+        activation: makes a fresh activation module.
+        after: activation after the sum, or before it on the branch alone.
+    """
+
+    def __init__(self, channels: int, inner: int, activation: Callable[[], nn.Module], after: bool):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            activation(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            activation(),
+            nn.Conv2d(inner, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.activation = activation()
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, c, H, W] to the same shape."""
+        y: Tensor = self.branch(x)
+        result: Tensor = self.activation(x + y) if self.after else x + self.activation(y)
+        return result
+
+
+def initialise(network: nn.Module) -> None:
+    """Normal weights of variance 2 / (k k c_out), norm gains normal (1, 0.02), biases zero (C)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """`build()` under a random state of its own: the same seed gives the same weights anywhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

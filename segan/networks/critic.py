@@ -1,0 +1,85 @@
+"""The critic C: a masked image in, its features at seven scales out (section 2.2, Figure 1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from segan.config import NetworkConfig
+from segan.networks.blocks import LEAK, convolution, initialise, seeded
+
+KERNELS = (13, 11, 9, 7, 4, 3)  # C1 to C6 (F)
+WIDTHS = (1, 2, 4, 8, 8, 8)  # in multiples of w (F)
+
+
+class Critic(nn.Module):
+    """Six blocks of convolution with stride 2, norm (not in C1) and leaky ReLU.
+
+    C is never evaluated, so its norms keep no running statistics: the same training, no buffers.
+    """
+
+    def __init__(self, config: NetworkConfig, channels: int = 3):
+        super().__init__()
+        widths = [config.width * m for m in WIDTHS]
+        norm = partial(nn.BatchNorm2d, track_running_stats=False)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                convolution(c_in, c_out, kernel, 2, i == 0, config.global_from),
+                norm(c_out) if i > 0 else nn.Identity(),
+                nn.LeakyReLU(LEAK),
+            )
+            for i, (c_in, c_out, kernel) in enumerate(
+                zip([channels * config.classes, *widths], widths, KERNELS, strict=False)
+            )
+        )
+
+    def forward(self, masked: Tensor) -> list[Tensor]:
+        """[B, 3 classes, H, W] to L = 7 levels: the masked image itself, then C1 to C6."""
+        levels = [masked]
+        for block in self.blocks:
+            levels.append(block(levels[-1]))
+        return levels
+
+    @torch.no_grad()
+    def clamp(self, limit: float, scope: str = "all") -> None:
+        """Brings every parameter into [-limit, limit] (section 3).
+
+        Args:
+            limit: greater than 0.
+            scope: "all" parameters, or the "convolutions" alone.
+        """
+        torch._foreach_clamp_min_(self._clamped(scope), -limit)
+        torch._foreach_clamp_max_(self._clamped(scope), limit)
+
+    def _clamped(self, scope: str) -> list[Tensor]:
+        if scope == "all":
+            return list(self.parameters())
+        return [p for m in self.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()]
+
+
+def mask_image(image: Tensor, maps: Tensor) -> Tensor:
+    """The image under each label map, pixel by pixel (Eq. 1): what the critic is shown.
+
+    Args:
+        image: [B, 3, H, W] in [0, 1].
+        maps: [B, classes, H, W] in [0, 1].
+
+    Returns:
+        [B, 3 classes, H, W], one masked image after another.
+    """
+    return (image.unsqueeze(1) * maps.unsqueeze(2)).flatten(1, 2)
+
+
+def build_critic(config: NetworkConfig, seed: int = 0) -> Critic:
+    """A critic with initial weights that are a function of (config, seed)."""
+
+    def build() -> Critic:
+        network = Critic(config)
+        initialise(network)
+        return network
+
+    network = seeded(build, seed)
+    assert isinstance(network, Critic)
+    return network

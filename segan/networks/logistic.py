@@ -1,0 +1,27 @@
+"""The adaptive logistic, Eq. 3: a smooth step that k makes steeper as training goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AdaptiveLogistic(nn.Module):
+    """f(z) = 1 / (1 + exp(-z / k)).
+
+    k is a buffer, so a network's saved weights carry the steepness that they were trained to.
+    """
+
+    k: Tensor
+
+    def __init__(self, k: float = 1.0):
+        super().__init__()
+        self.register_buffer("k", torch.tensor(float(k)))
+
+    def set_k(self, k: float) -> None:
+        assert k > 0, f"k must be positive, found {k}"
+        self.k.fill_(k)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Scores of any shape to probabilities in [0, 1] of the same shape."""
+        return torch.sigmoid(z / self.k)

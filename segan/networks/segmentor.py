@@ -1,0 +1,112 @@
+"""The segmentor S: image in, one probability map per class out (section 2.2, Figure 1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segan.config import NetworkConfig
+from segan.networks.blocks import LEAK, Residual, convolution, initialise, seeded
+from segan.networks.logistic import AdaptiveLogistic
+
+DOWN_KERNELS = (7, 5, 5, 5, 5, 4)  # D1 to D6 (F)
+DOWN_WIDTHS = (1, 2, 4, 8, 16, 32)  # in multiples of w (F)
+UP_KERNELS = (3, 7, 7, 9, 9, 11)  # U1 to U6 (F)
+UP_WIDTHS = (16, 8, 4, 2, 1, 1)
+LEAST_SIDE = 33  # below it the sixth block would have nothing left to halve
+
+
+class Segmentor(nn.Module):
+    """Encoder of six halvings, decoder of six resizes, joined by concatenation at each scale.
+
+    A down block is convolution of stride 2, norm (not in D1), leaky ReLU, residual block; an up
+    block is bilinear resize, convolution, norm, ReLU, residual block. The decoder resizes to the
+    size of the next skip, so any input of 33 pixels a side and more comes back at its own size.
+    """
+
+    def __init__(self, config: NetworkConfig, channels: int = 3):
+        super().__init__()
+        w = config.width
+        down = [w * m for m in DOWN_WIDTHS]
+        up = [w * m for m in UP_WIDTHS]
+        self.down = nn.ModuleList(
+            _down_block(config, c_in, c_out, kernel, norm=i > 0)
+            for i, (c_in, c_out, kernel) in enumerate(
+                zip([channels, *down], down, DOWN_KERNELS, strict=False)
+            )
+        )
+        skips = [0, *reversed(down[:-1])]  # U1 takes D6 alone, U2 takes U1 with D5, ...
+        self.up = nn.ModuleList(
+            _up_block(config, c_in + c_skip, c_out, kernel)
+            for c_in, c_skip, c_out, kernel in zip(
+                [down[-1], *up], skips, up, UP_KERNELS, strict=False
+            )
+        )
+        self.out = nn.Conv2d(up[-1], config.classes, 5, padding=2)
+        self.logistic = AdaptiveLogistic()
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to what the logistic takes, [B, classes, H, W]."""
+        assert min(x.shape[-2:]) >= LEAST_SIDE, f"S needs {LEAST_SIDE} pixels a side: {x.shape}"
+        skips = []
+        y = x
+        for block in self.down:
+            y = block(y)
+            skips.append(y)
+        y = skips.pop()
+        joined = y
+        for block in self.up:
+            size = skips[-1].shape[-2:] if skips else x.shape[-2:]
+            resized = F.interpolate(joined, size=size, mode="bilinear", align_corners=False)
+            y = block(resized)
+            joined = torch.cat([y, skips.pop()], dim=1) if skips else y
+        z: Tensor = self.out(y)
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to probabilities [B, classes, H, W]."""
+        p: Tensor = self.logistic(self.scores(x))
+        return p
+
+
+def build_segmentor(config: NetworkConfig, seed: int = 0) -> Segmentor:
+    """A segmentor with initial weights that are a function of (config, seed)."""
+
+    def build() -> Segmentor:
+        network = Segmentor(config)
+        initialise(network)
+        return network
+
+    network = seeded(build, seed)
+    assert isinstance(network, Segmentor)
+    return network
+
+
+def _down_block(
+    config: NetworkConfig, c_in: int, c_out: int, kernel: int, norm: bool
+) -> nn.Sequential:
+    # Plain convolutions whatever the kernel: the global ones are the decoder's (F).
+    activation = partial(nn.LeakyReLU, LEAK)
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, kernel, 2, (kernel - 1) // 2, bias=not norm),
+        nn.BatchNorm2d(c_out) if norm else nn.Identity(),
+        activation(),
+        Residual(c_out, _inner(config, c_out), activation, config.residual_activation == "after"),
+    )
+
+
+def _up_block(config: NetworkConfig, c_in: int, c_out: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        convolution(c_in, c_out, kernel, 1, False, config.global_from),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(),
+        Residual(c_out, _inner(config, c_out), nn.ReLU, config.residual_activation == "after"),
+    )
+
+
+def _inner(config: NetworkConfig, channels: int) -> int:
+    wanted = round(channels * config.residual_width)
+    return max(1, min(wanted, config.residual_cap * config.width))

@@ -1,0 +1,122 @@
+"""What a person sees: a bar that moves on a terminal, plain lines elsewhere, tables at the end.
+
+Everything for people goes to stderr; stdout is for results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from segan.training.loop import Status
+
+people = Console(stderr=True)
+results = Console()
+
+Advance = Callable[[int], None]
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """A bar over `total` things with rate and time left; yields what to call with a number done.
+
+    Not on a terminal, a line is written for each tenth of the work.
+    """
+    if not people.is_terminal:
+        yield _by_tenths(what, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=people) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=done)
+
+
+class TrainingDisplay:
+    """Shows a training's status: loss, Jaccard, images/s and time left."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._epoch = 0
+        if people.is_terminal:
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[figures]}"),
+                console=people,
+            )
+
+    def __enter__(self) -> TrainingDisplay:
+        if self._progress:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=None, epoch="", figures="starting")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, status: Status) -> None:
+        if self._progress:
+            self._progress.update(
+                self._task,
+                total=status.total,
+                completed=status.samples,
+                epoch=f"{status.epoch}/{status.epochs}",
+                figures=describe(status),
+            )
+        elif status.epoch > self._epoch:
+            self._epoch = status.epoch
+            people.print(
+                f"epoch {status.epoch}/{status.epochs}  {describe(status)}", soft_wrap=True
+            )
+
+
+def describe(status: Status) -> str:
+    """loss, Jaccard, images/s and time left of a training, in a line."""
+    loss = "-" if status.loss is None else f"{status.loss:.4f}"
+    jaccard = "-" if status.jaccard is None else f"{status.jaccard:.3f}"
+    left = (status.total - status.samples) / max(status.images_per_second, 1e-9)
+    return (
+        f"loss {loss}  Jaccard {jaccard}  {status.images_per_second:.0f} images/s  "
+        f"{timedelta(seconds=round(left))} left"
+    )
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    people.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table of results on stdout."""
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+    results.print(shown)
+
+
+def _by_tenths(what: str, total: int) -> Advance:
+    done, shown = 0, 0
+
+    def advance(number: int) -> None:
+        nonlocal done, shown
+        done += number
+        if total and done * 10 // total > shown:
+            shown = done * 10 // total
+            say(f"{what} {done}/{total}")
+
+    return advance

@@ -1,0 +1,52 @@
+"""What a run writes of itself as it goes: metrics.jsonl and TensorBoard, in the run's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from segan import storage
+from segan.runs import Run
+
+
+class RunLog:
+    """Lines of metrics and TensorBoard's curves of the same numbers.
+
+    Lines are kept in memory and written whole at each flush: a bucket cannot be appended to, and
+    a resumed run takes back the lines up to where its checkpoint stands, so that no step is
+    there twice and none is missing.
+    """
+
+    def __init__(self, run: Run, samples: int):
+        self.run = run
+        self.lines = [line for line in run.metrics() if line["samples"] <= samples]
+        self._folder = tempfile.TemporaryDirectory(prefix="segan-tensorboard-")
+        purge = samples + 1 if samples else None
+        self._writer = SummaryWriter(self._folder.name, purge_step=purge)
+
+    def write(self, kind: str, samples: int, values: dict[str, Any]) -> None:
+        """Adds a line; its numbers become points at `samples` in TensorBoard.
+
+        Args:
+            kind: "step" or "epoch".
+        """
+        self.lines.append({"kind": kind, "samples": samples, **values})
+        for name, value in values.items():
+            if isinstance(value, int | float) and name not in ("epoch", "step"):
+                self._writer.add_scalar(f"{kind}/{name}", value, samples)
+
+    def flush(self) -> None:
+        """Brings both into storage."""
+        self.run.write_metrics(self.lines)
+        self._writer.flush()
+        for file in Path(self._folder.name).iterdir():
+            target = storage.join(self.run.uri, "tensorboard", file.name)
+            storage.write_bytes(target, file.read_bytes())
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+        self._folder.cleanup()

@@ -1,0 +1,41 @@
+"""What changes over a run: the steepness k and the learning rate, both functions of progress."""
+
+from __future__ import annotations
+
+import math
+
+from segan.config import LogisticConfig, OptimizerConfig
+
+
+def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
+    """k of the adaptive logistic in an epoch (section 3).
+
+    One decay each `every` epochs down to `final_k`. Scaled, the same decays are spread evenly
+    over the run, so that the last stretch of it has the final k.
+
+    Args:
+        epoch: counted from 0.
+        epochs: of the whole run.
+    """
+    every = config.every
+    if config.scaled:
+        needed = math.ceil(math.log(config.final_k / config.initial_k) / math.log(config.decay))
+        every = epochs / (needed + 1)
+    # The allowance keeps 3 * (14 / 3), which floats may put just under 14, in the 14th epoch.
+    decays = math.floor(epoch / every + 1e-9)
+    return max(config.final_k, config.initial_k * config.decay**decays)
+
+
+def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfig) -> float:
+    """Adam's learning rate after `samples` of `total` images (section 3).
+
+    Args:
+        samples: images seen so far by all workers together, 0 to total.
+        total: images of the whole run, all epochs.
+        workers: of the run; `workers_rule` says what they do to the rate.
+    """
+    factor = {"none": 1.0, "linear": float(workers), "sqrt": math.sqrt(workers)}
+    rate = config.learning_rate * factor[config.workers_rule]
+    if config.schedule == "constant":
+        return rate
+    return rate * max(0.0, 1.0 - samples / total)

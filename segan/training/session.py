@@ -1,0 +1,128 @@
+"""From a configuration and a place in storage to a training that is ready to go."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from segan.config import Config
+from segan.data.batches import Plan, local_batches
+from segan.data.records import Frames, Manifest, read_manifest, read_shard, to_frames
+from segan.data.sequence import Sequence
+from segan.errors import UsageError
+from segan.runs import Run
+from segan.training.distributed import rank, single_process_group, world_size
+from segan.training.loop import Training, Watchers
+
+
+def make_plan(config: Config, run: Run) -> Plan:
+    """The rows that are left of a run, from its latest checkpoint or from the first.
+
+    Reads no image, so what cannot work is said before any long work.
+
+    Raises:
+        UsageError: the configuration does not fit the records.
+        StorageError: the records or the run cannot be read.
+    """
+    manifest = read_manifest(config.data.records)
+    _check(config, manifest)
+    latest = run.latest()
+    return Plan.of(
+        config.data.records,
+        Sequence(manifest, config.data.train, config.training.seed),
+        config.training.epochs,
+        latest.samples if latest else 0,
+        config.training.batch_size,
+        config.cluster.workers,
+    )
+
+
+def open_training(config: Config, run: Run, plan: Plan, watchers: Watchers) -> Training:
+    """The loop with networks in the state that the plan starts from; a process group must be up."""
+    torch.set_num_threads(_threads(config))
+    device = _device(config)
+    frames = read_frames(plan.records, plan.sequence.manifest, config.data.validation)
+    training = Training(config, run, plan, frames, device, watchers)
+    if plan.start:
+        latest = run.latest()
+        assert latest is not None, "a plan starts at a checkpoint"
+        training.resume_from(latest)
+    return training
+
+
+def train_here(config: Config, run: Run, watchers: Watchers | None = None) -> None:
+    """A whole training in this process, where a breakpoint stops it.
+
+    Raises:
+        UsageError: more than one worker is asked for.
+    """
+    if config.cluster.workers != 1:
+        raise UsageError(
+            f"cluster.workers {config.cluster.workers}: --local trains with 1, in this process"
+        )
+    plan = make_plan(config, run)
+    run.begin(config, plan.sequence.manifest.fingerprint, hardware())
+    with single_process_group():
+        training = open_training(config, run, plan, watchers or Watchers())
+        training.train(local_batches(plan))
+
+
+def read_frames(uri: str, manifest: Manifest, split: str) -> Frames:
+    """This rank's share of a split's frames: every n-th row of the records' order."""
+    parts = [_share(frames) for frames in _each_shard(uri, manifest, split)]
+    return Frames(
+        ids=[sample_id for part in parts for sample_id in part.ids],
+        image=np.concatenate([part.image for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+    )
+
+
+def hardware() -> str:
+    """The machine in words, for run.json."""
+    cores = os.cpu_count()
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {cores} CPU cores"
+    return f"{platform.processor() or platform.machine()}, {cores} CPU cores"
+
+
+def _each_shard(uri: str, manifest: Manifest, split: str) -> Iterator[Frames]:
+    for shard in manifest.shards(split):
+        yield to_frames(read_shard(uri, shard), manifest)
+
+
+def _share(frames: Frames) -> Frames:
+    part = slice(rank(), None, world_size())
+    return Frames(frames.ids[part], frames.image[part].copy(), frames.mask[part].copy())
+
+
+def _check(config: Config, manifest: Manifest) -> None:
+    side, frame = config.augment.crop, min(manifest.height, manifest.width)
+    if side > frame:
+        raise UsageError(
+            f"augment.crop {side}: the records' frames are {manifest.width} x {manifest.height} "
+            f"pixels; use a crop of at most {frame}, or ingest at a larger size"
+        )
+    if config.network.classes != manifest.classes:
+        raise UsageError(
+            f"network.classes {config.network.classes}: the records' masks have {manifest.classes}"
+        )
+    for split in (config.data.train, config.data.validation):
+        if manifest.rows(split) == 0:
+            raise UsageError(f"split {split!r}: the records have no image in it")
+
+
+def _device(config: Config) -> torch.device:
+    if torch.cuda.is_available() and config.cluster.gpus_per_worker > 0:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _threads(config: Config) -> int:
+    if config.cluster.threads_per_worker:
+        return config.cluster.threads_per_worker
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, (os.cpu_count() or 1) // here)
