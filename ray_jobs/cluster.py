@@ -24,7 +24,10 @@ def connect(debug: bool = False) -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    level = logging.INFO if debug else logging.ERROR
+    # Without an address a Ray of our own starts, which nobody else on the network is to reach.
+    own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
+    ray.init(log_to_driver=debug, logging_level=level, **own)
     if not debug:
         # Ray's own log files keep everything; its loggers are set up by these imports.
         for name in ("ray.data", "ray.train"):

@@ -10,39 +10,38 @@ import torch
 
 from segan.inference.predictor import Predictor
 
-Do = Callable[[Predictor, Any], dict[str, Any]]
+Row = dict[str, Any]
+Do = Callable[[Predictor, Row], Row]
 
 
 class WithModel:
     """An actor that holds the model and does one thing to each item that it is given."""
 
-    def __init__(self, model: str, threshold: float | None, do: Do, items: Any):
+    def __init__(self, model: str, threshold: float | None, do: Do):
         torch.set_num_threads(1)  # the cluster's CPUs are shared out among the actors
         self.predictor = Predictor.load(model, threshold)
-        self.do, self.items = do, ray.get(items[0])  # in a list, so that it comes as a reference
+        self.do = do
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": self.do(self.predictor, self.items[row["id"]])}
+    def __call__(self, row: Row) -> Row:
+        return self.do(self.predictor, row)
 
 
-def each(
-    do: Do, items: Sequence[Any], model: str, threshold: float | None = None
-) -> Iterator[dict[str, Any]]:
-    """`do(predictor, item)` of every item, as the cluster finishes them.
+def each(do: Do, rows: Sequence[Row], model: str, threshold: float | None = None) -> Iterator[Row]:
+    """`do(predictor, row)` of every row, as the cluster finishes them.
 
     Args:
-        do: a function of a module, with results of plain values.
+        do: a function of a module.
+        rows: plain values by name, and so are the results.
         model: URI that each actor loads its predictor from.
     """
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))
-    actors = max(1, min(gpus or int(have.get("CPU", 1)) - 1, len(items)))
-    numbers = ray.data.range(len(items), override_num_blocks=min(len(items), 4 * actors))
-    results = numbers.map(
+    actors = max(1, min(gpus or int(have.get("CPU", 1)) - 1, len(rows)))
+    blocks = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), 4 * actors))
+    results = blocks.map(
         WithModel,
-        fn_constructor_args=(model, threshold, do, [ray.put(list(items))]),
+        fn_constructor_args=(model, threshold, do),
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_gpus=1 if gpus else None,
     )
-    for row in results.iter_rows():
-        yield row["result"]
+    yield from results.iter_rows()

@@ -12,13 +12,19 @@ from typing import Any
 
 from ray_jobs.each import each
 from segan.inference.masks import write_mask
+from segan.inference.predictor import Predictor
 
 
 def predict(
     images: list[str], model: str, out: str, threshold: float | None
 ) -> Iterator[dict[str, Any]]:
     """What `segan.inference.masks.write_mask` gives for each image, in no order."""
-    return each(functools.partial(write_mask, out=out), images, model, threshold)
+    rows = [{"image": image} for image in images]
+    return each(functools.partial(_write, out=out), rows, model, threshold)
+
+
+def _write(predictor: Predictor, row: dict[str, Any], out: str) -> dict[str, Any]:
+    return write_mask(predictor, row["image"], out)
 
 
 if __name__ == "__main__":

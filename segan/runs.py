@@ -91,7 +91,6 @@ class Run:
             {
                 "identity": wanted,
                 "config": config.model_dump(mode="json"),
-                "command": "segan train",
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "git_commit": _git_commit(),
                 "packages": _versions(),

@@ -175,7 +175,7 @@ def _unreachable(error: Exception) -> str:
     name = type(error).__name__
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS itself (AWS_ENDPOINT_URL is not set)")
+    endpoint = _endpoint() or "AWS itself (AWS_ENDPOINT_URL is not set)"
     return f"no usable answer from {endpoint} ({name}); is it running, and is the address right?"
 
 
@@ -191,18 +191,26 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
 
 def _s3() -> fs.S3FileSystem:
     # Keyed by what it is made from, so that a changed environment is a new connection.
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
-    return _connect(os.getpid(), _region(), *(os.environ.get(name) for name in names))
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    return _connect(os.getpid(), _region(), _endpoint(), *(os.environ.get(name) for name in names))
 
 
 @functools.lru_cache(maxsize=4)
-def _connect(process: int, region: str, *environment: str | None) -> fs.S3FileSystem:
+def _connect(process: int, region: str, endpoint: str | None, *_: str | None) -> fs.S3FileSystem:
+    where = urlsplit(endpoint) if endpoint else None
     return fs.S3FileSystem(
         region=region,
+        scheme=where.scheme if where else None,
+        endpoint_override=where.netloc if where else None,
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        allow_delayed_open=True,  # a small file is then one request
     )
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 class _named:  # noqa: N801  (reads as a statement: `with _named(uri):`)

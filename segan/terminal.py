@@ -47,7 +47,7 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        self._epoch = 0
+        self._validated = 0
         if people.is_terminal:
             self._progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
@@ -76,8 +76,8 @@ class TrainingDisplay:
                 epoch=f"{status.epoch}/{status.epochs}",
                 figures=describe(status),
             )
-        elif status.epoch > self._epoch:
-            self._epoch = status.epoch
+        elif status.validated > self._validated:
+            self._validated = status.validated
             people.print(
                 f"epoch {status.epoch}/{status.epochs}  {describe(status)}", soft_wrap=True
             )
@@ -101,7 +101,8 @@ def say(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table of results on stdout."""
-    shown = Table(title=title, title_justify="left")
+    results.print(title, soft_wrap=True, highlight=False, markup=False)
+    shown = Table()
     for i, column in enumerate(columns):
         shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

@@ -26,6 +26,7 @@ from segan.runs import Checkpoint, Run
 from segan.training import state
 from segan.training.distributed import (
     average_running_statistics,
+    largest_difference,
     rank,
     sum_over_ranks,
     world_size,
@@ -37,7 +38,7 @@ from segan.training.step import Adversaries, Losses
 
 @dataclass(frozen=True)
 class Status:
-    """Where a training is, for whoever watches it."""
+    """Where a training is, for whoever watches it; `validated` counts the validations so far."""
 
     epoch: int
     epochs: int
@@ -46,6 +47,7 @@ class Status:
     loss: float | None
     jaccard: float | None
     images_per_second: float
+    validated: int
 
 
 @dataclass
@@ -105,6 +107,7 @@ class Training:
         self.samples = plan.start
         self.jaccard: float | None = None
         self.loss: float | None = None
+        self.validated = 0
         self.adversaries = Adversaries(config, device)
         self.log = RunLog(run, plan.start) if rank() == 0 else None
 
@@ -129,6 +132,7 @@ class Training:
             self._observe(epoch, clock)
             if self._ends_epoch(epoch):
                 self._end_epoch(epoch, losses, clock)
+                self._observe(epoch, clock)
                 clock = Clock()
         if self.log:
             self.log.close()
@@ -184,9 +188,16 @@ class Training:
 
     def _observe(self, epoch: int, clock: Clock) -> None:
         if rank() == 0:
-            rate = clock.images / max(time.perf_counter() - clock.began, 1e-9)
-            total, epochs = self.plan.stop, self.config.training.epochs
-            status = Status(epoch + 1, epochs, self.samples, total, self.loss, self.jaccard, rate)
+            status = Status(
+                epoch=epoch + 1,
+                epochs=self.config.training.epochs,
+                samples=self.samples,
+                total=self.plan.stop,
+                loss=self.loss,
+                jaccard=self.jaccard,
+                images_per_second=clock.images / (time.perf_counter() - clock.began),
+                validated=self.validated,
+            )
             self.watchers.observe(status)
 
     def _ends_epoch(self, epoch: int) -> bool:
@@ -217,6 +228,7 @@ class Training:
         scores = sweep.at(threshold)
         fixed = sweep.at(self.config.evaluation.threshold)
         self.jaccard = scores["jaccard"]
+        self.validated += 1
         return {
             **scores,
             "threshold": threshold,
@@ -226,6 +238,8 @@ class Training:
         }
 
     def _save(self, epochs: int, values: dict[str, Any]) -> None:
+        for network in (self.adversaries.segmentor, self.adversaries.critic):
+            assert largest_difference(network) == 0, "every rank must hold the same weights"
         if rank() == 0:
             manifest = self.plan.sequence.manifest
             info = {

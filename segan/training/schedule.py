@@ -10,19 +10,18 @@ from segan.config import LogisticConfig, OptimizerConfig
 def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
     """k of the adaptive logistic in an epoch (section 3).
 
-    One decay each `every` epochs down to `final_k`. Scaled, the same decays are spread evenly
-    over the run, so that the last stretch of it has the final k.
+    One decay each `every` epochs down to `final_k`. Scaled, as many decays as that takes are
+    spread evenly from the first epoch to the last, however few epochs there are.
 
     Args:
         epoch: counted from 0.
         epochs: of the whole run.
     """
-    every = config.every
     if config.scaled:
         needed = math.ceil(math.log(config.final_k / config.initial_k) / math.log(config.decay))
-        every = epochs / (needed + 1)
-    # The allowance keeps 3 * (14 / 3), which floats may put just under 14, in the 14th epoch.
-    decays = math.floor(epoch / every + 1e-9)
+        decays = round(needed * epoch / max(1, epochs - 1))
+    else:
+        decays = math.floor(epoch / config.every)
     return max(config.final_k, config.initial_k * config.decay**decays)
 
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test` each work as the first command on a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test quick lint format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@# The challenge's scorer builds a part of itself from source: without a compiler its tests
+	@# are skipped with a word, and nothing else misses it.
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scorer]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python -m infra.local.demo $(if $(DATA),--data $(DATA))
+
+test: lint
+	$(BIN)/pytest
+
+quick: $(READY)
+	$(BIN)/pytest -m "not integration and not cluster"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,102 @@
+"""The whole way on this machine: archive, records, training, scores, masks.
+
+    python -m infra.local.demo [--data ARCHIVE] [--folder DIR]
+
+Starts an S3 server and a Ray head for itself, gives each command as a person would type it, and
+ends both afterwards. Without --data the images are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from infra.local.cluster import ray_cluster
+from infra.local.s3 import s3_server
+from segan import storage
+from segan.data.archive import open_archive
+from segan.errors import SeganError
+from segan.terminal import progress, say
+
+BUCKET = "s3://segan-demo"
+CONFIG = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
+# Logical: two workers hold one each, and two are left for reading data.
+CPUS = 4
+
+
+def main() -> int:
+    """Exit code 0 when every command of the way was."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="an archive instead of drawn images")
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="for all that it keeps")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            server = stack.enter_context(s3_server(arguments.folder / "s3"))
+            server.create_bucket(BUCKET.removeprefix("s3://"))
+            os.environ.update(server.environment)
+            cluster = stack.enter_context(
+                ray_cluster(arguments.folder / "ray", CPUS, server.environment)
+            )
+            say(f"S3 server {server.endpoint}, Ray dashboard {cluster.dashboard}")
+            go(arguments.data, arguments.folder, os.environ | cluster.environment)
+    except SeganError as error:
+        say(f"demo: {error}")
+        return error.exit_code
+    except subprocess.CalledProcessError as error:
+        say(f"demo: the command above ended with exit code {error.returncode}")
+        return 1
+    say(f"done in {(time.monotonic() - began) / 60:.1f} minutes; masks in {arguments.folder}/masks")
+    return 0
+
+
+def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
+    """Every command in its turn, in a bucket of its own prefix for this attempt."""
+    root = f"{BUCKET}/{time.strftime('%Y%m%dT%H%M%S')}"
+    archive, records, run = f"{root}/archive", f"{root}/records/demo", f"{root}/runs/demo"
+
+    def segan(command: str) -> None:
+        say(f"\n$ segan {command}")
+        program = [sys.executable, "-m", "segan.cli", *shlex.split(command)]
+        subprocess.run(program, env=dict(environment), check=True)
+
+    if data is None:
+        segan(f"synth {archive} --train 400 --validation 60 --test 60")
+    else:
+        copy(data, archive)
+    splits = {pair.split for pair in open_archive(archive).pairs}
+    split = "test" if "test" in splits else "validation"
+    segan(f"ingest {archive} {records}")
+    segan(f"train {run} --config {CONFIG} data.records={records}")
+    segan(f"evaluate {run} {archive} --split {split}")
+    first = min(pair.image for pair in open_archive(archive).split(split))
+    segan(f"predict {run} {first} {folder / 'masks'}")
+
+
+def copy(folder: Path, out: str) -> None:
+    """Brings a local archive's files into the bucket, several at a time."""
+    source = storage.normalise(str(folder))
+    names = [file.name for file in storage.list_files(source)]
+    if not names:
+        raise SeganError(f"{folder}: an empty folder, or none; expected an archive")
+
+    def one(name: str) -> int:
+        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(source, name)))
+        return 1
+
+    with ThreadPoolExecutor(8) as pool, progress(f"copying to {out}", len(names)) as advance:
+        for done in pool.map(one, names):
+            advance(done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

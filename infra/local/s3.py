@@ -1,0 +1,203 @@
+"""An S3 server on this machine, for tests and for the demo: SeaweedFS, only on loopback.
+
+    python -m infra.local.s3 --folder DIR --bucket NAME
+
+What is stored stays in the folder and is there again at the next start. The keys guard the S3
+port; SeaweedFS's inner ports have none, so other users of the same machine can reach the objects
+through those. Not a place for secrets.
+"""
+
+import argparse
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.local.processes import (
+    TWIN,
+    StartError,
+    free_ports,
+    insisting,
+    installed,
+    running,
+)
+
+REGION = "us-east-1"
+SERVICES = ("master", "volume", "filer", "s3")
+START_SECONDS = 30
+# On SIGTERM it closes its files and then often stays, waiting for its own connections to itself.
+GRACE_SECONDS = 1
+MINIMUM_FREE_MIB = 100
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server, and the keys to it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    pid: int
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All that boto3 and pyarrow need to use the server."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def create_bucket(self, name: str) -> None:
+        """Make a bucket, unless it is there."""
+        client = self._client()
+        if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+            client.create_bucket(Bucket=name)
+
+    def answers(self) -> bool:
+        """Whether a request signed with the keys is answered."""
+        try:
+            self._client().list_buckets()
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=REGION,
+            config=Config(
+                connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}, proxies={}
+            ),
+        )
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """Run an S3 server that keeps its objects in `folder`.
+
+    Its keys are those of the environment, or else random ones.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_disk(folder)
+    with ExitStack() as stack:
+        yield insisting(lambda: stack.enter_context(_started(folder)))
+
+
+def _check_disk(folder: Path) -> None:
+    """With less, SeaweedFS starts, but every write waits for ever."""
+    free = shutil.disk_usage(folder).free // 2**20
+    if free < 2 * MINIMUM_FREE_MIB:
+        raise StartError(
+            f"{folder} has {free} MiB of free disk, the S3 server needs {2 * MINIMUM_FREE_MIB}: "
+            "make room or choose another folder"
+        )
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[S3Server]:
+    access_key, secret_key = _keys()
+    ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
+    environment = _environment(folder, access_key, secret_key)
+    try:
+        with running(
+            _command(folder, ports), folder=folder, environment=environment, grace=GRACE_SECONDS
+        ) as weed:
+            server = S3Server(
+                f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, weed.pid, folder
+            )
+            weed.wait_until(server.answers, START_SECONDS)
+            yield server
+    finally:
+        for service, port in ports.items():  # it makes these wherever its own folder is
+            Path(f"/tmp/seaweedfs-{service}-grpc-{port + TWIN}.sock").unlink(missing_ok=True)  # noqa: S108
+
+
+def _keys() -> tuple[str, str]:
+    given = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if given[0] and given[1]:
+        return given[0], given[1]
+    return secrets.token_hex(10), secrets.token_hex(20)
+
+
+def _environment(folder: Path, access_key: str, secret_key: str) -> dict[str, str]:
+    """This process's environment, without what would configure SeaweedFS otherwise."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_", "S3_"))}
+    return kept | {
+        "HOME": str(folder),  # and so no ~/.seaweedfs
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        # Each bucket grows by this many volumes; with the usual 7 they run out at 140 buckets.
+        "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+    }
+
+
+def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    return [
+        installed("weed"),
+        "-logtostderr=true",  # and not also in files in /tmp
+        "server",
+        "-s3",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        *(f"-{service}.port={port}" for service, port in ports.items()),
+        *(f"-{service}.port.grpc={port + TWIN}" for service, port in ports.items()),
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.localSocket=s3.sock",  # in the folder: an absolute path may be too long for a socket
+        "-filer.localSocket=filer.sock",
+        "-s3.autoCreateBucket=false",  # as on AWS
+        "-s3.allowDeleteBucketNotEmpty=false",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=1024",  # volumes take what is in them, nothing in advance
+        "-volume.max=1000",
+        f"-volume.minFreeSpace={MINIMUM_FREE_MIB}MiB",
+        "-volume.preStopSeconds=0",
+    ]
+
+
+def main() -> None:
+    """Run the server in the foreground and print what another terminal needs to use it."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.s3", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--bucket", required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with s3_server(arguments.folder) as server:
+            server.create_bucket(arguments.bucket)
+            for name, value in server.environment.items():
+                print(f"export {name}={shlex.quote(value)}", flush=True)
+            while Path(f"/proc/{server.pid}").exists():
+                time.sleep(0.5)
+            sys.exit(f"the S3 server has ended: see {server.folder}/weed.log")
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except StartError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

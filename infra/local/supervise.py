@@ -1,0 +1,131 @@
+"""Stands over one command so that nothing of it outlives the process that asked for it.
+
+Run by path, alone and with the standard library only: ``python -I supervise.py PARENT GRACE
+COMMAND...``. It adopts every orphan below it (a Linux "child subreaper"), so whatever the command
+starts, in a session of its own or not, stays in this process's tree and is found there. It ends
+the whole tree on SIGTERM, when PARENT dies by whatever cause, and when the command itself ends.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PARENT_CHECK_SECONDS = 0.2
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int) -> None:
+    """Set one attribute of this process, or raise."""
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Every process below `ancestor`, found in one reading of /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(errors="replace")
+        except OSError:
+            continue  # it ended while we were reading
+        # The name, second in the line, is in brackets and may hold anything, also brackets.
+        parent = int(stat.rpartition(")")[2].split()[1])
+        children.setdefault(parent, []).append(int(entry.name))
+
+    def below(pid: int) -> Iterator[int]:
+        for child in children.get(pid, []):
+            yield child
+            yield from below(child)
+
+    return list(below(ancestor))
+
+
+def reap() -> set[int]:
+    """Collect what has ended, the command or an adopted orphan."""
+    ended: set[int] = set()
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended.add(pid)
+
+
+def start(command: list[str]) -> int:
+    """Start the command in a session and process group of its own."""
+
+    def in_the_child() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        # For the one end that this process cannot handle: a SIGKILL of its own.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=in_the_child,
+    ).pid
+
+
+def watch(command: int, parent: int) -> None:
+    """Return when the command has ended, the parent has died or a signal asks for the end."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(SIGNALS, PARENT_CHECK_SECONDS)
+        if command in reap():
+            return
+        if received is not None and received.si_signo != signal.SIGCHLD:
+            return
+
+
+def signal_each(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def end(command: int, grace: float) -> None:
+    """Ask the command's group to end, then make whatever is left below us end."""
+    try:
+        os.killpg(command, signal.SIGTERM)
+    except ProcessLookupError:
+        grace = 0  # the command has ended, what it left behind has nobody to wait for
+    deadline = time.monotonic() + grace
+    while descendants(os.getpid()) and time.monotonic() < deadline:
+        reap()
+        time.sleep(0.05)
+    # Again and again: what is forked between the reading and the signal is caught by the next.
+    while left := descendants(os.getpid()):
+        signal_each(left, signal.SIGKILL)
+        reap()
+        time.sleep(0.02)
+
+
+def main(arguments: list[str]) -> None:
+    """Stand over the command from its start to the end of its last process."""
+    parent, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
+    # Blocked and waited for, signals cannot strike halfway through the ending of the tree.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    pid = start(command)
+    print(pid, flush=True)
+    watch(pid, parent)
+    end(pid, grace)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,90 @@
+"""What tests share: the real S3 server, a real Ray head, the real data, and a clean environment."""
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from infra.local.cluster import LOOPBACK, RayCluster, ray_cluster
+from infra.local.s3 import S3Server, s3_server
+
+# Ray and torch read these when they are imported, and test modules import them before any fixture
+# runs.
+os.environ.update(
+    {
+        **LOOPBACK,
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+)
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No keys, settings or tokens of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*os.environ]:
+            if name.startswith("AWS_") or name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+                patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The S3 server, which the environment points to from here on."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, _in_environment(server.environment):
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """The URI of a new and empty bucket."""
+    name = f"test-{secrets.token_hex(4)}"
+    s3.create_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A Ray head with 4 logical CPUs whose workers use the S3 server, and this process joined."""
+    with (
+        ray_cluster(tmp_path_factory.mktemp("ray"), 4, s3.environment) as cluster,
+        _in_environment(cluster.environment),
+    ):
+        import ray
+
+        ray.init()
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def isic2017() -> Path:
+    """The real data set; without it, the test is skipped."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "isic2017"
+    folder = Path(os.environ.get("SEGAN_TEST_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no ISIC 2017 data in {folder}; SEGAN_TEST_DATA says where it is")
+    return folder
+
+
+@contextmanager
+def _in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield

@@ -1,0 +1,53 @@
+"""What processes are there and where they listen, as the kernel has it."""
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+LISTENING = "0A"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def none_left(pids: Iterable[int]) -> bool:
+    """Whether all of these processes are gone, and not as zombies either."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def listening_addresses(pids: Iterable[int]) -> set[tuple[str, int]]:
+    """The (address, port) pairs of TCP on which any of these processes listens."""
+    inodes = {inode for pid in pids for inode in _socket_inodes(pid)}
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                addresses.add((_readable(address), int(port, 16)))
+    return addresses
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue  # closed while we were reading
+        if target.startswith("socket:["):
+            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    return inodes
+
+
+def _readable(address: str) -> str:
+    # The kernel prints 32-bit words, each in the byte order of the machine.
+    raw = b"".join(bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, raw).removeprefix("::ffff:")

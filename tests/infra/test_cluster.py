@@ -1,0 +1,111 @@
+"""The Ray head takes jobs from the holder of its token only, and leaves nothing behind."""
+
+import os
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+import ray
+
+from infra.local.supervise import descendants
+from tests.infra.observing import listening_addresses, none_left, wait_for
+
+pytestmark = pytest.mark.cluster
+
+
+def test_workers_have_the_keys_and_the_endpoint(ray_session, s3):
+    @ray.remote
+    def environment_of_a_worker() -> dict[str, str]:
+        return dict(os.environ)
+
+    seen = ray.get(environment_of_a_worker.remote())
+    assert s3.environment.items() <= seen.items()
+    assert seen["RAY_AUTH_MODE"] == "token"
+
+
+def test_it_has_the_logical_cpus_asked_for(ray_session):
+    assert ray.cluster_resources()["CPU"] == 4
+
+
+def test_it_listens_on_loopback_only(ray_session):
+    everything = [ray_session.pid, *descendants(ray_session.pid)]
+    assert {address for address, _ in listening_addresses(everything)} == {"127.0.0.1"}
+
+
+def test_the_token_and_the_logs_are_for_their_owner_only(ray_session):
+    assert stat.S_IMODE(ray_session.token_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(ray_session.folder.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_a_driver_without_the_token_is_refused(ray_session, token):
+    environment = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}  # seconds for each refusal
+    del environment["RAY_AUTH_TOKEN_PATH"]
+    if token is None:
+        del environment["RAY_AUTH_MODE"]
+    else:
+        environment["RAY_AUTH_TOKEN"] = token
+    driver = subprocess.run(
+        [sys.executable, "-c", "import ray; ray.init(); print('in')"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert driver.returncode != 0
+    assert "in" not in driver.stdout.split()
+    assert "InvalidAuthToken" in driver.stderr
+
+
+def test_the_dashboard_asks_for_the_token(ray_session):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{ray_session.dashboard}/api/v0/nodes")
+    assert refusal.value.code == 401
+
+
+HEAD_AND_DRIVER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from infra.local.cluster import ray_cluster
+
+task = '''
+import ray, subprocess
+ray.init()
+
+@ray.remote
+def leave_something_behind():
+    return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+
+print(ray.get(leave_something_behind.remote()), flush=True)
+'''
+with ray_cluster(Path(sys.argv[1]), 1, {}) as cluster:
+    environment = os.environ | cluster.environment
+    subprocess.run([sys.executable, "-c", task], env=environment, check=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["in good order", "by SIGKILL"])
+def test_no_process_is_left(tmp_path, end):
+    # With a long path, such that Ray's folder has to be elsewhere.
+    folder = tmp_path / ("long" * 10)
+    command = [sys.executable, "-c", HEAD_AND_DRIVER, str(folder)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        left_behind = int(parent.stdout.readline())
+        pids = descendants(parent.pid)
+        assert left_behind in pids
+        assert len(pids) > 10
+        if end == "by SIGKILL":
+            parent.kill()
+        else:
+            parent.stdin.write("\n")
+            parent.stdin.close()
+            parent.wait()
+    assert wait_for(lambda: none_left(pids), 30)

@@ -1,0 +1,123 @@
+"""Programs of ours end with all that they started, whatever they and we do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.local.processes import (
+    PORTS,
+    TWIN,
+    EndedEarlyError,
+    StartError,
+    free_ports,
+    insisting,
+    installed,
+    running,
+)
+from infra.local.supervise import descendants
+from tests.infra.observing import none_left, wait_for
+
+# Deaf to SIGTERM; with a child in a session of its own, whose own child is left an orphan.
+STUBBORN = """
+trap '' TERM
+setsid sh -c 'trap "" TERM; (sleep 1000 &) ; sleep 1000' &
+echo running
+sleep 1000
+"""
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from infra.local.processes import running
+
+command = ["sleep", "1000"]
+with running(command, folder=Path(sys.argv[1]), environment=os.environ, grace=1) as program:
+    print(program.supervisor.pid, program.pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def start(folder: Path, script: str, grace: float = 0.2):
+    return running(["sh", "-c", script], folder=folder, environment=os.environ, grace=grace)
+
+
+def test_a_stubborn_tree_is_gone_afterwards(tmp_path):
+    with start(tmp_path, STUBBORN):
+        assert wait_for(lambda: len(descendants(os.getpid())) == 6)
+        pids = descendants(os.getpid())
+    assert none_left(pids)
+
+
+def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path):
+    with start(tmp_path, "exec sleep 1000", grace=60) as program:
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5
+    assert none_left([program.pid])
+
+
+def test_a_program_that_ends_by_itself_takes_its_children_along(tmp_path):
+    with start(tmp_path, "setsid sleep 1000 & echo $! > child", grace=60) as program:
+        assert wait_for(lambda: program.supervisor.poll() is not None)
+        assert none_left([int((tmp_path / "child").read_text())])
+
+
+@pytest.mark.parametrize("victim", ["parent", "supervisor"])
+def test_nothing_outlives_a_sigkill(tmp_path, victim):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        supervisor, program = map(int, parent.stdout.readline().split())
+        os.kill({"parent": parent.pid, "supervisor": supervisor}[victim], signal.SIGKILL)
+        assert wait_for(lambda: none_left([program]))
+        parent.kill()
+    assert wait_for(lambda: none_left([supervisor]))
+
+
+def test_a_program_that_never_starts_tells_why(tmp_path):
+    with (
+        pytest.raises(EndedEarlyError, match="the disk is on fire"),
+        start(tmp_path, "echo the disk is on fire; exit 1") as program,
+    ):
+        program.wait_until(lambda: False, seconds=10)
+
+
+def test_a_program_that_is_never_ready_is_given_up(tmp_path):
+    with (
+        pytest.raises(StartError, match="sh is not ready after"),
+        start(tmp_path, "sleep 1000") as program,
+    ):
+        program.wait_until(lambda: False, seconds=0.3)
+
+
+def test_a_missing_program_is_named():
+    with pytest.raises(StartError, match="no-such-program"):
+        installed("no-such-program")
+
+
+def test_insisting_tries_again_only_after_an_early_end():
+    outcomes = [EndedEarlyError("taken"), EndedEarlyError("taken"), "started"]
+
+    def attempt() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert insisting(attempt) == "started"
+    outcomes[:] = [StartError("broken"), "started"]
+    with pytest.raises(StartError, match="broken"):
+        insisting(attempt)
+
+
+def test_free_ports_are_different_and_out_of_the_way():
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(port in PORTS and port + TWIN < lowest_ephemeral for port in ports)

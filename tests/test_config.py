@@ -1,0 +1,347 @@
+"""The configuration: the paper's defaults, YAML below overrides, and mistakes named plainly."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ray_jobs
+from segan.config import Config, choices, known_keys, load_config, parse_config
+from segan.errors import UsageError
+
+KNOBS = dict(known_keys())
+NUMBERS = [key for key, field in KNOBS.items() if field.annotation in (int, float)]
+SHIPPED = sorted((Path(ray_jobs.__file__).parent / "configs").glob("*.yaml"))
+
+PAPER = {
+    "network.width": 64,
+    "network.classes": 1,
+    "network.global_from": 7,
+    "logistic.initial_k": 1.0,
+    "logistic.final_k": 0.3,
+    "logistic.decay": 0.9,
+    "logistic.every": 25,
+    "logistic.scaled": False,
+    "loss.reading": "concatenated",
+    "loss.level_weights": None,
+    "loss.dice_weight": 0.0,
+    "optimizer.learning_rate": 0.003,
+    "optimizer.betas": (0.5, 0.999),
+    "optimizer.schedule": "linear",
+    "optimizer.clamp": 0.05,
+    "optimizer.clamp_scope": "all",
+    "augment.crop": 128,
+    "augment.flip_horizontal": 0.5,
+    "augment.flip_vertical": 0.5,
+    "training.batch_size": 25,
+    "evaluation.threshold": 0.4,
+}
+
+BOUNDS = [  # a value just outside, and what is expected instead
+    ("network.width", 0, "greater than or equal to 1"),
+    ("network.classes", 0, "greater than or equal to 1"),
+    ("network.global_from", 2, "greater than or equal to 3"),
+    ("network.residual_width", 0, "greater than 0"),
+    ("network.residual_width", 4.5, "less than or equal to 4"),
+    ("network.residual_cap", 0, "greater than or equal to 1"),
+    ("logistic.initial_k", 0, "greater than 0"),
+    ("logistic.final_k", 0, "greater than 0"),
+    ("logistic.decay", 0, "greater than 0"),
+    ("logistic.decay", 1, "less than 1"),
+    ("logistic.every", 0, "greater than 0"),
+    ("loss.dice_weight", -0.5, "greater than or equal to 0"),
+    ("optimizer.learning_rate", 0, "greater than 0"),
+    ("optimizer.learning_rate", 1, "less than 1"),
+    ("optimizer.clamp", 0, "greater than 0"),
+    ("augment.crop", 63, "greater than or equal to 64"),
+    ("augment.flip_horizontal", 1.5, "less than or equal to 1"),
+    ("augment.flip_vertical", -0.5, "greater than or equal to 0"),
+    ("augment.brightness", 1, "less than 1"),
+    ("augment.contrast", 1, "less than 1"),
+    ("augment.saturation", 1, "less than 1"),
+    ("augment.hue", 0.75, "less than or equal to 0.5"),
+    ("training.epochs", 0, "greater than or equal to 1"),
+    ("training.batch_size", 0, "greater than or equal to 1"),
+    ("training.seed", -1, "greater than or equal to 0"),
+    ("training.validate_every", 0, "greater than or equal to 1"),
+    ("training.log_every", 0, "greater than or equal to 1"),
+    ("evaluation.threshold", 0, "greater than 0"),
+    ("evaluation.threshold", 1, "less than 1"),
+    ("evaluation.batch_size", 0, "greater than or equal to 1"),
+    ("cluster.workers", 0, "greater than or equal to 1"),
+    ("cluster.cpus_per_worker", 0, "greater than 0"),
+]
+
+
+def value(config: Config, key: str) -> Any:
+    section, leaf = key.split(".")
+    return getattr(getattr(config, section), leaf)
+
+
+def refusal(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def is_accepted(override: str) -> bool:
+    try:
+        load_config(None, [override])
+    except UsageError:
+        return False
+    return True
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def test_the_defaults_are_the_papers() -> None:
+    assert {key: value(Config(), key) for key in PAPER} == PAPER
+    assert load_config() == Config()
+
+
+def test_every_knob_is_described() -> None:
+    assert len(KNOBS) > 30
+    assert [key for key, field in KNOBS.items() if len(field.description or "") < 10] == []
+
+
+def test_the_choices_of_a_knob_are_those_it_takes() -> None:
+    assert choices("evaluation.frame") == ("whole", "padded", "resized")
+    assert choices("network.width") == ()
+
+
+# Files and overrides
+
+
+def test_an_override_wins_over_the_file_and_the_file_over_the_default(file: Path) -> None:
+    file.write_text("network: {width: 16, global_from: 9}\ntraining: {epochs: 3}\n")
+    config = load_config(file, ["network.width=8", "augment.crop=64"])
+    assert (config.network.width, config.augment.crop) == (8, 64)
+    assert (config.network.global_from, config.training.epochs) == (9, 3)
+    assert config.training.batch_size == 25
+
+
+def test_of_two_overrides_the_last_wins() -> None:
+    assert load_config(None, ["network.width=8", "network.width=4"]).network.width == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.level_weights=[1,1,2,2,2,2,4]", (1, 1, 2, 2, 2, 2, 4)),
+        ("optimizer.betas=[0.9, 0.99]", (0.9, 0.99)),
+        ("optimizer.learning_rate=1e-4", 1e-4),  # a string to YAML 1.1
+        ("logistic.scaled=true", True),
+        ("data.records=s3://bucket/a=b", "s3://bucket/a=b"),
+        ("loss.reading=per_level", "per_level"),
+    ],
+)
+def test_the_value_of_an_override_is_yaml(override: str, expected: Any) -> None:
+    assert value(load_config(None, [override]), override.partition("=")[0]) == expected
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_loads(path: Path) -> None:
+    assert load_config(path).model_dump() != {}
+
+
+def test_the_papers_file_keeps_the_papers_values() -> None:
+    config = load_config(next(path for path in SHIPPED if path.stem == "paper"))
+    assert {key: value(config, key) for key in PAPER} == PAPER
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "network: {}\n"])
+def test_a_file_may_say_nothing(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert load_config(file) == Config()
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config().network.width = 3  # type: ignore[misc]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("network.widht", "network.width"),
+        ("netwrk.width", "network"),
+        ("optimiser.clamp", "optimizer"),
+        ("training.learning_rate", "optimizer.learning_rate"),
+        ("augment.crop_size", "augment.crop"),
+        ("data.train.name", "data.train"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(file: Path, key: str, nearest: str) -> None:
+    section, leaf = key.split(".", 1)
+    file.write_text(yaml.safe_dump({section: {leaf: 1}}))
+    for said in (refusal(f"{key}=1"), refusal(path=file)):
+        assert "unknown key" in said
+        assert said.endswith(f"the nearest known one is {nearest}")
+
+
+def test_a_key_without_its_last_letter_names_itself() -> None:
+    for key in KNOBS:
+        assert refusal(f"{key[:-1]}=1").endswith(f"the nearest known one is {key}")
+
+
+@pytest.mark.parametrize(("key", "outside", "expected"), BOUNDS)
+def test_outside_its_bounds_a_value_is_named(key: str, outside: Any, expected: str) -> None:
+    said = refusal(f"{key}={outside}")
+    assert said.startswith(f"configuration {key}: ")
+    assert expected in said
+    assert said.endswith(f"found {outside!r}")
+
+
+def test_no_number_may_be_negative() -> None:
+    assert len(NUMBERS) > 25
+    assert [key for key in NUMBERS if is_accepted(f"{key}=-1")] == []
+
+
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+def test_every_number_is_finite(number: str) -> None:
+    assert [key for key in NUMBERS if is_accepted(f"{key}={number}")] == []
+
+
+def test_betas_lie_between_0_and_1() -> None:
+    """Adam itself refuses others, with a traceback."""
+    assert [b for b in ("[0.5,1]", "[-0.1,0.9]") if is_accepted(f"optimizer.betas={b}")] == []
+
+
+def test_no_level_weighs_less_than_nothing() -> None:
+    assert not is_accepted("loss.level_weights=[1,1,1,1,1,1,-1]")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("network.width=wide", "configuration network.width: "),
+        ("network.width=1.5", "found 1.5"),
+        ("network.residual_activation=beside", "'after' or 'before', found 'beside'"),
+        ("evaluation.frame=crop", "'whole', 'padded' or 'resized', found 'crop'"),
+        ("loss.level_weights=[1,2]", "needs 7 factors (the masked image and C1 to C6), found 2"),
+        ("logistic.final_k=2", "final_k 2.0 is above initial_k 1.0"),
+    ],
+)
+def test_a_wrong_value_says_what_is_expected_and_found(override: str, said: str) -> None:
+    assert said in refusal(override)
+
+
+def test_several_mistakes_are_all_named() -> None:
+    said = refusal("network.width=0", "training.epochs=0", "augment.corp=64")
+    assert all(key in said for key in ("network.width", "training.epochs", "augment.corp"))
+
+
+def test_one_value_a_channel_is_too_few_to_normalise() -> None:
+    said = refusal("training.batch_size=1", "augment.crop=64")
+    assert said.startswith("configuration training.batch_size 1 with augment.crop 64 leaves one")
+    assert load_config(None, ["training.batch_size=1", "augment.crop=97"]).training.batch_size == 1
+    assert load_config(None, ["training.batch_size=2", "augment.crop=64"]).augment.crop == 64
+
+
+@pytest.mark.parametrize(
+    "override", ["network.width", "width=8", ".width=8", "network.=8", "", "="]
+)
+def test_an_override_needs_section_key_and_value(override: str) -> None:
+    assert refusal(override) == (
+        f"override {override!r}: expected section.key=value, as in network.width=8"
+    )
+
+
+def test_an_override_whose_value_is_not_yaml_is_refused() -> None:
+    assert refusal("network.width=[1") == "override 'network.width=[1': the value is not YAML"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"- network", "expected sections, found list"),
+        (b"network", "expected sections, found str"),
+        (b"network: [", "not YAML"),
+        (b"\xff\xd8\xff\xe0 a photograph", "not YAML"),
+        (b"network: {width: !!python/object:os.system 1}", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(
+    file: Path, content: bytes, expected: str
+) -> None:
+    file.write_bytes(content)
+    said = refusal(path=file)
+    assert said.startswith(f"configuration {file}: {expected}")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("name", "reason"), [("none.yaml", "No such file"), ("", "a directory")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    said = refusal(path=tmp_path / name)
+    assert said.startswith(f"configuration {tmp_path / name}: cannot be read (")
+    assert reason in said
+
+
+def test_a_section_is_keys_and_values(file: Path) -> None:
+    file.write_text("network: 8")
+    assert refusal(path=file).startswith("configuration network: ")
+    assert refusal("network.width=8", path=file) == (
+        "configuration network: expected keys and values, found 8"
+    )
+
+
+# Round trip
+
+
+def of_field(key: str) -> st.SearchStrategy[Any]:
+    field = KNOBS[key]
+    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    values = st.from_type(kind)
+    return values.filter(math.isfinite) if field.annotation in (int, float) else values
+
+
+def trees() -> st.SearchStrategy[dict[str, Any]]:
+    special = {
+        "loss.level_weights": st.none() | st.tuples(*[st.floats(0, 9)] * 7),
+        "optimizer.betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.999)),
+        "augment.crop": st.integers(97, 512),  # any batch goes with it
+        "logistic.initial_k": st.floats(1, 9),
+        "logistic.final_k": st.floats(0.1, 1),
+    }
+    drawn = {key: special[key] if key in special else of_field(key) for key in KNOBS}
+    sections: dict[str, dict[str, st.SearchStrategy[Any]]] = {}
+    for key, values in drawn.items():
+        section, leaf = key.split(".")
+        sections.setdefault(section, {})[leaf] = values
+    branches = {
+        name: st.fixed_dictionaries({}, optional=leaves) for name, leaves in sections.items()
+    }
+    return st.fixed_dictionaries({}, optional=branches)
+
+
+@given(trees())
+def test_what_is_dumped_is_parsed_to_the_same(tree: dict[str, Any]) -> None:
+    config = parse_config(tree)
+    dumped = config.model_dump(mode="json")
+    assert parse_config(dumped) == config
+    assert parse_config(json.loads(json.dumps(dumped))) == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(dumped))) == config
+    for section, branch in tree.items():
+        for key, given_value in branch.items():
+            assert value(config, f"{section}.{key}") == given_value
+
+
+@given(trees())
+def test_overrides_say_the_same_as_a_tree(tree: dict[str, Any]) -> None:
+    overrides = [
+        f"{section}.{key}={yaml.safe_dump(given_value, default_flow_style=True)}"
+        for section, branch in tree.items()
+        for key, given_value in branch.items()
+    ]
+    assert load_config(None, overrides) == parse_config(tree)

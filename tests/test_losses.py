@@ -1,0 +1,117 @@
+"""The losses worked out by hand, and what makes one a distance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segan.config import LossConfig
+from segan.losses import dice_loss, multi_scale_l1
+
+READINGS = ["concatenated", "per_level"]
+CODE_WEIGHTS = (1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 4.0)
+
+# Seven levels of one image; their distances from zero sum to 3, 4, 1, 1, 1, 1, 2 over 2, 1, 1, 1,
+# 1, 1, 1 elements.
+LEVELS = [[1.0, -2.0], [4.0], [1.0], [-1.0], [1.0], [1.0], [-2.0]]
+
+
+def level(values: list[float]) -> Tensor:
+    return torch.tensor(values).reshape(1, 1, 1, -1)
+
+
+def zeros(levels: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) for x in levels]
+
+
+def draw_levels(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, 3, 8, 8), (2, 2, 4, 4), (2, 4, 2, 2)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("reading", "weights", "expected"),
+    [
+        ("concatenated", None, 13 / 8),  # 3+4+1+1+1+1+2 over 8 elements
+        ("per_level", None, 11.5 / 7),  # 3/2+4+1+1+1+1+2 over 7 levels
+        ("concatenated", CODE_WEIGHTS, 23 / 8),  # 3+4+2+2+2+2+8
+        ("per_level", CODE_WEIGHTS, 21.5 / 7),  # 3/2+4+2+2+2+2+8
+    ],
+)
+def test_both_readings_by_hand(
+    reading: str, weights: tuple[float, ...] | None, expected: float
+) -> None:
+    levels = [level(values) for values in LEVELS]
+    loss = multi_scale_l1(levels, zeros(levels), LossConfig(reading=reading, level_weights=weights))
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_mean_over_images(reading: str) -> None:
+    # An image at distance 1 and one at 3, in each of two levels: 2 on average.
+    levels = [torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).repeat(1, 1, 1, n) for n in (4, 1)]
+    loss = multi_scale_l1(levels, zeros(levels), LossConfig(reading=reading))
+    assert loss.item() == pytest.approx(2.0)
+
+
+def test_levels_must_pair_up() -> None:
+    levels = draw_levels(0)
+    with pytest.raises(AssertionError, match="same levels"):
+        multi_scale_l1(levels, levels[:2], LossConfig())
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@given(one=st.integers(0, 99), other=st.integers(0, 99), scale=st.sampled_from([0.25, 2.0, 8.0]))
+@settings(max_examples=20, deadline=None)
+def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> None:
+    a, b, config = draw_levels(one), draw_levels(other), LossConfig(reading=reading)
+    there = multi_scale_l1(a, b, config).item()
+    assert there == multi_scale_l1(b, a, config).item()
+    assert (there == 0) == (one == other)
+    scaled = multi_scale_l1([scale * x for x in a], [scale * x for x in b], config).item()
+    assert scaled == scale * there  # exactly so for a power of two
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_detached_truth_gets_no_gradient(reading: str) -> None:
+    predicted = [x.requires_grad_() for x in draw_levels(0)]
+    truth = [x.requires_grad_() for x in draw_levels(1)]
+    multi_scale_l1(predicted, [t.detach() for t in truth], LossConfig(reading=reading)).backward()
+    assert all(t.grad is None for t in truth)
+    assert all(p.grad.abs().min() > 0 for p in predicted)
+
+
+def test_half_precision_is_summed_in_single() -> None:
+    # 65 536 ones overflow a float16 sum, whose greatest value is 65 504.
+    many = [torch.ones(1, 1, 256, 256, dtype=torch.float16)]
+    loss = multi_scale_l1(many, zeros(many), LossConfig())
+    assert loss.dtype == torch.float32
+    assert loss.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "expected"),
+    [
+        # 1 - (2 * 1.5 + 1) / (2 + 2 + 1): p and t meet in 1 + 0.5, each sums to 2.
+        ([1.0, 0.0, 0.5, 0.5], [1.0, 0.0, 1.0, 0.0], 0.2),
+        ([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], 0.0),  # 1 - (0 + 1) / (0 + 1)
+        ([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], 0.8),  # 1 - 1 / (4 + 1)
+        ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], 0.0),  # 1 - (4 + 1) / (4 + 1)
+    ],
+)
+def test_dice_by_hand(predicted: list[float], truth: list[float], expected: float) -> None:
+    loss = dice_loss(level(predicted), level(truth))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 4), (1, 2, 1, 4)], ids=["images", "classes"])
+def test_dice_takes_images_and_classes_apart(shape: tuple[int, ...]) -> None:
+    predicted = torch.tensor([1.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]).reshape(shape)
+    truth = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).reshape(shape)
+    # The first and third of the cases above: (0.2 + 0.8) / 2.
+    assert dice_loss(predicted, truth).item() == pytest.approx(0.5)
