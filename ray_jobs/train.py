@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -38,6 +39,8 @@ def train(config: Config, run: Run, observe: Callable[[Status], None]) -> None:
     check_fits(config.cluster)
     plan = make_plan(config, run)
     run.begin(config, plan.sequence.manifest.fingerprint, hardware())
+    if plan.done:
+        return
     board = start_board()
     trainer = TorchTrainer(
         train_worker,
@@ -101,12 +104,14 @@ def _watching(board: Any, observe: Callable[[Status], None]) -> Iterator[None]:
         watcher.join(timeout=5)
 
 
-def _users_part(error: Exception) -> Exception:
-    """A worker's SeganError out of what Ray wrapped it in, or the error as it came."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, SeganError):
-            return cause
+def _users_part(error: BaseException) -> BaseException:
+    """The SeganError in what Ray wrapped it in, a worker's or a read task's; else the error."""
+    inside = [error]
+    for one in inside:
+        if isinstance(one, SeganError) and not isinstance(one, RayError):
+            return one
+        causes = [*getattr(one, "worker_failures", {}).values(), getattr(one, "cause", None)]
+        inside += [c for c in (*causes, one.__cause__) if isinstance(c, BaseException)]
     return error
 
 

@@ -101,7 +101,6 @@ class Run:
 
     def description(self) -> dict[str, Any]:
         """run.json; raises StorageError where there is no run."""
-        storage.check_access(self.uri)
         name = storage.join(self.uri, "run.json")
         if not storage.exists(name):
             raise StorageError(f"{self.uri}: no run here (no run.json)")
@@ -161,7 +160,6 @@ class Run:
 
 def open_checkpoint(uri: str) -> Checkpoint:
     """A checkpoint by the URI of its folder; raises StorageError where it is not whole."""
-    storage.check_access(uri)
     manifest = storage.join(uri, MANIFEST)
     if not storage.exists(manifest):
         raise StorageError(f"{uri}: no whole checkpoint here (no {MANIFEST})")

@@ -72,6 +72,11 @@ class Plan:
     def rows_per_step(self) -> int:
         return self.batch_size * self.workers
 
+    @property
+    def done(self) -> bool:
+        """Whether there is no step left."""
+        return self.start >= self.stop
+
 
 def to_batch(table: pa.Table, manifest: Manifest) -> Batch:
     """A block of the sequence as arrays."""

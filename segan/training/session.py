@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from segan import storage
 from segan.config import Config
 from segan.data.batches import Plan, local_batches
 from segan.data.records import Frames, Manifest, read_manifest, read_shard, to_frames
@@ -28,6 +29,7 @@ def make_plan(config: Config, run: Run) -> Plan:
         UsageError: the configuration does not fit the records.
         StorageError: the records or the run cannot be read.
     """
+    storage.check_access(run.uri)
     manifest = read_manifest(config.data.records)
     _check(config, manifest)
     latest = run.latest()
@@ -66,6 +68,8 @@ def train_here(config: Config, run: Run, watchers: Watchers | None = None) -> No
         )
     plan = make_plan(config, run)
     run.begin(config, plan.sequence.manifest.fingerprint, hardware())
+    if plan.done:
+        return
     with single_process_group():
         training = open_training(config, run, plan, watchers or Watchers())
         training.train(local_batches(plan))

@@ -1,0 +1,52 @@
+"""Small records in the bucket, and runs over them on the real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from infra.local.cluster import RayCluster
+from infra.local.s3 import S3Server
+from segan import storage
+from segan.config import Config, load_config
+from segan.data.archive import open_archive
+from segan.data.ingest import FRAME, finish, plan_shards, write_task
+from segan.data.synthetic import draw_archive
+
+SIZES = {"train": 42, "validation": 6, "test": 4}
+BUCKET = "s3://cluster-tests"
+
+
+@pytest.fixture(scope="session")
+def archive(s3: S3Server) -> str:
+    """The URI of a drawn archive in the bucket."""
+    s3.create_bucket(BUCKET.removeprefix("s3://"))
+    uri = f"{BUCKET}/archive"
+    draw_archive(SIZES, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def records(archive: str) -> str:
+    """The URI of records of it, in several shards of unequal size."""
+    found, uri = open_archive(archive), f"{BUCKET}/records"
+    finish(found, uri, [write_task(task, uri, FRAME) for task in plan_shards(found, 12)], FRAME)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def configured(records: str) -> Callable[..., Config]:
+    """A tiny run's configuration, with overrides."""
+
+    def configure(*overrides: str) -> Config:
+        tiny = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=2"]
+        ours = [f"data.records={records}", "cluster.threads_per_worker=1"]
+        return load_config(None, [*tiny, *ours, *overrides])
+
+    return configure
+
+
+@pytest.fixture(autouse=True)
+def joined(ray_session: RayCluster) -> None:
+    """Every test here runs on the cluster."""

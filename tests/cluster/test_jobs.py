@@ -1,0 +1,102 @@
+"""Ingest, evaluate and predict as Ray Data jobs, from the bucket and back into it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_jobs.evaluate import score
+from ray_jobs.ingest import write_shards
+from ray_jobs.predict import predict
+from segan import storage
+from segan.config import Config
+from segan.data.archive import open_archive
+from segan.data.ingest import FRAME, finish, plan_shards, write_task
+from segan.data.records import read_manifest, read_rejects
+from segan.evaluation.score import score_pair
+from segan.inference.masks import find_images, write_mask
+from segan.inference.predictor import Predictor
+from segan.runs import Run
+from segan.training.session import train_here
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def model(bucket: str, configured: Callable[..., Config]) -> str:
+    run = Run(f"{bucket}/run")
+    train_here(configured("training.epochs=1"), run)
+    return run.uri
+
+
+def test_ingest_on_the_cluster_writes_the_same_records(
+    archive: str, records: str, bucket: str
+) -> None:
+    found, out = open_archive(archive), f"{bucket}/records"
+    manifest = finish(found, out, write_shards(plan_shards(found, 12), out, FRAME), FRAME)
+    assert manifest.fingerprint == read_manifest(records).fingerprint
+    assert manifest.splits == read_manifest(records).splits
+
+
+def test_one_bad_pair_among_good_ones_is_rejected_by_name(archive: str, bucket: str) -> None:
+    for file in storage.list_files(archive):
+        content = storage.read_bytes(f"{archive}/{file.name}")
+        storage.write_bytes(f"{bucket}/archive/{file.name}", content)
+    bad = "ISIC-2017_Training_Data/ISIC_0000003.jpg"
+    storage.write_bytes(f"{bucket}/archive/{bad}", content[:200])
+    found, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
+    manifest = finish(found, out, write_shards(plan_shards(found, 12), out, FRAME), FRAME)
+    (reject,) = read_rejects(out)
+    assert reject["name"] == "ISIC_0000003.jpg"
+    assert "not a whole image" in reject["reason"]
+    assert sum(manifest.rows(split) for split in manifest.splits) + 1 == len(found.pairs)
+
+
+def test_evaluate_on_the_cluster_gives_the_same_scores(archive: str, model: str) -> None:
+    pairs = open_archive(archive).split("test")
+    predictor = Predictor.load(model)
+    here = [score_pair(predictor, pair) for pair in pairs]
+    assert sorted(score(pairs, model, None), key=lambda row: str(row["id"])) == here
+
+
+def test_predict_on_the_cluster_writes_the_same_masks(
+    archive: str, model: str, bucket: str
+) -> None:
+    images = find_images(f"{archive}/ISIC-2017_Test_v2_Data")
+    here, there = f"{bucket}/here", f"{bucket}/there"
+    list(map(partial(write_mask, Predictor.load(model), out=here), images))
+    rows = list(predict(images, model, there, None))
+    assert len(rows) == len(images) == 4
+    for file in storage.list_files(here):
+        mine = storage.read_bytes(f"{there}/{file.name}")
+        assert mine == storage.read_bytes(f"{here}/{file.name}")
+        mask = Image.open(io.BytesIO(mine))
+        image = Image.open(io.BytesIO(storage.read_bytes(original(images, file.name))))
+        assert mask.size == image.size
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+
+
+def original(images: list[str], mask: str) -> str:
+    name = mask.replace("_segmentation.png", "")
+    return next(uri for uri in images if f"/{name}." in uri)
+
+
+def test_real_validation_images_from_the_bucket(isic2017: Path, bucket: str) -> None:
+    found = open_archive(str(isic2017))
+    found.pairs = found.split("validation")
+    for pair in found.pairs:
+        for uri in (pair.image, str(pair.mask)):
+            name = uri.removeprefix(f"{isic2017}/")
+            storage.write_bytes(f"{bucket}/archive/{name}", Path(uri).read_bytes())
+    copied, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
+    manifest = finish(copied, out, write_shards(plan_shards(copied), out, FRAME), FRAME)
+    assert (manifest.rows("validation"), manifest.rejects) == (150, 0)
+    plain = f"{bucket}/plain"
+    tasks = [write_task(task, plain, FRAME) for task in plan_shards(found)]
+    assert manifest.fingerprint == finish(found, plain, tasks, FRAME).fingerprint

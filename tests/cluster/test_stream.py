@@ -1,0 +1,104 @@
+"""The records' sequence through Ray Data: the same rows, in the same order, to the right rank."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import numpy as np
+import pytest
+from ray.data import DataIterator
+
+from ray_jobs import stream
+from ray_jobs.stream import StreamConfig, batches
+from segan.data.batches import Batch, Plan, to_batch
+from segan.data.records import read_manifest, read_shard
+from segan.data.sequence import Sequence
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+EPOCHS = 3
+
+
+def plan_of(records: str, workers: int, start: int = 0, batch_size: int = 4) -> Plan:
+    sequence = Sequence(read_manifest(records), "train", seed=7)
+    return Plan.of(records, sequence, EPOCHS, start, batch_size, workers)
+
+
+def through_ray(plan: Plan) -> list[list[Batch]]:
+    """Each rank's batches, as its worker would get them; all ranks ask at once."""
+    splits = StreamConfig().configure({"train": plan}, plan.workers)
+    manifest = plan.sequence.manifest
+
+    def drain(shard: dict[str, DataIterator]) -> list[Batch]:
+        return list(batches(shard["train"], manifest))
+
+    with ThreadPoolExecutor(plan.workers) as pool:
+        return list(pool.map(drain, splits))
+
+
+def in_this_process(plan: Plan) -> list[list[Batch]]:
+    """What each rank is due, straight from the sequence."""
+    manifest = plan.sequence.manifest
+    blocks = plan.sequence.blocks(
+        plan.start, plan.stop, plan.batch_size, lambda shard: read_shard(plan.records, shard)
+    )
+    every = [to_batch(block, manifest) for block in blocks]
+    return [every[rank :: plan.workers] for rank in range(plan.workers)]
+
+
+def assert_same(found: list[list[Batch]], due: list[list[Batch]]) -> None:
+    assert [[b.position for b in rank] for rank in found] == [
+        [b.position for b in rank] for rank in due
+    ]
+    for mine, theirs in zip(chain(*found), chain(*due), strict=True):
+        assert (mine.ids, mine.epochs) == (theirs.ids, theirs.epochs)
+        assert np.array_equal(mine.image, theirs.image)
+        assert np.array_equal(mine.mask, theirs.mask)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_rank_gets_its_part_of_every_step(records: str, workers: int) -> None:
+    plan = plan_of(records, workers)
+    assert_same(through_ray(plan), in_this_process(plan))
+
+
+def test_every_row_comes_once_an_epoch(records: str) -> None:
+    # 42 rows and 6 a step: every epoch is used to its last row.
+    plan = plan_of(records, workers=2, batch_size=3)
+    seen = [
+        (epoch, sample_id)
+        for rank in through_ray(plan)
+        for batch in rank
+        for epoch, sample_id in zip(batch.epochs, batch.ids, strict=True)
+    ]
+    ids = {sample_id for _, sample_id in seen}
+    assert len(ids) == 42
+    assert sorted(seen) == sorted((epoch, i) for epoch in range(EPOCHS) for i in ids)
+
+
+def test_a_stream_that_starts_later_is_the_rest_of_the_whole(records: str) -> None:
+    start = 5 * 2 * 4
+    whole = in_this_process(plan_of(records, workers=2))
+    assert_same(through_ray(plan_of(records, 2, start)), [rank[5:] for rank in whole])
+
+
+def test_records_too_large_for_memory_are_read_shard_by_shard(
+    records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "SHARE_OF_STORE", 0.0)
+    plan = plan_of(records, workers=2)
+    assert stream._keep_in_memory(plan) == {}
+    assert_same(through_ray(plan), in_this_process(plan))
+
+
+def test_stretches_are_whole_steps_and_bounded_in_number(
+    records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_TASKS", 3)
+    plan = plan_of(records, workers=2)
+    stretches = stream.SequenceSource(plan).stretches()
+    assert len(stretches) <= 4
+    assert stretches[0][0] == 0
+    assert stretches[-1][1] == plan.stop
+    assert all((last - first) % plan.rows_per_step == 0 for first, last in stretches)

@@ -1,0 +1,157 @@
+"""Trainings under Ray Train, with real DDP workers and the S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import ray
+
+from infra.local.cluster import RayCluster
+from infra.local.s3 import S3Server
+from ray_jobs.train import train
+from segan import storage
+from segan.config import Config
+from segan.errors import SeganError, UsageError
+from segan.runs import Run
+from segan.training.loop import Status
+from segan.training.session import train_here
+from tests.cluster.conftest import BUCKET
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TIMES = ("seconds", "images_per_second", "wait_share", "first_batch_ms", "validation_seconds")
+
+
+def run_on_ray(config: Config, uri: str) -> tuple[Run, list[Status]]:
+    run, seen = Run(uri), []
+    train(config, run, seen.append)
+    return run, seen
+
+
+def weights(run: Run) -> list[str]:
+    """Checksums of both networks in the run's last checkpoint."""
+    latest = run.latest()
+    assert latest is not None
+    names = ("segmentor.safetensors", "critic.safetensors")
+    return [latest.files[name]["sha256"] for name in names]
+
+
+def numbers(run: Run) -> list[dict[str, object]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in run.metrics()]
+
+
+@pytest.fixture(scope="module")
+def two(s3: S3Server, configured: Callable[..., Config]) -> Config:
+    return configured("cluster.workers=2", "training.epochs=4", "training.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def whole(two: Config, ray_session: RayCluster) -> tuple[Run, list[Status]]:
+    """A run of two workers from its start to its end, and what was seen of it."""
+    return run_on_ray(two, f"{BUCKET}/whole")
+
+
+def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
+    whole: tuple[Run, list[Status]],
+) -> None:
+    run, seen = whole
+    # 4 x 42 rows at 8 a step; the loop itself asserts at each checkpoint that ranks are equal.
+    steps = [line["step"] for line in run.metrics() if line["kind"] == "step"]
+    assert steps == list(range(1, 22))
+    assert seen[-1].samples == seen[-1].total == 21 * 8
+    assert seen[-1].jaccard is not None
+    latest, best = run.latest(), run.best()
+    assert latest is not None
+    assert best is not None
+    assert latest.name == "epoch_00004"
+    assert {c.name for c in run.checkpoints()} == {latest.name, best.name}
+    assert latest.info["fingerprint"] == run.description()["identity"]["fingerprint"]
+    assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
+
+
+def test_two_workers_give_the_same_weights_twice(
+    two: Config, whole: tuple[Run, list[Status]], bucket: str
+) -> None:
+    again, _ = run_on_ray(two, f"{bucket}/again")
+    assert weights(again) == weights(whole[0])
+    assert numbers(again) == numbers(whole[0])
+
+
+def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
+    two: Config, whole: tuple[Run, list[Status]], bucket: str
+) -> None:
+    killed = []
+
+    def kill_once(status: Status) -> None:
+        if status.validated >= 2 and not killed:
+            killed.append(kill_a_worker())
+
+    run = Run(f"{bucket}/killed")
+    train(two, run, kill_once)
+    assert killed == [True]
+    assert weights(run) == weights(whole[0])
+    assert numbers(run) == numbers(whole[0])
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(
+    two: Config, whole: tuple[Run, list[Status]]
+) -> None:
+    run, _ = whole
+    before = (weights(run), run.metrics())
+    _, seen = run_on_ray(two, run.uri)
+    assert seen == []
+    assert (weights(run), run.metrics()) == before
+
+
+def test_one_worker_on_the_cluster_is_the_same_as_local(
+    bucket: str, configured: Callable[..., Config]
+) -> None:
+    config = configured()
+    on_ray, _ = run_on_ray(config, f"{bucket}/ray")
+    here = Run(f"{bucket}/here")
+    train_here(config, here)
+    assert weights(on_ray) == weights(here)
+    assert numbers(on_ray) == numbers(here)
+
+
+def kill_a_worker() -> bool:
+    """Ends one process of the worker group, as a machine that fails would."""
+    from ray.util.state import list_actors
+
+    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    pid = workers[0].pid
+
+    @ray.remote(num_cpus=0)
+    def kill() -> None:
+        import os
+        import signal
+
+        os.kill(pid, signal.SIGKILL)
+
+    ray.get(kill.remote())
+    return True
+
+
+def test_what_does_not_fit_the_cluster_is_said_at_once(
+    bucket: str, configured: Callable[..., Config]
+) -> None:
+    with pytest.raises(UsageError, match="8 workers of 1 CPU and 1 for reading data need 9 CPU"):
+        run_on_ray(configured("cluster.workers=8"), f"{bucket}/run")
+    with pytest.raises(UsageError, match="need 1 GPU, the cluster has 0"):
+        run_on_ray(configured("cluster.gpus_per_worker=1"), f"{bucket}/run")
+    assert not Run(f"{bucket}/run").metrics()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_shard_is_named(
+    split: str, bucket: str, records: str, configured: Callable[..., Config]
+) -> None:
+    for file in storage.list_files(records):
+        content = bytearray(storage.read_bytes(f"{records}/{file.name}"))
+        if file.name.startswith(split):
+            content[len(content) // 2] ^= 1
+        storage.write_bytes(f"{bucket}/records/{file.name}", bytes(content))
+    config = configured(f"data.records={bucket}/records", "cluster.max_failures=0")
+    with pytest.raises(SeganError, match=rf"{split}-\d+.*do not match the manifest's checksum"):
+        run_on_ray(config, f"{bucket}/run")
