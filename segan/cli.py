@@ -222,6 +222,30 @@ def predict(
         raise SeganError(f"{len(rejects)} of {len(rows)} images could not be read")
 
 
+@app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")
+def show_config(
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the paper's values else.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every knob with its value and what it means."""
+    from segan.config import known_keys, load_config
+    from segan.terminal import table
+
+    tree = load_config(config, overrides or []).model_dump(mode="json")
+    if as_json:
+        print(json.dumps(tree))
+        return
+    rows = [(key, *key.split("."), field.description) for key, field in known_keys()]
+    shown = [[key, json.dumps(tree[section][leaf]), text] for key, section, leaf, text in rows]
+    table(
+        "(P) the paper, (F) its Figure 1, (C) the authors' code, (O) our choice",
+        ["key", "value", "meaning"],
+        shown,
+        left=(0, 2),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; a person's mistake is one line on stderr, and `--debug` adds the traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)

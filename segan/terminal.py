@@ -99,12 +99,17 @@ def say(text: str) -> None:
     people.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table of results on stdout."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    left: Sequence[int] = (0,),
+) -> None:
+    """A table of results on stdout, its columns to the right but for those in `left`."""
     results.print(title, soft_wrap=True, highlight=False, markup=False)
     shown = Table()
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if i in left else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     results.print(shown)
