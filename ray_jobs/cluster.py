@@ -51,3 +51,13 @@ def check_fits(config: ClusterConfig) -> None:
                 f"{kind}, the cluster has {have.get(kind, 0):g}; use fewer cluster.workers or "
                 f"less cluster.{kind.lower()}s_per_worker"
             )
+
+
+def trials_at_once(config: ClusterConfig) -> int:
+    """How many runs of this size the cluster holds together, with CPUs kept for reading data."""
+    have = ray.cluster_resources()
+    cpus = (have.get("CPU", 0) - CPUS_FOR_DATA) / (config.workers * config.cpus_per_worker)
+    held = [cpus]
+    if config.gpus_per_worker:
+        held.append(have.get("GPU", 0) / (config.workers * config.gpus_per_worker))
+    return max(1, int(min(held)))

@@ -9,13 +9,13 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster import check_fits
@@ -29,8 +29,19 @@ from segan.training.loop import Status
 from segan.training.session import hardware, make_plan
 
 
-def train(config: Config, run: Run, observe: Callable[[Status], None]) -> None:
+def train(
+    config: Config,
+    run: Run,
+    observe: Callable[[Status], None],
+    trial: dict[str, Any] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> None:
     """Trains on the cluster that this process has joined, on from the run's latest checkpoint.
+
+    Args:
+        observe: is shown the workers' status a few times a second.
+        trial: in a study, the `trial` and `judge` of `ray_jobs.worker.train_worker`.
+        callbacks: of Ray Train.
 
     Raises:
         UsageError: the configuration fits neither the records nor the cluster.
@@ -44,11 +55,11 @@ def train(config: Config, run: Run, observe: Callable[[Status], None]) -> None:
     board = start_board()
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "run": run.uri, "board": board},
+        train_loop_config={"config": config, "run": run.uri, "board": board, **(trial or {})},
         datasets={"train": functools.partial(make_plan, config, run)},
         dataset_config=StreamConfig(),
         scaling_config=_scaling(config),
-        run_config=_attempt(config, run),
+        run_config=_attempt(config, run, callbacks),
     )
     with _watching(board, observe):
         try:
@@ -69,11 +80,12 @@ def _scaling(config: Config) -> ScalingConfig:
     )
 
 
-def _attempt(config: Config, run: Run) -> RunConfig:
+def _attempt(config: Config, run: Run, callbacks: Sequence[UserCallback]) -> RunConfig:
     # A fresh name for Ray's own bookkeeping: going on is by the run's checkpoints alone.
     return RunConfig(
         name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S"),
         storage_path=storage.join(run.uri, "ray"),
+        callbacks=list(callbacks),
         failure_config=FailureConfig(
             max_failures=config.cluster.max_failures,
             controller_failure_limit=config.cluster.max_failures,

@@ -49,20 +49,33 @@ def train_worker(settings: dict[str, Any]) -> None:
     """The training function of every worker.
 
     Args:
-        settings: `config`, `run` (its URI) and `board` (the actor's handle).
+        settings: `config`, `run` (its URI), `board` (the actor's handle), and in a study
+            `trial` (its name) and `judge` (the actor that says whether it goes on).
     """
     config: Config = settings["config"]
     run = Run(settings["run"])
     plan = make_plan(config, run)
-    watchers = Watchers(observe=Teller(settings["board"]), report=_report)
+    reporter = Reporter(settings.get("trial"), settings.get("judge"))
+    watchers = Watchers(observe=Teller(settings["board"]), report=reporter)
     stream = train.get_dataset_shard("train")
     training = open_training(config, run, plan, watchers)
     training.train(batches(stream, plan.sequence.manifest))
 
 
-def _report(metrics: dict[str, Any]) -> None:
-    # The checkpoint is in the run's folder already, checksums and all; Ray is told the numbers.
-    train.report({name: value for name, value in metrics.items() if not isinstance(value, list)})
+class Reporter:
+    """Tells Ray Train of a validation and, in a study, waits for the word on whether to go on.
+
+    The checkpoint is in the run's folder already, checksums and all; Ray is told the numbers.
+    """
+
+    def __init__(self, trial: str | None, judge: Any):
+        self.trial, self.judge = trial, judge
+
+    def __call__(self, metrics: dict[str, Any]) -> bool:
+        train.report({name: v for name, v in metrics.items() if not isinstance(v, list)})
+        if self.judge is None:
+            return True
+        return bool(ray.get(self.judge.verdict.remote(self.trial, metrics["epoch"])))
 
 
 def start_board() -> Any:

@@ -144,6 +144,39 @@ def train(
     _show_run(best, as_json)
 
 
+@app.command(epilog="segan tune s3://bucket/studies/first --config ray_jobs/configs/demo.yaml")
+def tune(
+    study: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the study.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the paper's values else.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search learning rate, clamp and final k with ASHA; a study that was stopped goes on."""
+    from ray_jobs.tune import search
+    from segan.config import load_config
+    from segan.search import Study
+    from segan.terminal import say, table
+
+    settings, place = load_config(config, overrides or []), Study(study)
+    _join_cluster(debug)
+
+    def tell(trial: str, metrics: dict[str, Any], go_on: bool) -> None:
+        last = metrics["epoch"] >= settings.training.epochs
+        word = "" if last else "goes on" if go_on else "given up"
+        say(f"{trial}  epoch {metrics['epoch']}  Jaccard {metrics['jaccard']:.3f}  {word}")
+
+    search(settings, place, tell)
+    rows = place.leaderboard()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    names = ["jaccard", "epoch", "threshold", "epochs", "why"]
+    keys = list(rows[0]["parameters"])
+    shown = [[r["trial"], *r["parameters"].values(), *(r[name] for name in names)] for r in rows]
+    table(f"{place.uri}, best first", ["trial", *(k.split(".")[1] for k in keys), *names], shown)
+
+
 @app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
 def evaluate(
     model: Annotated[str, typer.Argument(help="URI of a run or of one checkpoint.")],

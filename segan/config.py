@@ -147,8 +147,44 @@ class ClusterConfig(Section):
     max_failures: int = Field(2, ge=0, description="Times the worker group is started again.")
 
 
+class SearchConfig(Section):
+    """A study: what is searched, and how soon a trial is given up. Runs take no notice of it.
+
+    The threshold is searched too, over all of them and exactly, by each trial's validations.
+    """
+
+    method: Literal["random", "grid"] = Field(
+        "random", description="Points drawn at random, or the grid of every final_k (P)."
+    )
+    trials: int = Field(8, ge=1, description="Points drawn; a grid has as many as it has.")
+    learning_rate: tuple[float, float] = Field(
+        (0.0005, 0.01), description="Least and most, log-uniform."
+    )
+    clamp: tuple[float, float] = Field((0.01, 0.1), description="Least and most, log-uniform.")
+    final_k: tuple[float, ...] = Field(
+        (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), min_length=1, description="Values to choose from."
+    )
+    seed: int = Field(0, ge=0, description="The points are a function of it.")
+    early_stopping: bool = Field(True, description="ASHA on validation Jaccard; else none.")
+    grace_period: int = Field(1, ge=1, description="Epochs before a trial can be given up.")
+    reduction_factor: float = Field(3, gt=1, description="One of so many goes on at a rung.")
+    concurrent: int = Field(0, ge=0, description="Trials at a time; 0 for what the cluster holds.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> SearchConfig:
+        for name in ("learning_rate", "clamp"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"{name} [{low}, {high}]: expected two positive numbers, the lesser first"
+                )
+        if min(self.final_k) <= 0:
+            raise ValueError(f"final_k {list(self.final_k)}: expected positive numbers")
+        return self
+
+
 class Config(Section):
-    """One run, whole."""
+    """One run, whole; with `search`, one study."""
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
@@ -159,6 +195,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
     def _enough_to_normalise(self) -> Config:

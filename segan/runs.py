@@ -185,7 +185,9 @@ def find_checkpoint(uri: str) -> Checkpoint:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What must stay the same for a run to go on: all but how it lies on the cluster."""
-    tree = config.model_dump(mode="json", exclude={"cluster": True, "data": {"records"}})
+    tree = config.model_dump(
+        mode="json", exclude={"cluster": True, "search": True, "data": {"records"}}
+    )
     flat = {f"{section}.{key}": v for section, branch in tree.items() for key, v in branch.items()}
     return flat | {"cluster.workers": config.cluster.workers}
 

@@ -67,7 +67,7 @@ def test_levels_must_pair_up() -> None:
 
 @pytest.mark.parametrize("reading", READINGS)
 @given(one=st.integers(0, 99), other=st.integers(0, 99), scale=st.sampled_from([0.25, 2.0, 8.0]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> None:
     a, b, config = draw_levels(one), draw_levels(other), LossConfig(reading=reading)
     there = multi_scale_l1(a, b, config).item()

@@ -23,7 +23,7 @@ def find_images(uri: str) -> list[str]:
     Masks, superpixels and files of other kinds are passed over.
 
     Raises:
-        SeganError: there is none.
+        SeganError: there is none, or two of them would share one mask's name.
         StorageError: it cannot be reached.
     """
     storage.check_access(uri)
@@ -37,6 +37,11 @@ def find_images(uri: str) -> list[str]:
     ]
     if not names:
         raise SeganError(f"{uri}: no images found; expected files such as ISIC_0000000.jpg")
+    masks: dict[str, str] = {}
+    for name in names:
+        other = masks.setdefault(mask_name(name), name)
+        if other != name:
+            raise SeganError(f"{uri}: {other} and {name} would both become {mask_name(name)}")
     return [storage.join(storage.normalise(uri), name) for name in names]
 
 
@@ -48,7 +53,7 @@ def write_mask(predictor: Predictor, image: str, out: str) -> dict[str, Any]:
     """Segments one image and writes its mask below `out`, at the image's own size.
 
     Returns:
-        `id`, `mask` (its URI), `lesion` (share of the pixels) and `reject` (None, or why the
+        `id`, `mask` (its URI), `lesion` (share of the pixels) and `reject` (empty, or why the
         image could not be read).
     """
     name = mask_name(image)

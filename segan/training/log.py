@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from segan import storage
 from segan.runs import Run
@@ -42,11 +43,26 @@ class RunLog:
         """Brings both into storage."""
         self.run.write_metrics(self.lines)
         self._writer.flush()
-        for file in Path(self._folder.name).iterdir():
-            target = storage.join(self.run.uri, "tensorboard", file.name)
-            storage.write_bytes(target, file.read_bytes())
+        _upload(Path(self._folder.name), self.run)
 
     def close(self) -> None:
-        self.flush()
+        """Ends TensorBoard's thread; what was not flushed is left out."""
         self._writer.close()
         self._folder.cleanup()
+
+
+def write_hyperparameters(run: Run, values: dict[str, float], scores: dict[str, float]) -> None:
+    """Adds a trial's line to TensorBoard's HParams: its point of the search, and how it did."""
+    with tempfile.TemporaryDirectory(prefix="segan-tensorboard-") as folder:
+        writer = SummaryWriter(folder)
+        for summary in hparams(values, scores):
+            writer._get_file_writer().add_summary(summary)
+        for name, score in scores.items():
+            writer.add_scalar(name, score)
+        writer.close()
+        _upload(Path(folder), run)
+
+
+def _upload(folder: Path, run: Run) -> None:
+    for file in folder.iterdir():
+        storage.write_bytes(storage.join(run.uri, "tensorboard", file.name), file.read_bytes())

@@ -8,7 +8,7 @@ be up (`distributed.single_process_group` for one worker).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,10 +52,13 @@ class Status:
 
 @dataclass
 class Watchers:
-    """Who is told: `observe` of each step by rank 0, `report` of each validation by all."""
+    """Who is told: `observe` of each step by rank 0, `report` of each validation by all.
+
+    `report` says whether to go on, and must say the same to every rank.
+    """
 
     observe: Callable[[Status], None] = lambda status: None
-    report: Callable[[dict[str, Any]], None] = lambda metrics: None
+    report: Callable[[dict[str, Any]], bool] = lambda metrics: True
 
 
 @dataclass
@@ -108,6 +111,7 @@ class Training:
         self.jaccard: float | None = None
         self.loss: float | None = None
         self.validated = 0
+        self.go_on = True
         self.adversaries = Adversaries(config, device)
         self.log = RunLog(run, plan.start) if rank() == 0 else None
 
@@ -117,10 +121,19 @@ class Training:
         self.jaccard = checkpoint.jaccard
 
     def train(self, batches: Iterable[Batch]) -> None:
-        """Takes every batch of the plan; validates, logs and saves at the ends of epochs."""
-        source = iter(batches)
+        """Takes every batch of the plan; validates, logs and saves at the ends of epochs.
+
+        Ends early, after a checkpoint, where `report` says not to go on.
+        """
+        try:
+            self._train(iter(batches))
+        finally:
+            if self.log:
+                self.log.close()
+
+    def _train(self, source: Iterator[Batch]) -> None:
         clock = Clock()
-        while self.samples < self.plan.stop:
+        while self.samples < self.plan.stop and self.go_on:
             batch = self._next(source, clock)
             epoch = self.samples // self.rows
             losses = self._step(batch, epoch)
@@ -134,12 +147,10 @@ class Training:
                 self._end_epoch(epoch, losses, clock)
                 self._observe(epoch, clock)
                 clock = Clock()
-        if self.log:
-            self.log.close()
 
-    def _next(self, source: Any, clock: Clock) -> Batch:
+    def _next(self, source: Iterator[Batch], clock: Clock) -> Batch:
         asked = time.perf_counter()
-        batch: Batch = next(source)
+        batch = next(source)
         clock.waited(time.perf_counter() - asked)
         expected = self.samples + rank() * self.plan.batch_size
         assert batch.position == expected, f"row {batch.position} came where {expected} was due"
@@ -217,7 +228,7 @@ class Training:
             self.log.flush()
         if validate:
             self._save(epoch + 1, values)
-            self.watchers.report(values)
+            self.go_on = self.watchers.report(values)
 
     def _validate(self) -> dict[str, Any]:
         began = time.perf_counter()

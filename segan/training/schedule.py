@@ -18,8 +18,9 @@ def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
         epochs: of the whole run.
     """
     if config.scaled:
-        needed = math.ceil(math.log(config.final_k / config.initial_k) / math.log(config.decay))
-        decays = round(needed * epoch / max(1, epochs - 1))
+        ratio = math.log(config.final_k / config.initial_k) / math.log(config.decay)
+        needed = math.ceil(ratio - 1e-9)  # a ratio that floats put just above a whole number
+        decays = math.floor(needed * epoch / max(1, epochs - 1) + 0.5)
     else:
         decays = math.floor(epoch / config.every)
     return max(config.final_k, config.initial_k * config.decay**decays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -93,18 +94,12 @@ class Architecture:
             assert parameter.grad.abs().sum() > 0, name
 
     def test_only_convolutions_without_a_norm_have_a_bias(self, config: NetworkConfig) -> None:
-        found = {
-            name
-            for name, conv in convolutions(type(self).build(config, 0))
-            if conv.bias is not None
-        }
-        blocks = {
-            name
-            for name in self.biased
-            if any(f == name or f.startswith(f"{name}.") for f in found)
-        }
-        assert blocks == self.biased
-        assert all(any(f == b or f.startswith(f"{b}.") for b in self.biased) for f in found)
+        found: dict[bool, set[str]] = {True: set(), False: set()}
+        for name, conv in convolutions(type(self).build(config, 0)):
+            # A global convolution's four count as one.
+            found[conv.bias is not None].add(re.sub(r"\.(tall_flat|flat_tall)\.\d$", "", name))
+        assert found[True] == self.biased
+        assert found[False].isdisjoint(self.biased)
 
     def test_initial_weights_have_the_variance_of_the_authors_code(self) -> None:
         network = type(self).build(NetworkConfig(width=8), 0)
@@ -157,7 +152,9 @@ class TestSegmentor(Architecture):
             build_segmentor(narrow())(noise(2, 3, *size))
 
     def test_in_evaluation_an_image_does_not_see_its_neighbours(self) -> None:
-        segmentor, x = build_segmentor(narrow()).eval(), noise(3, 3, 64, 64)
+        # In double precision, as the sums of single ones depend on how a batch is cut for them.
+        segmentor = build_segmentor(narrow()).double().eval()
+        x = noise(3, 3, 64, 64).double()
         with torch.no_grad():
             torch.testing.assert_close(segmentor(x)[1:2], segmentor(x[1:2]))
 

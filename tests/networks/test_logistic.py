@@ -49,14 +49,14 @@ def test_slope_at_0_is_a_quarter_of_1_over_k(k: float) -> None:
 
 
 @given(SCORES, STEEPNESS, STEEPNESS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_smaller_k_is_sharper(z: float, one: float, other: float) -> None:
     sharp, soft = min(one, other), max(one, other)
     assert abs(at(z, sharp) - 0.5) >= abs(at(z, soft) - 0.5) - 1e-12
 
 
 @given(SCORES, STEEPNESS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_turned_about_one_half(z: float, k: float) -> None:
     assert at(-z, k) == pytest.approx(1 - at(z, k), abs=1e-12)
 

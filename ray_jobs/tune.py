@@ -1,0 +1,104 @@
+"""A study with Ray Tune: each trial is the Ray Train run of `ray_jobs.train`, ASHA stops the poor.
+
+ray job submit --working-dir . -- python -m ray_jobs.tune s3://bucket/studies/first --config ...
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from ray_jobs.asha import AskingASHA, start_judge
+from ray_jobs.cluster import check_fits, trials_at_once
+from ray_jobs.train import train
+from segan import storage
+from segan.config import Config
+from segan.data.records import read_manifest
+from segan.search import Study, Trial
+from segan.training.log import write_hyperparameters
+
+Tell = Callable[[str, dict[str, Any], bool], None]
+
+
+def search(config: Config, study: Study, tell: Tell) -> None:
+    """Runs every trial of a study that is not over yet, as many at once as the cluster holds.
+
+    Args:
+        tell: is given each validation: the trial's name, its metrics, and whether it goes on.
+
+    Raises:
+        UsageError: the configuration fits neither the records, the study nor the cluster.
+    """
+    check_fits(config.cluster)
+    trials = study.begin(config, read_manifest(config.data.records).fingerprint)
+    judge = start_judge()
+    scheduler = _scheduler(config, judge, tell)
+    left = {}
+    for trial in trials:
+        goes_on = scheduler.replay(trial)
+        if trial.result() is None:
+            if goes_on:
+                left[trial.name] = trial
+            else:  # the driver died between the word and the trial's hearing it
+                _finish(trial, config.training.epochs, 0.0)
+    if not left:
+        return
+    run = functools.partial(_run, config=config, trials=left, judge=judge)
+    tune.Tuner(
+        tune.with_resources(run, {"CPU": 0.01}),  # the workers of its run hold the rest
+        param_space={"trial": tune.grid_search(list(left))},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=config.search.concurrent or trials_at_once(config.cluster),
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%dT%H%M%S"),
+            storage_path=storage.join(study.uri, "tune"),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _scheduler(config: Config, judge: Any, tell: Tell) -> AskingASHA:
+    search, epochs = config.search, config.training.epochs
+    return AskingASHA(
+        judge,
+        tell,
+        max_t=epochs,
+        # Without early stopping the first rung is the last epoch.
+        grace_period=min(search.grace_period, epochs) if search.early_stopping else epochs,
+        reduction_factor=search.reduction_factor,
+    )
+
+
+def _run(point: dict[str, Any], config: Config, trials: dict[str, Trial], judge: Any) -> None:
+    """What a trial's actor does: one training, its reports passed on to Tune."""
+    trial, began = trials[point["trial"]], time.monotonic()
+    settings = trial.configure(config)
+    train(
+        settings,
+        trial.run,
+        lambda status: None,
+        {"trial": trial.name, "judge": judge},
+        [TuneReportCallback()],
+    )
+    _finish(trial, settings.training.epochs, time.monotonic() - began)
+
+
+def _finish(trial: Trial, epochs: int, seconds: float) -> None:
+    last = trial.epochs()[-1]
+    whole = last["epoch"] >= epochs
+    trial.finish("finished" if whole else f"given up after epoch {last['epoch']}", seconds)
+    write_hyperparameters(trial.run, trial.parameters, {"jaccard": last["jaccard"]})
+
+
+if __name__ == "__main__":
+    from segan.cli import main
+
+    sys.exit(main(["tune", *sys.argv[1:]]))

@@ -1,0 +1,161 @@
+"""A study in storage: the points that are tried, and what became of each.
+
+    <study>/study.json  leaderboard.json  trials/<trial>/ (a run, with result.json when it is over)
+
+The points are drawn when a study begins and kept, and every trial's metrics are in its run, so a
+study whose driver died is taken up from these files alone. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segan import storage
+from segan.config import Config, parse_config
+from segan.errors import UsageError
+from segan.runs import Run
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the search: `parameters` by their configuration keys, and where its run is."""
+
+    name: str
+    parameters: dict[str, float]
+    run: Run
+
+    def configure(self, config: Config) -> Config:
+        """The study's configuration with this point's values."""
+        tree = config.model_dump()
+        for key, value in self.parameters.items():
+            section, leaf = key.split(".")
+            tree[section][leaf] = value
+        return parse_config(tree)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The validated epochs that it has behind it, in order."""
+        return [line for line in self.run.metrics() if "jaccard" in line]
+
+    def result(self) -> dict[str, Any] | None:
+        """What became of it; None while it is not over."""
+        name = storage.join(self.run.uri, RESULT)
+        found: dict[str, Any] | None = storage.read_json(name) if storage.exists(name) else None
+        return found
+
+    def finish(self, why: str, seconds: float) -> None:
+        """Notes that the trial is over, and why."""
+        storage.write_json(
+            storage.join(self.run.uri, RESULT), {"why": why, "seconds": round(seconds, 1)}
+        )
+
+
+class Study:
+    """One search's place in storage."""
+
+    def __init__(self, uri: str):
+        self.uri = storage.normalise(uri)
+
+    def begin(self, config: Config, fingerprint: str) -> list[Trial]:
+        """Draws and keeps the points, or takes up those of the study that is here.
+
+        Raises:
+            UsageError: the name is in use with another configuration or other records.
+        """
+        storage.check_access(self.uri)
+        name = storage.join(self.uri, "study.json")
+        tree = config.model_dump(mode="json", exclude={"cluster": True, "data": {"records"}})
+        wanted = {"config": tree, "fingerprint": fingerprint}
+        if storage.exists(name):
+            found = storage.read_json(name)
+            _compare(self.uri, wanted, {key: found[key] for key in wanted})
+            return self._trials(found["trials"])
+        points = draw_points(config)
+        trials = [
+            {"name": f"trial_{number:03d}", "parameters": point}
+            for number, point in enumerate(points)
+        ]
+        storage.write_json(name, wanted | {"trials": trials})
+        return self._trials(trials)
+
+    def trials(self) -> list[Trial]:
+        """The points of a study that has begun; raises StorageError where there is none."""
+        return self._trials(storage.read_json(storage.join(self.uri, "study.json"))["trials"])
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """A row for each trial, the best first; written to leaderboard.json too."""
+        rows = [_row(trial) for trial in self.trials()]
+        rows.sort(key=lambda row: -row["jaccard"])
+        storage.write_json(storage.join(self.uri, "leaderboard.json"), {"trials": rows})
+        return rows
+
+    def _trials(self, entries: list[dict[str, Any]]) -> list[Trial]:
+        return [
+            Trial(e["name"], e["parameters"], Run(storage.join(self.uri, "trials", e["name"])))
+            for e in entries
+        ]
+
+
+def draw_points(config: Config) -> list[dict[str, float]]:
+    """The points of a study, a function of its configuration: random ones, or the paper's grid.
+
+    Learning rate and clamp are log-uniform in their ranges, final k is one of its values. The
+    grid takes every final k at the configuration's own learning rate and clamp; its other axis,
+    the threshold, every trial searches whole.
+    """
+    search = config.search
+    if search.method == "grid":
+        return [{"logistic.final_k": k} for k in search.final_k]
+    random = np.random.default_rng(search.seed)
+    return [
+        {
+            "optimizer.learning_rate": _log_uniform(random, search.learning_rate),
+            "optimizer.clamp": _log_uniform(random, search.clamp),
+            "logistic.final_k": float(random.choice(search.final_k)),
+        }
+        for _ in range(search.trials)
+    ]
+
+
+def _log_uniform(random: np.random.Generator, bounds: tuple[float, float]) -> float:
+    low, high = np.log(bounds)
+    return float(f"{np.exp(random.uniform(low, high)):.4g}")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    epochs, result = trial.epochs(), trial.result() or {"why": "not over", "seconds": 0.0}
+    best = max(epochs, key=lambda line: line["jaccard"], default=None)
+    checkpoint = trial.run.best()
+    return {
+        "trial": trial.name,
+        "parameters": trial.parameters,
+        "epochs": epochs[-1]["epoch"] if epochs else 0,
+        "jaccard": best["jaccard"] if best else 0.0,
+        "epoch": best["epoch"] if best else 0,
+        "threshold": best["threshold"] if best else None,
+        "jaccard_at_config_threshold": best["jaccard_at_config_threshold"] if best else None,
+        "jaccard_curve": best["jaccard_curve"] if best else None,
+        "checkpoint": checkpoint.uri if checkpoint else None,
+        "seconds": result["seconds"],
+        "why": result["why"],
+    }
+
+
+def _compare(uri: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    if wanted == found:
+        return
+    mine, theirs = wanted["config"], found["config"]
+    keys = [
+        f"{section}.{key} {theirs.get(section, {}).get(key)!r}, now {value!r}"
+        for section, branch in mine.items()
+        for key, value in branch.items()
+        if theirs.get(section, {}).get(key) != value
+    ]
+    raise UsageError(
+        f"{uri}: this study began with {', '.join(keys) or 'other records'}; use the same to go "
+        "on with it, or another name"
+    )

@@ -1,0 +1,41 @@
+"""Runs with untrained weights, for tests of what is done with a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch.optim.swa_utils import update_bn
+
+from segan.config import Config, parse_config
+from segan.networks.segmentor import Segmentor, build_segmentor
+from segan.runs import Run
+
+FRAME = (90, 68)  # width, height
+
+
+def small_config(**sections: dict[str, Any]) -> Config:
+    return parse_config({"network": {"width": 2}, "augment": {"crop": 64}, **sections})
+
+
+def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
+    """In evaluation mode, its norms used to noise, so that maps lie on both sides of one half."""
+    segmentor = build_segmentor(config.network, seed)
+    update_bn([torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))], segmentor)
+    segmentor.logistic.set_k(0.5)
+    return segmentor.eval()
+
+
+def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:
+    """Weights seeded by the epoch, as a run keeps them; returns the checkpoint's URI."""
+    info = {
+        "epochs": epoch,
+        "samples": 100 * epoch,
+        "metrics": {"jaccard": jaccard, "threshold": threshold},
+        "fingerprint": "none",
+        "frame": {"width": FRAME[0], "height": FRAME[1]},
+        "config": config.model_dump(mode="json"),
+    }
+    weights = save(small_segmentor(config, epoch).state_dict())
+    return run.save(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri

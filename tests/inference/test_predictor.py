@@ -1,0 +1,111 @@
+"""A model from storage, and its masks of images of any size and kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segan.errors import StorageError
+from segan.inference.frames import segment_frames
+from segan.inference.predictor import Predictor
+from segan.runs import Run
+from tests.inference.models import FRAME, save_checkpoint, small_config, small_segmentor
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Three checkpoints, of which the second is the best."""
+    run = Run(str(tmp_path / "run"))
+    for epoch, jaccard, threshold in ((1, 0.2, 0.3), (2, 0.7, 0.45), (3, 0.6, 0.5)):
+        save_checkpoint(run, small_config(), epoch, jaccard, threshold)
+    return run
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def weights_of(predictor: Predictor, epoch: int) -> bool:
+    expected = small_segmentor(small_config(), epoch).state_dict()
+    found = predictor.segmentor.state_dict()
+    return all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_runs_best_checkpoint_is_loaded(run: Run) -> None:
+    predictor = Predictor.load(run.uri)
+    assert weights_of(predictor, 2)
+    assert (predictor.size, predictor.threshold) == (FRAME, 0.45)
+    assert predictor.name == f"{run.uri}/checkpoints/epoch_00002"
+    assert predictor.config == small_config()
+    assert not predictor.segmentor.training
+
+
+def test_a_checkpoint_is_loaded_by_its_own_name(run: Run) -> None:
+    predictor = Predictor.load(f"{run.uri}/checkpoints/epoch_00003", threshold=0.9)
+    assert weights_of(predictor, 3)
+    assert predictor.threshold == 0.9
+
+
+def test_the_steepness_comes_with_the_weights(run: Run) -> None:
+    assert Predictor.load(run.uri).segmentor.logistic.k.item() == 0.5
+
+
+@pytest.mark.parametrize("size", [FRAME, (33, 200), (301, 77), (1, 1)], ids=str)
+def test_a_mask_has_its_images_size(run: Run, size: tuple[int, int]) -> None:
+    found = Predictor.load(run.uri)(picture(*size))
+    assert found.probability.shape == found.mask.shape == (size[1], size[0])
+    assert (found.probability.dtype, found.mask.dtype) == (np.float32, np.bool_)
+    assert found.probability.min() >= 0
+    assert found.probability.max() <= 1
+
+
+def test_a_mask_is_where_the_probability_is_above_the_threshold(run: Run) -> None:
+    image = picture(120, 100)
+    middle = float(np.median(Predictor.load(run.uri)(image).probability))
+    found = Predictor.load(run.uri, middle)(image)
+    np.testing.assert_array_equal(found.mask, found.probability > np.float32(middle))
+    assert 0.4 < found.mask.mean() < 0.6
+
+
+def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
+    predictor, image = Predictor.load(run.uri), picture(*FRAME)
+    frames = torch.from_numpy(np.array(image))[None]
+    expected = segment_frames(predictor.segmentor, frames, predictor.config)[0, 0]
+    np.testing.assert_allclose(predictor(image).probability, expected.numpy(), atol=1e-6)
+
+
+def test_a_map_is_brought_back_bilinearly(run: Run) -> None:
+    predictor, image = Predictor.load(run.uri), picture(*FRAME)
+    large = image.resize((FRAME[0] * 3, FRAME[1] * 3), Image.Resampling.NEAREST)
+    frame = large.resize(FRAME, Image.Resampling.BILINEAR)
+    small = Image.fromarray(predictor(frame).probability)
+    expected = np.asarray(small.resize(large.size, Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(predictor(large).probability, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_images_of_any_kind_are_taken(run: Run, mode: str) -> None:
+    predictor, image = Predictor.load(run.uri), picture(80, 60, mode)
+    expected = predictor(image.convert("RGB"))
+    np.testing.assert_array_equal(predictor(image).probability, expected.probability)
+
+
+def test_a_flipped_byte_is_noticed(run: Run) -> None:
+    file = Path(run.uri) / "checkpoints/epoch_00002/segmentor.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StorageError, match=r"segmentor\.safetensors: .* checksum"):
+        Predictor.load(run.uri)
+
+
+@pytest.mark.parametrize("place", ["", "run/checkpoints/epoch_00009"])
+def test_where_there_is_no_model_it_says_so(run: Run, tmp_path: Path, place: str) -> None:
+    with pytest.raises(StorageError, match="neither a checkpoint nor a run"):
+        Predictor.load(str(tmp_path / place))

@@ -1,0 +1,428 @@
+"""Whole trainings in this process on a few drawn images: what a run leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from segan import storage
+from segan.config import Config, parse_config
+from segan.data.archive import open_archive
+from segan.data.batches import local_batches
+from segan.data.ingest import finish, plan_shards, write_task
+from segan.data.records import read_manifest, read_shard, to_frames
+from segan.data.synthetic import draw_archive
+from segan.errors import SeganError, StorageError, UsageError
+from segan.evaluation.metrics import confusion
+from segan.inference.frames import segment_frames
+from segan.inference.predictor import Predictor
+from segan.runs import Run
+from segan.training.distributed import single_process_group
+from segan.training.loop import Status, Watchers
+from segan.training.session import make_plan, open_training, train_here
+
+FRAME = (180, 135)
+ROWS, BATCH, EPOCHS = 22, 4, 3
+# 22 rows in steps of 4: the batches at rows 20 and 40 reach over the ends of epochs. Of 66 rows
+# 16 steps take 64; an epoch ends with the first step at or past its last row.
+STEPS = 16
+ENDS = {1: 24, 2: 44, 3: 64}
+TIMES = ("seconds", "images_per_second", "wait_share", "first_batch_ms", "validation_seconds")
+
+
+class StoppedError(Exception):
+    """What a test breaks a training off with."""
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """22 images to train on in 3 shards, 3 to validate on in one."""
+    folder = tmp_path_factory.mktemp("data")
+    source, out = str(folder / "archive"), str(folder / "records")
+
+    def write(name: str, content: bytes) -> None:
+        storage.write_bytes(storage.join(source, name), content)
+
+    draw_archive({"train": ROWS, "validation": 3}, 0, write, short_side=100)
+    archive = open_archive(source)
+    results = [write_task(task, out, FRAME) for task in plan_shards(archive, rows_per_shard=8)]
+    manifest = finish(archive, out, results, FRAME)
+    assert [len(manifest.shards(split)) for split in ("train", "validation")] == [3, 1]
+    return out
+
+
+def configure(records: str, **sections: dict[str, Any]) -> Config:
+    base: dict[str, dict[str, Any]] = {
+        "data": {"records": records},
+        "network": {"width": 2},
+        "optimizer": {"learning_rate": 0.001},
+        "augment": {"crop": 64},
+        "training": {"epochs": EPOCHS, "batch_size": BATCH, "log_every": 1},
+        "cluster": {"threads_per_worker": 1},
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section}
+    return parse_config(base)
+
+
+@pytest.fixture(scope="module")
+def config(records: str) -> Config:
+    return configure(records)
+
+
+@dataclass
+class Told:
+    """What the watchers of a training were told."""
+
+    observed: list[Status] = field(default_factory=list)
+    reported: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self, metrics: dict[str, Any]) -> bool:
+        self.reported.append(metrics)
+        return True
+
+    def watchers(self) -> Watchers:
+        return Watchers(self.observed.append, self.report)
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def finished(config: Config, told: Told, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that went through without a stop, `told` along the way."""
+    run = Run(str(tmp_path_factory.mktemp("runs") / "finished"))
+    train_here(config, run, told.watchers())
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped_once(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Run(str(tmp_path_factory.mktemp("runs") / "stopped"))
+    with pytest.raises(StoppedError):
+        train_here(config, run, stop_after_epoch(1))
+    return Path(run.uri)
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Run:
+    """A run that was broken off when epoch 1 was saved, to do with as one likes."""
+    return Run(str(shutil.copytree(stopped_once, tmp_path / "stopped")))
+
+
+def weights(run: Run, name: str = "segmentor") -> dict[str, torch.Tensor]:
+    latest = run.latest()
+    assert latest is not None
+    return load(latest.read(f"{name}.safetensors"))
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    pairs = ((weights(one, name), weights(other, name)) for name in ("segmentor", "critic"))
+    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    """Metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in run.metrics()]
+
+
+def scalars(run: Run, name: str) -> list[int]:
+    found = EventAccumulator(f"{run.uri}/tensorboard")
+    found.Reload()
+    return [event.step for event in found.Scalars(name)]
+
+
+def flip_a_byte(uri: str) -> None:
+    path = Path(uri)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def stop_at(step: int) -> Watchers:
+    def observe(status: Status) -> None:
+        if status.samples == step * BATCH:
+            raise StoppedError
+
+    return Watchers(observe=observe)
+
+
+def stop_after_epoch(epoch: int) -> Watchers:
+    def report(metrics: dict[str, Any]) -> bool:
+        if metrics["epoch"] == epoch:
+            raise StoppedError
+        return True
+
+    return Watchers(report=report)
+
+
+# What a run leaves
+
+
+def test_what_it_takes_to_do_it_again_is_written_down(
+    finished: Run, config: Config, records: str
+) -> None:
+    found = finished.description()
+    assert parse_config(found["config"]) == config
+    assert found["identity"]["fingerprint"] == read_manifest(records).fingerprint
+    assert {"torch", "ray", "segan"} <= set(found["packages"])
+    assert found["python"].startswith("3.")
+    assert "CPU cores" in found["hardware"]
+
+
+def test_metrics_have_every_step_and_epoch_once(finished: Run) -> None:
+    steps = [line for line in finished.metrics() if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["samples"] for line in steps] == [BATCH * n for n in range(1, STEPS + 1)]
+    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    assert {line["epoch"]: line["samples"] for line in epochs} == ENDS
+    assert [line["samples"] for line in finished.metrics()] == sorted(
+        line["samples"] for line in finished.metrics()
+    )
+
+
+def test_steps_follow_the_schedules(finished: Run) -> None:
+    for line in (line for line in finished.metrics() if line["kind"] == "step"):
+        # The rate of a step is that of the samples before it, of 66 in all.
+        before = line["samples"] - BATCH
+        assert line["learning_rate"] == pytest.approx(0.001 * (1 - before / 66))
+        assert line["epoch"] == before // ROWS + 1
+        assert line["k"] == 1.0
+        assert line["critic_loss"] > 0
+
+
+def test_epochs_bring_scores_and_times(finished: Run) -> None:
+    for line in (line for line in finished.metrics() if line["kind"] == "epoch"):
+        assert len(line["jaccard_curve"]) == 199
+        assert line["jaccard"] == pytest.approx(max(line["jaccard_curve"]), abs=1e-6)
+        assert line["jaccard_at_config_threshold"] == pytest.approx(
+            line["jaccard_curve"][79], abs=1e-6
+        )
+        assert 0 < line["threshold"] < 1
+        assert set(TIMES) <= set(line)
+        assert 0 <= line["wait_share"] <= 1
+
+
+def test_tensorboard_has_the_same_points(finished: Run) -> None:
+    assert scalars(finished, "epoch/jaccard") == [24, 44, 64]
+    assert scalars(finished, "step/critic_loss") == [BATCH * n for n in range(1, STEPS + 1)]
+
+
+def test_the_best_and_the_latest_checkpoint_are_kept(finished: Run) -> None:
+    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    scores = {line["epoch"]: line["jaccard"] for line in epochs}
+    best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
+    assert {c.info["epochs"] for c in finished.checkpoints()} == {best, EPOCHS}
+    assert finished.best().info["epochs"] == best
+    assert (finished.latest().info["epochs"], finished.latest().samples) == (EPOCHS, 64)
+    folders = {name.split("/")[0] for name in storage.iter_names(f"{finished.uri}/checkpoints", "")}
+    assert folders == {f"epoch_{best:05d}", f"epoch_{EPOCHS:05d}"}
+
+
+def test_the_predictor_has_the_best_weights_and_their_threshold(
+    finished: Run, config: Config, records: str
+) -> None:
+    predictor, best = Predictor.load(finished.uri), finished.best()
+    assert (predictor.size, predictor.threshold) == (FRAME, best.info["metrics"]["threshold"])
+    # Scored by hand, the validation frames have the Jaccard that the checkpoint was chosen by.
+    manifest = read_manifest(records)
+    (shard,) = manifest.shards("validation")
+    frames = to_frames(read_shard(records, shard), manifest)
+    maps = segment_frames(predictor.segmentor, torch.tensor(frames.image), config).numpy()
+    scores = confusion(maps > predictor.threshold, frames.mask > 0).scores()
+    assert float(scores["jaccard"].mean()) == pytest.approx(best.jaccard, abs=1e-4)
+
+
+@pytest.mark.usefixtures("finished")
+def test_watchers_are_told_of_each_step_and_validation(told: Told) -> None:
+    samples = [BATCH * n for n in range(1, STEPS + 1)]
+    assert sorted({status.samples for status in told.observed}) == samples
+    assert {(s.epochs, s.total) for s in told.observed} == {(EPOCHS, STEPS * BATCH)}
+    assert told.observed[0].jaccard is None
+    assert told.observed[-1].jaccard == told.reported[-1]["jaccard"]
+    assert [metrics["epoch"] for metrics in told.reported] == [1, 2, 3]
+
+
+# Doing it again
+
+
+def test_the_same_seed_gives_the_same_weights(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    again = Run(str(tmp_path / "again"))
+    train_here(config, again)
+    assert same_weights(finished, again)
+    assert lines(finished) == lines(again)
+
+
+def test_another_seed_gives_others(finished: Run, records: str, tmp_path: Path) -> None:
+    other = Run(str(tmp_path / "other"))
+    train_here(configure(records, training={"seed": 1, "epochs": 1}), other)
+    assert not same_weights(finished, other)
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(
+    stopped: Run, finished: Run, config: Config
+) -> None:
+    assert make_plan(config, stopped).start == ENDS[1]
+    train_here(config, stopped)
+    assert same_weights(finished, stopped)
+    assert lines(finished) == lines(stopped)
+    assert scalars(stopped, "epoch/jaccard") == [24, 44, 64]
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    # Epoch 1 is saved after 6 steps; what follows it, or came before it, is done again.
+    [(3, 0), (9, 24)],
+)
+def test_a_run_stopped_within_an_epoch_begins_it_again(
+    step: int, kept: int, finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    with pytest.raises(StoppedError):
+        train_here(config, run, stop_at(step))
+    assert make_plan(config, run).start == kept
+    train_here(config, run)
+    assert same_weights(finished, run)
+    assert lines(finished) == lines(run)
+
+
+def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    train_here(config, run, Watchers(report=lambda metrics: metrics["epoch"] < 2))
+    assert run.latest().info["epochs"] == 2
+    assert lines(run) == [line for line in lines(finished) if line["samples"] <= ENDS[2]]
+    train_here(config, run)
+    assert same_weights(finished, run)
+    assert lines(run) == lines(finished)
+
+
+def test_a_row_is_augmented_as_its_own_epoch_says(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    plan = make_plan(config, run)
+    batches = list(local_batches(plan))
+    assert [b.epochs for b in batches[4:7]] == [[0] * 4, [0, 0, 1, 1], [1] * 4]
+    batches[5] = dataclasses.replace(batches[5], epochs=[0] * 4)
+    with single_process_group():
+        open_training(config, run, plan, Watchers()).train(batches)
+    assert not same_weights(finished, run)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: Run, config: Config) -> None:
+    before, told = finished.metrics(), Told()
+    train_here(config, finished, told.watchers())
+    assert told == Told()
+    assert finished.metrics() == before
+
+
+def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    config = configure(records, training={"validate_every": 2})
+    with pytest.raises(StoppedError):
+        train_here(config, run, stop_at(8))  # in epoch 2, with no checkpoint behind it
+    assert run.latest() is None
+    train_here(config, run)
+    epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert ["jaccard" in line for line in epochs] == [False, True, True]  # the last one always
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"training": {"seed": 1}}, r"training\.seed 0, now asked for 1"),
+        ({"training": {"epochs": 9}}, r"training\.epochs 3, now asked for 9"),
+        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight 0\.0, now asked for 1\.0"),
+    ],
+)
+def test_a_name_in_use_takes_no_other_configuration(
+    sections: dict[str, dict[str, Any]], said: str, finished: Run, records: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        train_here(configure(records, **sections), finished)
+
+
+def test_how_it_lies_on_the_machine_may_change(finished: Run, records: str) -> None:
+    train_here(configure(records, cluster={"cpus_per_worker": 2}), finished)
+
+
+# What may go wrong
+
+
+@pytest.mark.parametrize("name", ["segmentor.safetensors", "critic.safetensors", "trainer.pt"])
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(name: str, stopped: Run, config: Config) -> None:
+    flip_a_byte(f"{stopped.uri}/checkpoints/epoch_00001/{name}")
+    with pytest.raises(StorageError, match=rf"{name}: .* checksum"):
+        train_here(config, stopped)
+
+
+@pytest.mark.parametrize("network", ["segmentor", "critic"])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    network: str, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    plan = make_plan(config, run)
+    with single_process_group():
+        training = open_training(config, run, plan, Watchers())
+        with torch.no_grad():
+            next(getattr(training.adversaries, network).parameters()).fill_(torch.nan)
+        with pytest.raises(SeganError, match="a loss at step 1 is not finite"):
+            training.train(local_batches(plan))
+    assert run.checkpoints() == []
+
+
+def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(StoppedError):
+        train_here(config, Run(str(tmp_path / "run")), stop_at(1))
+    # TensorBoard's would go on to write into a folder that is gone.
+    assert [type(thread) for thread in threading.enumerate() if thread not in before] == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"augment": {"crop": 136}}, "augment.crop 136: the records' frames are 180 x 135"),
+        ({"network": {"classes": 2}}, "network.classes 2: the records' masks have 1"),
+        ({"training": {"batch_size": 23}}, "takes 23 images a step, but split 'train' has 22"),
+        ({"data": {"validation": "dev"}}, "split 'dev': the records have train, validation"),
+        ({"data": {"records": ""}}, "data.records: expected the URI of records"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(
+    sections: dict[str, dict[str, Any]], said: str, records: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train_here(configure(records, **sections), Run(str(tmp_path / "run")))
+    assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cluster\.workers 2"):
+        train_here(configure(records, cluster={"workers": 2}), Run(str(tmp_path / "run")))
+
+
+def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
+    plan = make_plan(config, Run(str(tmp_path / "run")))
+    with single_process_group():
+        training = open_training(config, Run(str(tmp_path / "run")), plan, Watchers())
+        batches = list(local_batches(plan))
+        with pytest.raises(AssertionError, match="row 8 came where 4 was due"):
+            training.train([batches[0], batches[2]])
