@@ -156,7 +156,9 @@ def check_access(uri: str) -> None:
         connect_timeout=CONNECT_SECONDS, read_timeout=10, retries={"max_attempts": 2}
     )
     try:
-        boto3.client("s3", config=options, region_name=_region()).head_bucket(Bucket=bucket)
+        # A session of its own: the default one keeps the first keys that it ever saw.
+        session = boto3.session.Session(region_name=_region())
+        session.client("s3", config=options).head_bucket(Bucket=bucket)
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         raise StorageError(f"{uri}: {_REASONS.get(status, str(error))}") from None

@@ -26,18 +26,26 @@ os.environ.update(
     }
 )
 
+# These would lead to a Ray that is not the tests'.
+OTHER_RAY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No keys, settings or tokens of the person who runs the tests."""
+    """No keys, settings or tokens of the person who runs the tests; a Ray token of their own."""
+    home = tmp_path_factory.mktemp("home")
+    token = home / ".ray" / "auth_token"  # where Ray looks if it is not told
+    token.parent.mkdir()
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
     with pytest.MonkeyPatch.context() as patch:
         for name in [*os.environ]:
-            if name.startswith("AWS_") or name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+            if name.startswith("AWS_") or name in OTHER_RAY:
                 patch.delenv(name)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HOME", str(home))
         yield
 
 

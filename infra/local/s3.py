@@ -184,7 +184,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--bucket", required=True)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         with s3_server(arguments.folder) as server:
             server.create_bucket(arguments.bucket)
@@ -193,8 +194,6 @@ def main() -> None:
             while Path(f"/proc/{server.pid}").exists():
                 time.sleep(0.5)
             sys.exit(f"the S3 server has ended: see {server.folder}/weed.log")
-    except KeyboardInterrupt:
-        sys.exit(0)
     except StartError as error:
         sys.exit(str(error))
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -63,8 +64,11 @@ def reap() -> set[int]:
         ended.add(pid)
 
 
-def start(command: list[str]) -> int:
-    """Start the command in a session and process group of its own."""
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start the command in a session and process group of its own.
+
+    Keep what this returns: a `Popen` that is dropped reaps its process behind our back.
+    """
 
     def in_the_child() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -77,42 +81,41 @@ def start(command: list[str]) -> int:
         stdout=sys.stderr,
         start_new_session=True,
         preexec_fn=in_the_child,
-    ).pid
+    )
 
 
-def watch(command: int, parent: int) -> None:
-    """Return when the command has ended, the parent has died or a signal asks for the end."""
+def watch(command: int, parent: int) -> bool:
+    """Wait for the command's end, the parent's death or a signal; say whether it was the first."""
     while os.getppid() == parent:
         received = signal.sigtimedwait(SIGNALS, PARENT_CHECK_SECONDS)
         if command in reap():
-            return
+            return True
         if received is not None and received.si_signo != signal.SIGCHLD:
-            return
+            return False
+    return False
 
 
-def signal_each(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+def ask_to_end(command: int, grace: float) -> None:
+    """Send SIGTERM and wait for the command's end, but no longer than `grace` seconds.
 
-
-def end(command: int, grace: float) -> None:
-    """Ask the command's group to end, then make whatever is left below us end."""
-    try:
-        os.killpg(command, signal.SIGTERM)
-    except ProcessLookupError:
-        grace = 0  # the command has ended, what it left behind has nobody to wait for
+    The command alone is asked, not its group: it is for Ray's first process to end the others one
+    after another. Where all of them are asked at once, they wait for each other for ever.
+    """
+    os.kill(command, signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while descendants(os.getpid()) and time.monotonic() < deadline:
-        reap()
+    while command not in reap() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def kill_descendants() -> None:
+    """Kill all that is left below this process."""
     # Again and again: what is forked between the reading and the signal is caught by the next.
     while left := descendants(os.getpid()):
-        signal_each(left, signal.SIGKILL)
-        reap()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+        reap()
 
 
 def main(arguments: list[str]) -> None:
@@ -121,10 +124,11 @@ def main(arguments: list[str]) -> None:
     # Blocked and waited for, signals cannot strike halfway through the ending of the tree.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    pid = start(command)
-    print(pid, flush=True)
-    watch(pid, parent)
-    end(pid, grace)
+    process = start(command)
+    print(process.pid, flush=True)
+    if not watch(process.pid, parent):
+        ask_to_end(process.pid, grace)
+    kill_descendants()
 
 
 if __name__ == "__main__":

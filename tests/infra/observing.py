@@ -1,11 +1,31 @@
 """What processes are there and where they listen, as the kernel has it."""
 
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 LISTENING = "0A"
+
+
+@contextmanager
+def child(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A program that a test talks to, and that does not hold the test up when that fails."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nothing, if it has ended and was waited for
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -17,8 +37,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def none_left(pids: Iterable[int]) -> bool:
-    """Whether all of these processes are gone, and not as zombies either."""
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    """Whether all of these processes have ended."""
+    return not any(_is_running(pid) for pid in pids)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # ended, and its new parent, not one of ours, is slow to look
 
 
 def listening_addresses(pids: Iterable[int]) -> set[tuple[str, int]]:

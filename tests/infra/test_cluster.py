@@ -1,22 +1,26 @@
 """The Ray head takes jobs from the holder of its token only, and leaves nothing behind."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
 
+from infra.local.cluster import RayCluster
+from infra.local.s3 import S3Server
 from infra.local.supervise import descendants
-from tests.infra.observing import listening_addresses, none_left, wait_for
+from tests.infra.observing import child, listening_addresses, none_left, said, wait_for
 
 pytestmark = pytest.mark.cluster
 
 
-def test_workers_have_the_keys_and_the_endpoint(ray_session, s3):
+def test_workers_have_the_keys_and_the_endpoint(ray_session: RayCluster, s3: S3Server) -> None:
     @ray.remote
     def environment_of_a_worker() -> dict[str, str]:
         return dict(os.environ)
@@ -26,23 +30,29 @@ def test_workers_have_the_keys_and_the_endpoint(ray_session, s3):
     assert seen["RAY_AUTH_MODE"] == "token"
 
 
-def test_it_has_the_logical_cpus_asked_for(ray_session):
+def test_it_has_the_logical_cpus_asked_for(ray_session: RayCluster) -> None:
     assert ray.cluster_resources()["CPU"] == 4
 
 
-def test_it_listens_on_loopback_only(ray_session):
+def test_it_listens_on_loopback_only(ray_session: RayCluster) -> None:
     everything = [ray_session.pid, *descendants(ray_session.pid)]
     assert {address for address, _ in listening_addresses(everything)} == {"127.0.0.1"}
 
 
-def test_the_token_and_the_logs_are_for_their_owner_only(ray_session):
+def test_the_token_and_the_logs_are_for_their_owner_only(ray_session: RayCluster) -> None:
     assert stat.S_IMODE(ray_session.token_path.stat().st_mode) == 0o600
     assert stat.S_IMODE(ray_session.folder.parent.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
-def test_a_driver_without_the_token_is_refused(ray_session, token):
-    environment = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}  # seconds for each refusal
+def test_a_driver_without_the_token_is_refused(
+    ray_session: RayCluster, tmp_path: Path, token: str | None
+) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),  # and so no token there
+        "RAY_NUM_REDIS_GET_RETRIES": "1",  # or else it tries for 20 seconds
+    }
     del environment["RAY_AUTH_TOKEN_PATH"]
     if token is None:
         del environment["RAY_AUTH_MODE"]
@@ -59,7 +69,7 @@ def test_a_driver_without_the_token_is_refused(ray_session, token):
     assert "InvalidAuthToken" in driver.stderr
 
 
-def test_the_dashboard_asks_for_the_token(ray_session):
+def test_the_dashboard_asks_for_the_token(ray_session: RayCluster) -> None:
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(f"{ray_session.dashboard}/api/v0/nodes")
     assert refusal.value.code == 401
@@ -75,37 +85,34 @@ import ray, subprocess
 ray.init()
 
 @ray.remote
-def leave_something_behind():
-    return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+def leave_an_orphan_behind():
+    script = "setsid sleep 1000 > /dev/null 2>&1 & echo $!"
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout.strip()
 
-print(ray.get(leave_something_behind.remote()), flush=True)
+print(ray.get(leave_an_orphan_behind.remote()), flush=True)
 '''
 with ray_cluster(Path(sys.argv[1]), 1, {}) as cluster:
     environment = os.environ | cluster.environment
     subprocess.run([sys.executable, "-c", task], env=environment, check=True)
+    print(cluster.folder, flush=True)
     sys.stdin.readline()
 """
 
 
 @pytest.mark.parametrize("end", ["in good order", "by SIGKILL"])
-def test_no_process_is_left(tmp_path, end):
-    # With a long path, such that Ray's folder has to be elsewhere.
-    folder = tmp_path / ("long" * 10)
+def test_no_process_is_left(tmp_path_factory: pytest.TempPathFactory, end: str) -> None:
+    folder = tmp_path_factory.mktemp("ray")
+    if end == "in good order":
+        folder = folder / ("long" * 10)  # and so Ray's own folder has to be elsewhere
     command = [sys.executable, "-c", HEAD_AND_DRIVER, str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        left_behind = int(parent.stdout.readline())
+    with child(command, environment) as parent:
+        orphan, ray_folder = int(said(parent)), Path(said(parent))
         pids = descendants(parent.pid)
-        assert left_behind in pids
+        assert orphan in pids
         assert len(pids) > 10
-        if end == "by SIGKILL":
-            parent.kill()
-        else:
-            parent.stdin.write("\n")
-            parent.stdin.close()
-            parent.wait()
+        if end == "in good order":
+            parent.communicate("\n")
+    assert parent.returncode == (0 if end == "in good order" else -signal.SIGKILL)
     assert wait_for(lambda: none_left(pids), 30)
+    assert ray_folder.is_relative_to(folder) == ray_folder.exists() == (end == "by SIGKILL")

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from infra.local.processes import (
     PORTS,
     TWIN,
     EndedEarlyError,
+    Program,
     StartError,
     free_ports,
     insisting,
@@ -20,7 +21,7 @@ from infra.local.processes import (
     running,
 )
 from infra.local.supervise import descendants
-from tests.infra.observing import none_left, wait_for
+from tests.infra.observing import child, none_left, said, wait_for
 
 # Deaf to SIGTERM; with a child in a session of its own, whose own child is left an orphan.
 STUBBORN = """
@@ -42,45 +43,40 @@ with running(command, folder=Path(sys.argv[1]), environment=os.environ, grace=1)
 """
 
 
-def start(folder: Path, script: str, grace: float = 0.2):
+def start(folder: Path, script: str, grace: float = 0.2) -> AbstractContextManager[Program]:
     return running(["sh", "-c", script], folder=folder, environment=os.environ, grace=grace)
 
 
-def test_a_stubborn_tree_is_gone_afterwards(tmp_path):
-    with start(tmp_path, STUBBORN):
-        assert wait_for(lambda: len(descendants(os.getpid())) == 6)
-        pids = descendants(os.getpid())
+def test_a_stubborn_tree_is_gone_afterwards(tmp_path: Path) -> None:
+    with start(tmp_path, STUBBORN) as program:
+        assert wait_for(lambda: len(descendants(program.supervisor.pid)) == 5)
+        pids = [program.supervisor.pid, *descendants(program.supervisor.pid)]
     assert none_left(pids)
 
 
-def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path):
+def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path: Path) -> None:
     with start(tmp_path, "exec sleep 1000", grace=60) as program:
         begun = time.monotonic()
     assert time.monotonic() - begun < 5
     assert none_left([program.pid])
 
 
-def test_a_program_that_ends_by_itself_takes_its_children_along(tmp_path):
+def test_a_program_that_ends_by_itself_takes_its_children_along(tmp_path: Path) -> None:
     with start(tmp_path, "setsid sleep 1000 & echo $! > child", grace=60) as program:
         assert wait_for(lambda: program.supervisor.poll() is not None)
         assert none_left([int((tmp_path / "child").read_text())])
 
 
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
-def test_nothing_outlives_a_sigkill(tmp_path, victim):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    with parent:
-        assert parent.stdout is not None
-        supervisor, program = map(int, parent.stdout.readline().split())
+def test_nothing_outlives_a_sigkill(tmp_path: Path, victim: str) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with child(command, os.environ) as parent:
+        supervisor, program = map(int, said(parent).split())
         os.kill({"parent": parent.pid, "supervisor": supervisor}[victim], signal.SIGKILL)
-        assert wait_for(lambda: none_left([program]))
-        parent.kill()
-    assert wait_for(lambda: none_left([supervisor]))
+        assert wait_for(lambda: none_left([program, supervisor]))
 
 
-def test_a_program_that_never_starts_tells_why(tmp_path):
+def test_a_program_that_never_starts_tells_why(tmp_path: Path) -> None:
     with (
         pytest.raises(EndedEarlyError, match="the disk is on fire"),
         start(tmp_path, "echo the disk is on fire; exit 1") as program,
@@ -88,7 +84,7 @@ def test_a_program_that_never_starts_tells_why(tmp_path):
         program.wait_until(lambda: False, seconds=10)
 
 
-def test_a_program_that_is_never_ready_is_given_up(tmp_path):
+def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
     with (
         pytest.raises(StartError, match="sh is not ready after"),
         start(tmp_path, "sleep 1000") as program,
@@ -96,17 +92,21 @@ def test_a_program_that_is_never_ready_is_given_up(tmp_path):
         program.wait_until(lambda: False, seconds=0.3)
 
 
-def test_a_missing_program_is_named():
+def test_a_missing_program_is_named() -> None:
     with pytest.raises(StartError, match="no-such-program"):
         installed("no-such-program")
 
 
-def test_insisting_tries_again_only_after_an_early_end():
-    outcomes = [EndedEarlyError("taken"), EndedEarlyError("taken"), "started"]
+def test_insisting_tries_again_only_after_an_early_end() -> None:
+    outcomes: list[StartError | str] = [
+        EndedEarlyError("taken"),
+        EndedEarlyError("taken"),
+        "started",
+    ]
 
     def attempt() -> str:
         outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, StartError):
             raise outcome
         return outcome
 
@@ -116,7 +116,7 @@ def test_insisting_tries_again_only_after_an_early_end():
         insisting(attempt)
 
 
-def test_free_ports_are_different_and_out_of_the_way():
+def test_free_ports_are_different_and_out_of_the_way() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
     lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
