@@ -18,6 +18,7 @@ import typer
 from segan.errors import SeganError, UsageError
 
 if TYPE_CHECKING:
+    from segan.config import Config
     from segan.runs import Checkpoint
 
 app = typer.Typer(
@@ -120,11 +121,10 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train segmentor and critic; a run that was stopped goes on from its latest checkpoint."""
-    from segan.config import load_config
     from segan.runs import Run
     from segan.terminal import TrainingDisplay
 
-    settings, place = load_config(config, overrides or []), Run(run)
+    settings, place = _settings(config, overrides), Run(run)
     if local:
         from segan.training.loop import Watchers
         from segan.training.session import train_here
@@ -154,11 +154,10 @@ def tune(
 ) -> None:
     """Search learning rate, clamp and final k with ASHA; a study that was stopped goes on."""
     from ray_jobs.tune import search
-    from segan.config import load_config
     from segan.search import Study
     from segan.terminal import say, table
 
-    settings, place = load_config(config, overrides or []), Study(study)
+    settings, place = _settings(config, overrides), Study(study)
     _join_cluster(debug)
 
     def tell(trial: str, metrics: dict[str, Any], go_on: bool) -> None:
@@ -295,7 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130, False)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong use, as the command-line library says it
-            return _fail(error.format_message(), UsageError.exit_code, False)
+            message = error.format_message()
+            return _fail(message, UsageError.exit_code, False) if message else UsageError.exit_code
         raise
 
 
@@ -306,6 +306,18 @@ def _fail(text: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print(f"segan: {text}", file=sys.stderr)
     return code
+
+
+def _settings(config: Path | None, overrides: list[str] | None) -> Config:
+    """The configuration, its records by a URI that holds in any process's folder."""
+    from segan import storage
+    from segan.config import load_config
+
+    settings = load_config(config, overrides or [])
+    if not settings.data.records:
+        return settings
+    data = settings.data.model_copy(update={"records": storage.normalise(settings.data.records)})
+    return settings.model_copy(update={"data": data})
 
 
 def _join_cluster(debug: bool) -> None:

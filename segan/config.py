@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +23,7 @@ from segan.errors import UsageError
 class Section(BaseModel):
     """A branch of the tree: frozen, and a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -77,7 +77,7 @@ class LossConfig(Section):
         "concatenated",
         description="Mean over the concatenation of all levels (P, F), or mean of levels' means.",
     )
-    level_weights: tuple[float, ...] | None = Field(
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         None, description="A factor for each of the 7 levels; the code has 1,1,2,2,2,2,4 (C)."
     )
     dice_weight: float = Field(0.0, ge=0, description="Weight of a Dice loss on S; the code's 1.")
@@ -92,9 +92,12 @@ class LossConfig(Section):
         return self
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     learning_rate: float = Field(0.003, gt=0, lt=1, description="Adam's at the start (P).")
-    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's; not in the paper (C).")
+    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's; not in the paper (C).")
     schedule: Literal["linear", "constant"] = Field(
         "linear", description="Linear to zero at the end of the run (P), or constant."
     )
@@ -246,11 +249,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise UsageError(f"configuration {path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"configuration {path}: not YAML ({error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"configuration {path}: not YAML ({said})") from None
     if not isinstance(tree, dict):
         raise UsageError(f"configuration {path}: expected sections, found {type(tree).__name__}")
-    return tree
+    # A section whose keys are all commented out is an empty one.
+    return {key: {} if branch is None else branch for key, branch in tree.items()}
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -276,12 +281,8 @@ def _explain(error: Any) -> str:
         found = (
             "" if isinstance(error["input"], dict | BaseModel) else f", found {error['input']!r}"
         )
-        return f"configuration {key}: {error['msg'].removeprefix('Value error, ')}{found}"
+        said = f"{error['msg'].removeprefix('Value error, ')}{found}"
+        return f"configuration {key}: {said}" if key else f"configuration {said}"
     known = [name for name, _ in known_keys()] + list(Config.model_fields)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"configuration {key}: unknown key; the nearest known one is {near[0]}"
-
-
-def choices(key: str) -> tuple[Any, ...]:
-    """The values that a knob of a fixed list takes, or () for a free one."""
-    return get_args(dict(known_keys())[key].annotation)

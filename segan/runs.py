@@ -84,6 +84,8 @@ class Run:
         wanted = _identity(config) | {"fingerprint": fingerprint}
         if storage.exists(name):
             found = storage.read_json(name)
+            if not (isinstance(found, dict) and "identity" in found):
+                raise StorageError(f"{name}: not a run's description; use another name")
             self._compare(wanted, found["identity"])
             return
         storage.write_json(
@@ -164,6 +166,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
     if not storage.exists(manifest):
         raise StorageError(f"{uri}: no whole checkpoint here (no {MANIFEST})")
     found = storage.read_json(manifest)
+    if not (isinstance(found, dict) and {"files", "info"} <= found.keys()):
+        raise StorageError(f"{manifest}: not a checkpoint's; expected a run or a checkpoint")
     return Checkpoint(uri, uri.rsplit("/", 1)[-1], found["files"], found["info"])
 
 

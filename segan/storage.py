@@ -43,13 +43,19 @@ def normalise(uri: str) -> str:
     """`uri` without a trailing slash; a local path becomes absolute.
 
     Raises:
-        UsageError: a scheme that is neither a path nor `s3://`, or no bucket in it.
+        UsageError: a scheme that is neither a path nor `s3://`, no bucket in it, or keys.
     """
     if is_s3(uri):
-        if not urlsplit(uri).netloc:
+        bucket = urlsplit(uri).netloc
+        if "@" in bucket:  # not repeated: what stands before it may be a key
+            raise UsageError(
+                "s3://...@...: keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "never into a URI"
+            )
+        if not bucket:
             raise UsageError(f"{uri}: no bucket in it; expected s3://bucket/prefix")
         return uri.rstrip("/")
-    if "://" in uri and not uri.startswith("file://"):
+    if ("://" in uri and not uri.startswith("file://")) or uri.startswith("s3:"):
         raise UsageError(f"{uri}: expected a local path or s3://bucket/prefix")
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
@@ -151,7 +157,7 @@ def check_access(uri: str) -> None:
     from botocore.config import Config as BotoConfig
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket = urlsplit(uri).netloc
+    bucket = urlsplit(normalise(uri)).netloc
     options = BotoConfig(
         connect_timeout=CONNECT_SECONDS, read_timeout=10, retries={"max_attempts": 2}
     )
@@ -177,8 +183,12 @@ def _unreachable(error: Exception) -> str:
     name = type(error).__name__
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return _silent(name)
+
+
+def _silent(what: str) -> str:
     endpoint = _endpoint() or "AWS itself (AWS_ENDPOINT_URL is not set)"
-    return f"no usable answer from {endpoint} ({name}); is it running, and is the address right?"
+    return f"no usable answer from {endpoint} ({what}); is it running, and is the address right?"
 
 
 def _region() -> str:
@@ -235,6 +245,8 @@ class _named:  # noqa: N801  (reads as a statement: `with _named(uri):`)
 
 def _reason(error: OSError) -> str:
     text = str(error)
+    if "NETWORK_CONNECTION" in text:
+        return _silent("NETWORK_CONNECTION")
     for sign, status in (
         ("ACCESS_DENIED", 403),
         ("INVALID_ACCESS_KEY", 403),

@@ -110,7 +110,9 @@ def table(
     results.print(title, soft_wrap=True, highlight=False, markup=False)
     shown = Table()
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i in left else "right", overflow="fold")
+        shown.add_column(
+            column, justify="left" if i in left else "right", overflow="fold", no_wrap=i == 0
+        )
     for row in rows:
         shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     results.print(shown)

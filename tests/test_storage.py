@@ -220,7 +220,7 @@ def test_a_local_file_is_whole_or_not_there(tmp_path: Path, before: bytes | None
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     uri = str(tmp_path / "file" / "below")
-    assert refusal(storage.write_bytes, uri, b"") == f"{uri}: Not a directory"
+    assert refusal(storage.write_bytes, uri, b"").startswith(f"{uri}: ")
     assert refusal(storage.list_files, str(tmp_path / "file")).startswith(f"{tmp_path}/file: ")
 
 
@@ -255,31 +255,35 @@ def test_a_missing_bucket_is_said() -> None:
     assert refusal(storage.check_access, uri) == (
         f"{uri}: no such bucket; create it or mend its name"
     )
-    for call in (storage.read_bytes, storage.list_files):
-        assert refusal(call, uri).startswith(f"{uri}: ")
+    assert refusal(storage.read_bytes, uri) == f"{uri}: not found"
+    assert "no such bucket" in refusal(storage.write_bytes, uri, b"")
 
 
-@pytest.mark.parametrize(
-    "call", [storage.check_access, storage.list_files, storage.read_bytes, storage.exists]
-)
-def test_an_endpoint_where_nothing_listens_is_named(
-    nobody: str, call: Callable[[str], object]
-) -> None:
+def test_an_endpoint_where_nothing_listens_is_named_within_seconds(nobody: str) -> None:
     began = time.monotonic()
-    said = refusal(call, "s3://bucket/file")
+    said = refusal(storage.check_access, "s3://bucket/file")
     assert time.monotonic() - began < 15
-    assert nobody in said
+    assert said.startswith(f"s3://bucket/file: no usable answer from {nobody} (")
+
+
+@pytest.mark.parametrize("call", [storage.list_files, storage.read_bytes, storage.exists])
+def test_every_call_names_an_endpoint_where_nothing_listens(
+    nobody: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # with all of them it takes up to 12 s
+    said = refusal(call, "s3://bucket/file")
     assert said.startswith("s3://bucket/file: ")
+    assert nobody in said
     assert "\n" not in said
 
 
-def test_no_credentials_is_said(
-    nobody: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_keys_that_are_gone_are_not_remembered(
+    nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
+    assert "no usable answer" in refusal(storage.check_access, "s3://bucket/x")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.aws
     assert refusal(storage.check_access, "s3://bucket/x") == (
         "s3://bucket/x: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )

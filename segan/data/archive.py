@@ -33,6 +33,8 @@ _MASK = re.compile(
     re.IGNORECASE,
 )
 MASK_SUFFIX = "_segmentation"
+# Not what else Pillow opens: for PostScript it would start a program.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 
 
 class RejectedError(SeganError):
@@ -80,18 +82,26 @@ def open_archive(uri: str) -> Archive:
     storage.check_access(uri)
     images: dict[tuple[str, str], str] = {}
     masks: dict[tuple[str, str], str] = {}
+    rejects: list[dict[str, str]] = []
     for file in storage.list_files(uri):
-        if match := _IMAGE.match(file.name):
-            if not match["id"].endswith("_superpixels"):
-                images[SPLITS[match["part"].capitalize()], match["id"]] = file.name
-        elif match := _MASK.match(file.name):
-            masks[SPLITS[match["part"].capitalize()], match["id"]] = file.name
+        match, kind = _IMAGE.match(file.name), images
+        if match is None:
+            match, kind = _MASK.match(file.name), masks
+        if match is None or match["id"].endswith("_superpixels"):
+            continue
+        split, sample_id = SPLITS[match["part"].capitalize()], match["id"]
+        first = kind.setdefault((split, sample_id), file.name)
+        if first != file.name:
+            reason = f"another file of this id in the split; {first} is used"
+            rejects.append({"name": file.name, "split": split, "reason": reason})
     if not images:
         raise SeganError(
             f"{uri}: no images found; expected folders such as ISIC-2017_Training_Data with .jpg "
             "files beside ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files"
         )
-    return _pair(uri, images, masks)
+    archive = _pair(uri, images, masks)
+    archive.rejects += rejects
+    return archive
 
 
 def read_record(pair: Pair, size: tuple[int, int]) -> Record:
@@ -171,14 +181,14 @@ def _decode(uri: str, content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
     except UnidentifiedImageError:
         found = "an empty file" if not content else f"{len(content)} bytes that are none"
         raise RejectedError(f"{_name(uri)}: expected an image, found {found}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedError(f"{_name(uri)}: too large to be a photograph ({error})") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
         raise RejectedError(f"{_name(uri)}: not a whole image ({error})") from None
     return image
 

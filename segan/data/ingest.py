@@ -13,6 +13,7 @@ from segan.data.records import (
     MANIFEST,
     Manifest,
     Shard,
+    read_manifest,
     shard_name,
     shard_of,
     write_manifest,
@@ -63,10 +64,12 @@ def clear_place(out: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"{out}: records are here already; use --overwrite or another place")
+    read_manifest(out)  # of records, or it is not ours to replace
     # The manifest first: what is half replaced must not look whole.
     storage.delete_file(manifest)
     for name in storage.iter_names(out, ".parquet"):
-        storage.delete_file(storage.join(out, name))
+        if "/" not in name:
+            storage.delete_file(storage.join(out, name))
 
 
 def write_task(task: ShardTask, out: str, size: tuple[int, int]) -> dict[str, Any]:

@@ -196,7 +196,9 @@ def read_manifest(uri: str) -> Manifest:
     try:
         return Manifest.model_validate(storage.read_json(name))
     except ValidationError as error:
-        raise StorageError(f"{name}: not a manifest of records ({error})") from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise StorageError(f"{name}: not a manifest of records ({where}: {first['msg']})") from None
 
 
 def read_rejects(uri: str) -> list[dict[str, str]]:
