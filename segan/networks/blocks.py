@@ -7,11 +7,12 @@ rounding up for odd kernels and down for even ones, so any input size passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Norm = Callable[[int], nn.Module]
+N = TypeVar("N", bound=nn.Module)
 LEAK = 0.2  # slope of every leaky ReLU (C)
 
 
@@ -98,8 +99,10 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """`build()` under a random state of its own: the same seed gives the same weights anywhere."""
+def seeded(build: Callable[[], N], seed: int) -> N:
+    """`build()` with initial weights that are a function of the seed, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        network = build()
+        initialise(network)
+        return network

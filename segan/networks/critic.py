@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segan.config import NetworkConfig
-from segan.networks.blocks import LEAK, convolution, initialise, seeded
+from segan.networks.blocks import LEAK, convolution, seeded
 
 KERNELS = (13, 11, 9, 7, 4, 3)  # C1 to C6 (F)
 WIDTHS = (1, 2, 4, 8, 8, 8)  # in multiples of w (F)
@@ -74,12 +74,4 @@ def mask_image(image: Tensor, maps: Tensor) -> Tensor:
 
 def build_critic(config: NetworkConfig, seed: int = 0) -> Critic:
     """A critic with initial weights that are a function of (config, seed)."""
-
-    def build() -> Critic:
-        network = Critic(config)
-        initialise(network)
-        return network
-
-    network = seeded(build, seed)
-    assert isinstance(network, Critic)
-    return network
+    return seeded(lambda: Critic(config), seed)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segan.config import NetworkConfig
-from segan.networks.blocks import LEAK, Residual, convolution, initialise, seeded
+from segan.networks.blocks import LEAK, Residual, convolution, seeded
 from segan.networks.logistic import AdaptiveLogistic
 
 DOWN_KERNELS = (7, 5, 5, 5, 5, 4)  # D1 to D6 (F)
@@ -74,15 +74,7 @@ class Segmentor(nn.Module):
 
 def build_segmentor(config: NetworkConfig, seed: int = 0) -> Segmentor:
     """A segmentor with initial weights that are a function of (config, seed)."""
-
-    def build() -> Segmentor:
-        network = Segmentor(config)
-        initialise(network)
-        return network
-
-    network = seeded(build, seed)
-    assert isinstance(network, Segmentor)
-    return network
+    return seeded(lambda: Segmentor(config), seed)
 
 
 def _down_block(
