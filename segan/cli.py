@@ -27,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     help="SegAN: skin lesion segmentation by adversarial training, on Ray.",
 )
+ensembles = typer.Typer(no_args_is_help=True, help="The best three runs as one model.")
+app.add_typer(ensembles, name="ensemble")
 
 Local = Annotated[bool, typer.Option("--local", help="In this process, without a Ray cluster.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
@@ -178,7 +180,7 @@ def tune(
 
 @app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="URI of a run or of one checkpoint.")],
+    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
     archive: Annotated[str, typer.Argument(help="Archive: a folder or s3:// prefix.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     threshold: Threshold = None,
@@ -205,18 +207,27 @@ def evaluate(
     with progress("scoring", len(pairs)) as advance:
         rows = sorted((_advanced(one, advance) for one in done), key=lambda row: str(row["id"]))
     summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
+    members = [
+        {"model": member.checkpoint.uri, "threshold": member.threshold, **scores}
+        for member, scores in zip(predictor.members, summary.pop("members", ()), strict=False)
+    ]
     if as_json:
-        print(json.dumps(summary | {"model": predictor.name, "scores": rows}))
+        found = {"model": predictor.name, "members": members, "scores": rows}
+        print(json.dumps(summary | found))
         return
-    names = ["accuracy", "dice", "jaccard", "threshold", "images"]
+    names = ["accuracy", "dice", "jaccard", "threshold"]
+    shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
+    shown.append(("ensemble" if members else "model", summary))
     table(
-        f"{predictor.name} on {split}", ["split", *names], [[split, *(summary[n] for n in names)]]
+        f"{predictor.name} on {summary['images']} images of {split}",
+        ["", *names],
+        [[who, *(scores[n] for n in names)] for who, scores in shown],
     )
 
 
 @app.command(epilog="segan predict s3://bucket/runs/first ./photographs ./masks")
 def predict(
-    model: Annotated[str, typer.Argument(help="URI of a run or of one checkpoint.")],
+    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
     images: Annotated[str, typer.Argument(help="An image, a folder or an s3:// prefix.")],
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the masks.")],
     threshold: Threshold = None,
@@ -252,6 +263,35 @@ def predict(
         say(f"{len(rows) - len(rejects)} masks written to {place}")
     if rejects:
         raise SeganError(f"{len(rejects)} of {len(rows)} images could not be read")
+
+
+@ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
+def build_ensemble(
+    out: Annotated[str, typer.Option(help="Folder or s3:// prefix for the ensemble.")],
+    study: Annotated[str | None, typer.Option(help="URI of a study: its trials' best.")] = None,
+    member: Annotated[
+        list[str] | None, typer.Option(help="URI of a run or checkpoint; can be given again.")
+    ] = None,
+    records: Annotated[str, typer.Option(help="URI of the records; the runs' own else.")] = "",
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Each member by what it adds to those before it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an ensemble.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make one model of the three best runs, with a threshold of its own."""
+    from segan.evaluation.select import build_ensemble, find_candidates
+    from segan.terminal import say, show_ensemble
+
+    if not (study or member):
+        raise UsageError("ensemble build: expected --study URI or --member URI, found neither")
+    candidates = find_candidates(study, member or ())
+    ensemble = build_ensemble(out, candidates, records, greedy, overwrite, say)
+    if as_json:
+        print(ensemble.model_dump_json())
+    else:
+        show_ensemble(out, ensemble)
 
 
 @app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")

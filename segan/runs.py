@@ -24,6 +24,7 @@ from segan.config import Config, parse_config
 from segan.errors import StorageError, UsageError
 
 MANIFEST = "manifest.json"
+SEGMENTOR = "segmentor.safetensors"
 PACKAGES = ("segan", "torch", "ray", "pyarrow", "numpy", "pillow")
 
 
@@ -48,6 +49,16 @@ class Checkpoint:
     @property
     def jaccard(self) -> float:
         return float(self.info["metrics"]["jaccard"])
+
+    @property
+    def threshold(self) -> float:
+        """The best one on validation, in (0, 1)."""
+        return float(self.info["metrics"]["threshold"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the frames that it was trained on."""
+        return int(self.info["frame"]["width"]), int(self.info["frame"]["height"])
 
     @property
     def config(self) -> Config:

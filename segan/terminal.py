@@ -17,6 +17,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from segan.training.loop import Status
 
+if TYPE_CHECKING:
+    from segan.inference.ensemble import Ensemble
+
 people = Console(stderr=True)
 results = Console()
 
@@ -116,6 +119,33 @@ def table(
     for row in rows:
         shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     results.print(shown)
+
+
+def show_ensemble(uri: str, ensemble: Ensemble) -> None:
+    """An ensemble's scores on validation beside its members', and those of each rule tried."""
+    names = ["accuracy", "dice", "jaccard", "threshold"]
+    alone = [member.info["metrics"] for member in ensemble.members]
+    whole = ensemble.scores | {"threshold": ensemble.threshold}
+    sources = [*(_short(member.uri) for member in ensemble.members), ""]
+    rows = [
+        [f"member {i}" if source else "ensemble", *(scores[name] for name in names), source]
+        for i, (scores, source) in enumerate(zip([*alone, whole], sources, strict=True), 1)
+    ]
+    title = f"ensemble at {uri} on {ensemble.validated_on}"
+    table(title, ["", *names, "from"], rows, left=(0, 5))
+    if len(ensemble.choices) > 1:
+        tried = [
+            [rule, one.jaccard, one.threshold, " ".join(map(_short, one.members))]
+            for rule, one in ensemble.choices.items()
+        ]
+        table("by rule", ["", "jaccard", "threshold", "members"], tried, left=(0, 3))
+    if whole["jaccard"] < max(scores["jaccard"] for scores in alone):
+        say("one member alone scores higher on validation; it is the better model, and cheaper")
+
+
+def _short(checkpoint: str) -> str:
+    """<run>/epoch_00042 of a checkpoint's URI."""
+    return "/".join(checkpoint.replace("/checkpoints/", "/").split("/")[-2:])
 
 
 def _by_tenths(what: str, total: int) -> Advance:

@@ -1,4 +1,4 @@
-"""The whole way on this machine: archive, records, training, scores, masks.
+"""The whole way on this machine: archive, records, a study, its ensemble, scores, masks.
 
     python -m infra.local.demo [--data ARCHIVE] [--folder DIR]
 
@@ -62,7 +62,8 @@ def main() -> int:
 def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
     """Every command in its turn, in a bucket of its own prefix for this attempt."""
     root = f"{BUCKET}/{time.strftime('%Y%m%dT%H%M%S')}"
-    archive, records, run = f"{root}/archive", f"{root}/records/demo", f"{root}/runs/demo"
+    archive, records = f"{root}/archive", f"{root}/records/demo"
+    study, ensemble = f"{root}/studies/demo", f"{root}/ensembles/demo"
 
     def segan(command: str) -> None:
         say(f"\n$ segan {command}")
@@ -76,10 +77,11 @@ def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
     splits = {pair.split for pair in open_archive(archive).pairs}
     split = "test" if "test" in splits else "validation"
     segan(f"ingest {archive} {records}")
-    segan(f"train {run} --config {CONFIG} data.records={records}")
-    segan(f"evaluate {run} {archive} --split {split}")
+    segan(f"tune {study} --config {CONFIG} data.records={records}")
+    segan(f"ensemble build --study {study} --out {ensemble}")
+    segan(f"evaluate {ensemble} {archive} --split {split}")
     first = min(pair.image for pair in open_archive(archive).split(split))
-    segan(f"predict {run} {first} {folder / 'masks'}")
+    segan(f"predict {ensemble} {first} {folder / 'masks'}")
 
 
 def copy(folder: Path, out: str) -> None:

@@ -218,6 +218,21 @@ def to_frames(table: pa.Table, manifest: Manifest) -> Frames:
     )
 
 
+def read_frames(uri: str, manifest: Manifest, split: str, rank: int = 0, ranks: int = 1) -> Frames:
+    """A split's frames, or one rank's share of them: every n-th row of each shard."""
+    share = slice(rank, None, ranks)
+    parts = []
+    for shard in manifest.shards(split):
+        whole = to_frames(read_shard(uri, shard), manifest)
+        # Copies, so that the shard's own memory is let go.
+        parts.append(Frames(whole.ids[share], whole.image[share].copy(), whole.mask[share].copy()))
+    return Frames(
+        ids=[sample_id for part in parts for sample_id in part.ids],
+        image=np.concatenate([part.image for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+    )
+
+
 def _pixels(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     size = array.type.byte_width

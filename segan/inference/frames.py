@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,3 +41,12 @@ def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tens
     squeezed = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
     maps = segmentor(squeezed).float()
     return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+
+
+def mean_map(maps: Iterable[Tensor]) -> Tensor:
+    """The mean of several models' maps of the same shape, of which only their sum is kept."""
+    each = iter(maps)
+    total, count = next(each), 1
+    for one in each:
+        total, count = total + one, count + 1
+    return total / count

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from segan import storage
 from segan.config import Config
 from segan.data.batches import Plan, local_batches
-from segan.data.records import Frames, Manifest, read_manifest, read_shard, to_frames
+from segan.data.records import Manifest, read_frames, read_manifest
 from segan.data.sequence import Sequence
 from segan.errors import UsageError
 from segan.runs import Run
@@ -47,7 +45,8 @@ def open_training(config: Config, run: Run, plan: Plan, watchers: Watchers) -> T
     """The loop with networks in the state that the plan starts from; a process group must be up."""
     torch.set_num_threads(_threads(config))
     device = _device(config)
-    frames = read_frames(plan.records, plan.sequence.manifest, config.data.validation)
+    manifest, split = plan.sequence.manifest, config.data.validation
+    frames = read_frames(plan.records, manifest, split, rank(), world_size())
     training = Training(config, run, plan, frames, device, watchers)
     if plan.start:
         latest = run.latest()
@@ -75,32 +74,12 @@ def train_here(config: Config, run: Run, watchers: Watchers | None = None) -> No
         training.train(local_batches(plan))
 
 
-def read_frames(uri: str, manifest: Manifest, split: str) -> Frames:
-    """This rank's share of a split's frames: every n-th row of the records' order."""
-    parts = [_share(frames) for frames in _each_shard(uri, manifest, split)]
-    return Frames(
-        ids=[sample_id for part in parts for sample_id in part.ids],
-        image=np.concatenate([part.image for part in parts]),
-        mask=np.concatenate([part.mask for part in parts]),
-    )
-
-
 def hardware() -> str:
     """The machine in words, for run.json."""
     cores = os.cpu_count()
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {cores} CPU cores"
     return f"{platform.processor() or platform.machine()}, {cores} CPU cores"
-
-
-def _each_shard(uri: str, manifest: Manifest, split: str) -> Iterator[Frames]:
-    for shard in manifest.shards(split):
-        yield to_frames(read_shard(uri, shard), manifest)
-
-
-def _share(frames: Frames) -> Frames:
-    part = slice(rank(), None, world_size())
-    return Frames(frames.ids[part], frames.image[part].copy(), frames.mask[part].copy())
 
 
 def _check(config: Config, manifest: Manifest) -> None:

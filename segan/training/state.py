@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from segan.runs import Checkpoint
+from segan.runs import SEGMENTOR, Checkpoint
 from segan.training.step import Adversaries
 
-SEGMENTOR = "segmentor.safetensors"
 CRITIC = "critic.safetensors"
 TRAINER = "trainer.pt"
 

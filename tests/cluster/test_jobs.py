@@ -20,6 +20,7 @@ from segan.data.archive import open_archive
 from segan.data.ingest import FRAME, finish, plan_shards, write_task
 from segan.data.records import read_manifest, read_rejects
 from segan.evaluation.score import score_pair
+from segan.evaluation.select import build_ensemble, find_candidates
 from segan.inference.masks import find_images, write_mask
 from segan.inference.predictor import Predictor
 from segan.runs import Run
@@ -63,6 +64,21 @@ def test_evaluate_on_the_cluster_gives_the_same_scores(archive: str, model: str)
     predictor = Predictor.load(model)
     here = [score_pair(predictor, pair) for pair in pairs]
     assert sorted(score(pairs, model, None), key=lambda row: str(row["id"])) == here
+
+
+def test_an_ensemble_on_the_cluster_scores_as_here(
+    archive: str, bucket: str, configured: Callable[..., Config]
+) -> None:
+    runs = [Run(f"{bucket}/{seed}") for seed in range(3)]
+    for seed, run in enumerate(runs):
+        train_here(configured("training.epochs=1", f"training.seed={seed}"), run)
+    model = f"{bucket}/ensemble"
+    build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
+    pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)
+    here = [score_pair(predictor, pair) for pair in pairs]
+    there = sorted(score(pairs, model, None), key=lambda row: str(row["id"]))
+    assert there == here
+    assert [len(row["members"]) for row in there] == [3] * len(pairs)
 
 
 def test_predict_on_the_cluster_writes_the_same_masks(

@@ -1,0 +1,486 @@
+"""Ensembles: chosen, written, read back, and used like any other model.
+
+Crafted runs hold segmentors of random weights, which disagree as much as one could wish, with
+scores that are made up; trained runs come from the real loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, save
+
+from segan import storage
+from segan.cli import main
+from segan.config import Config, load_config
+from segan.data.archive import open_archive
+from segan.data.ingest import finish, plan_shards, write_task
+from segan.data.records import Record, read_frames, read_manifest, write_manifest, write_shard
+from segan.data.synthetic import draw_archive
+from segan.errors import SeganError, StorageError, UsageError
+from segan.evaluation.metrics import confusion
+from segan.evaluation.score import score_pair, summarise
+from segan.evaluation.select import MEMBERS, build_ensemble, choose_greedily, find_candidates
+from segan.evaluation.sweep import THRESHOLDS
+from segan.inference.ensemble import Ensemble, read_ensemble
+from segan.inference.frames import segment_frames
+from segan.inference.predictor import Predictor, read_segmentor
+from segan.networks.segmentor import Segmentor, build_segmentor
+from segan.runs import SEGMENTOR, Checkpoint, Run
+from segan.training.session import train_here
+
+WIDTH, HEIGHT = 80, 64
+CLAIMED = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
+TRUE_TO = ("a", "d", "e")  # the truth is what these three draw together
+
+
+@pytest.fixture(scope="module")
+def craft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+    """Writes a run with one checkpoint of a given segmentor."""
+    root = tmp_path_factory.mktemp("crafted")
+
+    def craft(
+        name: str,
+        segmentor: Segmentor,
+        jaccard: float = 0.5,
+        fingerprint: str = "f",
+        size: tuple[int, int] = (WIDTH, HEIGHT),
+        config: Config | None = None,
+        checkpoint: str = "epoch_00001",
+    ) -> Checkpoint:
+        info = {
+            "samples": 8,
+            "epochs": 1,
+            "metrics": {"accuracy": 0.9, "dice": 0.8, "jaccard": jaccard, "threshold": 0.5},
+            "fingerprint": fingerprint,
+            "frame": {"width": size[0], "height": size[1]},
+            "config": (config or tiny()).model_dump(mode="json"),
+        }
+        weights = {key: value.contiguous() for key, value in segmentor.state_dict().items()}
+        return Run(str(root / name)).save(checkpoint, {SEGMENTOR: save(weights)}, info)
+
+    return craft
+
+
+def tiny(records: str = "", *overrides: str) -> Config:
+    ours = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
+    here = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
+    return load_config(None, [*ours, *here, *overrides])
+
+
+def constant(probability: float) -> Segmentor:
+    """A segmentor whose maps are `probability` everywhere: only the last bias is not 0."""
+    segmentor = build_segmentor(tiny().network)
+    for parameter in segmentor.parameters():
+        parameter.data.zero_()
+    odds = torch.tensor(probability / (1 - probability))
+    segmentor.out.bias.data.fill_(odds.log())
+    return segmentor
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def crafted(
+    craft: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Checkpoint], str]:
+    """Five runs a to e, and the records that they claim to be trained on."""
+    images, names = noise(5), "abcde"
+    networks = {
+        name: build_segmentor(tiny().network, seed).eval() for seed, name in enumerate("abcde")
+    }
+    maps = {n: segment_frames(net, torch.tensor(images), tiny()) for n, net in networks.items()}
+    mean = sum(maps[n] for n in TRUE_TO) / 3
+    truth = (mean > mean.median()).numpy().astype(np.uint8)
+    uri = str(tmp_path_factory.mktemp("records"))
+    rows = [Record(str(i), images[i], truth[i], (100, 80)) for i in range(5)]
+    shards = [
+        write_shard(uri, f"{name}.parquet", part, HEIGHT, WIDTH, 1)
+        for name, part in (("first", rows[:3]), ("second", rows[3:]))
+    ]
+    splits: dict[str, Sequence] = {"train": shards[:1], "validation": shards}
+    manifest = write_manifest(uri, (HEIGHT, WIDTH, 1), splits, [], "crafted")
+    config = tiny(uri)
+    made = [
+        craft(n, networks[n], jaccard, manifest.fingerprint, config=config)
+        for n, jaccard in zip(names, CLAIMED, strict=True)
+    ]
+    return made, uri
+
+
+@pytest.fixture
+def ensemble(crafted: tuple[list[Checkpoint], str], tmp_path: Path) -> str:
+    """The URI of an ensemble of the crafted runs a, b and c."""
+    build_ensemble(f"{tmp_path}/three", crafted[0])
+    return f"{tmp_path}/three"
+
+
+# The mean and its threshold
+
+
+def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint]) -> None:
+    # (0.2 + 0.3 + 0.7) / 3 = 0.4; two of three are below 0.35, and still the mean is above it.
+    members = [craft(f"constant{p}", constant(p)) for p in (0.2, 0.3, 0.7)]
+    image = Image.new("RGB", (50, 90))
+    for threshold, lesion in ((0.35, True), (0.45, False)):
+        found = Predictor(members, threshold, "three")(image)
+        assert found.probability.shape == found.mask.shape == (90, 50)
+        np.testing.assert_allclose(found.probability, 0.4, rtol=1e-5)
+        assert (found.mask == lesion).all()
+
+
+def test_each_member_keeps_its_own_threshold_beside_the_ensembles(
+    craft: Callable[..., Checkpoint],
+) -> None:
+    members = [craft(f"own{p}", constant(p)) for p in (0.2, 0.45, 0.85)]  # the mean is 0.5
+    found = list(Predictor(members, 0.4, "three").compare(Image.new("RGB", (64, 64))))
+    assert [bool(one.mask.all()) for one in found] == [False, False, True, True]
+
+
+def test_threshold_is_the_best_of_a_brute_force_search(
+    crafted: tuple[list[Checkpoint], str], ensemble: str
+) -> None:
+    curve = brute_force(crafted[0][:3], crafted[1])
+    written = read_ensemble(ensemble)
+    np.testing.assert_allclose(written.jaccard_curve, curve, atol=1e-6)
+    best = THRESHOLDS[curve >= curve.max()]
+    assert written.threshold == best[len(best) // 2]
+    assert written.scores["jaccard"] == pytest.approx(curve.max(), abs=1e-12)
+
+
+def brute_force(members: Sequence[Checkpoint], records: str) -> np.ndarray:
+    """Jaccard of the members' mean map on validation at each threshold, one after the other."""
+    images = torch.tensor(noise(5))
+    maps = [segment_frames(read_segmentor(m), images, m.config).numpy() for m in members]
+    mean = np.add.reduce(maps) / np.float32(len(maps))
+    truth = truth_of(records)
+    masks = (mean > np.float32(threshold) for threshold in THRESHOLDS)
+    return np.array([confusion(mask, truth).scores()["jaccard"].mean() for mask in masks])
+
+
+def truth_of(records: str) -> np.ndarray:
+    return read_frames(records, read_manifest(records), "validation").mask != 0
+
+
+# The choice
+
+
+def test_default_takes_the_three_best_runs(
+    crafted: tuple[list[Checkpoint], str], ensemble: str
+) -> None:
+    assert [m.uri for m in read_ensemble(ensemble).members] == [c.uri for c in crafted[0][:3]]
+
+
+def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
+    crafted: tuple[list[Checkpoint], str], tmp_path: Path
+) -> None:
+    runs, records = crafted
+    found = build_ensemble(f"{tmp_path}/greedy", runs, greedy=True)
+
+    def score(members: Sequence[Checkpoint]) -> float:
+        return float(brute_force(members, records).max())
+
+    second = max(runs[1:], key=lambda c: score([runs[0], c]))
+    third = max((c for c in runs[1:] if c is not second), key=lambda c: score([runs[0], second, c]))
+    assert [m.uri for m in found.members] == [c.uri for c in (runs[0], second, third)]
+    assert (found.rule, set(found.choices)) == ("greedy", {"best", "greedy"})
+    assert found.choices["best"].jaccard == pytest.approx(score(runs[:3]), abs=1e-12)
+    assert found.choices["greedy"].jaccard == found.scores["jaccard"]
+    # The truth is what a, d and e draw together, so greed finds more than the claims promise.
+    assert found.scores["jaccard"] > found.choices["best"].jaccard
+    assert found.scores["jaccard"] >= max(score([member]) for member in (runs[0], second, third))
+
+
+def test_greedy_by_hand() -> None:
+    # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Of equals, the earliest.
+    scores = {"ab": 5, "ac": 7, "ad": 7, "acb": 6, "acd": 8}
+    chosen = choose_greedily("abcd", lambda members: scores["".join(members)])
+    assert chosen == ["a", "c", "d"]
+
+
+def test_candidates_come_from_different_runs(crafted: tuple[list[Checkpoint], str]) -> None:
+    runs = [run_of(c) for c in crafted[0]]
+    found = find_candidates(None, [runs[1], crafted[0][0].uri, runs[0], runs[4], runs[1]])
+    assert [c.uri for c in found] == [crafted[0][i].uri for i in (0, 1, 4)]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_one_runs_checkpoints_the_best_counts(
+    order: tuple[int, int], crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
+) -> None:
+    both = [craft("two", constant(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)]
+    named = [both[order[0]].uri, both[order[1]].uri, crafted[0][0].uri]
+    with pytest.raises(UsageError, match="found 2"):
+        find_candidates(None, named)
+    found = find_candidates(None, [*named, crafted[0][1].uri])
+    assert [c.jaccard for c in found] == [0.9, 0.8, 0.6]
+
+
+def test_the_same_weights_in_two_runs_count_once(
+    crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
+) -> None:
+    twin = craft("twin", build_segmentor(tiny().network, 0))
+    with pytest.raises(UsageError, match="found 2"):
+        find_candidates(None, [twin.uri, crafted[0][0].uri, crafted[0][1].uri])
+
+
+def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
+    for trial in ("t0", "t1"):
+        copy(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
+    storage.write_json(f"{tmp_path}/small/trials/begun/run.json", {})
+    with pytest.raises(UsageError, match=r"found 2: .*t0, .*t1; without one: .*begun"):
+        find_candidates(f"{tmp_path}/small")
+
+
+def test_unknown_member_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nowhere: neither a checkpoint nor a run"):
+        find_candidates(None, [f"{tmp_path}/nowhere"])
+
+
+# What does not fit together
+
+
+@pytest.mark.parametrize(
+    ("what", "difference"),
+    [
+        ("frame", {"size": (128, HEIGHT)}),
+        ("data fingerprint", {"fingerprint": "other"}),
+        ("number of classes", {"config": tiny("", "network.classes=2")}),
+        ("validation split", {"config": tiny("", "data.validation=test")}),
+    ],
+)
+def test_members_that_differ_are_refused(
+    what: str,
+    difference: dict,
+    crafted: tuple[list[Checkpoint], str],
+    craft: Callable[..., Checkpoint],
+    tmp_path: Path,
+) -> None:
+    runs, records = crafted
+    same = {"fingerprint": runs[0].info["fingerprint"], "config": tiny(records)}
+    other = craft(f"other {what}", constant(0.5), 0.4, **(same | difference))
+    with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
+        build_ensemble(f"{tmp_path}/out", [*runs, other])
+    assert storage.list_files(f"{tmp_path}/out") == []
+
+
+def test_other_records_are_refused(
+    crafted: tuple[list[Checkpoint], str], records: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--records"):
+        build_ensemble(f"{tmp_path}/out", crafted[0], records)
+
+
+def test_a_checkpoint_that_fails_its_checksum_is_refused(
+    crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    runs, records = crafted
+    fingerprint = runs[0].info["fingerprint"]
+    bad = craft("bad", constant(0.1), 0.99, fingerprint, config=tiny(records))
+    weights = f"{bad.uri}/{SEGMENTOR}"
+    storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"!")
+    with pytest.raises(StorageError, match="checksum"):
+        build_ensemble(f"{tmp_path}/out", [bad, *runs])
+    assert storage.list_files(f"{tmp_path}/out") == []
+
+
+def test_a_place_in_use_is_left_as_it_is(
+    crafted: tuple[list[Checkpoint], str], ensemble: str, tmp_path: Path
+) -> None:
+    before = content(ensemble)
+    with pytest.raises(UsageError, match="--overwrite"):
+        build_ensemble(ensemble, crafted[0], greedy=True)
+    assert content(ensemble) == before
+    build_ensemble(ensemble, crafted[0], greedy=True, overwrite=True)
+    assert read_ensemble(ensemble).rule == "greedy"
+    storage.write_bytes(f"{tmp_path}/mine/thesis.txt", b"words")
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
+        build_ensemble(f"{tmp_path}/mine", crafted[0], overwrite=True)
+    assert content(f"{tmp_path}/mine") == {"thesis.txt": b"words"}
+
+
+# In storage
+
+
+def test_everything_that_using_it_takes_is_inside(
+    crafted: tuple[list[Checkpoint], str], ensemble: str
+) -> None:
+    files = content(ensemble)
+    assert set(files) == {"ensemble.json", "card.md", *(f"{i}/{SEGMENTOR}" for i in (1, 2, 3))}
+    written = json.loads(files["ensemble.json"])
+    manifest = read_manifest(crafted[1])
+    assert written["fingerprint"] == manifest.fingerprint
+    assert written["splits"] == {"train": 3, "validation": 5}
+    assert written["frame"] == {"width": WIDTH, "height": HEIGHT}
+    assert len(written["jaccard_curve"]) == len(THRESHOLDS)
+    assert written["candidates"] == {c.uri: c.jaccard for c in crafted[0]}
+    for i, (member, source) in enumerate(zip(written["members"], crafted[0], strict=False), 1):
+        weights = files[f"{i}/{SEGMENTOR}"]
+        assert member["uri"] == source.uri
+        assert member["files"][SEGMENTOR]["sha256"] == storage.sha256(weights)
+        assert member["k"] == float(load(weights)["logistic.k"])
+        assert member["info"]["metrics"]["jaccard"] == source.jaccard
+        assert member["info"]["config"]["network"]["width"] == 2
+        assert member["info"]["config"]["evaluation"]["frame"] == "whole"
+
+
+def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
+    card, written = content(ensemble)["card.md"].decode(), read_ensemble(ensemble)
+    scores = [f"{written.scores['jaccard']:.4f}", f"{written.threshold:g}", "0.9000", "0.7000"]
+    sources = [member.uri for member in written.members]
+    data = [written.fingerprint, "3 train, 5 validation", f"{WIDTH} x {HEIGHT}"]
+    for words in [*scores, *sources, *data, "segan predict", "no medical device"]:
+        assert words in card
+
+
+def test_half_an_ensemble_is_none(ensemble: str) -> None:
+    storage.delete_file(f"{ensemble}/ensemble.json")
+    with pytest.raises(StorageError, match="neither"):
+        Predictor.load(ensemble)
+
+
+def test_damaged_weights_and_descriptions_are_refused(ensemble: str) -> None:
+    storage.write_bytes(f"{ensemble}/2/{SEGMENTOR}", b"short")
+    with pytest.raises(StorageError, match=r"2/segmentor.safetensors: 5 bytes"):
+        Predictor.load(ensemble)
+    storage.write_json(f"{ensemble}/ensemble.json", {"members": []})
+    with pytest.raises(StorageError, match="not an ensemble"):
+        Predictor.load(ensemble)
+
+
+# As a model
+
+
+def test_one_way_loads_checkpoint_run_and_ensemble(
+    crafted: tuple[list[Checkpoint], str], ensemble: str
+) -> None:
+    best = crafted[0][0]
+    for uri, members, threshold in (
+        (best.uri, 1, 0.5),
+        (run_of(best), 1, 0.5),
+        (ensemble, 3, read_ensemble(ensemble).threshold),
+    ):
+        model = Predictor.load(uri)
+        assert (len(model.members), model.threshold) == (members, threshold)
+        assert model.size == (WIDTH, HEIGHT)
+        assert Predictor.load(model.name, 0.25).threshold == 0.25
+        assert model(Image.fromarray(noise(1)[0])).mask.shape == (HEIGHT, WIDTH)
+
+
+def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) -> None:
+    copy(ensemble, f"{tmp_path}/moved")
+    image = Image.fromarray(noise(1)[0])
+    there, here = Predictor.load(f"{tmp_path}/moved"), Predictor.load(ensemble)
+    assert all(m.checkpoint.uri.startswith(f"{tmp_path}/moved/") for m in there.members)
+    np.testing.assert_array_equal(there(image).probability, here(image).probability)
+
+
+def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
+    image = Image.fromarray(noise(1)[0]).resize((300, 200))
+    together, apart = Predictor.load(ensemble), Predictor.load(ensemble, one_at_a_time=True)
+    assert together(image).probability.tobytes() == apart(image).probability.tobytes()
+    assert all(member._held is None for member in apart.members)
+
+
+# With trained runs, at the prompt
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("archive"))
+    sizes = {"train": 8, "validation": 4, "test": 3}
+    draw_archive(sizes, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri, found, size = str(tmp_path_factory.mktemp("drawn")), open_archive(archive), (WIDTH, HEIGHT)
+    finish(found, uri, [write_task(task, uri, size) for task in plan_shards(found)], size)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of four trials that differ by their seed."""
+    uri = str(tmp_path_factory.mktemp("study"))
+    for seed in range(4):
+        train_here(tiny(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
+    return uri
+
+
+def test_from_a_study_to_scores_side_by_side(
+    study: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{tmp_path}/e"
+    assert main(["ensemble", "build", "--study", study, "--out", out, "--greedy", "--json"]) == 0
+    built = Ensemble.model_validate_json(capsys.readouterr().out)
+    assert built == read_ensemble(out)
+    assert len({member.uri.split("/trials/")[1][:2] for member in built.members}) == MEMBERS
+
+    assert main(["evaluate", out, archive, "--local", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for member, source in zip(found["members"], built.members, strict=True):
+        alone = Predictor.load(source.uri)
+        expected = summarise(
+            [score_pair(alone, pair) for pair in open_archive(archive).split("test")]
+        )
+        assert {name: member[name] for name in ("accuracy", "dice", "jaccard")} == {
+            name: expected[name] for name in ("accuracy", "dice", "jaccard")
+        }
+        assert member["threshold"] == alone.threshold
+    assert (found["images"], found["threshold"]) == (3, built.threshold)
+
+    assert main(["evaluate", out, archive, "--local"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [next(line for line in lines if f" {row} " in line) for row in ("member 3", "ensemble")]
+    assert f"{found['jaccard']:.4f}" in rows[1]
+    assert f"{found['members'][2]['jaccard']:.4f}" in rows[0]
+
+
+def test_the_best_of_a_trained_study(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates = find_candidates(study)
+    jaccards = [c.jaccard for c in candidates]
+    assert jaccards == sorted(Run(f"{study}/trials/t{i}").best().jaccard for i in range(4))[::-1]
+    members = [word for c in candidates[1:] for word in ("--member", run_of(c))]
+    assert main(["ensemble", "build", *members, "--out", f"{tmp_path}/e"]) == 0
+    assert [m.uri for m in read_ensemble(f"{tmp_path}/e").members] == [
+        c.uri for c in candidates[1:]
+    ]
+    shown = capsys.readouterr().out
+    assert f"ensemble at {tmp_path}/e on validation" in shown
+    assert f"{read_ensemble(f'{tmp_path}/e').scores['jaccard']:.4f}" in shown
+
+
+def test_wrong_use_at_the_prompt(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ensemble", "build", "--out", f"{tmp_path}/e"]) == 2
+    assert "--study" in capsys.readouterr().err
+    assert (
+        main(["ensemble", "build", "--out", f"{tmp_path}/e", "--member", study])
+        == SeganError.exit_code
+    )
+
+
+def run_of(checkpoint: Checkpoint) -> str:
+    return checkpoint.uri.rsplit("/checkpoints/", 1)[0]
+
+
+def content(uri: str) -> dict[str, bytes]:
+    return {f.name: storage.read_bytes(f"{uri}/{f.name}") for f in storage.list_files(uri)}
+
+
+def copy(source: str, target: str) -> None:
+    for name, body in content(source).items():
+        storage.write_bytes(f"{target}/{name}", body)
