@@ -208,7 +208,7 @@ def evaluate(
         rows = sorted((_advanced(one, advance) for one in done), key=lambda row: str(row["id"]))
     summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
     members = [
-        {"model": member.checkpoint.uri, "threshold": member.threshold, **scores}
+        {"model": member.name, "threshold": member.threshold, **scores}
         for member, scores in zip(predictor.members, summary.pop("members", ()), strict=False)
     ]
     if as_json:

@@ -15,10 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from segan.training.loop import Status
-
-if TYPE_CHECKING:
     from segan.inference.ensemble import Ensemble
+    from segan.training.loop import Status
 
 people = Console(stderr=True)
 results = Console()

@@ -22,8 +22,9 @@ from segan.inference.ensemble import (
     write_ensemble,
 )
 from segan.inference.frames import mean_map
-from segan.inference.predictor import Member, best_device
-from segan.runs import SEGMENTOR, Checkpoint, Run, find_checkpoint
+from segan.inference.predictor import Member
+from segan.runs import SEGMENTOR, Checkpoint, find_checkpoint
+from segan.search import Study
 
 MEMBERS = 3
 GREEDY_CANDIDATES = 8  # each costs a pass over the validation frames
@@ -91,17 +92,18 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
 
     Raises:
         UsageError: fewer than three different runs have a whole checkpoint.
-        StorageError: a member is not there.
+        StorageError: the study or a member is not there.
     """
+    trials = Study(study).trials() if study else []
     named = sorted(map(find_checkpoint, members), key=lambda c: c.jaccard)
     found = {_run_of(checkpoint): checkpoint for checkpoint in named}
     without = []
-    for trial in _trials(study) if study else []:
-        best = Run(trial).best()
+    for run in (trial.run for trial in trials):
+        best = run.best()
         if best is None:
-            without.append(trial)
+            without.append(run.uri)
         else:
-            found.setdefault(trial, best)
+            found.setdefault(run.uri, best)
     # The same training twice, as a copied run or a repeated trial, is one candidate.
     different = {c.files[SEGMENTOR]["sha256"]: c for c in found.values()}.values()
     if len(different) < MEMBERS:
@@ -177,7 +179,7 @@ class ValidationMaps:
         file = self.folder / f"{checkpoint.files[SEGMENTOR]['sha256']}.npy"
         if not file.exists():
             self.tell(f"segmenting {len(self.frames.ids)} validation frames with {checkpoint.uri}")
-            member = Member(checkpoint, best_device())
+            member = Member.of(checkpoint)
             maps = np.lib.format.open_memmap(file, "w+", np.float32, self.frames.mask.shape)
             for part in _parts(len(maps), member.config.evaluation.batch_size):
                 maps[part] = member(torch.tensor(self.frames.image[part])).cpu().numpy()
@@ -215,14 +217,6 @@ def _nature(checkpoint: Checkpoint) -> dict[str, object]:
         "training split": config.data.train,
         "validation split": config.data.validation,
     }
-
-
-def _trials(study: str) -> list[str]:
-    study = storage.normalise(study)
-    storage.check_access(study)
-    folder = storage.join(study, "trials")
-    names = {file.name.split("/")[0] for file in storage.list_files(folder)}
-    return [storage.join(folder, name) for name in sorted(names)]
 
 
 def _run_of(checkpoint: Checkpoint) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from segan import storage
+from segan.config import Config
 from segan.inference.ensemble import is_ensemble, read_ensemble
 from segan.inference.frames import mean_map, segment_frames
 from segan.networks.segmentor import Segmentor
@@ -32,21 +34,35 @@ class Prediction:
     mask: np.ndarray
 
 
+@dataclass(frozen=True)
 class Member:
-    """One segmentor of a model, in memory or read anew for each batch of frames."""
+    """One segmentor of a model.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, hold: bool = True):
-        self.checkpoint, self.device = checkpoint, device
-        self.config, self.threshold = checkpoint.config, checkpoint.threshold
-        self._held = self._read() if hold else None
+    Attributes:
+        read: gives it, in evaluation mode: from memory, or from storage at each call.
+        config: of its run, which says how a frame is put in.
+        threshold: of its own maps, in (0, 1).
+        name: the URI of its checkpoint, for tables.
+    """
+
+    read: Callable[[], Segmentor]
+    config: Config
+    threshold: float
+    name: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, hold: bool = True) -> Member:
+        """A checkpoint's; raises StorageError at once where it is to be held and is damaged."""
+        read: Callable[[], Segmentor] = functools.partial(read_segmentor, checkpoint)
+        if hold:
+            read = functools.cache(read)
+            read()
+        return cls(read, checkpoint.config, checkpoint.threshold, checkpoint.uri)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] to probabilities [B, classes, H, W]."""
-        segmentor = self._read() if self._held is None else self._held
-        return segment_frames(segmentor, frames.to(self.device), self.config)
-
-    def _read(self) -> Segmentor:
-        return read_segmentor(self.checkpoint).to(self.device)
+        """uint8 [B, H, W, 3] to probabilities [B, classes, H, W], on the best device."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return segment_frames(self.read().to(device), frames.to(device), self.config)
 
 
 class Predictor:
@@ -59,24 +75,15 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        threshold: float,
-        name: str,
-        one_at_a_time: bool = False,
-        device: torch.device | None = None,
+        self, members: Sequence[Member], size: tuple[int, int], threshold: float, name: str
     ):
         """
         Args:
-            checkpoints: of the members, which share the size of their frames.
+            size: (width, height) in pixels of a frame.
             threshold: in (0, 1); probability above it is lesion.
             name: of the model, from which it can be loaded again.
-            one_at_a_time: holds no segmentor in memory, and reads each when its turn comes.
         """
-        (self.size,) = {checkpoint.size for checkpoint in checkpoints}
-        device = device or best_device()
-        self.members = [Member(checkpoint, device, not one_at_a_time) for checkpoint in checkpoints]
-        self.threshold, self.name = threshold, name
+        self.members, self.size, self.threshold, self.name = members, size, threshold, name
 
     @classmethod
     def load(
@@ -86,7 +93,8 @@ class Predictor:
 
         Args:
             threshold: None for the one that was best on validation.
-            one_at_a_time: for models that do not fit into memory together; slow.
+            one_at_a_time: reads each member when its turn comes, for models that do not fit into
+                memory together; slow.
 
         Raises:
             StorageError: there is none, or it does not match its checksums.
@@ -99,7 +107,12 @@ class Predictor:
         else:
             checkpoint = find_checkpoint(uri)
             checkpoints, best, uri = [checkpoint], checkpoint.threshold, checkpoint.uri
-        return cls(checkpoints, best if threshold is None else threshold, uri, one_at_a_time)
+        return cls(
+            [Member.of(checkpoint, hold=not one_at_a_time) for checkpoint in checkpoints],
+            checkpoints[0].size,
+            best if threshold is None else threshold,
+            uri,
+        )
 
     def __call__(self, image: Image.Image) -> Prediction:
         """Segments one image of any size; the map is brought back to that size bilinearly."""
@@ -118,10 +131,6 @@ class Predictor:
     def _frames(self, image: Image.Image) -> Tensor:
         frame = image.convert("RGB").resize(self.size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(frame)).unsqueeze(0)
-
-
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:

@@ -11,13 +11,12 @@ from PIL import Image
 from segan.data.archive import Pair, RejectedError
 from segan.evaluation.score import score_pair, summarise
 from segan.inference.predictor import Predictor
-from tests.inference.models import FRAME, small_config, small_segmentor
+from tests.inference.models import untrained
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    config = small_config()
-    return Predictor(small_segmentor(config), config, FRAME, 0.5, "untrained")
+    return untrained()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch.optim.swa_utils import update_bn
 
 from segan.config import Config, parse_config
+from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.runs import Run
 
@@ -25,6 +26,13 @@ def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
     update_bn([torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))], segmentor)
     segmentor.logistic.set_k(0.5)
     return segmentor.eval()
+
+
+def untrained() -> Predictor:
+    """A model in memory alone, with a threshold of one half."""
+    config = small_config()
+    segmentor = small_segmentor(config)
+    return Predictor([Member(lambda: segmentor, config, 0.5, "untrained")], FRAME, 0.5, "untrained")
 
 
 def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:

@@ -30,7 +30,7 @@ from segan.evaluation.select import MEMBERS, build_ensemble, choose_greedily, fi
 from segan.evaluation.sweep import THRESHOLDS
 from segan.inference.ensemble import Ensemble, read_ensemble
 from segan.inference.frames import segment_frames
-from segan.inference.predictor import Predictor, read_segmentor
+from segan.inference.predictor import Member, Predictor, read_segmentor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.runs import SEGMENTOR, Checkpoint, Run
 from segan.training.session import train_here
@@ -84,6 +84,11 @@ def constant(probability: float) -> Segmentor:
     return segmentor
 
 
+def together(checkpoints: Sequence[Checkpoint], threshold: float) -> Predictor:
+    members = [Member.of(checkpoint) for checkpoint in checkpoints]
+    return Predictor(members, checkpoints[0].size, threshold, "three")
+
+
 def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
@@ -131,7 +136,7 @@ def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint
     members = [craft(f"constant{p}", constant(p)) for p in (0.2, 0.3, 0.7)]
     image = Image.new("RGB", (50, 90))
     for threshold, lesion in ((0.35, True), (0.45, False)):
-        found = Predictor(members, threshold, "three")(image)
+        found = together(members, threshold)(image)
         assert found.probability.shape == found.mask.shape == (90, 50)
         np.testing.assert_allclose(found.probability, 0.4, rtol=1e-5)
         assert (found.mask == lesion).all()
@@ -141,7 +146,7 @@ def test_each_member_keeps_its_own_threshold_beside_the_ensembles(
     craft: Callable[..., Checkpoint],
 ) -> None:
     members = [craft(f"own{p}", constant(p)) for p in (0.2, 0.45, 0.85)]  # the mean is 0.5
-    found = list(Predictor(members, 0.4, "three").compare(Image.new("RGB", (64, 64))))
+    found = list(together(members, 0.4).compare(Image.new("RGB", (64, 64))))
     assert [bool(one.mask.all()) for one in found] == [False, False, True, True]
 
 
@@ -235,7 +240,7 @@ def test_the_same_weights_in_two_runs_count_once(
 def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
     for trial in ("t0", "t1"):
         copy(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
-    storage.write_json(f"{tmp_path}/small/trials/begun/run.json", {})
+    write_study(f"{tmp_path}/small", ["t0", "t1", "begun"])
     with pytest.raises(UsageError, match=r"found 2: .*t0, .*t1; without one: .*begun"):
         find_candidates(f"{tmp_path}/small")
 
@@ -379,7 +384,7 @@ def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) 
     copy(ensemble, f"{tmp_path}/moved")
     image = Image.fromarray(noise(1)[0])
     there, here = Predictor.load(f"{tmp_path}/moved"), Predictor.load(ensemble)
-    assert all(m.checkpoint.uri.startswith(f"{tmp_path}/moved/") for m in there.members)
+    assert all(m.name.startswith(f"{tmp_path}/moved/") for m in there.members)
     np.testing.assert_array_equal(there(image).probability, here(image).probability)
 
 
@@ -387,7 +392,8 @@ def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
     image = Image.fromarray(noise(1)[0]).resize((300, 200))
     together, apart = Predictor.load(ensemble), Predictor.load(ensemble, one_at_a_time=True)
     assert together(image).probability.tobytes() == apart(image).probability.tobytes()
-    assert all(member._held is None for member in apart.members)
+    assert all(member.read() is member.read() for member in together.members)
+    assert not any(member.read() is member.read() for member in apart.members)
 
 
 # With trained runs, at the prompt
@@ -412,6 +418,7 @@ def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A study of four trials that differ by their seed."""
     uri = str(tmp_path_factory.mktemp("study"))
+    write_study(uri, [f"t{seed}" for seed in range(4)])
     for seed in range(4):
         train_here(tiny(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
     return uri
@@ -471,6 +478,11 @@ def test_wrong_use_at_the_prompt(
         main(["ensemble", "build", "--out", f"{tmp_path}/e", "--member", study])
         == SeganError.exit_code
     )
+
+
+def write_study(uri: str, trials: Sequence[str]) -> None:
+    entries = [{"name": name, "parameters": {}} for name in trials]
+    storage.write_json(f"{uri}/study.json", {"trials": entries})
 
 
 def run_of(checkpoint: Checkpoint) -> str:

@@ -33,7 +33,7 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 def weights_of(predictor: Predictor, epoch: int) -> bool:
     expected = small_segmentor(small_config(), epoch).state_dict()
-    found = predictor.segmentor.state_dict()
+    found = predictor.members[0].read().state_dict()
     return all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -42,8 +42,8 @@ def test_a_runs_best_checkpoint_is_loaded(run: Run) -> None:
     assert weights_of(predictor, 2)
     assert (predictor.size, predictor.threshold) == (FRAME, 0.45)
     assert predictor.name == f"{run.uri}/checkpoints/epoch_00002"
-    assert predictor.config == small_config()
-    assert not predictor.segmentor.training
+    assert predictor.members[0].config == small_config()
+    assert not predictor.members[0].read().training
 
 
 def test_a_checkpoint_is_loaded_by_its_own_name(run: Run) -> None:
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_loaded_by_its_own_name(run: Run) -> None:
 
 
 def test_the_steepness_comes_with_the_weights(run: Run) -> None:
-    assert Predictor.load(run.uri).segmentor.logistic.k.item() == 0.5
+    assert Predictor.load(run.uri).members[0].read().logistic.k.item() == 0.5
 
 
 @pytest.mark.parametrize("size", [FRAME, (33, 200), (301, 77), (1, 1)], ids=str)
@@ -76,7 +76,8 @@ def test_a_mask_is_where_the_probability_is_above_the_threshold(run: Run) -> Non
 def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
     predictor, image = Predictor.load(run.uri), picture(*FRAME)
     frames = torch.from_numpy(np.array(image))[None]
-    expected = segment_frames(predictor.segmentor, frames, predictor.config)[0, 0]
+    (member,) = predictor.members
+    expected = segment_frames(member.read(), frames, member.config)[0, 0]
     np.testing.assert_allclose(predictor(image).probability, expected.numpy(), atol=1e-6)
 
 
