@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,8 @@ def train(
         SeganError: a worker met a user's mistake; its message is the worker's.
     """
     check_fits(config.cluster)
+    # How often Ray Train takes up a report, seconds; its own 2 s would be much of a short epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     plan = make_plan(config, run)
     run.begin(config, plan.sequence.manifest.fingerprint, hardware())
     if plan.done:

@@ -151,31 +151,38 @@ def tune(
     study: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the study.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; the paper's values else.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Then all trials to their end, in STUDY-whole.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Search learning rate, clamp and final k with ASHA; a study that was stopped goes on."""
     from ray_jobs.tune import search
     from segan.search import Study
-    from segan.terminal import say, table
+    from segan.terminal import say, show_study
 
     settings, place = _settings(config, overrides), Study(study)
+    wanted = [(place, settings)]
+    if compare:
+        whole = settings.search.model_copy(update={"early_stopping": False})
+        other = settings.model_copy(update={"search": whole})
+        wanted.append((Study(f"{place.uri}-whole"), other))
     _join_cluster(debug)
 
     def tell(trial: str, metrics: dict[str, Any], go_on: bool) -> None:
         last = metrics["epoch"] >= settings.training.epochs
-        word = "" if last else "goes on" if go_on else "given up"
+        word = "finished" if last else "goes on" if go_on else "given up"
         say(f"{trial}  epoch {metrics['epoch']}  Jaccard {metrics['jaccard']:.3f}  {word}")
 
-    search(settings, place, tell)
-    rows = place.leaderboard()
+    for one, its_settings in wanted:
+        search(its_settings, one, tell)
+    boards = {one.uri: one.leaderboard() for one, _ in wanted}
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(boards))
         return
-    names = ["jaccard", "epoch", "threshold", "epochs", "why"]
-    keys = list(rows[0]["parameters"])
-    shown = [[r["trial"], *r["parameters"].values(), *(r[name] for name in names)] for r in rows]
-    table(f"{place.uri}, best first", ["trial", *(k.split(".")[1] for k in keys), *names], shown)
+    for uri, rows in boards.items():
+        show_study(uri, rows)
 
 
 @app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")

@@ -146,6 +146,20 @@ def _short(checkpoint: str) -> str:
     return "/".join(checkpoint.replace("/checkpoints/", "/").split("/")[-2:])
 
 
+def show_study(uri: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A study's leaderboard on stdout, and what it cost."""
+    names = ["jaccard", "epoch", "threshold", "epochs", "why"]
+    keys = list(rows[0]["parameters"])
+    table(
+        f"{uri}, best first",
+        ["trial", *(key.split(".")[1] for key in keys), *names],
+        [[r["trial"], *r["parameters"].values(), *(r[name] for name in names)] for r in rows],
+    )
+    epochs = sum(row["epochs"] for row in rows)
+    line = f"best Jaccard {rows[0]['jaccard']:.4f}, {epochs} epochs in {len(rows)} trials"
+    results.print(line, highlight=False)
+
+
 def _by_tenths(what: str, total: int) -> Advance:
     done, shown = 0, 0
 
