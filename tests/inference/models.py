@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch.optim.swa_utils import update_bn
 
-from segan.config import Config, parse_config
+from segan import storage
+from segan.config import Config, load_config, parse_config
 from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
-from segan.runs import Run
+from segan.runs import Checkpoint, Run
 
 FRAME = (90, 68)  # width, height
 
@@ -47,3 +49,24 @@ def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, thresh
     }
     weights = save(small_segmentor(config, epoch).state_dict())
     return run.save(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri
+
+
+def tiny(records: str = "", *overrides: str) -> Config:
+    """Of a run that trains in a second."""
+    ours = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
+    here = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
+    return load_config(None, [*ours, *here, *overrides])
+
+
+def run_of(checkpoint: Checkpoint) -> str:
+    return checkpoint.uri.rsplit("/checkpoints/", 1)[0]
+
+
+def content(uri: str) -> dict[str, bytes]:
+    """Every file below a URI, by name."""
+    return {f.name: storage.read_bytes(f"{uri}/{f.name}") for f in storage.list_files(uri)}
+
+
+def copy(source: str, target: str) -> None:
+    for name, body in content(source).items():
+        storage.write_bytes(f"{target}/{name}", body)

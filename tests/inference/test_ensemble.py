@@ -17,25 +17,21 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from segan import storage
-from segan.cli import main
-from segan.config import Config, load_config
-from segan.data.archive import open_archive
-from segan.data.ingest import finish, plan_shards, write_task
+from segan.config import Config
 from segan.data.records import Record, read_frames, read_manifest, write_manifest, write_shard
-from segan.data.synthetic import draw_archive
-from segan.errors import SeganError, StorageError, UsageError
+from segan.errors import StorageError, UsageError
 from segan.evaluation.metrics import confusion
-from segan.evaluation.score import score_pair, summarise
-from segan.evaluation.select import MEMBERS, build_ensemble, choose_greedily, find_candidates
+from segan.evaluation.select import build_ensemble, choose_greedily, find_candidates
 from segan.evaluation.sweep import THRESHOLDS
-from segan.inference.ensemble import Ensemble, read_ensemble
+from segan.inference.ensemble import read_ensemble
 from segan.inference.frames import segment_frames
 from segan.inference.predictor import Member, Predictor, read_segmentor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.runs import SEGMENTOR, Checkpoint, Run
-from segan.training.session import train_here
+from tests.inference.models import FRAME, content, copy, run_of, tiny
 
-WIDTH, HEIGHT = 80, 64
+WIDTH, HEIGHT = FRAME
+
 CLAIMED = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
 TRUE_TO = ("a", "d", "e")  # the truth is what these three draw together
 
@@ -66,12 +62,6 @@ def craft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]
         return Run(str(root / name)).save(checkpoint, {SEGMENTOR: save(weights)}, info)
 
     return craft
-
-
-def tiny(records: str = "", *overrides: str) -> Config:
-    ours = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
-    here = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
-    return load_config(None, [*ours, *here, *overrides])
 
 
 def constant(probability: float) -> Segmentor:
@@ -237,14 +227,6 @@ def test_the_same_weights_in_two_runs_count_once(
         find_candidates(None, [twin.uri, crafted[0][0].uri, crafted[0][1].uri])
 
 
-def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
-    for trial in ("t0", "t1"):
-        copy(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
-    write_study(f"{tmp_path}/small", ["t0", "t1", "begun"])
-    with pytest.raises(UsageError, match=r"found 2: .*t0, .*t1; without one: .*begun"):
-        find_candidates(f"{tmp_path}/small")
-
-
 def test_unknown_member_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere: neither a checkpoint nor a run"):
         find_candidates(None, [f"{tmp_path}/nowhere"])
@@ -275,13 +257,6 @@ def test_members_that_differ_are_refused(
     with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
     assert storage.list_files(f"{tmp_path}/out") == []
-
-
-def test_other_records_are_refused(
-    crafted: tuple[list[Checkpoint], str], records: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="--records"):
-        build_ensemble(f"{tmp_path}/out", crafted[0], records)
 
 
 def test_a_checkpoint_that_fails_its_checksum_is_refused(
@@ -394,105 +369,3 @@ def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
     assert together(image).probability.tobytes() == apart(image).probability.tobytes()
     assert all(member.read() is member.read() for member in together.members)
     assert not any(member.read() is member.read() for member in apart.members)
-
-
-# With trained runs, at the prompt
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("archive"))
-    sizes = {"train": 8, "validation": 4, "test": 3}
-    draw_archive(sizes, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
-    return uri
-
-
-@pytest.fixture(scope="module")
-def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri, found, size = str(tmp_path_factory.mktemp("drawn")), open_archive(archive), (WIDTH, HEIGHT)
-    finish(found, uri, [write_task(task, uri, size) for task in plan_shards(found)], size)
-    return uri
-
-
-@pytest.fixture(scope="module")
-def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A study of four trials that differ by their seed."""
-    uri = str(tmp_path_factory.mktemp("study"))
-    write_study(uri, [f"t{seed}" for seed in range(4)])
-    for seed in range(4):
-        train_here(tiny(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
-    return uri
-
-
-def test_from_a_study_to_scores_side_by_side(
-    study: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = f"{tmp_path}/e"
-    assert main(["ensemble", "build", "--study", study, "--out", out, "--greedy", "--json"]) == 0
-    built = Ensemble.model_validate_json(capsys.readouterr().out)
-    assert built == read_ensemble(out)
-    assert len({member.uri.split("/trials/")[1][:2] for member in built.members}) == MEMBERS
-
-    assert main(["evaluate", out, archive, "--local", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    for member, source in zip(found["members"], built.members, strict=True):
-        alone = Predictor.load(source.uri)
-        expected = summarise(
-            [score_pair(alone, pair) for pair in open_archive(archive).split("test")]
-        )
-        assert {name: member[name] for name in ("accuracy", "dice", "jaccard")} == {
-            name: expected[name] for name in ("accuracy", "dice", "jaccard")
-        }
-        assert member["threshold"] == alone.threshold
-    assert (found["images"], found["threshold"]) == (3, built.threshold)
-
-    assert main(["evaluate", out, archive, "--local"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = [next(line for line in lines if f" {row} " in line) for row in ("member 3", "ensemble")]
-    assert f"{found['jaccard']:.4f}" in rows[1]
-    assert f"{found['members'][2]['jaccard']:.4f}" in rows[0]
-
-
-def test_the_best_of_a_trained_study(
-    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    candidates = find_candidates(study)
-    jaccards = [c.jaccard for c in candidates]
-    assert jaccards == sorted(Run(f"{study}/trials/t{i}").best().jaccard for i in range(4))[::-1]
-    members = [word for c in candidates[1:] for word in ("--member", run_of(c))]
-    assert main(["ensemble", "build", *members, "--out", f"{tmp_path}/e"]) == 0
-    assert [m.uri for m in read_ensemble(f"{tmp_path}/e").members] == [
-        c.uri for c in candidates[1:]
-    ]
-    shown = capsys.readouterr().out
-    assert f"ensemble at {tmp_path}/e on validation" in shown
-    assert f"{read_ensemble(f'{tmp_path}/e').scores['jaccard']:.4f}" in shown
-
-
-def test_wrong_use_at_the_prompt(
-    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["ensemble", "build", "--out", f"{tmp_path}/e"]) == 2
-    assert "--study" in capsys.readouterr().err
-    assert (
-        main(["ensemble", "build", "--out", f"{tmp_path}/e", "--member", study])
-        == SeganError.exit_code
-    )
-
-
-def write_study(uri: str, trials: Sequence[str]) -> None:
-    entries = [{"name": name, "parameters": {}} for name in trials]
-    storage.write_json(f"{uri}/study.json", {"trials": entries})
-
-
-def run_of(checkpoint: Checkpoint) -> str:
-    return checkpoint.uri.rsplit("/checkpoints/", 1)[0]
-
-
-def content(uri: str) -> dict[str, bytes]:
-    return {f.name: storage.read_bytes(f"{uri}/{f.name}") for f in storage.list_files(uri)}
-
-
-def copy(source: str, target: str) -> None:
-    for name, body in content(source).items():
-        storage.write_bytes(f"{target}/{name}", body)

@@ -1,0 +1,133 @@
+"""Choosing an ensemble among trained runs, and using it at the prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from segan import storage
+from segan.cli import main
+from segan.data.archive import open_archive
+from segan.data.ingest import finish, plan_shards, write_task
+from segan.data.synthetic import draw_archive
+from segan.errors import SeganError, StorageError, UsageError
+from segan.evaluation.score import score_pair, summarise
+from segan.evaluation.select import MEMBERS, build_ensemble, find_candidates
+from segan.inference.ensemble import Ensemble, read_ensemble
+from segan.inference.predictor import Predictor
+from segan.runs import Run
+from segan.training.session import train_here
+from tests.inference.models import content, copy, run_of, tiny
+
+WIDTH, HEIGHT = 80, 64
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("archive"))
+    sizes = {"train": 8, "validation": 4, "test": 3}
+    draw_archive(sizes, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri, found, size = str(tmp_path_factory.mktemp("drawn")), open_archive(archive), (WIDTH, HEIGHT)
+    finish(found, uri, [write_task(task, uri, size) for task in plan_shards(found)], size)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of four trials that differ by their seed."""
+    uri = str(tmp_path_factory.mktemp("study"))
+    write_study(uri, [f"t{seed}" for seed in range(4)])
+    for seed in range(4):
+        train_here(tiny(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
+    return uri
+
+
+def test_from_a_study_to_scores_side_by_side(
+    study: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{tmp_path}/e"
+    assert main(["ensemble", "build", "--study", study, "--out", out, "--greedy", "--json"]) == 0
+    built = Ensemble.model_validate_json(capsys.readouterr().out)
+    assert built == read_ensemble(out)
+    assert len({member.uri.split("/trials/")[1][:2] for member in built.members}) == MEMBERS
+
+    assert main(["evaluate", out, archive, "--local", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for member, source in zip(found["members"], built.members, strict=True):
+        alone = Predictor.load(source.uri)
+        expected = summarise(
+            [score_pair(alone, pair) for pair in open_archive(archive).split("test")]
+        )
+        assert {name: member[name] for name in ("accuracy", "dice", "jaccard")} == {
+            name: expected[name] for name in ("accuracy", "dice", "jaccard")
+        }
+        assert member["threshold"] == alone.threshold
+    assert (found["images"], found["threshold"]) == (3, built.threshold)
+
+    assert main(["evaluate", out, archive, "--local"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [next(line for line in lines if f" {row} " in line) for row in ("member 3", "ensemble")]
+    assert f"{found['jaccard']:.4f}" in rows[1]
+    assert f"{found['members'][2]['jaccard']:.4f}" in rows[0]
+
+
+def test_the_best_of_a_trained_study(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates = find_candidates(study)
+    jaccards = [c.jaccard for c in candidates]
+    assert jaccards == sorted(Run(f"{study}/trials/t{i}").best().jaccard for i in range(4))[::-1]
+    members = [word for c in candidates[1:] for word in ("--member", run_of(c))]
+    assert main(["ensemble", "build", *members, "--out", f"{tmp_path}/e"]) == 0
+    assert [m.uri for m in read_ensemble(f"{tmp_path}/e").members] == [
+        c.uri for c in candidates[1:]
+    ]
+    shown = capsys.readouterr().out
+    assert f"ensemble at {tmp_path}/e on validation" in shown
+    assert f"{read_ensemble(f'{tmp_path}/e').scores['jaccard']:.4f}" in shown
+
+
+def test_wrong_use_at_the_prompt(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ensemble", "build", "--out", f"{tmp_path}/e"]) == 2
+    assert "--study" in capsys.readouterr().err
+    assert (
+        main(["ensemble", "build", "--out", f"{tmp_path}/e", "--member", study])
+        == SeganError.exit_code
+    )
+
+
+def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
+    for trial in ("t0", "t1"):
+        copy(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
+    write_study(f"{tmp_path}/small", ["t0", "t1", "begun"])
+    with pytest.raises(UsageError, match=r"found 2: .*t0, .*t1; without one: .*begun"):
+        find_candidates(f"{tmp_path}/small")
+
+
+def test_other_records_are_refused(study: str, archive: str, tmp_path: Path) -> None:
+    records, found, size = f"{tmp_path}/records", open_archive(archive), (90, 68)
+    tasks = [write_task(task, records, size) for task in plan_shards(found)]
+    finish(found, records, tasks, size)
+    with pytest.raises(UsageError, match="--records"):
+        build_ensemble(f"{tmp_path}/out", find_candidates(study), records)
+    assert content(f"{tmp_path}/out") == {}
+
+
+def test_where_there_is_no_study_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"study\.json: not found"):
+        find_candidates(str(tmp_path))
+
+
+def write_study(uri: str, trials: Sequence[str]) -> None:
+    entries = [{"name": name, "parameters": {}} for name in trials]
+    storage.write_json(f"{uri}/study.json", {"trials": entries})
