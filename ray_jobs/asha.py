@@ -9,7 +9,8 @@ from its training as one that is finished does. Nothing is killed, so nothing ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,14 @@ class Judge:
         return self._verdicts[trial, epoch]
 
 
-def start_judge() -> Any:
-    return ray.remote(num_cpus=0, max_concurrency=1000)(Judge).remote()
+@contextlib.contextmanager
+def judging() -> Iterator[Any]:
+    """A judge for as long as the block runs."""
+    judge = ray.remote(num_cpus=0, max_concurrency=1000)(Judge).remote()
+    try:
+        yield judge
+    finally:
+        ray.kill(judge)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def connect(debug: bool = False) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     level = logging.INFO if debug else logging.ERROR
+    if os.environ.get("RAY_ADDRESS") and not debug:
+        # This process's own core, which warns of what Ray's libraries do; the log files keep it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Without an address a Ray of our own starts, which nobody else on the network is to reach.
     own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
     ray.init(log_to_driver=debug, logging_level=level, **own)

@@ -14,12 +14,14 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from ray_jobs.asha import AskingASHA, start_judge
+from ray_jobs.asha import AskingASHA, judging
 from ray_jobs.cluster import check_fits, trials_at_once
+from ray_jobs.suggest import Suggesting
 from ray_jobs.train import train
 from segan import storage
 from segan.config import Config
 from segan.data.records import read_manifest
+from segan.errors import SeganError
 from segan.search import Study, Trial
 from segan.training.log import write_hyperparameters
 
@@ -37,25 +39,29 @@ def search(config: Config, study: Study, tell: Tell) -> None:
     """
     check_fits(config.cluster)
     trials = study.begin(config, read_manifest(config.data.records).fingerprint)
-    judge = start_judge()
-    scheduler = _scheduler(config, judge, tell)
-    left = {}
-    for trial in trials:
-        goes_on = scheduler.replay(trial)
-        if trial.result() is None:
-            if goes_on:
-                left[trial.name] = trial
-            else:  # the driver died between the word and the trial's hearing it
+    with judging() as judge:
+        scheduler = _scheduler(config, judge, tell)
+        for trial in trials:
+            goes_on = scheduler.replay(trial)
+            if trial.result() is None and not goes_on:
+                # The driver died between the word and the trial's hearing it.
                 _finish(trial, config.training.epochs, 0.0)
-    if not left:
+        _tune(config, study, trials, scheduler, judge)
+
+
+def _tune(config: Config, study: Study, trials: list[Trial], scheduler: Any, judge: Any) -> None:
+    left = [trial.name for trial in trials if trial.result() is None]
+    points, how = _points(config, study, trials, left)
+    if how["num_samples"] == 0:
         return
-    run = functools.partial(_run, config=config, trials=left, judge=judge)
+    run = functools.partial(_run, config=config, study=study.uri, judge=judge)
     tune.Tuner(
         tune.with_resources(run, {"CPU": 0.01}),  # the workers of its run hold the rest
-        param_space={"trial": tune.grid_search(list(left))},
+        param_space=points,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             max_concurrent_trials=config.search.concurrent or trials_at_once(config.cluster),
+            **how,
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%dT%H%M%S"),
@@ -63,6 +69,17 @@ def search(config: Config, study: Study, tell: Tell) -> None:
             verbose=0,
         ),
     ).fit()
+
+
+def _points(
+    config: Config, study: Study, trials: list[Trial], left: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Tune takes trials from: the names of those that are left, or Optuna."""
+    if config.search.method != "optuna":
+        return {"trial": tune.grid_search(left)}, {"num_samples": min(1, len(left))}
+    more = config.search.trials - len(trials) + len(left)
+    suggesting = Suggesting(study, config.search, trials)
+    return {}, {"num_samples": more, "search_alg": suggesting}
 
 
 def _scheduler(config: Config, judge: Any, tell: Tell) -> AskingASHA:
@@ -77,17 +94,16 @@ def _scheduler(config: Config, judge: Any, tell: Tell) -> AskingASHA:
     )
 
 
-def _run(point: dict[str, Any], config: Config, trials: dict[str, Trial], judge: Any) -> None:
+def _run(point: dict[str, Any], config: Config, study: str, judge: Any) -> None:
     """What a trial's actor does: one training, its reports passed on to Tune."""
-    trial, began = trials[point["trial"]], time.monotonic()
+    trial, began = Study(study).trial(point["trial"]), time.monotonic()
     settings = trial.configure(config)
-    train(
-        settings,
-        trial.run,
-        lambda status: None,
-        {"trial": trial.name, "judge": judge},
-        [TuneReportCallback()],
-    )
+    words = {"trial": trial.name, "judge": judge}
+    try:
+        train(settings, trial.run, lambda status: None, words, [TuneReportCallback()])
+    except SeganError as error:
+        trial.finish(f"failed: {error}", time.monotonic() - began)
+        raise
     _finish(trial, settings.training.epochs, time.monotonic() - began)
 
 

@@ -156,8 +156,9 @@ class SearchConfig(Section):
     The threshold is searched too, over all of them and exactly, by each trial's validations.
     """
 
-    method: Literal["random", "grid"] = Field(
-        "random", description="Points drawn at random, or the grid of every final_k (P)."
+    method: Literal["random", "grid", "optuna"] = Field(
+        "random",
+        description="Points drawn at random, the grid of every final_k (P), or Optuna's.",
     )
     trials: int = Field(8, ge=1, description="Points drawn; a grid has as many as it has.")
     learning_rate: tuple[float, float] = Field(

@@ -74,13 +74,24 @@ class Study:
             found = storage.read_json(name)
             _compare(self.uri, wanted, {key: found[key] for key in wanted})
             return self._trials(found["trials"])
-        points = draw_points(config)
-        trials = [
+        storage.write_json(name, wanted | {"trials": []})
+        return self.add(draw_points(config))
+
+    def add(self, points: list[dict[str, float]]) -> list[Trial]:
+        """Keeps more points, named in their turn; returns them as trials."""
+        name = storage.join(self.uri, "study.json")
+        study = storage.read_json(name)
+        first = len(study["trials"])
+        new = [
             {"name": f"trial_{number:03d}", "parameters": point}
-            for number, point in enumerate(points)
+            for number, point in enumerate(points, first)
         ]
-        storage.write_json(name, wanted | {"trials": trials})
-        return self._trials(trials)
+        storage.write_json(name, study | {"trials": study["trials"] + new})
+        return self._trials(new)
+
+    def trial(self, name: str) -> Trial:
+        """A trial by its name."""
+        return next(trial for trial in self.trials() if trial.name == name)
 
     def trials(self) -> list[Trial]:
         """The points of a study that has begun; raises StorageError where there is none."""
@@ -105,9 +116,11 @@ def draw_points(config: Config) -> list[dict[str, float]]:
 
     Learning rate and clamp are log-uniform in their ranges, final k is one of its values. The
     grid takes every final k at the configuration's own learning rate and clamp; its other axis,
-    the threshold, every trial searches whole.
+    the threshold, every trial searches whole. Optuna's points are asked for one by one instead.
     """
     search = config.search
+    if search.method == "optuna":
+        return []
     if search.method == "grid":
         return [{"logistic.final_k": k} for k in search.final_k]
     random = np.random.default_rng(search.seed)

@@ -148,16 +148,26 @@ def _short(checkpoint: str) -> str:
 
 def show_study(uri: str, rows: Sequence[dict[str, Any]]) -> None:
     """A study's leaderboard on stdout, and what it cost."""
-    names = ["jaccard", "epoch", "threshold", "epochs", "why"]
-    keys = list(rows[0]["parameters"])
-    table(
-        f"{uri}, best first",
-        ["trial", *(key.split(".")[1] for key in keys), *names],
-        [[r["trial"], *r["parameters"].values(), *(r[name] for name in names)] for r in rows],
-    )
+    keys = sorted({key for row in rows for key in row["parameters"]}, reverse=True)
+    names = {"optimizer.learning_rate": "rate", "optimizer.clamp": "clamp", "logistic.final_k": "k"}
+    shown = [
+        [
+            row["trial"],
+            *(f"{row['parameters'][key]:g}" for key in keys),
+            row["jaccard"],
+            "-" if row["threshold"] is None else f"{row['threshold']:g}",
+            f"{row['epoch']} of {row['epochs']}",
+            "given up" if row["why"].startswith("given up") else row["why"],
+        ]
+        for row in rows
+    ]
+    columns = ["trial", *(names[key] for key in keys), "jaccard", "threshold", "epoch", "why"]
+    table(f"{uri}, best first", columns, shown)
     epochs = sum(row["epochs"] for row in rows)
-    line = f"best Jaccard {rows[0]['jaccard']:.4f}, {epochs} epochs in {len(rows)} trials"
-    results.print(line, highlight=False)
+    results.print(
+        f"best Jaccard {rows[0]['jaccard']:.4f}; {epochs} epochs in {len(rows)} trials",
+        highlight=False,
+    )
 
 
 def _by_tenths(what: str, total: int) -> Advance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 import ray
 from ray.util.state import list_actors, list_placement_groups
 
+from ray_jobs.suggest import Suggesting
 from ray_jobs.tune import search
 from segan.config import Config
-from segan.search import Study
+from segan.search import Study, Trial
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -29,28 +31,37 @@ STUDY = (
 )
 
 
-def left_behind() -> dict[str, Any]:
-    """What still holds a place on the cluster."""
-    groups = [g for g in list_placement_groups() if g.state != "REMOVED"]
-    names = ("RayTrainWorker", "TrainController", "ImplicitFunc", "SplitCoordinator")
-    actors = [a for a in list_actors() if a.state == "ALIVE" and a.class_name.startswith(names)]
+def alive() -> dict[str, str]:
+    """The class of every actor that is not dead, by its id."""
+    return {a.actor_id: a.class_name for a in list_actors(limit=1000) if a.state != "DEAD"}
+
+
+def left_behind(before: dict[str, str]) -> dict[str, Any]:
+    """What still holds a place on the cluster, and the study's actors that are still there."""
+    groups = [g for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
+    actors = {name for actor_id, name in alive().items() if actor_id not in before}
     used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-    return {"groups": len(groups), "actors": len(actors), "cpus": round(used, 3)}
+    return {"groups": len(groups), "actors": actors - RAYS_OWN, "cpus": round(used, 3)}
 
 
-def settles(seconds: float = 10) -> dict[str, Any]:
+def settles(before: dict[str, str], seconds: float = 10) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
-    while any(left_behind().values()) and time.monotonic() < deadline:
+    while any(left_behind(before).values()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return left_behind()
+    return left_behind(before)
+
+
+NOTHING = {"groups": 0, "actors": set(), "cpus": 0}
+# One of each for the whole cluster, started by whoever comes first.
+RAYS_OWN = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
 
 
 def test_a_study_gives_trials_up_and_leaves_nothing_behind(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
-    study, told = Study(f"{bucket}/study"), []
+    study, told, before = Study(f"{bucket}/study"), [], alive()
     search(configured(*STUDY), study, lambda *word: told.append(word))
-    assert settles() == {"groups": 0, "actors": 0, "cpus": 0}
+    assert settles(before) == NOTHING
     rows = study.leaderboard()
     assert len(rows) == 4
     assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
@@ -59,11 +70,29 @@ def test_a_study_gives_trials_up_and_leaves_nothing_behind(
     assert 1 <= len(given_up) <= 3
     for row in rows:
         assert (row["epochs"] == 4) == (row["why"] == "finished")
-        assert row["jaccard"] == max(row["jaccard_curve"])
+        assert row["jaccard"] == pytest.approx(max(row["jaccard_curve"]), abs=1e-6)
     assert [row["jaccard"] for row in rows] == sorted((r["jaccard"] for r in rows), reverse=True)
     # Started again, there is nothing to do.
     search(configured(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
     assert study.leaderboard() == rows
+
+
+def test_optuna_suggests_the_points_and_is_told_of_them_again(
+    bucket: str, configured: Callable[..., Config]
+) -> None:
+    few = ("search.method=optuna", "search.trials=3", "training.epochs=1")
+    study = Study(f"{bucket}/study")
+    config = configured(*STUDY, *few)
+    search(config, study, lambda *word: None)
+    rows = study.leaderboard()
+    assert sorted(row["trial"] for row in rows) == ["trial_000", "trial_001", "trial_002"]
+    assert {row["why"] for row in rows} == {"finished"}
+    assert len({row["parameters"]["optimizer.learning_rate"] for row in rows}) == 3
+    again = Suggesting(study, config.search, study.trials())
+    assert [t.value for t in again._optuna._ot_study.trials] == [
+        pytest.approx(next(r["jaccard"] for r in rows if r["trial"] == trial.name))
+        for trial in study.trials()
+    ]
 
 
 DRIVER = """
@@ -71,7 +100,7 @@ import sys
 from ray_jobs.cluster import connect
 from ray_jobs.tune import search
 from segan.config import parse_config
-from segan.search import Study
+from segan.search import Study, Trial
 import json
 connect()
 tell = lambda trial, metrics, go_on: print(trial, metrics["epoch"], flush=True)
@@ -79,20 +108,25 @@ search(parse_config(json.loads(sys.argv[2])), Study(sys.argv[1]), tell)
 """
 
 
+def checkpointed(trial: Trial) -> int:
+    latest = trial.run.latest()
+    return int(latest.info["epochs"]) if latest else 0
+
+
 def test_a_study_goes_on_after_its_driver_was_killed(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
     config = configured(*STUDY, "search.concurrent=2")
-    study = Study(f"{bucket}/study")
+    study, actors = Study(f"{bucket}/study"), alive()
     command = [sys.executable, "-c", DRIVER, study.uri, config.model_dump_json()]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert driver.stdout is not None
     for line in driver.stdout:
-        if line.split()[-1] == "2":  # some trial has two epochs behind it
+        if re.fullmatch(r"trial_\d+ 2\n", line):  # some trial has two epochs behind it
             break
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    before = {trial.name: len(trial.epochs()) for trial in study.trials()}
+    before = {trial.name: checkpointed(trial) for trial in study.trials()}
     assert any(before.values())
     told: list[tuple[str, int]] = []
     search(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
@@ -104,4 +138,4 @@ def test_a_study_goes_on_after_its_driver_was_killed(
         assert epochs == list(range(1, len(epochs) + 1))  # none twice, none missing
         redone = [epoch for name, epoch in told if name == trial.name and epoch <= before[name]]
         assert redone == []
-    assert settles() == {"groups": 0, "actors": 0, "cpus": 0}
+    assert settles(actors) == NOTHING

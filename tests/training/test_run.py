@@ -23,7 +23,6 @@ from segan.data.records import read_manifest, read_shard, to_frames
 from segan.data.synthetic import draw_archive
 from segan.errors import SeganError, StorageError, UsageError
 from segan.evaluation.metrics import confusion
-from segan.inference.frames import segment_frames
 from segan.inference.predictor import Predictor
 from segan.runs import Run
 from segan.training.distributed import single_process_group
@@ -239,7 +238,7 @@ def test_the_predictor_has_the_best_weights_and_their_threshold(
     manifest = read_manifest(records)
     (shard,) = manifest.shards("validation")
     frames = to_frames(read_shard(records, shard), manifest)
-    maps = segment_frames(predictor.segmentor, torch.tensor(frames.image), config).numpy()
+    maps = predictor.members[0](torch.tensor(frames.image)).numpy()
     scores = confusion(maps > predictor.threshold, frames.mask > 0).scores()
     assert float(scores["jaccard"].mean()) == pytest.approx(best.jaccard, abs=1e-4)
 
