@@ -153,7 +153,7 @@ def show_study(uri: str, rows: Sequence[dict[str, Any]]) -> None:
     shown = [
         [
             row["trial"],
-            *(f"{row['parameters'][key]:g}" for key in keys),
+            *(f"{row['parameters'][key]:.3g}" for key in keys),
             row["jaccard"],
             "-" if row["threshold"] is None else f"{row['threshold']:g}",
             f"{row['epoch']} of {row['epochs']}",
