@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except typer.Abort:
-        return 130
+        return _fail("interrupted", 130, False)
     except SeganError as error:
         return _fail(str(error), error.exit_code, "--debug" in words)
     except KeyboardInterrupt:

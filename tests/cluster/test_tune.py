@@ -28,6 +28,7 @@ STUDY = (
     "training.epochs=4",
     "training.log_every=1",
     "cluster.cpus_per_worker=0.5",
+    "search.concurrent=1",  # one after the other, so that who is given up is the same every time
 )
 
 
