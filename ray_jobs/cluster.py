@@ -12,6 +12,7 @@ from segan.config import ClusterConfig
 from segan.errors import UsageError
 
 CPUS_FOR_DATA = 1  # Ray Data's read tasks need one that no worker holds
+TRIAL_CPUS = 0.01  # of a trial's own actor, beside those of its workers
 
 
 def connect(debug: bool = False) -> None:
@@ -57,10 +58,20 @@ def check_fits(config: ClusterConfig) -> None:
 
 
 def trials_at_once(config: ClusterConfig) -> int:
-    """How many runs of this size the cluster holds together, with CPUs kept for reading data."""
+    """How many trials of this size the cluster holds together, with CPUs kept for reading data.
+
+    Raises:
+        UsageError: not even one, with the numbers.
+    """
     have = ray.cluster_resources()
-    cpus = (have.get("CPU", 0) - CPUS_FOR_DATA) / (config.workers * config.cpus_per_worker)
-    held = [cpus]
+    each = config.workers * config.cpus_per_worker + TRIAL_CPUS
+    held = [(have.get("CPU", 0) - CPUS_FOR_DATA) / each]
     if config.gpus_per_worker:
         held.append(have.get("GPU", 0) / (config.workers * config.gpus_per_worker))
-    return max(1, int(min(held)))
+    if min(held) < 1:
+        raise UsageError(
+            f"cluster: a trial of {config.workers} workers takes {each:g} CPU, and {CPUS_FOR_DATA} "
+            f"is kept for reading data; the cluster has {have.get('CPU', 0):g}. Use fewer "
+            "cluster.workers or less cluster.cpus_per_worker"
+        )
+    return int(min(held))

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs.asha import AskingASHA, judging
-from ray_jobs.cluster import check_fits, trials_at_once
+from ray_jobs.cluster import TRIAL_CPUS, check_fits, trials_at_once
 from ray_jobs.suggest import Suggesting
 from ray_jobs.train import train
 from segan import storage
@@ -38,6 +38,7 @@ def search(config: Config, study: Study, tell: Tell) -> None:
         UsageError: the configuration fits neither the records, the study nor the cluster.
     """
     check_fits(config.cluster)
+    held = trials_at_once(config.cluster)
     trials = study.begin(config, read_manifest(config.data.records).fingerprint)
     with judging() as judge:
         scheduler = _scheduler(config, judge, tell)
@@ -46,21 +47,29 @@ def search(config: Config, study: Study, tell: Tell) -> None:
             if trial.result() is None and not goes_on:
                 # The driver died between the word and the trial's hearing it.
                 _finish(trial, config.training.epochs, 0.0)
-        _tune(config, study, trials, scheduler, judge)
+        at_once = min(held, config.search.concurrent or held)
+        _tune(config, study, trials, scheduler, judge, at_once)
 
 
-def _tune(config: Config, study: Study, trials: list[Trial], scheduler: Any, judge: Any) -> None:
+def _tune(
+    config: Config,
+    study: Study,
+    trials: list[Trial],
+    scheduler: AskingASHA,
+    judge: Any,
+    at_once: int,
+) -> None:
     left = [trial.name for trial in trials if trial.result() is None]
     points, how = _points(config, study, trials, left)
     if how["num_samples"] == 0:
         return
     run = functools.partial(_run, config=config, study=study.uri, judge=judge)
     tune.Tuner(
-        tune.with_resources(run, {"CPU": 0.01}),  # the workers of its run hold the rest
+        tune.with_resources(run, {"CPU": TRIAL_CPUS}),  # the workers of its run hold the rest
         param_space=points,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            max_concurrent_trials=config.search.concurrent or trials_at_once(config.cluster),
+            max_concurrent_trials=at_once,
             **how,
         ),
         run_config=tune.RunConfig(
