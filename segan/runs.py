@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -138,11 +138,11 @@ class Run:
         return [open_checkpoint(storage.join(folder, name.split("/")[0])) for name in names]
 
     def latest(self) -> Checkpoint | None:
-        return max(self.checkpoints(), key=lambda c: c.samples, default=None)
+        return _latest(self.checkpoints())
 
     def best(self) -> Checkpoint | None:
         """The checkpoint of the best validation Jaccard, the earliest of equals."""
-        return max(self.checkpoints(), key=lambda c: (c.jaccard, -c.samples), default=None)
+        return _best(self.checkpoints())
 
     def save(self, name: str, files: Mapping[str, bytes], info: Mapping[str, Any]) -> Checkpoint:
         """Writes a checkpoint, its manifest last, over what half of one may lie there."""
@@ -155,9 +155,10 @@ class Run:
         return Checkpoint(uri, name, sums, info)
 
     def keep_best_and_latest(self) -> None:
-        best, latest = self.best(), self.latest()
-        for checkpoint in self.checkpoints():
-            if checkpoint not in (best, latest):
+        found = self.checkpoints()
+        kept = (_best(found), _latest(found))
+        for checkpoint in found:
+            if checkpoint not in kept:
                 # The manifest first: what is half deleted must not look whole.
                 storage.delete_file(storage.join(checkpoint.uri, MANIFEST))
                 storage.delete_folder(checkpoint.uri)
@@ -169,6 +170,14 @@ class Run:
                     f"{self.uri}: this run was started with {key} {found.get(key)!r}, now asked "
                     f"for {wanted[key]!r}; use the same to go on with it, or another name"
                 )
+
+
+def _latest(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    return max(checkpoints, key=lambda c: c.samples, default=None)
+
+
+def _best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    return max(checkpoints, key=lambda c: (c.jaccard, -c.samples), default=None)
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
