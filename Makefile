@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test quick lint format clean
+.PHONY: setup demo cluster cluster-stop test quick lint format clean
 
 setup: $(READY)
 
@@ -19,11 +19,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python -m infra.local.demo $(if $(DATA),--data $(DATA))
 
+cluster: $(READY)
+	$(BIN)/python -m infra.local.background start
+
+cluster-stop: $(READY)
+	$(BIN)/python -m infra.local.background stop
+
 test: lint
 	$(BIN)/pytest
 
 quick: $(READY)
-	$(BIN)/pytest -m "not integration and not cluster"
+	$(BIN)/pytest -m "not integration and not cluster and not browser"
 
 lint: $(READY)
 	$(BIN)/ruff check .

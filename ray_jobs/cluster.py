@@ -1,18 +1,20 @@
-"""Joining a Ray cluster, and whether what is asked for fits it."""
+"""Joining a Ray cluster, and reading its errors."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from segan.config import ClusterConfig
-from segan.errors import UsageError
-
-CPUS_FOR_DATA = 1  # Ray Data's read tasks need one that no worker holds
-TRIAL_CPUS = 0.01  # of a trial's own actor, beside those of its workers
+from segan.errors import SeganError
 
 
 def connect(debug: bool = False) -> None:
@@ -32,6 +34,8 @@ def connect(debug: bool = False) -> None:
     # Without an address a Ray of our own starts, which nobody else on the network is to reach.
     own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
     ray.init(log_to_driver=debug, logging_level=level, **own)
+    # `ray job stop` is then a Ctrl-C; Ray's own handler ends the process where it stands.
+    signal.signal(signal.SIGTERM, _interrupt)
     if not debug:
         # Ray's own log files keep everything; its loggers are set up by these imports.
         for name in ("ray.data", "ray.train"):
@@ -39,39 +43,34 @@ def connect(debug: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def check_fits(config: ClusterConfig) -> None:
-    """Raises UsageError, with the numbers, for a run that the cluster could never place."""
-    have = ray.cluster_resources()
-    wanted = {
-        "CPU": config.workers * config.cpus_per_worker + CPUS_FOR_DATA,
-        "GPU": config.workers * config.gpus_per_worker,
-    }
-    for kind, amount in wanted.items():
-        if amount > have.get(kind, 0):
-            kept = f" and {CPUS_FOR_DATA} for reading data" if kind == "CPU" else ""
-            each = config.cpus_per_worker if kind == "CPU" else config.gpus_per_worker
-            raise UsageError(
-                f"cluster: {config.workers} workers of {each:g} {kind}{kept} need {amount:g} "
-                f"{kind}, the cluster has {have.get(kind, 0):g}; use fewer cluster.workers or "
-                f"less cluster.{kind.lower()}s_per_worker"
-            )
+def _interrupt(_: int, frame: Any) -> None:
+    """What Ctrl-C would do now: while Ray Train is at work, its own orderly way."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # behind nohup Ctrl-C is ignored
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
-def trials_at_once(config: ClusterConfig) -> int:
-    """How many trials of this size the cluster holds together, with CPUs kept for reading data.
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ray Train takes an interrupt as an order to abort, and then ends the process as if all were
+    well; here it stays an interrupt, and the handler goes with the block."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
-    Raises:
-        UsageError: not even one, with the numbers.
-    """
-    have = ray.cluster_resources()
-    each = config.workers * config.cpus_per_worker + TRIAL_CPUS
-    held = [(have.get("CPU", 0) - CPUS_FOR_DATA) / each]
-    if config.gpus_per_worker:
-        held.append(have.get("GPU", 0) / (config.workers * config.gpus_per_worker))
-    if min(held) < 1:
-        raise UsageError(
-            f"cluster: a trial of {config.workers} workers takes {each:g} CPU, and {CPUS_FOR_DATA} "
-            f"is kept for reading data; the cluster has {have.get('CPU', 0):g}. Use fewer "
-            "cluster.workers or less cluster.cpus_per_worker"
-        )
-    return int(min(held))
+
+def users_part(error: BaseException) -> BaseException:
+    """The SeganError in what Ray wrapped it in, a worker's or a read task's; else the error."""
+    inside = [error]
+    for one in inside:
+        if isinstance(one, SeganError) and not isinstance(one, RayError):
+            return one
+        causes = [*getattr(one, "worker_failures", {}).values(), getattr(one, "cause", None)]
+        inside += [c for c in (*causes, one.__cause__) if isinstance(c, BaseException)]
+    return error

@@ -1,47 +1,84 @@
-"""Something done to each of many items with a model at hand, over the cluster."""
+"""Something done to each of many images with a model at hand, over the cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from torch import Tensor
 
+from segan import storage
+from segan.inference.pipeline import Item, Row, Work, segment
 from segan.inference.predictor import Predictor
 
-Row = dict[str, Any]
-Do = Callable[[Predictor, Row], Row]
+BLOCK = 100  # images that an actor is given at once, and that come back together
+AT_ONCE = 2  # blocks in an actor: while one ends, the next has begun
+
+
+class OneAtATime(Predictor):
+    """A model that several threads share."""
+
+    _lock = threading.Lock()
+
+    def maps(self, frames: Tensor) -> Tensor:
+        with self._lock:
+            return super().maps(frames)
 
 
 class WithModel:
-    """An actor that holds the model and does one thing to each item that it is given."""
+    """An actor that holds the model and does its work to the images that it is given."""
 
-    def __init__(self, model: str, threshold: float | None, do: Do):
+    def __init__(
+        self,
+        model: str,
+        threshold: float | None,
+        flips: bool | None,
+        work: Work[Any],
+        threads: int,
+    ):
+        storage.be_patient()  # the command's own look at the model was before
         torch.set_num_threads(1)  # the cluster's CPUs are shared out among the actors
-        self.predictor = Predictor.load(model, threshold)
-        self.do = do
+        self.predictor = OneAtATime.load(model, threshold, flips=flips)
+        self.work, self.threads = work, threads
 
-    def __call__(self, row: Row) -> Row:
-        return self.do(self.predictor, row)
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        rows = segment(self.predictor, block["item"], self.work, self.threads)
+        return {"row": [json.dumps(row) for row in rows]}
 
 
-def each(do: Do, rows: Sequence[Row], model: str, threshold: float | None = None) -> Iterator[Row]:
-    """`do(predictor, row)` of every row, as the cluster finishes them.
+def each(
+    work: Work[Item],
+    items: Sequence[Item],
+    model: str,
+    threshold: float | None = None,
+    flips: bool | None = None,
+) -> Iterator[Row]:
+    """What `segan.inference.pipeline.segment` gives of every item, as the cluster finishes them.
+
+    One actor a GPU, or a CPU where there are none, each with threads of its own that read and
+    finish while its network is at work.
 
     Args:
-        do: a function of a module.
-        rows: plain values by name, and so are the results.
         model: URI that each actor loads its predictor from.
     """
     have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
-    actors = max(1, min(gpus or int(have.get("CPU", 1)) - 1, len(rows)))
-    blocks = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), 4 * actors))
-    results = blocks.map(
+    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 1))
+    actors = max(1, min(gpus or cpus - 1, len(items)))
+    threads = max(2, cpus // actors) if gpus else 2
+    blocks = max(math.ceil(len(items) / BLOCK), min(len(items), 2 * AT_ONCE * actors))
+    rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
+    results = rows.map_batches(
         WithModel,
-        fn_constructor_args=(model, threshold, do),
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        batch_size=None,
+        fn_constructor_args=(model, threshold, flips, work, threads),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=AT_ONCE),
         num_gpus=1 if gpus else None,
     )
-    yield from results.iter_rows()
+    for row in results.iter_rows():
+        yield json.loads(row["row"])

@@ -1,37 +1,38 @@
-"""An archive to records as a Ray Data job: one task a shard.
+"""An archive to records on the cluster: a task a shard.
 
 ray job submit --working-dir . -- python -m ray_jobs.ingest s3://bucket/isic2017 s3://bucket/records
 """
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import ray
+from ray.exceptions import RayTaskError
 
-from segan.data.ingest import ShardTask, write_task
+from ray_jobs.cluster import users_part
+from segan.data.shards import ShardDone, ShardTask, write_task
 
-
-def write_shards(
-    tasks: list[ShardTask], out: str, size: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
-    """What `segan.data.ingest.write_task` gives for each task, as the cluster finishes them.
-
-    Args:
-        size: (width, height) in pixels of the frames.
-    """
-    write = functools.partial(_write, tasks=ray.put(tasks), out=out, size=size)
-    # A block a task: shards are what the cluster's CPUs share out among them.
-    numbers = ray.data.range(len(tasks), override_num_blocks=len(tasks))
-    for row in numbers.map(write).iter_rows():
-        yield row["result"]
+WAITING = 2  # tasks handed out for each CPU: enough that none is idle, few enough to be stopped
 
 
-def _write(row: dict[str, Any], tasks: Any, out: str, size: tuple[int, int]) -> dict[str, Any]:
-    return {"result": write_task(ray.get(tasks)[row["id"]], out, size)}
+def on_cluster(tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
+    """What `write_task` makes of each task, as the cluster finishes them."""
+    write = ray.remote(write_task)
+    most = WAITING * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    left, running = list(tasks), list[ray.ObjectRef]()
+    try:
+        while left or running:
+            while left and len(running) < most:
+                running.append(write.remote(left.pop(0)))
+            ready, running = ray.wait(running)
+            yield ray.get(ready[0])
+    except RayTaskError as error:
+        raise users_part(error) from error
+    finally:
+        for one in running:
+            ray.cancel(one)
 
 
 if __name__ == "__main__":

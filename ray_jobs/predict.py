@@ -5,26 +5,23 @@ ray job submit --working-dir . -- python -m ray_jobs.predict MODEL IMAGES OUT
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ray_jobs.each import each
-from segan.inference.masks import write_mask
-from segan.inference.predictor import Predictor
+from segan.inference.masks import WriteMasks
+from segan.inference.pipeline import Row
 
 
 def predict(
-    images: list[str], model: str, out: str, threshold: float | None
-) -> Iterator[dict[str, Any]]:
-    """What `segan.inference.masks.write_mask` gives for each image, in no order."""
-    rows = [{"image": image} for image in images]
-    return each(functools.partial(_write, out=out), rows, model, threshold)
-
-
-def _write(predictor: Predictor, row: dict[str, Any], out: str) -> dict[str, Any]:
-    return write_mask(predictor, row["image"], out)
+    images: Sequence[str],
+    model: str,
+    work: WriteMasks,
+    threshold: float | None = None,
+    flips: bool | None = None,
+) -> Iterator[Row]:
+    """What `segan.inference.masks.WriteMasks` gives for each image, in no order."""
+    return each(work, images, model, threshold, flips)
 
 
 if __name__ == "__main__":

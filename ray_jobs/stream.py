@@ -1,11 +1,13 @@
 """The records' sequence as one Ray Data execution through all epochs of a run.
 
-    plan --read tasks--> blocks of one batch each --split--> rank 0, rank 1, ... --> batches
+    plan --read tasks--> blocks of a rank's batches --split--> rank 0, rank 1, ... --> batches
 
 Ray Data has no notion of the order that a training wants, so the order is in the source: each
-read task covers a stretch of the sequence and yields it in blocks of exactly one batch, in the
-order step by step and rank by rank. With `preserve_order`, an equal split then deals the blocks
-out in turn, and each rank gets its own part of every step.
+read task covers a stretch of the sequence, a few steps at a time, and yields a block for each rank
+with its batches of these steps. With `preserve_order`, an equal split then deals the blocks out in
+turn, and each rank gets its own part of every step. Ray Data's work is by the block, whatever its
+size, so a block holds several batches where they are small; all have the same size, and what that
+brings from past the run's end is left out.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from segan.data.records import Manifest, Shard, read_shard
 MOST_TASKS = 4000  # every read task is an object in the driver's store from the start
 SHARE_OF_STORE = 0.3  # of the cluster's object memory that records may stay in
 ROW_BYTES = 64  # of id, epoch and position
+BLOCK_BYTES = 16e6  # that a block grows to
+STEPS_BYTES = 64e6  # of all ranks' blocks of the same steps, which a read task holds together
 REST_SECONDS = 0.01
 
 
@@ -43,12 +47,13 @@ class SequenceSource(Datasource):
         return (self._plan.stop - self._plan.start) * row_bytes(self._plan.sequence.manifest)
 
     def stretches(self) -> list[tuple[int, int]]:
-        """(first, last) rows of each read task; whole steps, so that no block is short."""
+        """(first, last) rows of each read task, the last past the plan's where blocks need it."""
         plan = self._plan
-        shards = plan.sequence.manifest.shards(plan.sequence.split)
-        wanted = max(plan.sequence.rows / len(shards), (plan.stop - plan.start) / MOST_TASKS)
-        size = max(1, round(wanted / plan.rows_per_step)) * plan.rows_per_step
-        return [(at, min(at + size, plan.stop)) for at in range(plan.start, plan.stop, size)]
+        at_once = plan.rows_per_step * steps_of_block(plan)
+        wanted = max(_rows_of_shard(plan), (plan.stop - plan.start) / MOST_TASKS)
+        size = max(1, round(wanted / at_once)) * at_once
+        stop = plan.start - (plan.start - plan.stop) // at_once * at_once
+        return [(at, min(at + size, stop)) for at in range(plan.start, stop, size)]
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -77,8 +82,7 @@ class StreamConfig(DataConfig):
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, DataIterator]]:
         ((name, plan),) = datasets.items()
-        assert plan.workers == world_size, "the plan is made for this number of workers"
-        splits = open_stream(plan).streaming_split(world_size, equal=True)
+        splits = open_stream(plan.over(world_size)).streaming_split(world_size, equal=True)
         return [{name: split} for split in splits]
 
 
@@ -94,7 +98,7 @@ class Breathe(ExecutionCallback):
 
 
 def open_stream(plan: Plan) -> Dataset:
-    """The plan as a dataset, nothing read yet; every block of it is one batch of one rank."""
+    """The plan as a dataset, nothing read yet; every block of it is one rank's."""
     source = SequenceSource(plan)
     stream = ray.data.read_datasource(
         source,
@@ -106,16 +110,26 @@ def open_stream(plan: Plan) -> Dataset:
     stream.context.custom_execution_callback_classes.append(Breathe)
     # Ray Data gathers small blocks and cuts large ones. A block that is above this and below
     # one and a half times it passes as it is.
-    block = plan.batch_size * row_bytes(plan.sequence.manifest)
+    block = steps_of_block(plan) * plan.batch_size * row_bytes(plan.sequence.manifest)
     stream.context.target_max_block_size = int(block * 0.8)
     return stream
 
 
-def batches(stream: DataIterator, manifest: Manifest) -> Iterator[Batch]:
-    """A rank's batches, as Ray Data brings its blocks."""
-    blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4)
+def batches(stream: DataIterator, plan: Plan) -> Iterator[Batch]:
+    """A rank's batches, as Ray Data brings its blocks; views of the blocks' memory."""
+    blocks = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     for table in blocks:
-        yield to_batch(table, manifest)
+        for at in range(0, table.num_rows, plan.batch_size):
+            batch = to_batch(table.slice(at, plan.batch_size), plan.sequence.manifest)
+            if batch.position < plan.stop:
+                yield batch
+
+
+def steps_of_block(plan: Plan) -> int:
+    """Steps whose batches share a block: as many as fit, and at most a shard's."""
+    batch = plan.batch_size * row_bytes(plan.sequence.manifest)
+    fit = min(BLOCK_BYTES / batch, STEPS_BYTES / (batch * plan.workers))
+    return max(1, min(int(fit), round(_rows_of_shard(plan) / plan.rows_per_step)))
 
 
 def row_bytes(manifest: Manifest) -> int:
@@ -130,7 +144,17 @@ def _read(plan_ref: Any, shards: dict[str, Any], first: int, last: int) -> Itera
             return ray.get(shards[shard.name])
         return read_shard(plan.records, shard)
 
-    yield from plan.sequence.blocks(first, last, plan.batch_size, load)
+    steps, size = steps_of_block(plan), plan.rows_per_step
+    for table in plan.sequence.blocks(first, last, steps * size, load):
+        for rank in range(plan.workers):
+            own = range(rank * plan.batch_size, steps * size, size)
+            yield pa.concat_tables(
+                [table.slice(at, plan.batch_size) for at in own]
+            ).combine_chunks()
+
+
+def _rows_of_shard(plan: Plan) -> float:
+    return plan.sequence.rows / len(plan.sequence.manifest.shards(plan.sequence.split))
 
 
 def _keep_in_memory(plan: Plan) -> dict[str, Any]:

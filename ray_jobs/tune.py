@@ -6,23 +6,27 @@ ray job submit --working-dir . -- python -m ray_jobs.tune s3://bucket/studies/fi
 from __future__ import annotations
 
 import functools
+import math
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs.asha import AskingASHA, judging
-from ray_jobs.cluster import TRIAL_CPUS, check_fits, trials_at_once
+from ray_jobs.capacity import TRIAL_CPUS, nodes_with_work, runs_at_once
 from ray_jobs.suggest import Suggesting
 from ray_jobs.train import train
 from segan import storage
 from segan.config import Config
 from segan.data.records import read_manifest
-from segan.errors import SeganError
-from segan.search import Study, Trial
+from segan.errors import NotFiniteError, SeganError, StoppedError
+from segan.lease import hold
+from segan.search import Study, Trial, best_epoch
 from segan.training.log import write_hyperparameters
 
 Tell = Callable[[str, dict[str, Any], bool], None]
@@ -35,11 +39,25 @@ def search(config: Config, study: Study, tell: Tell) -> None:
         tell: is given each validation: the trial's name, its metrics, and whether it goes on.
 
     Raises:
-        UsageError: the configuration fits neither the records, the study nor the cluster.
+        UsageError: the configuration fits neither the records, the study nor the cluster, or
+            another process runs this study.
     """
-    check_fits(config.cluster)
-    held = trials_at_once(config.cluster)
+    with hold(study.uri):
+        _search(config, study, tell)
+
+
+def _search(config: Config, study: Study, tell: Tell) -> None:
+    held = runs_at_once(config.cluster, TRIAL_CPUS)
     trials = study.begin(config, read_manifest(config.data.records).fingerprint)
+    run_trials(config, study, trials, tell, held)
+
+
+def run_trials(config: Config, study: Study, trials: list[Trial], tell: Tell, held: int) -> None:
+    """Runs those of a study's trials that are not over.
+
+    Args:
+        held: runs that the cluster holds at once.
+    """
     with judging() as judge:
         scheduler = _scheduler(config, judge, tell)
         for trial in trials:
@@ -63,7 +81,12 @@ def _tune(
     points, how = _points(config, study, trials, left)
     if how["num_samples"] == 0:
         return
-    run = functools.partial(_run, config=config, study=study.uri, judge=judge)
+    words = {"judge": judge, "runs_here": math.ceil(at_once / nodes_with_work())}
+    run = functools.partial(_run, config=config, study=study.uri, words=words)
+    # Tune would put the keys into each trial's runtime environment, which Ray logs and shows.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
+    # Tune's newer output prints a header and a footer to stdout, whatever `verbose` says.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     tune.Tuner(
         tune.with_resources(run, {"CPU": TRIAL_CPUS}),  # the workers of its run hold the rest
         param_space=points,
@@ -103,13 +126,18 @@ def _scheduler(config: Config, judge: Any, tell: Tell) -> AskingASHA:
     )
 
 
-def _run(point: dict[str, Any], config: Config, study: str, judge: Any) -> None:
+def _run(point: dict[str, Any], config: Config, study: str, words: dict[str, Any]) -> None:
     """What a trial's actor does: one training, its reports passed on to Tune."""
     trial, began = Study(study).trial(point["trial"]), time.monotonic()
     settings = trial.configure(config)
-    words = {"trial": trial.name, "judge": judge}
+    named = {"trial": trial.name, **words}
     try:
-        train(settings, trial.run, lambda status: None, words, [TuneReportCallback()])
+        train(settings, trial.run, lambda status: None, named, [TuneReportCallback()])
+    except StoppedError:
+        raise  # neither failed nor given up: it is not over
+    except NotFiniteError as error:
+        trial.finish(f"diverged: {error}", time.monotonic() - began)
+        return
     except SeganError as error:
         trial.finish(f"failed: {error}", time.monotonic() - began)
         raise
@@ -117,10 +145,12 @@ def _run(point: dict[str, Any], config: Config, study: str, judge: Any) -> None:
 
 
 def _finish(trial: Trial, epochs: int, seconds: float) -> None:
-    last = trial.epochs()[-1]
-    whole = last["epoch"] >= epochs
-    trial.finish("finished" if whole else f"given up after epoch {last['epoch']}", seconds)
-    write_hyperparameters(trial.run, trial.parameters, {"jaccard": last["jaccard"]})
+    done = trial.epochs()
+    last, best = done[-1]["epoch"], best_epoch(done)
+    trial.finish("finished" if last >= epochs else f"given up after epoch {last}", seconds)
+    assert best is not None, "a trial that is over has been validated"
+    point = {k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()}
+    write_hyperparameters(trial.run, point, {"jaccard": best["jaccard"]})
 
 
 if __name__ == "__main__":

@@ -1,3 +1,28 @@
-"""SegAN: adversarial segmentation with a multi-scale L1 loss (Xue, Xu, Huang, ISBI 2018)."""
+"""SegAN: adversarial segmentation with a multi-scale L1 loss (Xue, Xu, Huang, ISBI 2018).
+
+from segan import Predictor
+
+prediction = Predictor.load("s3://bucket/runs/first")(image)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segan.inference.predictor import Prediction, Predictor
 
 __version__ = "0.1.0"
+__all__ = ["Prediction", "Predictor", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Predictor and Prediction when they are first asked for: they need torch, which takes a while.
+
+    Much of the command, and all of what looks into storage, does without.
+    """
+    if name in ("Prediction", "Predictor"):
+        from segan.inference import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module 'segan' has no attribute {name!r}")

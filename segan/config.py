@@ -15,15 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from segan.errors import UsageError
-
-
-class Section(BaseModel):
-    """A branch of the tree: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from segan.studies import AblationConfig, SearchConfig, Section
 
 
 class DataConfig(Section):
@@ -46,6 +41,9 @@ class NetworkConfig(Section):
     )
     residual_activation: Literal["after", "before"] = Field(
         "after", description="Activation after (O) or before (C) a residual block's sum."
+    )
+    spectral_norm: bool = Field(
+        False, description="Spectral norm on C's weights (O); made for optimizer.clamp=null."
     )
 
 
@@ -71,8 +69,13 @@ class LogisticConfig(Section):
 
 
 class LossConfig(Section):
-    """The multi-scale L1 loss, Eq. 1 and 2."""
+    """The multi-scale L1 loss, Eq. 1 and 2, and what the paper argues against."""
 
+    adversary: Literal["multi_scale", "scalar", "none"] = Field(
+        "multi_scale",
+        description="C's features (P), one number of C's as in a classic GAN, or S without C.",
+    )
+    adversary_weight: float = Field(1.0, ge=0, description="Weight of C's word in S's loss (P).")
     reading: Literal["concatenated", "per_level"] = Field(
         "concatenated",
         description="Mean over the concatenation of all levels (P, F), or mean of levels' means.",
@@ -81,6 +84,19 @@ class LossConfig(Section):
         None, description="A factor for each of the 7 levels; the code has 1,1,2,2,2,2,4 (C)."
     )
     dice_weight: float = Field(0.0, ge=0, description="Weight of a Dice loss on S; the code's 1.")
+    cross_entropy_weight: float = Field(
+        0.0, ge=0, description="Weight of a pixel-wise cross-entropy on S (O)."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> LossConfig:
+        alone = self.adversary == "none" or self.adversary_weight == 0
+        if alone and not (self.dice_weight or self.cross_entropy_weight):
+            raise ValueError(
+                "S would learn from nothing: without an adversary, give loss.dice_weight or "
+                "loss.cross_entropy_weight a value above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _seven(self) -> LossConfig:
@@ -104,7 +120,12 @@ class OptimizerConfig(Section):
     workers_rule: Literal["none", "linear", "sqrt"] = Field(
         "none", description="What the learning rate is multiplied by: 1, workers, or their root."
     )
-    clamp: float = Field(0.05, gt=0, description="Critic's parameters stay in [-clamp, clamp] (P).")
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="Share of the run over which the rate rises from zero (O)."
+    )
+    clamp: float | None = Field(
+        0.05, gt=0, description="Critic's parameters stay in [-clamp, clamp] (P); null for free."
+    )
     clamp_scope: Literal["all", "convolutions"] = Field(
         "all", description="Clamp every parameter (P, C), or leave the norms free."
     )
@@ -112,6 +133,9 @@ class OptimizerConfig(Section):
 
 class AugmentConfig(Section):
     crop: int = Field(128, ge=64, description="Side of the random square crop, pixels (P).")
+    resize_probability: float = Field(
+        0.0, ge=0, le=1, description="Of the whole frame squeezed to the square instead (C; 0.5)."
+    )
     flip_horizontal: float = Field(0.5, ge=0, le=1, description="Probability (P).")
     flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability (P).")
     brightness: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
@@ -124,8 +148,28 @@ class TrainingConfig(Section):
     epochs: int = Field(300, ge=1, description="Passes over the training records.")
     batch_size: int = Field(25, ge=1, description="Images per worker and step (P).")
     seed: int = Field(0, ge=0, description="Initial weights, order and augmentation follow it.")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay of S's averaged weights, a step; 0 for none (O)."
+    )
     validate_every: int = Field(1, ge=1, description="Epochs between two validations.")
+    checkpoint_every: int = Field(
+        0, ge=0, description="Steps between two checkpoints within epochs; 0 for none but those."
+    )
     log_every: int = Field(10, ge=1, description="Steps between two lines of step metrics.")
+
+
+class PerformanceConfig(Section):
+    """How a step is computed; what it computes is the same but for rounding (O)."""
+
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the networks' arithmetic; weights and losses stay float32."
+    )
+    channels_last: bool = Field(
+        True, description="Channels of a pixel beside each other in memory, not planes of them."
+    )
+    compile: Literal["off", "kernels", "graphs"] = Field(
+        "off", description="Networks as compiled kernels; on CUDA also as graphs of them."
+    )
 
 
 class EvaluationConfig(Section):
@@ -134,61 +178,53 @@ class EvaluationConfig(Section):
         description="Frame put in as it is, reflected out to a multiple of 64, or as a square "
         "of the crop's side (O; C resizes).",
     )
+    flips: bool = Field(
+        False, description="The mean of the maps of the frame and its three mirror images (O)."
+    )
     threshold: float = Field(0.4, gt=0, lt=1, description="Probability above it is lesion (P).")
     batch_size: int = Field(25, ge=1, description="Frames at once.")
+    report: bool = Field(True, description="Write report.html at the end.")
 
 
 class ClusterConfig(Section):
     """How the run lies on a Ray cluster; none of it changes what one worker computes."""
 
     workers: int = Field(1, ge=1, description="DDP workers.")
+    min_workers: int = Field(
+        0, ge=0, description="Fewest that a run goes on with where nodes are lost; 0 for all."
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that each worker reserves.")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     threads_per_worker: int = Field(
         0, ge=0, description="Torch threads of a worker; 0 shares the node's cores evenly."
     )
+    wait_seconds: float = Field(
+        0, ge=0, description="How long a job waits for nodes, asking an autoscaler if there is one."
+    )
     max_failures: int = Field(2, ge=0, description="Times the worker group is started again.")
 
+    @property
+    def elastic(self) -> bool:
+        """Whether a run goes on with fewer workers than it asks for."""
+        return 0 < self.min_workers < self.workers
 
-class SearchConfig(Section):
-    """A study: what is searched, and how soon a trial is given up. Runs take no notice of it.
-
-    The threshold is searched too, over all of them and exactly, by each trial's validations.
-    """
-
-    method: Literal["random", "grid", "optuna"] = Field(
-        "random",
-        description="Points drawn at random, the grid of every final_k (P), or Optuna's.",
-    )
-    trials: int = Field(8, ge=1, description="Points drawn; a grid has as many as it has.")
-    learning_rate: tuple[float, float] = Field(
-        (0.0005, 0.01), description="Least and most, log-uniform."
-    )
-    clamp: tuple[float, float] = Field((0.01, 0.1), description="Least and most, log-uniform.")
-    final_k: tuple[float, ...] = Field(
-        (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), min_length=1, description="Values to choose from."
-    )
-    seed: int = Field(0, ge=0, description="The points are a function of it.")
-    early_stopping: bool = Field(True, description="ASHA on validation Jaccard; else none.")
-    grace_period: int = Field(1, ge=1, description="Epochs before a trial can be given up.")
-    reduction_factor: float = Field(3, gt=1, description="One of so many goes on at a rung.")
-    concurrent: int = Field(0, ge=0, description="Trials at a time; 0 for what the cluster holds.")
+    @property
+    def least_workers(self) -> int:
+        """That a run can start with."""
+        return self.min_workers if self.elastic else self.workers
 
     @model_validator(mode="after")
-    def _ranges(self) -> SearchConfig:
-        for name in ("learning_rate", "clamp"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(
-                    f"{name} [{low}, {high}]: expected two positive numbers, the lesser first"
-                )
-        if min(self.final_k) <= 0:
-            raise ValueError(f"final_k {list(self.final_k)}: expected positive numbers")
+    def _fewest(self) -> ClusterConfig:
+        if self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above workers {self.workers}; "
+                "choose min_workers <= workers"
+            )
         return self
 
 
 class Config(Section):
-    """One run, whole; with `search`, one study."""
+    """One run, whole; with `search` or `ablation`, one study."""
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
@@ -197,9 +233,11 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
+    performance: PerformanceConfig = PerformanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     search: SearchConfig = SearchConfig()
+    ablation: AblationConfig = AblationConfig()
 
     @model_validator(mode="after")
     def _enough_to_normalise(self) -> Config:

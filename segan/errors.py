@@ -18,3 +18,29 @@ class UsageError(SeganError):
 
 class StorageError(SeganError):
     """A folder or bucket could not be read or written."""
+
+
+class NotFoundError(StorageError):
+    """There is no file of this name."""
+
+
+class TransientError(StorageError):
+    """This attempt failed, and the next may not."""
+
+
+class DamagedError(StorageError):
+    """What is stored is not what was written."""
+
+
+class NotFiniteError(SeganError):
+    """A number of a training is not finite: the same again will not mend it."""
+
+
+class StoppedError(SeganError):
+    """A run was told to stop and did, with a checkpoint to go on from.
+
+    The exit code is a shell's for an end by a signal, 128 and its number: SIGTERM's until it is
+    known better.
+    """
+
+    exit_code = 143

@@ -1,13 +1,16 @@
-"""What segmentor and critic are trained on: the multi-scale L1 loss, Eq. 1 and 2."""
+"""What S and C are trained on: the multi-scale L1 loss, Eq. 1 and 2, and its rivals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segan.config import LossConfig
+
+LEAST = 1e-7  # probability whose logarithm is still taken: below it a pixel has no more to say
 
 
 def multi_scale_l1(
@@ -49,3 +52,69 @@ def dice_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     one = 1.0  # keeps an empty truth with an empty prediction at loss 0
     dice = (2 * (p * t).sum(2) + one) / (p.sum(2) + t.sum(2) + one)
     return (1 - dice).mean()
+
+
+def cross_entropy(predicted: Tensor, truth: Tensor) -> Tensor:
+    """-log of the probability given to each pixel's truth, the mean over all of them.
+
+    Args:
+        predicted: [B, classes, H, W] in [0, 1].
+        truth: [B, classes, H, W], 0 or 1.
+    """
+    p, t = predicted.float(), truth.float()
+    right = t * p + (1 - t) * (1 - p)
+    return -right.clamp_min(LEAST).log().mean()
+
+
+class Game:
+    """What C raises and what S lowers, of what C says of the two masked images.
+
+    The paper's is one number for both: the distance between the features (Eq. 1). In the classic
+    one (Goodfellow et al. 2014, the non-saturating form; for segmentation Luc et al. 2016, the
+    paper's [12]) C gives each image a score, the log-odds that its mask is the truth.
+    """
+
+    def __init__(self, config: LossConfig):
+        self.config = config
+        self.scalar = config.adversary == "scalar"
+
+    @property
+    def played(self) -> bool:
+        """Whether there is an adversary at all."""
+        return self.config.adversary != "none"
+
+    def raised_by_critic(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+        """A scalar in float32.
+
+        Args:
+            predicted: what C gives of the image under the predicted map: its L levels, each
+                [B, c, H, W], or one tensor of scores [B].
+            truth: the same of the image under the true map.
+        """
+        if not self.scalar:
+            return multi_scale_l1(predicted, truth, self.config)
+        (score,), (score_of_truth,) = predicted, truth
+        # log C(truth) + log(1 - C(predicted))
+        return (F.logsigmoid(score_of_truth.float()) + F.logsigmoid(-score.float())).mean()
+
+    def lowered_by_segmentor(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+        """The same for S, which in the classic game is -log C(predicted)."""
+        if not self.scalar:
+            return multi_scale_l1(predicted, truth, self.config)
+        return -F.logsigmoid(predicted[0].float()).mean()
+
+
+def weighed(
+    adversarial: Tensor | None, predicted: Tensor, truth: Tensor, config: LossConfig
+) -> Tensor:
+    """What S lowers but for the Dice loss: C's word and the cross-entropy by their weights.
+
+    Args:
+        adversarial: of `Game.lowered_by_segmentor`; None without an adversary.
+        predicted: [B, classes, H, W] in [0, 1].
+        truth: [B, classes, H, W], 0 or 1.
+    """
+    parts = [] if adversarial is None else [config.adversary_weight * adversarial]
+    if config.cross_entropy_weight > 0:
+        parts.append(config.cross_entropy_weight * cross_entropy(predicted, truth))
+    return sum(parts, start=torch.zeros((), device=predicted.device))

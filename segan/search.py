@@ -8,6 +8,7 @@ study whose driver died is taken up from these files alone. Needs no Ray.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 from segan import storage
 from segan.config import Config, parse_config
 from segan.errors import UsageError
-from segan.runs import Run
+from segan.runs import RESULT, Run
 
-RESULT = "result.json"
+STUDY = "study.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trial:
     """A point of the search: `parameters` by their configuration keys, and where its run is."""
 
     name: str
-    parameters: dict[str, float]
+    parameters: dict[str, Any]
     run: Run
 
     def configure(self, config: Config) -> Config:
@@ -53,6 +54,10 @@ class Trial:
             storage.join(self.run.uri, RESULT), {"why": why, "seconds": round(seconds, 1)}
         )
 
+    def forget(self) -> None:
+        """Takes back that the trial is over."""
+        storage.delete_file(storage.join(self.run.uri, RESULT))
+
 
 class Study:
     """One search's place in storage."""
@@ -60,26 +65,41 @@ class Study:
     def __init__(self, uri: str):
         self.uri = storage.normalise(uri)
 
-    def begin(self, config: Config, fingerprint: str) -> list[Trial]:
+    def begin(
+        self, config: Config, fingerprint: str, named: Mapping[str, dict[str, Any]] | None = None
+    ) -> list[Trial]:
         """Draws and keeps the points, or takes up those of the study that is here.
+
+        Args:
+            named: the points instead, by the names of their trials; what is not there yet is
+                added, and what is there and not asked for stays as it is.
 
         Raises:
             UsageError: the name is in use with another configuration or other records.
         """
         storage.check_access(self.uri)
-        name = storage.join(self.uri, "study.json")
-        tree = config.model_dump(mode="json", exclude={"cluster": True, "data": {"records"}})
-        wanted = {"config": tree, "fingerprint": fingerprint}
+        name = storage.join(self.uri, STUDY)
+        wanted = {"config": _compared(config), "fingerprint": fingerprint}
         if storage.exists(name):
             found = storage.read_json(name)
-            _compare(self.uri, wanted, {key: found[key] for key in wanted})
-            return self._trials(found["trials"])
+            # A study from before a key was there has its default.
+            known = {
+                section: branch | found["config"].get(section, {})
+                for section, branch in _compared(Config()).items()
+            }
+            _compare(self.uri, wanted, {"config": known, "fingerprint": found["fingerprint"]})
+            return self._trials(found["trials"]) if named is None else self._complete(named)
         storage.write_json(name, wanted | {"trials": []})
-        return self.add(draw_points(config))
+        return self.add(draw_points(config)) if named is None else self._complete(named)
+
+    def config(self) -> dict[str, Any]:
+        """The sections that it began with, but for where it ran and what it was called."""
+        found: dict[str, Any] = storage.read_json(storage.join(self.uri, STUDY))["config"]
+        return found
 
     def add(self, points: list[dict[str, float]]) -> list[Trial]:
         """Keeps more points, named in their turn; returns them as trials."""
-        name = storage.join(self.uri, "study.json")
+        name = storage.join(self.uri, STUDY)
         study = storage.read_json(name)
         first = len(study["trials"])
         new = [
@@ -89,18 +109,34 @@ class Study:
         storage.write_json(name, study | {"trials": study["trials"] + new})
         return self._trials(new)
 
+    def _complete(self, points: Mapping[str, dict[str, Any]]) -> list[Trial]:
+        name = storage.join(self.uri, STUDY)
+        study = storage.read_json(name)
+        known = {entry["name"]: entry["parameters"] for entry in study["trials"]}
+        for trial, point in points.items():
+            if known.setdefault(trial, point) != point:
+                raise UsageError(
+                    f"{self.uri}: {trial} began with {known[trial]}, now {point}; use another name"
+                )
+        entries = [{"name": trial, "parameters": point} for trial, point in known.items()]
+        storage.write_json(name, study | {"trials": entries})
+        return [trial for trial in self._trials(entries) if trial.name in points]
+
     def trial(self, name: str) -> Trial:
         """A trial by its name."""
         return next(trial for trial in self.trials() if trial.name == name)
 
     def trials(self) -> list[Trial]:
         """The points of a study that has begun; raises StorageError where there is none."""
-        return self._trials(storage.read_json(storage.join(self.uri, "study.json"))["trials"])
+        return self._trials(storage.read_json(storage.join(self.uri, STUDY))["trials"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What became of each trial so far, the best first."""
+        return sorted(map(_row, self.trials()), key=lambda row: -row["jaccard"])
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """A row for each trial, the best first; written to leaderboard.json too."""
-        rows = [_row(trial) for trial in self.trials()]
-        rows.sort(key=lambda row: -row["jaccard"])
+        """The same rows, written to leaderboard.json too."""
+        rows = self.rows()
         storage.write_json(storage.join(self.uri, "leaderboard.json"), {"trials": rows})
         return rows
 
@@ -134,6 +170,11 @@ def draw_points(config: Config) -> list[dict[str, float]]:
     ]
 
 
+def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The one of the best validation Jaccard, the earliest of equals; None of none."""
+    return max(epochs, key=lambda line: line["jaccard"], default=None)
+
+
 def _log_uniform(random: np.random.Generator, bounds: tuple[float, float]) -> float:
     low, high = np.log(bounds)
     return float(f"{np.exp(random.uniform(low, high)):.4g}")
@@ -141,7 +182,7 @@ def _log_uniform(random: np.random.Generator, bounds: tuple[float, float]) -> fl
 
 def _row(trial: Trial) -> dict[str, Any]:
     epochs, result = trial.epochs(), trial.result() or {"why": "not over", "seconds": 0.0}
-    best = max(epochs, key=lambda line: line["jaccard"], default=None)
+    best = best_epoch(epochs)
     checkpoint = trial.run.best()
     return {
         "trial": trial.name,
@@ -156,6 +197,20 @@ def _row(trial: Trial) -> dict[str, Any]:
         "seconds": result["seconds"],
         "why": result["why"],
     }
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    """What must stay the same for a study to go on."""
+    return config.model_dump(
+        mode="json",
+        exclude={
+            "cluster": True,
+            "ablation": True,  # may grow; what each run does is in its trial
+            "data": {"records"},
+            "training": {"checkpoint_every"},
+            "evaluation": {"report"},
+        },
+    )
 
 
 def _compare(uri: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:

@@ -7,32 +7,40 @@ of something pickled: objects carry URIs, and each process opens them for itself
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from segan.errors import StorageError, UsageError
+from segan import s3
+from segan.errors import NotFoundError, StorageError, UsageError
 
-CONNECT_SECONDS = 5.0
-REQUEST_SECONDS = 60.0
-ATTEMPTS = 5
+_LOCAL = fs.LocalFileSystem()
+_patient = False
+_MENDED_BY = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; make room and give the command again")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file below a URI: its name relative to it, with `/` between folders, and its size."""
+    """A file below a URI: its name relative to it, with `/` between folders, and its size.
+
+    Two are equal by name and size alone, whenever they were written.
+    """
 
     name: str
     size: int
+    modified: datetime | None = field(default=None, compare=False)
 
 
 def is_s3(uri: str) -> bool:
@@ -69,28 +77,128 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
+def basename(uri: str) -> str:
+    """What stands after the last slash."""
+    return uri.rpartition("/")[2]
+
+
 def read_bytes(uri: str) -> bytes:
-    filesystem, path = _open(uri)
-    with _named(uri), filesystem.open_input_file(path) as stream:
-        return bytes(stream.read())
+    if is_s3(uri):
+        return b"".join(s3.stream(uri))
+    with _named(uri):
+        return Path(normalise(uri)).read_bytes()
+
+
+class OpenFile:
+    """A file read in pieces, each of them one ranged request in S3; a context manager.
+
+    Threads may share it.
+
+    Attributes:
+        size: in bytes.
+        version: another one when the file is another one.
+
+    Raises:
+        StorageError: it cannot be opened; NotFoundError where it is not there.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._file: BinaryIO | None = None
+        if is_s3(uri):
+            found = s3.find(uri)
+            if found is None:
+                raise NotFoundError(f"{uri}: not found")
+            self.size, self.version = found.size, found.etag
+            return
+        with _named(uri):
+            path = normalise(uri)
+            there = os.stat(path)
+            if not stat.S_ISREG(there.st_mode):  # a pipe would be waited for
+                raise StorageError(f"{uri}: expected a file, found another kind of thing")
+            self.size, self.version = there.st_size, f"{there.st_ino} {there.st_mtime_ns}"
+            self._file = open(path, "rb")  # noqa: SIM115  (closed by `__exit__`)
+
+    def read_at(self, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on, fewer where the file ends before."""
+        if not 0 <= start < self.size:
+            return b""
+        length = min(length, self.size - start)
+        if self._file is None:
+            return b"".join(s3.stream(self.uri, start, length, self.version))
+        with _named(self.uri):
+            return os.pread(self._file.fileno(), length, start)
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+
+def read_chunks(uri: str) -> Iterator[bytes]:
+    """A file's content in pieces, so that it need not fit in memory."""
+    if is_s3(uri):
+        yield from s3.stream(uri)
+        return
+    with _named(uri), open(normalise(uri), "rb") as file:
+        while chunk := file.read(s3.CHUNK_BYTES):
+            yield chunk
+
+
+def file_sha256(uri: str, tell: Callable[[int], object] = lambda number: None) -> str:
+    """`tell` is called with the number of bytes read."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(uri):
+        digest.update(chunk)
+        tell(len(chunk))
+    return digest.hexdigest()
+
+
+def download(
+    uri: str, target: str, expected: str, tell: Callable[[int], object] = lambda number: None
+) -> None:
+    """Copies a file to a local path, where it appears whole and only with the right checksum.
+
+    `tell` is called with the number of bytes read.
+
+    Raises:
+        StorageError: its sha256 is not `expected`; what was at `target` is still there.
+    """
+    digest, size = hashlib.sha256(), 0
+    with _named(target), _placing(Path(target)) as partial:
+        with partial.open("wb") as sink:
+            for chunk in read_chunks(uri):
+                digest.update(chunk)
+                size += sink.write(chunk)
+                tell(len(chunk))
+        if digest.hexdigest() != expected:
+            raise StorageError(
+                f"{uri}: expected sha256 {expected}, found {digest.hexdigest()} ({size} bytes); "
+                "not taken, use another copy"
+            )
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes whole or not at all: S3 puts are atomic, a local file is renamed into place."""
-    filesystem, path = _open(uri)
-    with _named(uri):
-        if is_s3(uri):
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+    if is_s3(uri):
+        s3.write(uri, content)
+        return
+    with _named(uri), _placing(Path(normalise(uri))) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _placing(target: Path) -> Iterator[Path]:
+    """A path to write to, which is renamed to `target` if nothing fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(uri: str) -> Any:
@@ -106,37 +214,71 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file is what a killed `write_bytes` leaves in a local folder."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
 def exists(uri: str) -> bool:
     """Whether there is a file of this very name."""
-    filesystem, path = _open(uri)
+    return size(uri) is not None
+
+
+def size(uri: str) -> int | None:
+    """Bytes in the file of this very name; None where there is none."""
+    if is_s3(uri):
+        found = s3.find(uri)
+        return found.size if found else None
     with _named(uri):
-        return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+        there = _LOCAL.get_file_info(normalise(uri))
+    return int(there.size) if there.type == fs.FileType.File else None
 
 
 def list_files(uri: str) -> list[StoredFile]:
     """Every file below `uri`, sorted by name; none when the folder or prefix is not there."""
-    filesystem, path = _open(uri)
-    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-    with _named(uri):
-        found = filesystem.get_file_info(selector)
-    start = len(path.rstrip("/")) + 1
-    files = [StoredFile(i.path[start:], i.size) for i in found if i.type == fs.FileType.File]
+    if is_s3(uri):
+        _, key = s3.bucket_and_key(uri)
+        start = len(f"{key}/") if key else 0
+        files = [
+            StoredFile(one.key[start:], one.size, one.modified)
+            for one in s3.find_below(uri)
+            if not one.key.endswith("/")
+        ]
+    else:
+        path = normalise(uri)
+        with _named(uri):
+            below = _LOCAL.get_file_info(
+                fs.FileSelector(path, recursive=True, allow_not_found=True)
+            )
+        start = len(path.rstrip("/")) + 1
+        files = [
+            StoredFile(one.path[start:], one.size, one.mtime)
+            for one in below
+            if one.type == fs.FileType.File
+        ]
     return sorted(files, key=lambda file: file.name)
 
 
 def delete_file(uri: str) -> None:
-    """Removes one file; raises StorageError where it is not there."""
-    filesystem, path = _open(uri)
-    with _named(uri):
-        filesystem.delete_file(path)
+    """Removes one file; raises NotFoundError where it is not there."""
+    if not is_s3(uri):
+        with _named(uri):
+            Path(normalise(uri)).unlink()
+        return
+    if s3.find(uri) is None:
+        raise NotFoundError(f"{uri}: not found")
+    s3.delete(uri)
 
 
 def delete_folder(uri: str) -> None:
     """Removes the folder or prefix with all below it; nothing happens when it is not there."""
-    filesystem, path = _open(uri)
+    if is_s3(uri):
+        s3.delete_below(uri)
+        return
+    path = normalise(uri)
     with _named(uri):
-        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-            filesystem.delete_dir(path)
+        if os.path.lexists(path):
+            _LOCAL.delete_dir(path)
 
 
 def sha256(content: bytes) -> str:
@@ -151,78 +293,18 @@ def check_access(uri: str) -> None:
     Raises:
         StorageError: no credentials, a wrong key, no such bucket, or no answer at the endpoint.
     """
-    if not is_s3(uri):
-        return
-    import boto3
-    from botocore.config import Config as BotoConfig
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket = urlsplit(normalise(uri)).netloc
-    options = BotoConfig(
-        connect_timeout=CONNECT_SECONDS, read_timeout=10, retries={"max_attempts": 2}
-    )
-    try:
-        # A session of its own: the default one keeps the first keys that it ever saw.
-        session = boto3.session.Session(region_name=_region())
-        session.client("s3", config=options).head_bucket(Bucket=bucket)
-    except ClientError as error:
-        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        raise StorageError(f"{uri}: {_REASONS.get(status, str(error))}") from None
-    except BotoCoreError as error:
-        raise StorageError(f"{uri}: {_unreachable(error)}") from None
-
-
-_REASONS = {
-    400: "the store refused the request; check the region and the endpoint",
-    403: "access refused; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what they may do",
-    404: "no such bucket; create it or mend its name",
-}
-
-
-def _unreachable(error: Exception) -> str:
-    name = type(error).__name__
-    if name in ("NoCredentialsError", "PartialCredentialsError"):
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    return _silent(name)
-
-
-def _silent(what: str) -> str:
-    endpoint = _endpoint() or "AWS itself (AWS_ENDPOINT_URL is not set)"
-    return f"no usable answer from {endpoint} ({what}); is it running, and is the address right?"
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-def _open(uri: str) -> tuple[fs.FileSystem, str]:
     if is_s3(uri):
-        return _s3(), uri.removeprefix("s3://").rstrip("/")
-    return fs.LocalFileSystem(), normalise(uri)
+        s3.check(normalise(uri), _patient)
 
 
-def _s3() -> fs.S3FileSystem:
-    # Keyed by what it is made from, so that a changed environment is a new connection.
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    return _connect(os.getpid(), _region(), _endpoint(), *(os.environ.get(name) for name in names))
+def be_patient() -> None:
+    """From here on `check_access` waits as any other call does.
 
-
-@functools.lru_cache(maxsize=4)
-def _connect(process: int, region: str, endpoint: str | None, *_: str | None) -> fs.S3FileSystem:
-    where = urlsplit(endpoint) if endpoint else None
-    return fs.S3FileSystem(
-        region=region,
-        scheme=where.scheme if where else None,
-        endpoint_override=where.netloc if where else None,
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=REQUEST_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        allow_delayed_open=True,  # a small file is then one request
-    )
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    For a process that a command has started after its own check passed, such as a worker: storage
+    that has a bad minute when the worker starts is no reason to fail.
+    """
+    global _patient
+    _patient = True
 
 
 class _named:  # noqa: N801  (reads as a statement: `with _named(uri):`)
@@ -238,24 +320,11 @@ class _named:  # noqa: N801  (reads as a statement: `with _named(uri):`)
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
         if isinstance(error, FileNotFoundError):
-            raise StorageError(f"{self.uri}: not found") from None
+            raise NotFoundError(f"{self.uri}: not found") from None
         if isinstance(error, OSError):
-            raise StorageError(f"{self.uri}: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    text = str(error)
-    if "NETWORK_CONNECTION" in text:
-        return _silent("NETWORK_CONNECTION")
-    for sign, status in (
-        ("ACCESS_DENIED", 403),
-        ("INVALID_ACCESS_KEY", 403),
-        ("SIGNATURE", 403),
-        ("NO_SUCH_BUCKET", 404),
-    ):
-        if sign in text.upper():
-            return _REASONS[status]
-    return error.strerror or text.splitlines()[0]
+            reason = error.strerror or str(error).splitlines()[0]
+            advice = _MENDED_BY.get(error.errno or 0, "")
+            raise StorageError(f"{self.uri}: {reason}{advice}") from error
 
 
 def iter_names(uri: str, suffix: str) -> Iterator[str]:

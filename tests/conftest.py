@@ -2,8 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import settings
 
 from infra.local.cluster import LOOPBACK, RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
+from tests.environment import in_environment
 
 # Ray and torch read these when they are imported, and test modules import them before any fixture
 # runs.
@@ -49,10 +49,18 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_other_tests_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' head may be up; those that do not ask for it do not see it."""
+    if "ray_session" not in request.fixturenames:
+        for name in OTHER_RAY:
+            monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The S3 server, which the environment points to from here on."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as server, _in_environment(server.environment):
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, in_environment(server.environment):
         yield server
 
 
@@ -69,7 +77,7 @@ def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A Ray head with 4 logical CPUs whose workers use the S3 server, and this process joined."""
     with (
         ray_cluster(tmp_path_factory.mktemp("ray"), 4, s3.environment) as cluster,
-        _in_environment(cluster.environment),
+        in_environment(cluster.environment),
     ):
         import ray
 
@@ -88,11 +96,3 @@ def isic2017() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no ISIC 2017 data in {folder}; SEGAN_TEST_DATA says where it is")
     return folder
-
-
-@contextmanager
-def _in_environment(values: Mapping[str, str]) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setenv(name, value)
-        yield

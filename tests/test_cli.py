@@ -130,14 +130,16 @@ def test_the_summary_is_the_mean_of_the_rows(world: Path) -> None:
 def test_a_mask_has_the_images_size_and_the_challenges_name(world: Path) -> None:
     rows = output(world, "predict")
     assert sorted(path.name for path in (world / "masks").iterdir()) == [
-        f"ISIC_00000{i}_segmentation.png" for i in (10, 11, 12)
+        *(f"ISIC_00000{i}_segmentation.png" for i in (10, 11, 12)),
+        "predictions.csv",
+        "predictions.json",
     ]
     for row in rows:
-        mask = Image.open(row["mask"])
+        mask = Image.open(world / "masks" / row["mask"])
         image = Image.open(world / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
-        assert row["lesion"] == pytest.approx((np.asarray(mask) == 255).mean())
+        assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
         assert not row["reject"]
 
 
@@ -209,10 +211,44 @@ def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_p
     assert "not segmented: b.jpg: not a whole image" in done.err
     assert done.err.endswith("segan: 1 of 3 images could not be read\n")
     assert [bool(row["reject"]) for row in done.json] == [False, True, False]
-    assert sorted(path.name for path in masks.iterdir()) == [
+    assert sorted(path.name for path in masks.glob("*.png")) == [
         "a_segmentation.png",
         "c_segmentation.png",
     ]
+
+
+def test_predicting_again_does_what_is_missing(world: Path, tmp_path: Path) -> None:
+    images = world / "archive" / "ISIC-2017_Test_v2_Data"
+    words = ["predict", world / "run", images, tmp_path, "--local", "--json"]
+    first = segan(*words)
+    assert "are there already" not in first.err
+    changed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    cut, gone, kept = sorted(changed)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    gone.unlink()
+    again = segan(*words)
+    assert "1 of 3 masks are there already" in again.err
+    assert again.json == first.json
+    assert [path.stat().st_mtime_ns != changed[path] for path in (cut, gone, kept)] == [1, 1, 0]
+    assert "3 of 3 masks are there already\n0 masks written" in segan(*words[:-1]).err
+    said = refusal(2, *words, "--threshold", 0.999)
+    assert f"{tmp_path}: masks of " in said
+    assert "and 0.999 of" in said
+    assert segan(*words, "--threshold", 0.999, "--overwrite").json != first.json
+
+
+def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
+    words = ["export", world / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
+    about = segan(*words, "--json").json
+    assert about == json.loads((tmp_path / "model.json").read_text())
+    assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
+    assert (tmp_path / about["file"]).is_file()
+    assert "weights equal bit for bit" in segan(*words).err
+
+
+def test_a_disagreement_map_needs_members(world: Path, tmp_path: Path) -> None:
+    words = ["predict", world / "run", world / "archive", tmp_path, "--local"]
+    assert "--disagreement needs an ensemble" in refusal(2, *words, "--disagreement")
 
 
 @pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])
@@ -226,6 +262,32 @@ def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: st
     assert done.code != 0 or written == 2
 
 
+VARIANTS = "ablation.variants={paper: {}, dice: {loss.dice_weight: 1}}"
+
+
+def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) -> None:
+    words = ["ablate", tmp_path / "study", "--local", f"data.records={world}/records", *TINY]
+    words += ["ablation.seeds=1", VARIANTS]
+    report = segan(*words, "--json")
+    assert report.code == 0, report.err
+    assert [row["variant"] for row in report.json["variants"]] == ["paper", "dice"]
+    assert [row["over"] for row in report.json["variants"]] == [1, 1]
+    assert "dice-seed0  epoch 1  Jaccard 0." in report.err
+    shown = segan(*words)
+    assert shown.code == 0
+    assert "less paper" in shown.out
+    assert f"{report.json['variants'][1]['jaccard']['mean']:.4f}" in shown.out
+    assert "epoch 1" not in shown.err  # nothing was trained again
+
+
+def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path) -> None:
+    words = ["ablate", tmp_path / "study", "--local", f"data.records={world}/records"]
+    assert refusal(2, *words).startswith("ablation.variants: expected variants to compare")
+    wrong = "ablation.variants={paper: {}, dice: {loss.dice: 1}}"
+    assert refusal(2, *words, wrong).startswith("ablation dice: configuration loss.dice: unknown")
+    assert not (tmp_path / "study").exists()
+
+
 def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
     (tmp_path / "ISIC-2017_Training_Data").mkdir()
     (tmp_path / "ISIC-2017_Training_Data" / "a.jpg").write_bytes(b"")
@@ -236,8 +298,8 @@ def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
 
 
 def test_records_are_not_replaced_unasked(world: Path) -> None:
-    words = ["ingest", world / "archive", world / "records", "--local"]
-    assert "records are here already; use --overwrite" in refusal(2, *words)
+    words = ["ingest", world / "archive", world / "records", "--local", "--width", 90]
+    assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in refusal(2, *words)
 
 
 def test_overwriting_writes_the_same_records_again(world: Path, tmp_path: Path) -> None:

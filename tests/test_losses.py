@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segan.config import LossConfig
-from segan.losses import dice_loss, multi_scale_l1
+from segan.losses import Game, cross_entropy, dice_loss, multi_scale_l1, weighed
 
 READINGS = ["concatenated", "per_level"]
 CODE_WEIGHTS = (1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 4.0)
@@ -115,3 +117,47 @@ def test_dice_takes_images_and_classes_apart(shape: tuple[int, ...]) -> None:
     truth = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).reshape(shape)
     # The first and third of the cases above: (0.2 + 0.8) / 2.
     assert dice_loss(predicted, truth).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "expected"),
+    [
+        # -(log 0.5 + log 0.25 + log 0.75 + log 1) / 4, the second and third of 1 - p.
+        ([0.5, 0.75, 0.25, 1.0], [1.0, 0.0, 0.0, 1.0], math.log(2 * 4 / 0.75) / 4),
+        ([1.0, 0.0], [1.0, 0.0], 0.0),
+        ([1.0, 0.0], [0.0, 1.0], -math.log(1e-7)),  # no further than this, and finite
+    ],
+)
+def test_cross_entropy_by_hand(predicted: list[float], truth: list[float], expected: float) -> None:
+    loss = cross_entropy(level(predicted), level(truth))
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_the_papers_game_is_one_number_for_both() -> None:
+    levels = [level(values) for values in LEVELS]
+    game = Game(LossConfig())
+    assert game.played
+    expected = multi_scale_l1(levels, zeros(levels), LossConfig())
+    assert torch.equal(game.raised_by_critic(levels, zeros(levels)), expected)
+    assert torch.equal(game.lowered_by_segmentor(levels, zeros(levels)), expected)
+
+
+def test_the_classic_game_by_hand() -> None:
+    # C holds two predictions for true with probability 1/2 and 1/4, the truth with 3/4 and 1/2.
+    scores = [torch.tensor([0.0, -math.log(3)])], [torch.tensor([math.log(3), 0.0])]
+    game = Game(LossConfig(adversary="scalar"))
+    # (log 3/4 + log 1/2) / 2 of the truth and (log (1 - 1/2) + log (1 - 1/4)) / 2 of the others.
+    raised = game.raised_by_critic(*scores).item()
+    assert raised == pytest.approx(math.log(3 / 4) + math.log(1 / 2), rel=1e-6)
+    # -(log 1/2 + log 1/4) / 2.
+    lowered = game.lowered_by_segmentor(*scores).item()
+    assert lowered == pytest.approx(math.log(8) / 2, rel=1e-6)
+
+
+def test_what_the_segmentor_lowers_is_weighed() -> None:
+    predicted, truth = level([0.5, 0.5]), level([1.0, 0.0])  # a cross-entropy of log 2
+    word, some = torch.tensor(3.0), LossConfig(adversary_weight=0.5, cross_entropy_weight=2)
+    assert weighed(word, predicted, truth, LossConfig()).item() == 3
+    assert weighed(word, predicted, truth, some).item() == pytest.approx(1.5 + 2 * math.log(2))
+    assert weighed(None, predicted, truth, some).item() == pytest.approx(2 * math.log(2))
+    assert weighed(None, predicted, truth, LossConfig()).item() == 0

@@ -9,7 +9,7 @@ import pytest
 
 from segan import storage
 from segan.config import Config, load_config
-from segan.errors import SeganError, StorageError, UsageError
+from segan.errors import DamagedError, SeganError, StorageError, UsageError
 from segan.runs import Run, find_checkpoint, open_checkpoint
 
 FILES = {"segmentor.safetensors": b"weights of S", "trainer/state.pt": b"\x00\x01\x02" * 1000}
@@ -27,12 +27,12 @@ def here(tmp_path: Path) -> Run:
     return Run(str(tmp_path / "runs" / "first"))
 
 
-def info(samples: int, jaccard: float = 0.5) -> dict[str, Any]:
-    metrics = {"jaccard": jaccard, "threshold": 0.4}
+def info(samples: int, jaccard: float | None = 0.5) -> dict[str, Any]:
+    metrics = {} if jaccard is None else {"jaccard": jaccard, "threshold": 0.4}
     return {"samples": samples, "metrics": metrics, "config": CONFIG.model_dump(mode="json")}
 
 
-def save(run: Run, *jaccards: float) -> None:
+def save(run: Run, *jaccards: float | None) -> None:
     """A checkpoint of each Jaccard, an epoch of 10 samples apart."""
     for epoch, jaccard in enumerate(jaccards, start=1):
         run.save(f"epoch_{epoch:05d}", FILES, info(epoch * 10, jaccard))
@@ -56,7 +56,6 @@ def test_a_checkpoint_comes_back_as_it_was_saved(run: Run) -> None:
 
 def test_a_run_without_checkpoints_has_none(run: Run) -> None:
     assert (run.checkpoints(), run.latest(), run.best()) == ([], None, None)
-    run.keep_best_and_latest()
 
 
 def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
@@ -68,27 +67,64 @@ def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
 @pytest.mark.parametrize(
     ("jaccards", "best", "kept"),
     [
-        ((0.1, 0.6, 0.3), 2, [2, 3]),
-        ((0.1, 0.2, 0.3), 3, [3]),
-        ((0.6, 0.2, 0.6), 1, [1, 3]),  # of equals the earliest
+        ((0.1, 0.6, 0.3, 0.2), 2, [2, 3, 4]),
+        ((0.1, 0.2, 0.3), 3, [2, 3]),
+        ((0.6, 0.2, 0.1, 0.6), 1, [1, 3, 4]),  # of equals the earliest
         ((0.0, 0.0), 1, [1, 2]),
         ((0.5,), 1, [1]),
+        ((0.1, 0.6, 0.3, None, None), 2, [2, 4, 5]),  # the last two between validations
+        ((None, None, None), None, [2, 3]),
     ],
 )
-def test_the_best_and_the_latest_are_kept(
-    run: Run, jaccards: tuple[float, ...], best: int, kept: list[int]
+def test_the_best_the_latest_and_the_one_before_are_kept(
+    run: Run, jaccards: tuple[float | None, ...], best: int | None, kept: list[int]
 ) -> None:
     save(run, *jaccards)
     found, latest = run.best(), run.latest()
-    assert found
     assert latest
-    assert (found.name, latest.samples) == (f"epoch_{best:05d}", 10 * len(jaccards))
-    run.keep_best_and_latest()
+    assert (found and found.name) == (best and f"epoch_{best:05d}")
+    assert latest.samples == 10 * len(jaccards)
+    run.tidy(latest)
     assert names(run) == [f"epoch_{epoch:05d}" for epoch in kept]
     assert run.best() == found
     assert run.latest() == latest
     left = {file.name.split("/")[1] for file in storage.list_files(run.uri)}
     assert left == set(names(run))
+
+
+def test_what_is_beyond_the_latest_or_half_goes(run: Run) -> None:
+    """A run that went on from before a damaged checkpoint saves anew on its way to it."""
+    save(run, 0.1, 0.2, 0.3, 0.9)
+    storage.write_bytes(f"{run.uri}/checkpoints/step_0000001/half", b"")
+    storage.write_bytes(f"{run.uri}/checkpoints/epoch_00001/manifest.json", b"{")
+    (_, latest, _) = run.checkpoints()
+    run.tidy(latest)
+    assert names(run) == ["epoch_00002", "epoch_00003"]
+    left = {file.name.split("/")[1] for file in storage.list_files(run.uri)}
+    assert left == set(names(run))
+
+
+def test_checkpoints_of_steps_and_epochs_are_listed_as_they_came(run: Run) -> None:
+    for name, samples in (("epoch_00001", 24), ("step_0000007", 28), ("step_0000003", 12)):
+        run.save(name, FILES, info(samples, 0.5 if name.startswith("epoch") else None))
+    assert names(run) == ["step_0000003", "epoch_00001", "step_0000007"]
+    assert [run.checkpoint(word).name for word in ("best", "latest", "step_0000003")] == [
+        "epoch_00001",
+        "step_0000007",
+        "step_0000003",
+    ]
+    assert find_checkpoint(run.uri).name == "epoch_00001"
+    within = run.checkpoint("latest")
+    assert not within.validated
+    with pytest.raises(UsageError, match="between two validations, so it has no threshold"):
+        _ = within.threshold
+
+
+def test_a_run_without_a_validation_has_no_best(here: Run) -> None:
+    here.save("step_0000003", FILES, info(12, None))
+    with pytest.raises(StorageError, match="no whole checkpoint 'best'; expected one of step_"):
+        find_checkpoint(here.uri)
+    assert find_checkpoint(here.uri, "latest").samples == 12
 
 
 def test_half_a_checkpoint_is_none(run: Run) -> None:
@@ -113,6 +149,32 @@ def test_a_manifest_further_down_is_no_checkpoint(here: Run) -> None:
     save(here, 0.5)
     storage.write_json(f"{here.uri}/checkpoints/epoch_00001/deeper/manifest.json", {})
     assert names(here) == ["epoch_00001"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: b"",
+        lambda c: c[: len(c) // 2],
+        lambda c: b"\xff" + c[1:],
+        lambda c: b"[]",
+        lambda c: c.replace(b'"samples": 20', b'"samples": 21'),
+        lambda c: c.replace(b'"size"', b'"syze"'),
+    ],
+    ids=["empty", "torn", "no text", "a list", "another number", "another word"],
+)
+def test_a_damaged_manifest_is_no_checkpoints(here: Run, damage: Callable[[bytes], bytes]) -> None:
+    save(here, 0.1, 0.9)
+    uri = f"{here}/checkpoints/epoch_00002"
+    content = storage.read_bytes(f"{uri}/manifest.json")
+    storage.write_bytes(f"{uri}/manifest.json", damage(content))
+    assert damage(content) != content
+    assert names(here) == ["epoch_00001"]
+    assert here.best() == here.latest() == here.checkpoints()[0]
+    whole, damaged = here.survey()
+    assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
+    with pytest.raises(DamagedError, match=f"{uri}/manifest.json: .* no checkpoint's manifest"):
+        open_checkpoint(uri)
 
 
 def flip(content: bytes) -> bytes:
@@ -169,19 +231,26 @@ def test_a_manifest_of_something_else_is_no_checkpoint(here: Run, manifest: Any)
 
 def test_a_run_says_what_it_was_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGAN_GIT_COMMIT", "abc123")
-    run.begin(CONFIG, "the fingerprint", "a machine")
+    run.begin(CONFIG, "the fingerprint")
     found = run.description()
     assert Config.model_validate(found["config"]) == CONFIG
     assert found["identity"]["fingerprint"] == "the fingerprint"
-    assert (found["git_commit"], found["hardware"]) == ("abc123", "a machine")
+    assert (found["git_commit"], found["hardware"]) == ("abc123", None)
     assert {"torch", "numpy", "segan"} <= set(found["packages"])
 
 
 def test_a_run_goes_on_with_the_same_and_keeps_its_description(run: Run) -> None:
-    run.begin(CONFIG, "f", "a machine")
+    run.begin(CONFIG, "f")
     before = run.description()
-    run.begin(CONFIG, "f", "another machine")
+    run.begin(CONFIG, "f")
     assert run.description() == before
+
+
+def test_the_hardware_is_what_the_first_worker_said(run: Run) -> None:
+    run.begin(CONFIG, "f")
+    run.note_hardware("a machine")
+    run.note_hardware("another machine")
+    assert run.description()["hardware"] == "a machine"
 
 
 @pytest.mark.parametrize(
@@ -196,34 +265,46 @@ def test_a_run_goes_on_with_the_same_and_keeps_its_description(run: Run) -> None
     ],
 )
 def test_another_configuration_is_refused_by_key(here: Run, override: str) -> None:
-    here.begin(Config(), "f", "")
+    here.begin(Config(), "f")
     key, _, value = override.partition("=")
     with pytest.raises(UsageError) as caught:
-        here.begin(load_config(None, [override]), "f", "")
+        here.begin(load_config(None, [override]), "f")
     said = str(caught.value)
     assert said.startswith(f"{here}: this run was started with {key} ")
     assert f"now asked for {value}" in said or f"now asked for {float(value)}" in said
 
 
+def test_a_run_from_before_a_key_was_there_has_its_default(here: Run) -> None:
+    here.begin(Config(), "f")
+    found = here.description()
+    del found["identity"]["evaluation.flips"]
+    storage.write_json(f"{here.uri}/run.json", found)
+    here.begin(Config(), "f")
+    with pytest.raises(
+        UsageError, match=r"started with evaluation\.flips False, now asked for True"
+    ):
+        here.begin(load_config(None, ["evaluation.flips=true"]), "f")
+
+
 def test_other_records_are_refused(here: Run) -> None:
-    here.begin(Config(), "one", "")
+    here.begin(Config(), "one")
     with pytest.raises(UsageError, match="started with fingerprint 'one', now asked for 'two'"):
-        here.begin(Config(), "two", "")
+        here.begin(Config(), "two")
 
 
 @pytest.mark.parametrize(
     "override", ["data.records=s3://moved/records", "cluster.gpus_per_worker=1"]
 )
 def test_a_run_may_move(here: Run, override: str) -> None:
-    here.begin(Config(), "f", "")
-    here.begin(load_config(None, [override]), "f", "")
+    here.begin(Config(), "f")
+    here.begin(load_config(None, [override]), "f")
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{half"])
 def test_a_description_of_something_else_is_said(here: Run, content: bytes) -> None:
     storage.write_bytes(f"{here.uri}/run.json", content)
     with pytest.raises(SeganError, match=r"run\.json"):
-        here.begin(Config(), "f", "")
+        here.begin(Config(), "f")
 
 
 def test_where_there_is_no_run_that_is_said(run: Run) -> None:

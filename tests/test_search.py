@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_a_name_in_use_with_another_configuration_is_refused(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="other records"):
         study.begin(load_config(None, ["search.trials=4"]), "other data")
     assert (tmp_path / "study/study.json").read_bytes() == before
+
+
+def test_a_study_from_before_a_knob_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+    study, config = Study(str(tmp_path / "study")), load_config(None, ["search.trials=4"])
+    first = study.begin(config, "data")
+    name = tmp_path / "study/study.json"
+    older = json.loads(name.read_text())
+    del older["config"]["optimizer"]["warmup"]
+    name.write_text(json.dumps(older))
+    assert [t.name for t in study.begin(config, "data")] == [t.name for t in first]
+    with pytest.raises(UsageError, match=r"optimizer.warmup 0\.0, now 0\.1"):
+        study.begin(load_config(None, ["search.trials=4", "optimizer.warmup=0.1"]), "data")
 
 
 def test_the_leaderboard_has_each_trial_at_its_best_epoch(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segan import storage
+from segan import s3, storage
 from segan.config import Config
 from segan.data.archive import Pair
 from segan.data.batches import Plan
-from segan.data.ingest import ShardTask
-from segan.data.records import Manifest
+from segan.data.records import Manifest, Shard
 from segan.data.sequence import Sequence
+from segan.data.shards import ShardTask
 from segan.errors import StorageError, UsageError
 from segan.runs import Checkpoint, Run
 
@@ -88,6 +88,19 @@ def test_many_bytes_come_back_as_they_were(place: str) -> None:
     assert storage.sha256(storage.read_bytes(uri)) == storage.sha256(content)
 
 
+def test_a_file_is_read_in_pieces(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write_bytes(uri, b"0123456789")
+    with storage.OpenFile(uri) as file:
+        assert file.size == 10
+        assert file.read_at(3, 4) == b"3456"
+        assert file.read_at(8, 4) == b"89"
+        assert file.read_at(10, 4) == file.read_at(-1, 4) == b""
+        assert file.version == storage.OpenFile(uri).version
+        storage.write_bytes(uri, b"9876543210")
+        assert file.version != storage.OpenFile(uri).version
+
+
 def test_names_are_sorted_at_every_depth(place: str) -> None:
     names = ["b", "a/z", "a/b/c", "a-b", "B", "a/b/a"]
     for name in names:
@@ -132,7 +145,9 @@ def test_what_is_no_json_is_named(place: str) -> None:
     assert refusal(storage.read_json, uri).startswith(f"{uri}: expected JSON (")
 
 
-@pytest.mark.parametrize("call", [storage.read_bytes, storage.read_json, storage.delete_file])
+@pytest.mark.parametrize(
+    "call", [storage.read_bytes, storage.read_json, storage.delete_file, storage.OpenFile]
+)
 def test_a_missing_file_is_named(place: str, call: Callable[[str], object]) -> None:
     uri = storage.join(place, "absent")
     assert refusal(call, uri) == f"{uri}: not found"
@@ -255,7 +270,8 @@ def test_a_missing_bucket_is_said() -> None:
     assert refusal(storage.check_access, uri) == (
         f"{uri}: no such bucket; create it or mend its name"
     )
-    assert refusal(storage.read_bytes, uri) == f"{uri}: not found"
+    for call in (storage.read_bytes, storage.exists, storage.list_files, storage.delete_folder):
+        assert "no such bucket" in refusal(call, uri)
     assert "no such bucket" in refusal(storage.write_bytes, uri, b"")
 
 
@@ -270,16 +286,36 @@ def test_an_endpoint_where_nothing_listens_is_named_within_seconds(nobody: str) 
 def test_every_call_names_an_endpoint_where_nothing_listens(
     nobody: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # with all of them it takes up to 12 s
+    monkeypatch.setenv("SEGAN_STORAGE_PATIENCE", "0")
     said = refusal(call, "s3://bucket/file")
     assert said.startswith("s3://bucket/file: ")
     assert nobody in said
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
+def test_a_patience_that_is_none_is_refused(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("SEGAN_STORAGE_PATIENCE", given)
+    with pytest.raises(UsageError, match=f"SEGAN_STORAGE_PATIENCE={given}: expected seconds"):
+        storage.exists("s3://bucket/file")
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:8333", "ftp://host", "http://", "http://a b"])
+@pytest.mark.parametrize("call", [storage.check_access, storage.read_bytes])
+def test_an_endpoint_that_is_none_is_refused(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str, call: Callable[[str], object]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", given)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: expected http://host:port"):
+        call("s3://bucket/file")
+
+
 def test_keys_that_are_gone_are_not_remembered(
     nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
     assert "no usable answer" in refusal(storage.check_access, "s3://bucket/x")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -296,10 +332,18 @@ def test_a_local_place_needs_no_check(tmp_path: Path) -> None:
 # Keys stay in the environment
 
 
-def test_no_object_carries_a_key(nobody: str) -> None:
+def test_no_object_carries_a_key(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
     sequence = Sequence(
         Manifest(
-            height=1, width=1, classes=1, splits={}, rejects=0, source="s3://b/a", fingerprint="f"
+            height=1,
+            width=1,
+            classes=1,
+            splits={"train": [Shard(name="s", rows=2, bytes=1, sha256="0", content="0")]},
+            inputs=2,
+            rejects=0,
+            source="s3://b/a",
+            fingerprint="f",
         ),
         "train",
         0,
@@ -307,12 +351,14 @@ def test_no_object_carries_a_key(nobody: str) -> None:
     carried = [
         Config(),
         Run("s3://bucket/run"),
-        Plan("s3://bucket/records", sequence, 0, 4, 2, 1),
-        ShardTask("train", "shard", (Pair("a", "train", "s3://b/a.jpg", "s3://b/a.png"),)),
+        Plan("s3://bucket/records", sequence, 1, 0, 2, 1),
+        ShardTask(
+            "s3://b/r", "train", 0, 1, (4, 3), (Pair("a", "train", "s3://b/a.jpg", "s3://b/a.png"),)
+        ),
         Checkpoint("s3://bucket/run/checkpoints/one", "one", {}, {}),
     ]
     refusal(storage.check_access, "s3://bucket")  # a connection was asked for
-    assert storage._s3() is storage._s3()
+    assert s3.shared_client() is s3.shared_client()
     for one in carried:
         assert SECRET.encode() not in pickle.dumps(one)
         assert pickle.loads(pickle.dumps(one)) == one or isinstance(one, Run)

@@ -1,13 +1,15 @@
-"""A Ray head node on this machine that jobs join as they would join a cluster's.
+"""A Ray head on this machine that jobs join as they would join a cluster's, and more nodes to it.
 
 It listens on loopback alone, asks for a token, and takes nothing but its own folder: other Rays
-on the machine neither see it nor are seen.
+on the machine neither see it nor are seen. In a network namespace it has the address that it is
+given there (`infra.local.namespaces`).
 """
 
 import json
 import os
 import secrets
 import shutil
+import sysconfig
 import tempfile
 import urllib.error
 import urllib.request
@@ -26,6 +28,7 @@ LONGEST_FOLDER = 40
 # Ray listens on every address of the machine, 127.0.0.1 or not asked for, unless it believes that
 # it is on a system where it cannot make clusters. Drivers must believe the same.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+HERE = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class RayCluster:
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
-            **_shared_environment(self.token_path),
+            **_shared_environment(self.token_path, self.address.split(":")[0]),
         }
 
-    def has_node(self) -> bool:
-        """Whether the dashboard answers and knows a node that can take work."""
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that live, as the dashboard knows them; none where it is silent."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.dashboard}/api/v0/nodes",
             headers={"Authorization": f"Bearer {self.token_path.read_text()}"},
@@ -58,8 +61,8 @@ class RayCluster:
             with direct.open(request, timeout=5) as response:
                 nodes = json.load(response)["data"]["result"]["result"]
         except (OSError, urllib.error.URLError):
-            return False
-        return any(node["state"] == "ALIVE" for node in nodes)
+            return set()
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
 
 @contextmanager
@@ -68,8 +71,9 @@ def ray_cluster(
     num_cpus: int,
     environment: Mapping[str, str],
     object_store_memory: int = GIB,
+    ip: str = HERE,
 ) -> Iterator[RayCluster]:
-    """Run a Ray head with `num_cpus` logical CPUs.
+    """Run a Ray head with `num_cpus` logical CPUs, listening on `ip` alone.
 
     Its workers see `environment`, such as the keys to the S3 server: they inherit it from the
     head, and so it is in no message and no log.
@@ -81,9 +85,57 @@ def ray_cluster(
         ray_folder = stack.enter_context(_short(folder))
         yield insisting(
             lambda: stack.enter_context(
-                _started(folder, ray_folder, token_path, num_cpus, environment, object_store_memory)
+                _started(
+                    folder, ray_folder, token_path, num_cpus, environment, object_store_memory, ip
+                )
             )
         )
+
+
+@contextmanager
+def ray_node(
+    cluster: RayCluster,
+    folder: Path,
+    num_cpus: int,
+    environment: Mapping[str, str],
+    ip: str,
+    num_gpus: int = 0,
+) -> Iterator[None]:
+    """Run one more node of a cluster in network namespaces: on loopback there is but one.
+
+    GPUs are what it says it has, whether the machine has them or not.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    agent, *metrics = free_ports(3)
+    command = [
+        installed("ray"),
+        "start",
+        "--block",
+        f"--address={cluster.address}",
+        f"--node-ip-address={ip}",
+        f"--dashboard-agent-listen-port={agent}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--num-cpus={num_cpus}",
+        f"--num-gpus={num_gpus}",
+        f"--object-store-memory={GIB // 4}",
+    ]
+    known = cluster.nodes()  # one that was killed may be among them for a while
+    with running(
+        command,
+        folder=folder,
+        environment=_node_environment(
+            {**environment, **_api(cluster.dashboard)},
+            cluster.token_path,
+            folder / "tmp",
+            metrics,
+            ip,
+        ),
+        grace=GRACE_SECONDS,
+    ) as node:
+        node.wait_until(lambda: bool(cluster.nodes() - known), START_SECONDS)
+        yield
 
 
 def _write_token(folder: Path) -> Path:
@@ -118,6 +170,7 @@ def _started(
     num_cpus: int,
     environment: Mapping[str, str],
     object_store_memory: int,
+    ip: str,
 ) -> Iterator[RayCluster]:
     gcs, dashboard, client, agent, *metrics = free_ports(6)
     command = [
@@ -125,8 +178,8 @@ def _started(
         "start",
         "--head",
         "--block",
-        "--node-ip-address=127.0.0.1",
-        "--dashboard-host=127.0.0.1",
+        f"--node-ip-address={ip}",
+        f"--dashboard-host={ip}",
         f"--port={gcs}",
         f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}",
@@ -140,41 +193,57 @@ def _started(
     with running(
         command,
         folder=folder,
-        environment=_head_environment(
-            environment, token_path, ray_folder.with_name("tmp"), metrics
+        environment=_node_environment(
+            {**environment, **_api(f"http://{ip}:{dashboard}")},
+            token_path,
+            ray_folder.with_name("tmp"),
+            metrics,
+            ip,
         ),
         grace=GRACE_SECONDS,
     ) as head:
         cluster = RayCluster(
-            f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", token_path, ray_folder, head.pid
+            f"{ip}:{gcs}", f"http://{ip}:{dashboard}", token_path, ray_folder, head.pid
         )
-        head.wait_until(cluster.has_node, START_SECONDS)
+        head.wait_until(lambda: bool(cluster.nodes()), START_SECONDS)
         yield cluster
 
 
-def _head_environment(
-    environment: Mapping[str, str], token_path: Path, scratch: Path, metrics: list[int]
+def _api(dashboard: str) -> dict[str, str]:
+    """Ray's own actors ask the State API too, and with two Rays on a machine find neither."""
+    return {"RAY_API_SERVER_ADDRESS": dashboard}
+
+
+def _node_environment(
+    environment: Mapping[str, str], token_path: Path, scratch: Path, metrics: list[int], ip: str
 ) -> dict[str, str]:
     scratch.mkdir(exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     return {
         **kept,
         **environment,
-        **_shared_environment(token_path),
+        **_shared_environment(token_path, ip),
+        # The `python` of a job's entrypoint is the one that has our packages.
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),
         "TMPDIR": str(scratch),  # killed, its processes leave folders there
         # On SIGTERM it would wait for its jobs to move to other nodes, and there are none.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a training's last checkpoint; 3 s and a kill else
+        # A node that is cut off is given up after 20 s of silence; by Ray's own values, a minute.
+        "RAY_health_check_period_ms": "2000",
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "4",
         "DASHBOARD_METRIC_PORT": str(metrics[0]),
         "AUTOSCALER_METRIC_PORT": str(metrics[1]),
     }
 
 
-def _shared_environment(token_path: Path) -> dict[str, str]:
-    """What the head and the drivers must agree on."""
+def _shared_environment(token_path: Path, ip: str) -> dict[str, str]:
+    """What nodes and drivers must agree on."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
-        **LOOPBACK,
+        **(LOOPBACK if ip == HERE else dict.fromkeys(LOOPBACK, "1")),
     }

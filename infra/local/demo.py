@@ -23,7 +23,8 @@ from infra.local.cluster import ray_cluster
 from infra.local.s3 import s3_server
 from segan import storage
 from segan.data.archive import open_archive
-from segan.errors import SeganError
+from segan.errors import SeganError, StorageError
+from segan.runs import REPORT
 from segan.terminal import progress, say
 
 BUCKET = "s3://segan-demo"
@@ -55,7 +56,8 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         say(f"demo: the command above ended with exit code {error.returncode}")
         return 1
-    say(f"done in {(time.monotonic() - began) / 60:.1f} minutes; masks in {arguments.folder}/masks")
+    minutes = (time.monotonic() - began) / 60
+    say(f"done in {minutes:.1f} minutes; reports, and masks/, in {arguments.folder}")
     return 0
 
 
@@ -80,8 +82,18 @@ def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
     segan(f"tune {study} --config {CONFIG} data.records={records}")
     segan(f"ensemble build --study {study} --out {ensemble}")
     segan(f"evaluate {ensemble} {archive} --split {split}")
+    for name, source in (("study", study), ("ensemble", ensemble)):
+        bring(f"{source}/{REPORT[1]}", folder / f"{name}.html")
     first = min(pair.image for pair in open_archive(archive).split(split))
     segan(f"predict {ensemble} {first} {folder / 'masks'}")
+
+
+def bring(page: str, target: Path) -> None:
+    """Copies a report out of the bucket, which ends with the demo; says so where there is none."""
+    try:
+        storage.write_bytes(str(target), storage.read_bytes(page))
+    except StorageError as error:
+        say(f"no report: {error}")
 
 
 def copy(folder: Path, out: str) -> None:

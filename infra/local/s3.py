@@ -8,6 +8,7 @@ through those. Not a place for secrets.
 """
 
 import argparse
+import json
 import os
 import secrets
 import shlex
@@ -15,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ class S3Server:
     """A running S3 server, and the keys to it."""
 
     endpoint: str
+    master: str
     access_key: str
     secret_key: str
     pid: int
@@ -70,12 +73,22 @@ class S3Server:
             client.create_bucket(Bucket=name)
 
     def answers(self) -> bool:
-        """Whether a request signed with the keys is answered."""
+        """Whether a request signed with the keys is answered, and objects can be read."""
         try:
             self._client().list_buckets()
-        except (BotoCoreError, ClientError):
+            return self._has_volumes()
+        except (BotoCoreError, ClientError, OSError):
             return False
-        return True
+
+    def _has_volumes(self) -> bool:
+        """Whether the master knows where objects are kept.
+
+        Buckets can be listed before: after a hard end the volume server may try for seconds to
+        reach a master that is not there yet, and till then every object is an InternalError.
+        """
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{self.master}/dir/status", timeout=5) as response:
+            return bool(json.load(response)["Topology"]["DataCenters"])
 
     def _client(self) -> Any:
         return boto3.client(
@@ -91,8 +104,8 @@ class S3Server:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Run an S3 server that keeps its objects in `folder`.
+def s3_server(folder: Path, ip: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Run an S3 server on `ip` that keeps its objects in `folder`.
 
     Its keys are those of the environment, or else random ones.
     """
@@ -100,7 +113,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_disk(folder)
     with ExitStack() as stack:
-        yield insisting(lambda: stack.enter_context(_started(folder)))
+        yield insisting(lambda: stack.enter_context(_started(folder, ip)))
 
 
 def _check_disk(folder: Path) -> None:
@@ -114,16 +127,21 @@ def _check_disk(folder: Path) -> None:
 
 
 @contextmanager
-def _started(folder: Path) -> Iterator[S3Server]:
+def _started(folder: Path, ip: str) -> Iterator[S3Server]:
     access_key, secret_key = _keys()
     ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
     environment = _environment(folder, access_key, secret_key)
     try:
         with running(
-            _command(folder, ports), folder=folder, environment=environment, grace=GRACE_SECONDS
+            _command(folder, ip, ports), folder=folder, environment=environment, grace=GRACE_SECONDS
         ) as weed:
             server = S3Server(
-                f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, weed.pid, folder
+                f"http://{ip}:{ports['s3']}",
+                f"http://{ip}:{ports['master']}",
+                access_key,
+                secret_key,
+                weed.pid,
+                folder,
             )
             weed.wait_until(server.answers, START_SECONDS)
             yield server
@@ -151,7 +169,7 @@ def _environment(folder: Path, access_key: str, secret_key: str) -> dict[str, st
     }
 
 
-def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
     data = folder / "data"
     data.mkdir(exist_ok=True)
     return [
@@ -160,8 +178,8 @@ def _command(folder: Path, ports: dict[str, int]) -> list[str]:
         "server",
         "-s3",
         f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={ip}",
+        f"-ip.bind={ip}",
         *(f"-{service}.port={port}" for service, port in ports.items()),
         *(f"-{service}.port.grpc={port + TWIN}" for service, port in ports.items()),
         "-s3.port.iceberg=0",

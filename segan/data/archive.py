@@ -1,197 +1,163 @@
-"""Archives: images and masks in the challenge's own folder and file names, and how one is read.
+"""Archives: images and masks as a challenge serves them, or as a table lists them.
 
-    ISIC-2017_Training_Data/ISIC_0000000.jpg
-    ISIC-2017_Training_Part1_GroundTruth/ISIC_0000000_segmentation.png
-
-and the same with `Validation` and `Test_v2`, in a local folder or below an `s3://` prefix.
+An archive is a local folder or an `s3://` prefix in one of the layouts of `segan.data.layouts`,
+zips of such folders in one or as one, or a CSV table of URIs (`segan.data.tables`).
 """
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segan import storage
-from segan.data.records import Record
-from segan.errors import SeganError
+from segan.data import layouts, tables, zips
+from segan.data.images import RejectedError, decode_image, decode_mask
+from segan.data.layouts import MASK_SUFFIX
+from segan.data.pairs import Archive, Pair, check_rejects, rejected
+from segan.data.sources import Entry, Listing, list_folder, list_zip
+from segan.errors import NotFoundError, SeganError
 
-SPLITS = {"Training": "train", "Validation": "validation", "Test": "test"}
-_IMAGE = re.compile(
-    r"(?:^|.*/)ISIC-(?P<year>\d{4})_(?P<part>Training|Validation|Test)(?:_v2)?_Data/"
-    r"(?P<id>[^/]+)\.(?:jpe?g|png)$",
-    re.IGNORECASE,
+__all__ = [
+    "MASK_SUFFIX",
+    "Archive",
+    "Pair",
+    "check_rejects",
+    "open_archive",
+    "read_file",
+    "read_image",
+    "read_mask",
+]
+
+_EXPECTED = (
+    "expected folders such as ISIC-2017_Training_Data with .jpg files beside "
+    "ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files, such folders as zips, or "
+    "a .csv with the columns image and mask"
 )
-_MASK = re.compile(
-    r"(?:^|.*/)ISIC-(?P<year>\d{4})_(?P<part>Training|Validation|Test)(?:_v2)?_Part1_GroundTruth/"
-    r"(?P<id>[^/]+)(?P<suffix>_segmentation)\.png$",
-    re.IGNORECASE,
-)
-MASK_SUFFIX = "_segmentation"
-# Not what else Pillow opens: for PostScript it would start a program.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 
-
-class RejectedError(SeganError):
-    """One image or mask that cannot be used; the reason is for the table of rejects."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its mask, by URI; `mask` is None in an archive without truth."""
-
-    id: str
-    split: str
-    image: str
-    mask: str | None = None
-
-
-@dataclass
-class Archive:
-    """What a listing found: usable pairs by id, and what is no pair, with reasons."""
-
-    uri: str
-    pairs: list[Pair] = field(default_factory=list)
-    rejects: list[dict[str, str]] = field(default_factory=list)
-
-    def split(self, name: str) -> list[Pair]:
-        """The pairs of a split; raises SeganError where it has none."""
-        found = [pair for pair in self.pairs if pair.split == name]
-        if not found:
-            known = ", ".join(sorted({pair.split for pair in self.pairs})) or "no pairs at all"
-            raise SeganError(f"{self.uri}: no pairs in split {name!r}; it has {known}")
-        return found
+_Key = tuple[str, str, str]  # split, id, data set
+_Found = dict[_Key, tuple[Entry, layouts.Role]]
 
 
 def open_archive(uri: str) -> Archive:
-    """Lists an archive and pairs its images with its masks; no file is opened yet.
+    """Lists an archive and pairs its images with its masks; no image is opened yet.
 
     Files that are neither image nor mask by their folder and name (superpixels, CSV files,
-    licences) are not part of an archive. An image without its mask, or a mask without its image,
-    is listed among the rejects.
+    licences) are not part of an archive. Every other file is in a pair, or among the rejects with
+    a reason: an image without its mask, a link that leads out of the folder, a zip that is not
+    whole.
+
+    Args:
+        uri: a folder, an `s3://` prefix, a `.zip` or a `.csv`.
 
     Raises:
-        SeganError: there is no image in it.
+        SeganError: there is no image in it; it is a zip that is not whole, or a table without the
+            columns that it needs.
         StorageError: it cannot be reached.
     """
+    uri = storage.normalise(uri)
     storage.check_access(uri)
-    images: dict[tuple[str, str], str] = {}
-    masks: dict[tuple[str, str], str] = {}
-    rejects: list[dict[str, str]] = []
-    for file in storage.list_files(uri):
-        match, kind = _IMAGE.match(file.name), images
-        if match is None:
-            match, kind = _MASK.match(file.name), masks
-        if match is None or match["id"].endswith("_superpixels"):
-            continue
-        split, sample_id = SPLITS[match["part"].capitalize()], match["id"]
-        first = kind.setdefault((split, sample_id), file.name)
-        if first != file.name:
-            reason = f"another file of this id in the split; {first} is used"
-            rejects.append({"name": file.name, "split": split, "reason": reason})
+    if uri.lower().endswith(".csv") and storage.exists(uri):
+        return tables.read_table(uri)
+    if zips.is_zip(uri) and storage.exists(uri):
+        return _pair(uri, list_zip(uri))
+    if not storage.is_s3(uri) and os.path.isfile(uri):
+        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found a file of another kind")
+    return _pair(uri, list_folder(uri))
+
+
+def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_member) -> bytes:
+    """A file of an archive whole, be it a member of a zip or a file of its own.
+
+    Args:
+        read_member: for who reads many; see `segan.data.zips.Members`.
+
+    Raises:
+        RejectedError: it is not there, too large, or damaged in its zip.
+        StorageError: it cannot be reached.
+    """
+    inside = zips.split_uri(uri)
+    try:
+        if inside:
+            return read_member(*inside)
+        content, size = _read_up_to(uri, zips.LARGEST)
+        if content is not None:
+            return content
+        found = f"{size} bytes; expected at most {zips.LARGEST}"
+    except NotFoundError:
+        found = "not found"
+    raise RejectedError(f"{storage.basename(uri)}: {found}")
+
+
+def read_image(uri: str) -> Image.Image:
+    """An image, whole, upright and in RGB; raises as `read_file`, and RejectedError."""
+    return decode_image(storage.basename(uri), read_file(uri))
+
+
+def read_mask(uri: str, size: tuple[int, int]) -> np.ndarray:
+    """A mask as uint8 [H, W] of 0 and 255; raises as `read_file`, and RejectedError.
+
+    Args:
+        size: (width, height) that it must have: its image's, pixels.
+    """
+    return decode_mask(storage.basename(uri), read_file(uri), size)
+
+
+def _read_up_to(uri: str, most: int) -> tuple[bytes | None, str]:
+    """A file's content, unless it has more than `most` bytes, and how many it has."""
+    if storage.is_s3(uri):  # one request, where a look at the size first would be another
+        content = bytearray()
+        for chunk in storage.read_chunks(uri):
+            content += chunk
+            if len(content) > most:
+                return None, f"more than {most}"
+        return bytes(content), str(len(content))
+    with storage.OpenFile(uri) as file:
+        return file.read_at(0, file.size) if file.size <= most else None, str(file.size)
+
+
+def _pair(uri: str, listing: Listing) -> Archive:
+    archive = Archive(uri)
+    images, masks, rejects = _sort(listing)
     if not images:
-        raise SeganError(
-            f"{uri}: no images found; expected folders such as ISIC-2017_Training_Data with .jpg "
-            "files beside ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files"
-        )
-    archive = _pair(uri, images, masks)
+        first = next((f"{row['name']}: {row['reason']}" for row in rejects), "none of these")
+        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found {first}")
+    used: dict[tuple[str, str], str] = {}
+    for key, (image, role) in sorted(images.items()):
+        if key not in masks:
+            reason = f"no mask; expected {role.partner} among the split's masks"
+            archive.rejects.append(rejected(image.name, role.split, reason))
+            continue
+        mask, _ = masks.pop(key)
+        first = used.setdefault(key[:2], image.name)
+        if first == image.name:
+            archive.pairs.append(Pair(role.id, role.split, image.uri, mask.uri))
+            continue
+        reason = f"another data set's file of this id in the split; {first} is used"
+        archive.rejects += [rejected(one.name, role.split, reason) for one in (image, mask)]
+    for _, (mask, role) in sorted(masks.items()):
+        reason = f"no image; expected {role.partner} among the split's images"
+        archive.rejects.append(rejected(mask.name, role.split, reason))
     archive.rejects += rejects
     return archive
 
 
-def read_record(pair: Pair, size: tuple[int, int]) -> Record:
-    """Reads, checks and resizes one pair: the image bilinear with antialiasing, the mask nearest.
-
-    Args:
-        size: (width, height) in pixels of the frame, 180 x 135 in the paper.
-
-    Raises:
-        RejectedError: with a reason that names the file, what was expected and what was found.
-    """
-    assert pair.mask is not None, "a record needs its mask"
-    image = read_image(pair.image)
-    mask = read_mask(pair.mask, image.size)
-    frame = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-    return Record(pair.id, frame, (small > 0).astype(np.uint8)[None], image.size)
-
-
-def read_image(uri: str) -> Image.Image:
-    """An image, decoded whole, in RGB; raises RejectedError for what is none."""
-    return _decode(uri, storage.read_bytes(uri)).convert("RGB")
-
-
-def read_mask(uri: str, size: tuple[int, int]) -> np.ndarray:
-    """A mask as uint8 [H, W] of 0 and 255, checked against its image's (width, height)."""
-    image = _decode(uri, storage.read_bytes(uri))
-    if image.mode != "L":
-        raise RejectedError(
-            f"{_name(uri)}: expected a mask with one 8-bit channel, found {image.mode}"
-        )
-    if image.size != size:
-        raise RejectedError(
-            f"{_name(uri)}: expected the image's {size[0]} x {size[1]} pixels, "
-            f"found {image.size[0]} x {image.size[1]}"
-        )
-    mask = np.asarray(image)
-    counts = np.bincount(mask.ravel(), minlength=256)
-    other = np.flatnonzero(counts[1:255]) + 1
-    if other.size:
-        raise RejectedError(
-            f"{_name(uri)}: expected 0 and 255 alone, found {counts[other].sum()} pixels between "
-            f"({', '.join(str(v) for v in other[:4])}{', ...' if other.size > 4 else ''})"
-        )
-    return mask
-
-
-def check_rejects(rejects: Sequence[dict[str, str]], total: int, most: float, uri: str) -> None:
-    """Raises SeganError when more than the share `most` of `total` pairs was rejected."""
-    if total and len(rejects) / total > most:
-        shown = "".join(f"\n  {row['name']}: {row['reason']}" for row in rejects[:5])
-        raise SeganError(
-            f"{uri}: {len(rejects)} of {total} pairs rejected, more than the share of {most:g} "
-            f"that --max-rejects allows; the first:{shown}"
-        )
-
-
-def _pair(
-    uri: str, images: dict[tuple[str, str], str], masks: dict[tuple[str, str], str]
-) -> Archive:
-    archive = Archive(uri)
-    for (split, sample_id), name in sorted(images.items()):
-        mask = masks.pop((split, sample_id), None)
-        if mask is None:
-            reason = f"no mask; expected {sample_id}{MASK_SUFFIX}.png among the split's masks"
-            archive.rejects.append({"name": name, "split": split, "reason": reason})
+def _sort(listing: Listing) -> tuple[_Found, _Found, list[dict[str, str]]]:
+    """Images and masks by split, id and data set, and what cannot be used of them."""
+    images: _Found = {}
+    masks: _Found = {}
+    rejects = sorted(listing.rejects, key=lambda row: row["name"])
+    for entry in sorted(listing.entries):
+        role = layouts.role(entry.path)
+        if role is None:
             continue
-        image_uri, mask_uri = storage.join(uri, name), storage.join(uri, mask)
-        archive.pairs.append(Pair(sample_id, split, image_uri, mask_uri))
-    for (split, sample_id), name in sorted(masks.items()):
-        reason = f"no image; expected {sample_id}.jpg among the split's images"
-        archive.rejects.append({"name": name, "split": split, "reason": reason})
-    return archive
-
-
-def _decode(uri: str, content: bytes) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            image.load()
-    except UnidentifiedImageError:
-        found = "an empty file" if not content else f"{len(content)} bytes that are none"
-        raise RejectedError(f"{_name(uri)}: expected an image, found {found}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectedError(f"{_name(uri)}: too large to be a photograph ({error})") from None
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
-        raise RejectedError(f"{_name(uri)}: not a whole image ({error})") from None
-    return image
-
-
-def _name(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
+        if entry.fault:
+            rejects.append(rejected(entry.name, role.split, entry.fault))
+            continue
+        first, _ = (masks if role.is_mask else images).setdefault(role.key, (entry, role))
+        if first is not entry:
+            reason = f"another file of this id in the split; {first.name} is used"
+            rejects.append(rejected(entry.name, role.split, reason))
+    return images, masks, rejects

@@ -1,8 +1,9 @@
 """The paper's augmentation (section 3), on the device and a batch at a time.
 
-Random crop, both flips, and colour jitter in brightness, contrast, saturation and hue. What a
-sample is given is a function of (seed, epoch, sample id) alone, so a resumed run, another number
-of workers or another machine draws it the same way.
+Random crop (or, as in the authors' code, the whole frame squeezed to the crop's square), both
+flips, and colour jitter in brightness, contrast, saturation and hue. What a sample is given is a
+function of (seed, epoch, sample id) alone, so a resumed run, another number of workers or another
+machine draws it the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segan.config import AugmentConfig
 
-DRAWS = 8  # crop row, crop column, two flips, brightness, contrast, saturation, hue
+LAST = 1 - 2.0**-53  # the greatest draw
+# Crop row (its least squeeze the frame instead), crop column, two flips, brightness, contrast,
+# saturation, hue.
+DRAWS = 8
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G, B in grey, ITU-R BT.601
 
 
@@ -49,7 +54,12 @@ def augment(
     cut = image[which, rows[:, :, None], columns[:, None, :]]
     x = cut.permute(0, 3, 1, 2).float().div_(255).contiguous()
     y = mask.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
-    return jitter(x, draws[:, 4:], config), y.permute(0, 3, 1, 2).float().contiguous()
+    y = y.permute(0, 3, 1, 2).float().contiguous()
+    if config.resize_probability > 0:
+        chosen = (draws[:, 0] < config.resize_probability)[:, None, None, None]
+        whole, map_of_whole = _squeeze(image, mask, draws, config)
+        x, y = torch.where(chosen, whole, x), torch.where(chosen, map_of_whole, y)
+    return jitter(x, draws[:, 4:], config), y
 
 
 def jitter(image: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
@@ -101,12 +111,30 @@ def turn_hue(image: Tensor, turn: Tensor) -> Tensor:
     return torch.stack([value - chroma * share for share in shares], 1)
 
 
+def _squeeze(
+    image: Tensor, mask: Tensor, draws: Tensor, config: AugmentConfig
+) -> tuple[Tensor, Tensor]:
+    """Whole frames as the crop's square, flipped by their draws; shapes as `augment` gives them."""
+    size = (config.crop, config.crop)
+    whole = image.permute(0, 3, 1, 2).float().div_(255)
+    x = F.interpolate(whole, size, mode="bilinear", antialias=True).clamp(0, 1)
+    y = F.interpolate(mask.float(), size, mode="nearest-exact")
+    flips = ((2, 3, config.flip_horizontal), (3, 2, config.flip_vertical))
+    for column, axis, probability in flips:
+        turned = (draws[:, column] < probability)[:, None, None, None]
+        x, y = (torch.where(turned, part.flip(axis), part) for part in (x, y))
+    return x, y
+
+
 def _window(draws: Tensor, frame: torch.Size, config: AugmentConfig) -> tuple[Tensor, Tensor]:
     """Rows [B, crop] and columns [B, crop] to take; a flipped crop takes them backwards."""
     height, width = frame
     side = config.crop
     assert side <= min(height, width), f"crop {side} does not fit a frame of {height} x {width}"
-    top = (draws[:, 0] * (height - side + 1)).long()
+    row, squeezed = draws[:, 0], config.resize_probability
+    if 0 < squeezed < 1:  # what lies above it is spread over all rows again
+        row = ((row - squeezed) / (1 - squeezed)).clamp(0, LAST)
+    top = (row * (height - side + 1)).long()
     left = (draws[:, 1] * (width - side + 1)).long()
     steps = torch.arange(side, device=draws.device)[None, :]
     columns = torch.where((draws[:, 2] < config.flip_horizontal)[:, None], side - 1 - steps, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow as pa
 from segan.data.records import Manifest, Shard, read_shard, to_frames
 from segan.data.sequence import Sequence
 from segan.errors import UsageError
+from segan.runs import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,38 @@ class Plan:
 
     Attributes:
         start: rows seen before; the next step takes rows start to start + batch_size * workers.
-        stop: just past the last row; what is left of the last epoch below a full step is not used.
+        checkpoint: which the run goes on from, at `start`; None at its beginning.
+
+    Raises:
+        UsageError: one step would take more than the whole training split.
     """
 
     records: str
     sequence: Sequence
+    epochs: int
     start: int
-    stop: int
     batch_size: int
     workers: int
+    checkpoint: Checkpoint | None = None
 
-    @classmethod
-    def of(
-        cls,
-        records: str,
-        sequence: Sequence,
-        epochs: int,
-        start: int,
-        batch_size: int,
-        workers: int,
-    ) -> Plan:
-        """Raises UsageError where one step would take more than the whole training split."""
-        rows, taken = sequence.rows, batch_size * workers
-        if taken > rows:
+    def __post_init__(self) -> None:
+        rows = self.sequence.rows
+        if self.rows_per_step > rows:
             raise UsageError(
-                f"training.batch_size {batch_size} with {workers} workers takes {taken} images a "
-                f"step, but split {sequence.split!r} has {rows}; use a smaller batch"
+                f"training.batch_size {self.batch_size} with {self.workers} workers takes "
+                f"{self.rows_per_step} images a step, but split {self.sequence.split!r} has "
+                f"{rows}; use a smaller batch"
             )
-        left = rows * epochs - start
-        return cls(records, sequence, start, start + left - left % taken, batch_size, workers)
+
+    def over(self, workers: int) -> Plan:
+        """The same rows for another number of workers."""
+        return dataclasses.replace(self, workers=workers)
+
+    @property
+    def stop(self) -> int:
+        """Just past the last row; what is left of the last epoch below a full step is not used."""
+        left = self.sequence.rows * self.epochs - self.start
+        return self.start + left - left % self.rows_per_step
 
     @property
     def rows_per_step(self) -> int:

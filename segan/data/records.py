@@ -1,16 +1,19 @@
 """Records: what ingest writes and training reads, Parquet shards beside a manifest.
 
-    <root>/records/<name>/   manifest.json  train-00000-of-00008.parquet ...  rejects.parquet
+    <root>/records/<name>/   manifest.json  train-00000-of-00008-1f0c...parquet ...
+                             rejects.parquet  traits.parquet  portrait.json  portrait.html
 
 Samples fall into shards by the hash of their id, so each shard is a random sample of its split
-and a batch drawn from one shard is as mixed as one drawn from all.
+and a batch drawn from one shard is as mixed as one drawn from all. A shard's name ends with its
+checksum: a changed shard is another file, and the one before is there until nothing names it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +26,28 @@ from segan.errors import StorageError, UsageError
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
+DECODER = "2"  # changes when the same file would become other pixels
+_SHARD = re.compile(
+    r"(?P<split>\w+)-(?P<index>\d{5})-of-(?P<of>\d{5})-(?P<sha>[0-9a-f]{16})\.parquet"
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One sample: image uint8 [H, W, 3], mask uint8 [classes, H, W] of 0 and 1, and the size
-    (width, height) in pixels that the original had."""
+    """One sample.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        mask: uint8 [classes, H, W] of 0 and 1.
+        original_size: (width, height) in pixels that the original had.
+        sources: sha256 of the image's file and of the mask's, as hex.
+    """
 
     id: str
     image: np.ndarray
     mask: np.ndarray
     original_size: tuple[int, int]
+    sources: tuple[str, str] = ("", "")
 
 
 class Shard(BaseModel):
@@ -45,6 +59,11 @@ class Shard(BaseModel):
     sha256: str
     content: str  # digest of ids and pixels, whatever the encoding
 
+    @property
+    def place(self) -> str:
+        """Which part of its split it is: its name without the checksum."""
+        return self.name.rpartition("-")[0]
+
 
 class Manifest(BaseModel):
     """What the records are; written last, so its presence says that they are whole.
@@ -53,6 +72,7 @@ class Manifest(BaseModel):
         height, width: pixels of every frame.
         classes: label maps of every mask.
         splits: shards of each split, in the order of their names.
+        inputs: pairs that the archive has, with and without a partner: rows and rejects together.
         rejects: pairs of the archive that are not here, with reasons in rejects.parquet.
         fingerprint: changes when any id or pixel does.
     """
@@ -63,6 +83,7 @@ class Manifest(BaseModel):
     width: int
     classes: int
     splits: dict[str, tuple[Shard, ...]]
+    inputs: int
     rejects: int
     source: str
     fingerprint: str
@@ -96,7 +117,11 @@ def schema(height: int, width: int, classes: int) -> pa.Schema:
             "mask": pa.binary(classes * height * width),
             "original_width": pa.int32(),
             "original_height": pa.int32(),
-        }
+            "image_sha256": pa.string(),
+            "mask_sha256": pa.string(),
+        },
+        # Rows decoded in another way are not taken over by a later ingest.
+        metadata={"decoder": DECODER},
     )
 
 
@@ -106,26 +131,58 @@ def shard_of(sample_id: str, shards: int) -> int:
     return int.from_bytes(digest, "big") % shards
 
 
-def shard_name(split: str, index: int, shards: int) -> str:
-    return f"{split}-{index:05d}-of-{shards:05d}.parquet"
+def shard_place(split: str, index: int, shards: int) -> str:
+    """The beginning of a shard's name: which part of its split it is."""
+    return f"{split}-{index:05d}-of-{shards:05d}"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What the name of a shard's file says."""
+
+    name: str
+    split: str
+    index: int
+    of: int
+    sha: str  # the first 16 hex digits of the file's sha256
+
+
+def shard_file(name: str) -> ShardFile | None:
+    """A shard's file by its name; None for any other file."""
+    if (match := _SHARD.fullmatch(name)) is None:
+        return None
+    return ShardFile(name, match["split"], int(match["index"]), int(match["of"]), match["sha"])
 
 
 def write_shard(
-    uri: str, name: str, records: Sequence[Record], height: int, width: int, classes: int
+    uri: str, place: str, records: Sequence[Record], height: int, width: int, classes: int
 ) -> Shard:
-    """Writes one shard of records below `uri`, whole or not at all."""
+    """Writes one shard of records below `uri`, whole or not at all.
+
+    Args:
+        place: of `shard_place`; the file's name is this and its checksum.
+    """
     table = _to_table(records, schema(height, width, classes))
     sink = io.BytesIO()
     # Pixels of photographs hardly compress and masks do so very well.
     compression = dict.fromkeys(table.column_names, "none") | {"mask": "zstd"}
-    pq.write_table(table, sink, compression=compression, use_dictionary=False, row_group_size=512)
+    pq.write_table(
+        table,
+        sink,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=False,  # the least and greatest of pixels tell nobody anything
+        row_group_size=512,
+    )
     content = sink.getvalue()
+    sha = storage.sha256(content)
+    name = f"{place}-{sha[:16]}.parquet"
     storage.write_bytes(storage.join(uri, name), content)
     return Shard(
         name=name,
         rows=len(records),
         bytes=len(content),
-        sha256=storage.sha256(content),
+        sha256=sha,
         content=_digest(
             f"{r.id}\n".encode() + r.image.tobytes() + r.mask.tobytes() for r in records
         ),
@@ -148,37 +205,72 @@ def read_shard(uri: str, shard: Shard) -> pa.Table:
     return pq.read_table(io.BytesIO(content)).combine_chunks()
 
 
-def write_manifest(
-    uri: str,
+def read_earlier(uri: str, file: ShardFile, height: int, width: int) -> list[Record]:
+    """The records of a shard that an ingest left, told by its name alone; none where the file is
+    gone, torn, or holds frames of another kind."""
+    try:
+        content = storage.read_bytes(storage.join(uri, file.name))
+    except StorageError:
+        return []
+    if storage.sha256(content)[:16] != file.sha:
+        return []
+    table = pq.read_table(io.BytesIO(content)).combine_chunks()
+    if not table.schema.equals(schema(height, width, 1), check_metadata=True):
+        return []
+    frames = _frames(table, height, width, 1)
+    rest = table.drop_columns(["image", "mask"]).to_pylist()
+    return [
+        Record(
+            row["id"],
+            image,
+            mask,
+            (row["original_width"], row["original_height"]),
+            (row["image_sha256"], row["mask_sha256"]),
+        )
+        for row, image, mask in zip(rest, frames.image, frames.mask, strict=True)
+    ]
+
+
+def make_manifest(
     geometry: tuple[int, int, int],
-    splits: dict[str, Sequence[Shard]],
+    splits: Mapping[str, Sequence[Shard]],
     rejects: Sequence[dict[str, str]],
     source: str,
 ) -> Manifest:
-    """Completes the records with the table of rejects and the manifest, in that order.
+    """What is to be said of these shards.
 
     Args:
         geometry: height, width, classes.
         rejects: rows of name, split, reason.
+        source: URI of the archive.
     """
     height, width, classes = geometry
-    columns = pa.schema([(key, pa.string()) for key in ("name", "split", "reason")])
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rejects), columns), sink)
-    storage.write_bytes(storage.join(uri, REJECTS), sink.getvalue())
     parts = [f"{height}x{width}x{classes}".encode()]
     parts += [f"{s} {shard.content}".encode() for s in sorted(splits) for shard in splits[s]]
-    manifest = Manifest(
+    return Manifest(
         height=height,
         width=width,
         classes=classes,
         splits={split: tuple(shards) for split, shards in splits.items()},
+        inputs=sum(shard.rows for shards in splits.values() for shard in shards) + len(rejects),
         rejects=len(rejects),
         source=source,
         fingerprint=_digest(parts),
     )
+
+
+def write_manifest(uri: str, manifest: Manifest, rejects: Sequence[dict[str, str]]) -> None:
+    """Completes the records with the table of rejects and the manifest, in that order."""
+    columns = pa.schema([(key, pa.string()) for key in ("name", "split", "reason")])
+    write_table(uri, REJECTS, pa.Table.from_pylist(list(rejects), columns))
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump())
-    return manifest
+
+
+def write_table(uri: str, name: str, table: pa.Table) -> None:
+    """Writes a Parquet file below `uri`, whole or not at all."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(uri, name), sink.getvalue())
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -210,11 +302,14 @@ def read_rejects(uri: str) -> list[dict[str, str]]:
 
 def to_frames(table: pa.Table, manifest: Manifest) -> Frames:
     """Rows of records as arrays; views of the table's memory where it lies in one piece."""
-    h, w = manifest.height, manifest.width
+    return _frames(table, manifest.height, manifest.width, manifest.classes)
+
+
+def _frames(table: pa.Table, height: int, width: int, classes: int) -> Frames:
     return Frames(
         ids=table["id"].to_pylist(),
-        image=_pixels(table["image"]).reshape(-1, h, w, 3),
-        mask=_pixels(table["mask"]).reshape(-1, manifest.classes, h, w),
+        image=_pixels(table["image"]).reshape(-1, height, width, 3),
+        mask=_pixels(table["mask"]).reshape(-1, classes, height, width),
     )
 
 
@@ -248,6 +343,8 @@ def _to_table(records: Sequence[Record], columns: pa.Schema) -> pa.Table:
             "mask": pa.array([r.mask.tobytes() for r in records], columns.field("mask").type),
             "original_width": pa.array([r.original_size[0] for r in records], pa.int32()),
             "original_height": pa.array([r.original_size[1] for r in records], pa.int32()),
+            "image_sha256": [r.sources[0] for r in records],
+            "mask_sha256": [r.sources[1] for r in records],
         },
         schema=columns,
     )

@@ -74,7 +74,7 @@ class Sequence:
 
     def _shards(self, epoch: int) -> list[Shard]:
         shards = self.manifest.shards(self.split)
-        return sorted(shards, key=lambda shard: _key(self.seed, epoch, shard.name))
+        return sorted(shards, key=lambda shard: _key(self.seed, epoch, shard.place))
 
     def _rows_of(self, piece: Piece, table: pa.Table, position: int) -> pa.Table:
         keys = [_key(self.seed, piece.epoch, sample_id) for sample_id in table["id"].to_pylist()]

@@ -6,27 +6,45 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from segan.data.archive import Pair, read_image, read_mask
+from segan.data.images import RejectedError
 from segan.evaluation.metrics import NAMES, confusion
+from segan.inference.pipeline import Row, Size
 from segan.inference.predictor import Prediction, Predictor
 
 
-def score_pair(predictor: Predictor, pair: Pair) -> dict[str, Any]:
-    """`id`, `accuracy`, `dice` and `jaccard` of one image.
+class ScorePairs:
+    """Work for `segan.inference.pipeline`: the scores of each pair.
 
-    Where the model has several members, `members` holds the same scores of each alone.
-
-    Raises:
-        RejectedError: the image or its mask cannot be read; scores over a part would mislead.
+    A row has `id`, `accuracy`, `dice` and `jaccard`; where the model has several members, `members`
+    holds the same scores of each alone. A pair that cannot be read raises RejectedError: scores
+    over a part would mislead.
     """
-    assert pair.mask is not None, "a score needs the truth"
-    image = read_image(pair.image)
-    truth = read_mask(pair.mask, image.size) > 128
-    if len(predictor.members) == 1:
-        return {"id": pair.id, **_scores(predictor(image), truth)}
-    *members, whole = (_scores(prediction, truth) for prediction in predictor.compare(image))
-    return {"id": pair.id, **whole, "members": members}
+
+    def read(self, pair: Pair) -> Image.Image:
+        return read_image(pair.image)
+
+    def finish(self, predictor: Predictor, pair: Pair, maps: Tensor, size: Size) -> Row:
+        assert pair.mask is not None, "a score needs the truth"
+        truth = read_mask(pair.mask, size) > 128
+        row = {"id": pair.id, **_scores(predictor.finish(maps, size), truth)}
+        if len(predictor.members) > 1:
+            alone = predictor.finish_members(maps, size)
+            row["members"] = [_scores(prediction, truth) for prediction in alone]
+        return row
+
+    def reject(self, pair: Pair, error: RejectedError) -> Row:
+        raise error
+
+
+def score_pair(predictor: Predictor, pair: Pair) -> Row:
+    """The row of one pair, as of many; raises RejectedError where it cannot be read."""
+    work = ScorePairs()
+    image = work.read(pair)
+    return work.finish(predictor, pair, predictor.maps(predictor.frame(image)[None])[0], image.size)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from segan import storage
-from segan.data.records import Frames, Manifest, read_frames, read_manifest
+from segan.data.records import Manifest, read_frames, read_manifest
 from segan.errors import UsageError
+from segan.evaluation.maps import ValidationMaps
+from segan.evaluation.report.card import card
+from segan.evaluation.report.findings import assess
+from segan.evaluation.report.write import Seen, report_at_end
 from segan.evaluation.sweep import Sweep
 from segan.inference.ensemble import (
     Choice,
@@ -21,14 +22,11 @@ from segan.inference.ensemble import (
     member_entry,
     write_ensemble,
 )
-from segan.inference.frames import mean_map
-from segan.inference.predictor import Member
 from segan.runs import SEGMENTOR, Checkpoint, find_checkpoint
 from segan.search import Study
 
 MEMBERS = 3
 GREEDY_CANDIDATES = 8  # each costs a pass over the validation frames
-BATCH = 25  # frames whose maps are in memory at once
 
 
 def build_ensemble(
@@ -46,7 +44,8 @@ def build_ensemble(
         candidates: what `find_candidates` gave.
         records: URI of the records; "" for those that the best candidate was trained on.
         greedy: takes the greedy choice; the default one stands beside it in `choices`.
-        tell: is given a line for each model that runs over the validation frames.
+        tell: is given a line for each model that runs over the validation frames, and for the
+            report, which the best candidate's `evaluation.report` wishes or not.
 
     Raises:
         UsageError: the place is in use, or the candidates do not fit together or the records.
@@ -58,28 +57,33 @@ def build_ensemble(
     records = records or data.records
     manifest = read_manifest(records)
     check_alike(candidates, manifest, records)
-    frames = read_frames(records, manifest, data.validation)
-    chosen = choose(candidates, frames, greedy, tell)
     rule: Rule = "greedy" if greedy else "best"
-    members, sweep = chosen[rule]
-    threshold = sweep.best_threshold()
-    ensemble = Ensemble(
-        members=tuple(member_entry(member) for member in members),
-        threshold=threshold,
-        scores=sweep.at(threshold),
-        jaccard_curve=tuple(round(float(j), 6) for j in sweep.curve()),
-        rule=rule,
-        choices={name: _choice(*chosen[name]) for name in chosen},
-        candidates={candidate.uri: candidate.jaccard for candidate in candidates},
-        records=storage.normalise(records),
-        fingerprint=manifest.fingerprint,
-        splits={split: manifest.rows(split) for split in manifest.splits},
-        trained_on=data.train,
-        validated_on=data.validation,
-        frame={"width": manifest.width, "height": manifest.height},
-        classes=manifest.classes,
-    )
-    write_ensemble(out, ensemble, members, overwrite)
+    with tempfile.TemporaryDirectory() as folder:
+        frames = read_frames(records, manifest, data.validation)
+        maps = ValidationMaps(frames, Path(folder), tell)
+        chosen = choose(candidates, maps, greedy)
+        members, sweep = chosen[rule]
+        threshold = sweep.best_threshold()
+        ensemble = Ensemble(
+            members=tuple(member_entry(member) for member in members),
+            threshold=threshold,
+            scores=sweep.at(threshold),
+            jaccard_curve=tuple(round(float(j), 6) for j in sweep.curve()),
+            rule=rule,
+            choices={name: _choice(*chosen[name]) for name in chosen},
+            candidates={candidate.uri: candidate.jaccard for candidate in candidates},
+            records=storage.normalise(records),
+            fingerprint=manifest.fingerprint,
+            splits={split: manifest.rows(split) for split in manifest.splits},
+            trained_on=data.train,
+            validated_on=data.validation,
+            frame={"width": manifest.width, "height": manifest.height},
+            classes=manifest.classes,
+        )
+        findings = assess(maps, data.validation, members, threshold)
+        write_ensemble(out, ensemble, members, card(out, ensemble, findings), overwrite)
+        if candidates[0].config.evaluation.report:
+            report_at_end(out, tell, Seen(maps, findings))
     return ensemble
 
 
@@ -135,56 +139,13 @@ def check_alike(candidates: Sequence[Checkpoint], manifest: Manifest, records: s
 
 
 def choose(
-    candidates: Sequence[Checkpoint], frames: Frames, greedy: bool, tell: Callable[[str], None]
+    candidates: Sequence[Checkpoint], maps: ValidationMaps, greedy: bool
 ) -> dict[Rule, tuple[list[Checkpoint], Sweep]]:
     """Each rule's three members, and the scores of their mean on the validation frames."""
-    with tempfile.TemporaryDirectory() as folder:
-        maps = ValidationMaps(frames, Path(folder), tell)
-        chosen: dict[Rule, list[Checkpoint]] = {"best": list(candidates[:MEMBERS])}
-        if greedy:
-            chosen["greedy"] = choose_greedily(candidates[:GREEDY_CANDIDATES], maps.jaccard)
-        return {rule: (members, maps.sweep(members)) for rule, members in chosen.items()}
-
-
-class ValidationMaps:
-    """Every candidate's probability maps of the validation frames.
-
-    Each candidate runs over the frames once, alone in memory; its maps lie in a file, from which
-    a batch is read at a time.
-    """
-
-    def __init__(self, frames: Frames, folder: Path, tell: Callable[[str], None] = lambda _: None):
-        """
-        Args:
-            folder: for the files, 4 bytes a pixel of every frame for each candidate.
-            tell: is given a line when a candidate begins.
-        """
-        self.frames, self.folder, self.tell = frames, folder, tell
-
-    def sweep(self, members: Sequence[Checkpoint]) -> Sweep:
-        """The scores of the mean of the members' maps at every threshold."""
-        maps = [self._maps(member) for member in members]
-        truth = self.frames.mask
-        sweep = Sweep.empty(truth.shape[1])
-        for part in _parts(len(truth), BATCH):
-            mean = mean_map(torch.tensor(one[part]) for one in maps)
-            sweep.add(mean, torch.tensor(truth[part]))
-        return sweep
-
-    def jaccard(self, members: Sequence[Checkpoint]) -> float:
-        """Of the mean of the members' maps, at its best threshold."""
-        return float(self.sweep(members).curve().max())
-
-    def _maps(self, checkpoint: Checkpoint) -> np.ndarray:
-        file = self.folder / f"{checkpoint.files[SEGMENTOR]['sha256']}.npy"
-        if not file.exists():
-            self.tell(f"segmenting {len(self.frames.ids)} validation frames with {checkpoint.uri}")
-            member = Member.of(checkpoint)
-            maps = np.lib.format.open_memmap(file, "w+", np.float32, self.frames.mask.shape)
-            for part in _parts(len(maps), member.config.evaluation.batch_size):
-                maps[part] = member(torch.tensor(self.frames.image[part])).cpu().numpy()
-        found: np.ndarray = np.load(file, mmap_mode="r")
-        return found
+    chosen: dict[Rule, list[Checkpoint]] = {"best": list(candidates[:MEMBERS])}
+    if greedy:
+        chosen["greedy"] = choose_greedily(candidates[:GREEDY_CANDIDATES], maps.jaccard)
+    return {rule: (members, maps.sweep(members)) for rule, members in chosen.items()}
 
 
 def choose_greedily(
@@ -221,7 +182,3 @@ def _nature(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _run_of(checkpoint: Checkpoint) -> str:
     return checkpoint.uri.rsplit("/checkpoints/", 1)[0]
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(at, at + size) for at in range(0, count, size))

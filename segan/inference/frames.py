@@ -12,6 +12,7 @@ from segan.config import Config
 from segan.networks.segmentor import Segmentor
 
 MULTIPLE = 64  # of a padded frame's sides: six halvings come out even
+FLIPS = ((), (3,), (2,), (2, 3))  # axes of [B, c, H, W]: as it is, left-right, top-bottom, both
 
 
 @torch.inference_mode()
@@ -20,6 +21,8 @@ def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tens
 
     `evaluation.frame` says how: "whole" puts the frame in as it is, "padded" reflects it out to a
     multiple of 64 and cuts the map back, "resized" squeezes it to the training crop's square.
+    With `evaluation.flips` the frame is put in four times, mirrored in each way that training
+    mirrors, and the maps are mirrored back and averaged.
 
     Args:
         segmentor: in evaluation mode.
@@ -29,8 +32,31 @@ def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tens
         float32 [B, classes, H, W] in [0, 1].
     """
     assert not segmentor.training, "batch statistics must not leak into an evaluation"
-    height, width = frames.shape[1:3]
-    x = frames.permute(0, 3, 1, 2).float().div_(255).contiguous()
+    if len(frames) == 1 and frames.device.type == "cpu":
+        # Alone, a frame would go through other kernels than in company, and differ by 1e-4.
+        return segment_frames(segmentor, frames.expand(2, -1, -1, -1), config)[:1]
+    return segment_images(segmentor, frames.permute(0, 3, 1, 2).float().div_(255), config)
+
+
+def segment_images(segmentor: Segmentor, x: Tensor, config: Config) -> Tensor:
+    """`segment_frames` of float32 [B, 3, H, W] in [0, 1]; what an export traces."""
+    ways = FLIPS if config.evaluation.flips else FLIPS[:1]
+    x = x.contiguous()
+    return mean_map(_segment(segmentor, x.flip(axes), config).flip(axes) for axes in ways)
+
+
+def mean_map(maps: Iterable[Tensor]) -> Tensor:
+    """The mean of several models' maps of the same shape, of which only their sum is kept."""
+    each = iter(maps)
+    total, count = next(each), 1
+    for one in each:
+        total, count = total + one, count + 1
+    return total / count
+
+
+def _segment(segmentor: Segmentor, x: Tensor, config: Config) -> Tensor:
+    """Maps of [B, 3, H, W] in [0, 1], put in as `evaluation.frame` says."""
+    height, width = x.shape[2:]
     if config.evaluation.frame == "whole":
         return segmentor(x).float()
     if config.evaluation.frame == "padded":
@@ -41,12 +67,3 @@ def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tens
     squeezed = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
     maps = segmentor(squeezed).float()
     return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-
-
-def mean_map(maps: Iterable[Tensor]) -> Tensor:
-    """The mean of several models' maps of the same shape, of which only their sum is kept."""
-    each = iter(maps)
-    total, count = next(each), 1
-    for one in each:
-        total, count = total + one, count + 1
-    return total / count

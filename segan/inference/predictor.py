@@ -43,21 +43,32 @@ class Member:
         config: of its run, which says how a frame is put in.
         threshold: of its own maps, in (0, 1).
         name: the URI of its checkpoint, for tables.
+        sha256: of its weights in storage; "" where they are in memory alone.
     """
 
     read: Callable[[], Segmentor]
     config: Config
     threshold: float
     name: str
+    sha256: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, hold: bool = True) -> Member:
-        """A checkpoint's; raises StorageError at once where it is to be held and is damaged."""
+    def of(cls, checkpoint: Checkpoint, hold: bool = True, flips: bool | None = None) -> Member:
+        """A checkpoint's; raises StorageError at once where it is to be held and is damaged.
+
+        Args:
+            flips: instead of its configuration's `evaluation.flips`.
+        """
         read: Callable[[], Segmentor] = functools.partial(read_segmentor, checkpoint)
         if hold:
             read = functools.cache(read)
             read()
-        return cls(read, checkpoint.config, checkpoint.threshold, checkpoint.uri)
+        config = checkpoint.config
+        if flips is not None:
+            evaluation = config.evaluation.model_copy(update={"flips": flips})
+            config = config.model_copy(update={"evaluation": evaluation})
+        sha256 = checkpoint.files[SEGMENTOR]["sha256"]
+        return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] to probabilities [B, classes, H, W], on the best device."""
@@ -87,7 +98,11 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, uri: str, threshold: float | None = None, one_at_a_time: bool = False
+        cls,
+        uri: str,
+        threshold: float | None = None,
+        one_at_a_time: bool = False,
+        flips: bool | None = None,
     ) -> Predictor:
         """An ensemble or a checkpoint by its URI, or the best checkpoint of a run by the run's.
 
@@ -108,7 +123,7 @@ class Predictor:
             checkpoint = find_checkpoint(uri)
             checkpoints, best, uri = [checkpoint], checkpoint.threshold, checkpoint.uri
         return cls(
-            [Member.of(checkpoint, hold=not one_at_a_time) for checkpoint in checkpoints],
+            [Member.of(checkpoint, not one_at_a_time, flips) for checkpoint in checkpoints],
             checkpoints[0].size,
             best if threshold is None else threshold,
             uri,
@@ -116,21 +131,51 @@ class Predictor:
 
     def __call__(self, image: Image.Image) -> Prediction:
         """Segments one image of any size; the map is brought back to that size bilinearly."""
-        frames = self._frames(image)
-        maps = mean_map(member(frames) for member in self.members)
-        return _prediction(maps, image.size, self.threshold)
+        return self.finish(self.maps(self.frame(image)[None])[0], image.size)
 
     def compare(self, image: Image.Image) -> Iterator[Prediction]:
         """What each member alone makes of an image at its own threshold, then what all do."""
-        frames = self._frames(image)
-        maps = [member(frames) for member in self.members]
-        for member, own in zip(self.members, maps, strict=True):
-            yield _prediction(own, image.size, member.threshold)
-        yield _prediction(mean_map(maps), image.size, self.threshold)
+        maps = self.maps(self.frame(image)[None])[0]
+        yield from self.finish_members(maps, image.size)
+        yield self.finish(maps, image.size)
 
-    def _frames(self, image: Image.Image) -> Tensor:
+    def frame(self, image: Image.Image) -> Tensor:
+        """An image as its members see it: uint8 [H, W, 3] of the model's frame."""
         frame = image.convert("RGB").resize(self.size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(frame)).unsqueeze(0)
+        return torch.from_numpy(np.array(frame))
+
+    def maps(self, frames: Tensor) -> Tensor:
+        """Each member's map of each frame; but for rounding, its company makes no difference.
+
+        Args:
+            frames: uint8 [B, H, W, 3], of any number of images.
+
+        Returns:
+            float32 [B, members, H, W] in [0, 1], of the first class, on the host.
+        """
+        return torch.stack([member(frames)[:, 0] for member in self.members], dim=1).cpu()
+
+    def finish(
+        self, maps: Tensor, size: tuple[int, int], threshold: float | None = None
+    ) -> Prediction:
+        """One image's prediction, as a call would give it, of its members' maps.
+
+        Args:
+            maps: float32 [members, H, W], one image's of `maps`.
+            size: (width, height) in pixels of the image.
+            threshold: None for the model's own.
+        """
+        width, height = size
+        mean = mean_map(maps)[None, None]
+        full = F.interpolate(mean, (height, width), mode="bilinear", align_corners=False)
+        probability = full[0, 0].numpy()
+        above = self.threshold if threshold is None else threshold
+        return Prediction(probability, probability > above)
+
+    def finish_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
+        """What `finish` gives of each member alone, at its own threshold."""
+        for member, own in zip(self.members, maps, strict=True):
+            yield self.finish(own[None], size, member.threshold)
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
@@ -138,10 +183,3 @@ def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
     segmentor = Segmentor(checkpoint.config.network)
     segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR)))
     return segmentor.eval()
-
-
-def _prediction(maps: Tensor, size: tuple[int, int], threshold: float) -> Prediction:
-    width, height = size
-    full = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-    probability = full[0, 0].cpu().numpy()
-    return Prediction(probability, probability > threshold)

@@ -99,10 +99,15 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def seeded(build: Callable[[], N], seed: int) -> N:
-    """`build()` with initial weights that are a function of the seed, whatever was drawn before."""
+def seeded(build: Callable[[], N], seed: int, fresh: bool = True) -> N:
+    """`build()` with initial weights that are a function of the seed, whatever was drawn before.
+
+    Args:
+        fresh: whether what is built is to be initialised; else it is as `build` leaves it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
-        initialise(network)
+        if fresh:
+            initialise(network)
         return network

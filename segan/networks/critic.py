@@ -1,4 +1,7 @@
-"""The critic C: a masked image in, its features at seven scales out (section 2.2, Figure 1)."""
+"""The critic C: a masked image in, its features at seven scales out (section 2.2, Figure 1).
+
+Beside it the rival that the paper argues against (section 2.3): the same C with one number out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from segan.config import NetworkConfig
 from segan.networks.blocks import LEAK, convolution, seeded
@@ -59,6 +63,19 @@ class Critic(nn.Module):
         return [p for m in self.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()]
 
 
+class ScalarCritic(Critic):
+    """C with a head that makes one number of C6: a classic GAN's word on a whole image (O)."""
+
+    def __init__(self, config: NetworkConfig, channels: int = 3):
+        super().__init__(config, channels)
+        self.head = nn.Linear(config.width * WIDTHS[-1], 1)
+
+    def forward(self, masked: Tensor) -> list[Tensor]:
+        """[B, 3 classes, H, W] to one tensor of scores [B], log-odds that the mask is the truth."""
+        deepest = super().forward(masked)[-1]
+        return [self.head(deepest.mean((2, 3))).squeeze(1)]
+
+
 def mask_image(image: Tensor, maps: Tensor) -> Tensor:
     """The image under each label map, pixel by pixel (Eq. 1): what the critic is shown.
 
@@ -72,6 +89,18 @@ def mask_image(image: Tensor, maps: Tensor) -> Tensor:
     return (image.unsqueeze(1) * maps.unsqueeze(2)).flatten(1, 2)
 
 
-def build_critic(config: NetworkConfig, seed: int = 0) -> Critic:
-    """A critic with initial weights that are a function of (config, seed)."""
-    return seeded(lambda: Critic(config), seed)
+def build_critic(config: NetworkConfig, seed: int = 0, scalar: bool = False) -> Critic:
+    """A critic with initial weights that are a function of (config, seed, scalar)."""
+    critic = seeded(lambda: (ScalarCritic if scalar else Critic)(config), seed)
+    return seeded(lambda: _normed(critic), seed, fresh=False) if config.spectral_norm else critic
+
+
+def _normed(critic: Critic) -> Critic:
+    """Every weight of convolutions and head over its greatest singular value (Miyato et al. 2018).
+
+    That value is followed by a power iteration in each forward, whose vectors are buffers: the
+    same on every rank, since they depend on the weights alone.
+    """
+    for module in [m for m in critic.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
+        spectral_norm(module)
+    return critic

@@ -24,4 +24,5 @@ class AdaptiveLogistic(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Scores of any shape to probabilities in [0, 1] of the same shape."""
-        return torch.sigmoid(z / self.k)
+        # At least in k's precision: bfloat16 has no number between 0.996 and 1.
+        return torch.sigmoid(z.to(torch.promote_types(z.dtype, self.k.dtype)) / self.k)

@@ -25,8 +25,7 @@ class RunLog:
         self.run = run
         self.lines = [line for line in run.metrics() if line["samples"] <= samples]
         self._folder = tempfile.TemporaryDirectory(prefix="segan-tensorboard-")
-        purge = samples + 1 if samples else None
-        self._writer = SummaryWriter(self._folder.name, purge_step=purge)
+        self._writer = SummaryWriter(self._folder.name, purge_step=samples + 1)
 
     def write(self, kind: str, samples: int, values: dict[str, Any]) -> None:
         """Adds a line; its numbers become points at `samples` in TensorBoard.
@@ -51,7 +50,9 @@ class RunLog:
         self._folder.cleanup()
 
 
-def write_hyperparameters(run: Run, values: dict[str, float], scores: dict[str, float]) -> None:
+def write_hyperparameters(
+    run: Run, values: dict[str, float | str], scores: dict[str, float]
+) -> None:
     """Adds a trial's line to TensorBoard's HParams: its point of the search, and how it did."""
     with tempfile.TemporaryDirectory(prefix="segan-tensorboard-") as folder:
         writer = SummaryWriter(folder)

@@ -7,9 +7,10 @@ be up (`distributed.single_process_group` for one worker).
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +19,47 @@ from segan.config import Config
 from segan.data.augment import augment, draw
 from segan.data.batches import Batch, Plan
 from segan.data.records import Frames
-from segan.errors import SeganError
 from segan.evaluation.sweep import Sweep
 from segan.inference.frames import segment_frames
 from segan.networks.segmentor import Segmentor
 from segan.runs import Checkpoint, Run
 from segan.training import state
+from segan.training.arithmetic import to_device
+from segan.training.clock import Clock
 from segan.training.distributed import (
+    Council,
     average_running_statistics,
-    largest_difference,
     rank,
     sum_over_ranks,
     world_size,
 )
+from segan.training.finite import Finiteness, Step
 from segan.training.log import RunLog
+from segan.training.saving import Saver, epoch_name, step_name
 from segan.training.schedule import learning_rate, steepness
 from segan.training.step import Adversaries, Losses
+
+LOSSES = ("critic_loss", "segmentor_loss", "dice_loss")
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a training is, for whoever watches it; `validated` counts the validations so far."""
+    """Where a training is, for whoever watches it; `validated` counts the validations so far.
+
+    The losses are those of the last step that was logged, None before the first.
+    """
 
     epoch: int
     epochs: int
     samples: int
     total: int
-    loss: float | None
+    critic_loss: float | None
+    segmentor_loss: float | None
+    dice_loss: float | None
     jaccard: float | None
+    best_jaccard: float | None
+    k: float
+    learning_rate: float
     images_per_second: float
     validated: int
 
@@ -54,35 +68,13 @@ class Status:
 class Watchers:
     """Who is told: `observe` of each step by rank 0, `report` of each validation by all.
 
-    `report` says whether to go on, and must say the same to every rank.
+    `report` says whether to go on, and must say the same to every rank. `stop`, asked on every
+    rank after each step, says whether somebody wishes an end: one rank that hears of it is enough.
     """
 
     observe: Callable[[Status], None] = lambda status: None
     report: Callable[[dict[str, Any]], bool] = lambda metrics: True
-
-
-@dataclass
-class Clock:
-    """Where the time of an epoch goes, in seconds."""
-
-    began: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    waiting: float = 0.0
-    first_batch: float | None = None
-
-    def waited(self, seconds: float) -> None:
-        self.waiting += seconds
-        self.first_batch = seconds if self.first_batch is None else self.first_batch
-
-    def figures(self) -> dict[str, float]:
-        """seconds, images/s of all workers, share of time spent waiting, first batch in ms."""
-        seconds = time.perf_counter() - self.began
-        return {
-            "seconds": round(seconds, 3),
-            "images_per_second": round(self.images / seconds, 2),
-            "wait_share": round(self.waiting / seconds, 5),
-            "first_batch_ms": round(1000 * (self.first_batch or 0.0), 2),
-        }
+    stop: Callable[[], bool] = lambda: False
 
 
 class Training:
@@ -99,7 +91,7 @@ class Training:
     ):
         """
         Args:
-            plan: the rows that `batches` will bring, from the start that `resume_from` stands at.
+            plan: the rows that `batches` will bring, and the checkpoint that they begin at.
             validation: this rank's share of the validation frames.
             device: of the networks and the arithmetic.
         """
@@ -109,21 +101,35 @@ class Training:
         self.rows = plan.sequence.rows
         self.samples = plan.start
         self.jaccard: float | None = None
-        self.loss: float | None = None
-        self.validated = 0
-        self.go_on = True
-        self.adversaries = Adversaries(config, device)
+        self.best_jaccard: float | None = None
+        self.losses: dict[str, float | None] = dict.fromkeys(LOSSES)
+        self.k = self.learning_rate = 0.0
+        self.validated = self.step = 0
+        self.waited = self.worked = 0.0  # seconds of whole epochs since this process began
+        self.go_on, self.stopped = True, False
+        self.adversaries, self.council = Adversaries(config, device), Council()
+        self.finiteness = Finiteness(self.adversaries, self.council, str(run))
+        if plan.checkpoint:
+            self._resume_from(plan.checkpoint)
         self.log = RunLog(run, plan.start) if rank() == 0 else None
+        self.saver = Saver(config, run, plan, self.log)
 
-    def resume_from(self, checkpoint: Checkpoint) -> None:
+    def _resume_from(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.samples == self.plan.start, "the stream must start where the state does"
         state.restore(self.adversaries, checkpoint, self.device)
-        self.jaccard = checkpoint.jaccard
+        progress = checkpoint.info["progress"]
+        self.jaccard, self.best_jaccard = progress["jaccard"], progress["best_jaccard"]
+        self.losses, self.validated = dict(progress["losses"]), progress["validated"]
+        self.step = progress["step"]
 
     def train(self, batches: Iterable[Batch]) -> None:
         """Takes every batch of the plan; validates, logs and saves at the ends of epochs.
 
-        Ends early, after a checkpoint, where `report` says not to go on.
+        Ends early, after a checkpoint, where `report` says not to go on or, with `stopped` set,
+        where any rank was told to stop.
+
+        Raises:
+            NotFiniteError: a loss or gradient was not finite, on every rank.
         """
         try:
             self._train(iter(batches))
@@ -132,21 +138,27 @@ class Training:
                 self.log.close()
 
     def _train(self, source: Iterator[Batch]) -> None:
-        clock = Clock()
-        while self.samples < self.plan.stop and self.go_on:
+        clock, every = Clock(), self.config.training.checkpoint_every
+        while self.samples < self.plan.stop and self.go_on and not self.stopped:
             batch = self._next(source, clock)
             epoch = self.samples // self.rows
             losses = self._step(batch, epoch)
             self.samples += self.plan.rows_per_step
+            self.step += 1
             clock.images += self.plan.rows_per_step
-            step = self.samples // self.plan.rows_per_step
-            if step % self.config.training.log_every == 0:
-                self._log_step(step, epoch, losses)
+            if self.step % self.config.training.log_every == 0:
+                self._log_step(epoch, losses)
             self._observe(epoch, clock)
+            saved = False
             if self._ends_epoch(epoch):
-                self._end_epoch(epoch, losses, clock)
+                saved = self._end_epoch(epoch, losses, clock)
                 self._observe(epoch, clock)
                 clock = Clock()
+            wished = self.council.any_before(self.watchers.stop())
+            if not saved and (wished or (every and self.step % every == 0)):
+                self._save_within(epoch, losses, clock)
+            self.stopped = wished and self.go_on and self.samples < self.plan.stop
+        self.council.last_word()
 
     def _next(self, source: Iterator[Batch], clock: Clock) -> Batch:
         asked = time.perf_counter()
@@ -159,24 +171,31 @@ class Training:
 
     def _step(self, batch: Batch, epoch: int) -> Losses:
         config, total = self.config, self.rows * self.config.training.epochs
-        self.adversaries.segmentor.logistic.set_k(
-            steepness(epoch, config.training.epochs, config.logistic)
-        )
-        self.adversaries.set_learning_rate(
-            learning_rate(self.samples, total, world_size(), config.optimizer)
-        )
-        draws = torch.from_numpy(draw(config.training.seed, batch.epochs, batch.ids))
-        image, mask = augment(
-            torch.tensor(batch.image, device=self.device),
-            torch.tensor(batch.mask, device=self.device),
-            draws.to(self.device),
-            config.augment,
-        )
-        return self.adversaries.step(image, mask)
+        self.k = steepness(epoch, config.training.epochs, config.logistic)
+        self.learning_rate = learning_rate(self.samples, total, world_size(), config.optimizer)
+        self.adversaries.set_learning_rate(self.learning_rate)
+        draw_it = functools.partial(self._draw, batch, self.k)
+        losses = self.adversaries.step(*draw_it())
+        if self.adversaries.average:
+            self.adversaries.average.take(self.adversaries.segmentor)
+        self.finiteness.took(Step(self.step + 1, batch.ids, draw_it), losses)
+        return losses
 
-    def _log_step(self, step: int, epoch: int, losses: Losses) -> None:
-        values = self._read(losses, step) | {
-            "step": step,
+    def _draw(self, batch: Batch, k: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch's images and masks as its epochs draw them, with S at this steepness."""
+        self.adversaries.segmentor.logistic.set_k(k)
+        draws = draw(self.config.training.seed, batch.epochs, batch.ids)
+        return augment(
+            to_device(batch.image, self.device),
+            to_device(batch.mask, self.device),
+            to_device(draws, self.device),
+            self.config.augment,
+        )
+
+    def _log_step(self, epoch: int, losses: Losses) -> None:
+        self.losses = {**self._read(losses)}
+        values = self.losses | {
+            "step": self.step,
             "epoch": epoch + 1,
             "learning_rate": self.adversaries.segmentor_optimizer.param_groups[0]["lr"],
             "k": float(self.adversaries.segmentor.logistic.k),
@@ -184,18 +203,12 @@ class Training:
         if self.log:
             self.log.write("step", self.samples, values)
 
-    def _read(self, losses: Losses, step: int) -> dict[str, float]:
-        """The losses' means over ranks; every rank stops together where one is not finite."""
-        both = torch.stack([losses.critic_loss, losses.segmentor_loss, losses.dice_loss])
-        means = (sum_over_ranks(both.double()) / world_size()).tolist()
-        values = dict(zip(("critic_loss", "segmentor_loss", "dice_loss"), means, strict=True))
-        if not all(torch.isfinite(torch.tensor(means))):
-            raise SeganError(
-                f"{self.run}: a loss at step {step} is not finite ({values}); the last checkpoint "
-                "is kept. Try a smaller optimizer.learning_rate"
-            )
-        self.loss = values["segmentor_loss"]
-        return values
+    def _read(self, losses: Losses) -> dict[str, float]:
+        """The losses' means over ranks, once it is known that the step was finite."""
+        self.finiteness.settle()
+        three = torch.stack([losses.critic_loss, losses.segmentor_loss, losses.dice_loss])
+        means = (sum_over_ranks(three.double()) / world_size()).tolist()
+        return dict(zip(LOSSES, means, strict=True))
 
     def _observe(self, epoch: int, clock: Clock) -> None:
         if rank() == 0:
@@ -204,9 +217,12 @@ class Training:
                 epochs=self.config.training.epochs,
                 samples=self.samples,
                 total=self.plan.stop,
-                loss=self.loss,
+                **self.losses,
                 jaccard=self.jaccard,
-                images_per_second=clock.images / (time.perf_counter() - clock.began),
+                best_jaccard=self.best_jaccard,
+                k=self.k,
+                learning_rate=self.learning_rate,
+                images_per_second=clock.images_per_second,
                 validated=self.validated,
             )
             self.watchers.observe(status)
@@ -214,10 +230,13 @@ class Training:
     def _ends_epoch(self, epoch: int) -> bool:
         return self.samples // self.rows > epoch or self.samples >= self.plan.stop
 
-    def _end_epoch(self, epoch: int, losses: Losses, clock: Clock) -> None:
-        step = self.samples // self.plan.rows_per_step
-        values: dict[str, Any] = self._read(losses, step) | {"step": step, "epoch": epoch + 1}
-        values |= clock.figures()
+    def _end_epoch(self, epoch: int, losses: Losses, clock: Clock) -> bool:
+        """Notes the epoch; where it is validated, saves it too. Returns whether it was saved."""
+        self.losses = {**self._read(losses)}
+        values: dict[str, Any] = self.losses | {"step": self.step, "epoch": epoch + 1}
+        values |= clock.stop() | {"workers": world_size()}
+        self.waited, self.worked = self.waited + clock.waiting, self.worked + clock.seconds
+        values["run_wait_share"] = round(self.waited / self.worked, 5)
         values["k"] = float(self.adversaries.segmentor.logistic.k)
         last = self.samples >= self.plan.stop
         validate = (epoch + 1) % self.config.training.validate_every == 0 or last
@@ -225,20 +244,42 @@ class Training:
             values |= self._validate()
         if self.log:
             self.log.write("epoch", self.samples, values)
-            self.log.flush()
         if validate:
-            self._save(epoch + 1, values)
+            began = time.perf_counter()
+            self._save(epoch_name(epoch + 1), epoch + 1, values)
+            values["checkpoint_seconds"] = round(time.perf_counter() - began, 3)
+            values["best_jaccard"] = self.best_jaccard
             self.go_on = self.watchers.report(values)
+        elif self.log:
+            self.log.flush()
+        return validate
+
+    def _save_within(self, epoch: int, losses: Losses, clock: Clock) -> None:
+        values: dict[str, Any] = self._read(losses) | {"step": self.step, "epoch": epoch + 1}
+        if clock.images:
+            values["images_per_second"] = round(clock.images_per_second, 2)
+        self._save(step_name(self.step), self.samples // self.rows, values)
+
+    def _save(self, name: str, epochs: int, values: dict[str, Any]) -> None:
+        progress: dict[str, Any] = {
+            "jaccard": self.jaccard,
+            "best_jaccard": self.best_jaccard,
+            "losses": self.losses,
+            "validated": self.validated,
+            "step": self.step,
+        }
+        self.saver.save(name, self.adversaries, epochs, self.samples, values, progress)
 
     def _validate(self) -> dict[str, Any]:
         began = time.perf_counter()
-        segmentor = self.adversaries.segmentor
+        segmentor = self.adversaries.product
         average_running_statistics(segmentor)
         sweep = validate(segmentor, self.validation, self.config, self.device)
         threshold = sweep.best_threshold()
         scores = sweep.at(threshold)
         fixed = sweep.at(self.config.evaluation.threshold)
         self.jaccard = scores["jaccard"]
+        self.best_jaccard = max(self.jaccard, self.best_jaccard or 0.0)
         self.validated += 1
         return {
             **scores,
@@ -247,24 +288,6 @@ class Training:
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
             "validation_seconds": round(time.perf_counter() - began, 3),
         }
-
-    def _save(self, epochs: int, values: dict[str, Any]) -> None:
-        for network in (self.adversaries.segmentor, self.adversaries.critic):
-            assert largest_difference(network) == 0, "every rank must hold the same weights"
-        if rank() == 0:
-            manifest = self.plan.sequence.manifest
-            info = {
-                "epochs": epochs,
-                "samples": self.samples,
-                "metrics": values,
-                "fingerprint": manifest.fingerprint,
-                "frame": {"width": manifest.width, "height": manifest.height},
-                "config": self.config.model_dump(mode="json"),
-            }
-            self.run.save(f"epoch_{epochs:05d}", state.capture(self.adversaries), info)
-            self.run.keep_best_and_latest()
-        # No rank runs ahead of a checkpoint: what is reported as saved is there.
-        torch.distributed.barrier()
 
 
 def validate(segmentor: Segmentor, frames: Frames, config: Config, device: torch.device) -> Sweep:

@@ -29,6 +29,8 @@ def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
 def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfig) -> float:
     """Adam's learning rate after `samples` of `total` images (section 3).
 
+    A warm-up multiplies what the schedule gives by the part of it that is over.
+
     Args:
         samples: images seen so far by all workers together, 0 to total.
         total: images of the whole run, all epochs.
@@ -36,6 +38,9 @@ def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfi
     """
     factor = {"none": 1.0, "linear": float(workers), "sqrt": math.sqrt(workers)}
     rate = config.learning_rate * factor[config.workers_rule]
+    rising = config.warmup * total
+    if samples < rising:
+        rate *= samples / rising
     if config.schedule == "constant":
         return rate
     return rate * max(0.0, 1.0 - samples / total)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from infra.local.cluster import RayCluster
+from infra.local.namespaces import Namespace, namespaces
+from infra.local.processes import StartError
 from infra.local.s3 import S3Server
 from segan import storage
 from segan.config import Config, load_config
 from segan.data.archive import open_archive
-from segan.data.ingest import FRAME, finish, plan_shards, write_task
+from segan.data.ingest import Options, here, ingest
 from segan.data.synthetic import draw_archive
 
 SIZES = {"train": 42, "validation": 6, "test": 4}
@@ -30,8 +33,8 @@ def archive(s3: S3Server) -> str:
 @pytest.fixture(scope="session")
 def records(archive: str) -> str:
     """The URI of records of it, in several shards of unequal size."""
-    found, uri = open_archive(archive), f"{BUCKET}/records"
-    finish(found, uri, [write_task(task, uri, FRAME) for task in plan_shards(found, 12)], FRAME)
+    uri = f"{BUCKET}/records"
+    ingest(open_archive(archive), uri, Options(rows_per_shard=12), here(1))
     return uri
 
 
@@ -45,6 +48,20 @@ def configured(records: str) -> Callable[..., Config]:
         return load_config(None, [*tiny, *ours, *overrides])
 
     return configure
+
+
+@pytest.fixture
+def make_hosts() -> Iterator[Callable[..., list[Namespace]]]:
+    """Makes hosts with these names; where the machine cannot, the test is skipped."""
+    with ExitStack() as stack:
+
+        def make(*names: str) -> list[Namespace]:
+            try:
+                return stack.enter_context(namespaces(names))
+            except StartError as error:
+                pytest.skip(f"no network namespaces on this machine: {error}")
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

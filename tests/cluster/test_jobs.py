@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,17 @@ import pytest
 from PIL import Image
 
 from ray_jobs.evaluate import score
-from ray_jobs.ingest import write_shards
+from ray_jobs.ingest import on_cluster
 from ray_jobs.predict import predict
 from segan import storage
 from segan.config import Config
 from segan.data.archive import open_archive
-from segan.data.ingest import FRAME, finish, plan_shards, write_task
+from segan.data.ingest import Options, here, ingest
 from segan.data.records import read_manifest, read_rejects
 from segan.evaluation.score import score_pair
 from segan.evaluation.select import build_ensemble, find_candidates
-from segan.inference.masks import find_images, write_mask
+from segan.inference.masks import WriteMasks, find_images
+from segan.inference.pipeline import segment
 from segan.inference.predictor import Predictor
 from segan.runs import Run
 from segan.training.session import train_here
@@ -39,8 +39,8 @@ def model(bucket: str, configured: Callable[..., Config]) -> str:
 def test_ingest_on_the_cluster_writes_the_same_records(
     archive: str, records: str, bucket: str
 ) -> None:
-    found, out = open_archive(archive), f"{bucket}/records"
-    manifest = finish(found, out, write_shards(plan_shards(found, 12), out, FRAME), FRAME)
+    out = f"{bucket}/records"
+    manifest = ingest(open_archive(archive), out, Options(rows_per_shard=12), on_cluster)
     assert manifest.fingerprint == read_manifest(records).fingerprint
     assert manifest.splits == read_manifest(records).splits
 
@@ -52,9 +52,9 @@ def test_one_bad_pair_among_good_ones_is_rejected_by_name(archive: str, bucket: 
     bad = "ISIC-2017_Training_Data/ISIC_0000003.jpg"
     storage.write_bytes(f"{bucket}/archive/{bad}", content[:200])
     found, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
-    manifest = finish(found, out, write_shards(plan_shards(found, 12), out, FRAME), FRAME)
+    manifest = ingest(found, out, Options(rows_per_shard=12), on_cluster)
     (reject,) = read_rejects(out)
-    assert reject["name"] == "ISIC_0000003.jpg"
+    assert reject["name"] == bad
     assert "not a whole image" in reject["reason"]
     assert sum(manifest.rows(split) for split in manifest.splits) + 1 == len(found.pairs)
 
@@ -86,13 +86,14 @@ def test_predict_on_the_cluster_writes_the_same_masks(
 ) -> None:
     images = find_images(f"{archive}/ISIC-2017_Test_v2_Data")
     here, there = f"{bucket}/here", f"{bucket}/there"
-    list(map(partial(write_mask, Predictor.load(model), out=here), images))
-    rows = list(predict(images, model, there, None))
+    mine = list(segment(Predictor.load(model), images, WriteMasks(here)))
+    rows = sorted(predict(images, model, WriteMasks(there)), key=lambda row: str(row["id"]))
+    assert rows == mine
     assert len(rows) == len(images) == 4
     for file in storage.list_files(here):
-        mine = storage.read_bytes(f"{there}/{file.name}")
-        assert mine == storage.read_bytes(f"{here}/{file.name}")
-        mask = Image.open(io.BytesIO(mine))
+        content = storage.read_bytes(f"{there}/{file.name}")
+        assert content == storage.read_bytes(f"{here}/{file.name}")
+        mask = Image.open(io.BytesIO(content))
         image = Image.open(io.BytesIO(storage.read_bytes(original(images, file.name))))
         assert mask.size == image.size
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
@@ -111,8 +112,7 @@ def test_real_validation_images_from_the_bucket(isic2017: Path, bucket: str) -> 
             name = uri.removeprefix(f"{isic2017}/")
             storage.write_bytes(f"{bucket}/archive/{name}", Path(uri).read_bytes())
     copied, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
-    manifest = finish(copied, out, write_shards(plan_shards(copied), out, FRAME), FRAME)
+    manifest = ingest(copied, out, Options(), on_cluster)
     assert (manifest.rows("validation"), manifest.rejects) == (150, 0)
     plain = f"{bucket}/plain"
-    tasks = [write_task(task, plain, FRAME) for task in plan_shards(found)]
-    assert manifest.fingerprint == finish(found, plain, tasks, FRAME).fingerprint
+    assert manifest.fingerprint == ingest(found, plain, Options(), here(1)).fingerprint

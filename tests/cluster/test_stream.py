@@ -22,16 +22,15 @@ EPOCHS = 3
 
 def plan_of(records: str, workers: int, start: int = 0, batch_size: int = 4) -> Plan:
     sequence = Sequence(read_manifest(records), "train", seed=7)
-    return Plan.of(records, sequence, EPOCHS, start, batch_size, workers)
+    return Plan(records, sequence, EPOCHS, start, batch_size, workers)
 
 
 def through_ray(plan: Plan) -> list[list[Batch]]:
     """Each rank's batches, as its worker would get them; all ranks ask at once."""
     splits = StreamConfig().configure({"train": plan}, plan.workers)
-    manifest = plan.sequence.manifest
 
     def drain(shard: dict[str, DataIterator]) -> list[Batch]:
-        return list(batches(shard["train"], manifest))
+        return list(batches(shard["train"], plan))
 
     with ThreadPoolExecutor(plan.workers) as pool:
         return list(pool.map(drain, splits))
@@ -60,6 +59,16 @@ def assert_same(found: list[list[Batch]], due: list[list[Batch]]) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_rank_gets_its_part_of_every_step(records: str, workers: int) -> None:
     plan = plan_of(records, workers)
+    assert_same(through_ray(plan), in_this_process(plan))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_holds_the_batches_of_several_steps(records: str, workers: int) -> None:
+    # 42 rows in 4 shards: 10.5 a shard, so 5 steps of 2 rows share a block. 3 epochs are 63 of
+    # them, and 13 blocks of a rank reach 2 steps past the last.
+    plan = plan_of(records, workers, batch_size=2 // workers)
+    assert stream.steps_of_block(plan) == 5
+    assert stream.SequenceSource(plan).stretches()[-1][1] == plan.stop + 2 * 2
     assert_same(through_ray(plan), in_this_process(plan))
 
 
@@ -102,3 +111,17 @@ def test_stretches_are_whole_steps_and_bounded_in_number(
     assert stretches[0][0] == 0
     assert stretches[-1][1] == plan.stop
     assert all((last - first) % plan.rows_per_step == 0 for first, last in stretches)
+
+
+def test_blocks_are_bounded_whatever_the_number_of_workers(records: str) -> None:
+    # A row is 135 * 180 * 4 + 64 = 97264 bytes. 16 MB hold 164 of them, so 6 batches of 25; 64 MB
+    # hold 658, so 6 steps of 100 rows, 3 of 200 and none of 1600.
+    manifest = read_manifest(records)
+    (shard, *_) = manifest.shards("train")
+    large = shard.model_copy(update={"rows": 5000})
+    sequence = Sequence(manifest.model_copy(update={"splits": {"train": (large,)}}), "train", 0)
+    found = [
+        stream.steps_of_block(Plan(records, sequence, 1, 0, 25, workers))
+        for workers in (1, 2, 4, 8, 64)
+    ]
+    assert found == [6, 6, 6, 3, 1]

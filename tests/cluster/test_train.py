@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
@@ -12,15 +14,15 @@ from infra.local.s3 import S3Server
 from ray_jobs.train import train
 from segan import storage
 from segan.config import Config
-from segan.errors import SeganError, UsageError
+from segan.errors import NotFiniteError, SeganError, StoppedError, UsageError
+from segan.interrupts import Wish
 from segan.runs import Run
 from segan.training.loop import Status
 from segan.training.session import train_here
+from tests.clock import without_times
 from tests.cluster.conftest import BUCKET
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-
-TIMES = ("seconds", "images_per_second", "wait_share", "first_batch_ms", "validation_seconds")
 
 
 def run_on_ray(config: Config, uri: str) -> tuple[Run, list[Status]]:
@@ -38,7 +40,7 @@ def weights(run: Run) -> list[str]:
 
 
 def numbers(run: Run) -> list[dict[str, object]]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in run.metrics()]
+    return without_times(run.metrics())
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
     assert latest is not None
     assert best is not None
     assert latest.name == "epoch_00004"
-    assert {c.name for c in run.checkpoints()} == {latest.name, best.name}
+    assert {c.name for c in run.checkpoints()} == {latest.name, "epoch_00003", best.name}
+    assert run.description()["hardware"].startswith("2 workers, 2 on a node of ")
     assert latest.info["fingerprint"] == run.description()["identity"]["fingerprint"]
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
@@ -94,6 +97,61 @@ def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
     assert numbers(run) == numbers(whole[0])
 
 
+def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
+    two: Config, whole: tuple[Run, list[Status]], bucket: str
+) -> None:
+    run, wish = Run(f"{bucket}/stopped"), Wish()
+
+    def wish_once(status: Status) -> None:
+        if status.samples >= 4 * 8:
+            wish.make(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="stopped after step"):
+        train(two, run, wish_once, wish=wish)
+    latest = run.latest()
+    assert latest is not None
+    assert 4 * 8 < latest.samples < 21 * 8
+    assert len({line["samples"] for line in run.metrics()}) == latest.samples // 8
+    train(two, run, lambda status: None)
+    assert weights(run) == weights(whole[0])
+    assert numbers(run) == numbers(whole[0])
+
+
+def test_a_torn_checkpoint_is_passed_over_by_all_workers(
+    two: Config,
+    whole: tuple[Run, list[Status]],
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Torn before the worker group is started again, which takes seconds; the driver is told."""
+    run, torn = Run(f"{bucket}/torn"), []
+
+    def kill_and_tear(status: Status) -> None:
+        if status.validated >= 2 and not torn:
+            kill_a_worker()
+            latest = run.latest()
+            assert latest is not None
+            content = storage.read_bytes(f"{latest.uri}/trainer.pt")
+            storage.write_bytes(f"{latest.uri}/trainer.pt", content[:-1])
+            torn.append(latest.name)
+
+    train(two, run, kill_and_tear)
+    assert weights(run) == weights(whole[0])
+    assert numbers(run) == numbers(whole[0])
+    assert f"{run}: checkpoint {torn[0]} is not whole and passed over" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_not_tried_again(
+    bucket: str, configured: Callable[..., Config]
+) -> None:
+    before = len(workers())
+    # Beyond float32, so the first loss is infinite.
+    config = configured("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
+    with pytest.raises(NotFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
+        run_on_ray(config, f"{bucket}/wild")
+    assert len(workers()) - before == 2
+
+
 def test_a_finished_run_started_again_has_nothing_to_do(
     two: Config, whole: tuple[Run, list[Status]]
 ) -> None:
@@ -115,12 +173,16 @@ def test_one_worker_on_the_cluster_is_the_same_as_local(
     assert numbers(on_ray) == numbers(here)
 
 
-def kill_a_worker() -> bool:
-    """Ends one process of the worker group, as a machine that fails would."""
+def workers() -> list[Any]:
+    """The workers that there are and were."""
     from ray.util.state import list_actors
 
-    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-    pid = workers[0].pid
+    return list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000)
+
+
+def kill_a_worker() -> bool:
+    """Ends one process of the worker group, as a machine that fails would."""
+    pid = next(worker.pid for worker in workers() if worker.state == "ALIVE")
 
     @ray.remote(num_cpus=0)
     def kill() -> None:

@@ -15,9 +15,11 @@ import pytest
 import ray
 from ray.util.state import list_actors, list_placement_groups
 
+from ray_jobs.ablate import ablate
 from ray_jobs.suggest import Suggesting
 from ray_jobs.tune import search
 from segan.config import Config
+from segan.evaluation.compare import compare
 from segan.search import Study, Trial
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -140,3 +142,19 @@ def test_a_study_goes_on_after_its_driver_was_killed(
         redone = [epoch for name, epoch in told if name == trial.name and epoch <= before[name]]
         assert redone == []
     assert settles(actors) == NOTHING
+
+
+def test_an_ablation_takes_every_variant_to_its_end(
+    bucket: str, configured: Callable[..., Config]
+) -> None:
+    pixels = "{loss.reading: per_level, loss.level_weights: [1, 0, 0, 0, 0, 0, 0]}"
+    variants = f"ablation.variants={{paper: {{}}, pixels: {pixels}}}"
+    config = configured("cluster.cpus_per_worker=0.5", "ablation.seeds=1", variants)
+    study, told, before = Study(f"{bucket}/claims"), [], alive()
+    ablate(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
+    assert settles(before) == NOTHING
+    assert sorted(told) == [(f"{name}-seed0", n) for name in ("paper", "pixels") for n in (1, 2)]
+    report = compare(config, study)
+    assert [(row["over"], row["scored"]) for row in report["variants"]] == [(1, 1), (1, 1)]
+    # Given again, there is nothing to do.
+    ablate(config, study, lambda *word: pytest.fail("a trial that is over ran again"))

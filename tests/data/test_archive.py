@@ -1,23 +1,22 @@
-"""Archives: what a listing pairs, and what of a pair can be used."""
+"""Archives: what a listing pairs, in folders and zips, and what of it can be read."""
 
-import contextlib
 import io
-import struct
-import zlib
-from collections.abc import Callable
+import os
+import shutil
+import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from segan import storage
 from segan.data import archive as archives
-from segan.data.archive import Pair, RejectedError, open_archive, read_image, read_mask, read_record
+from segan.data import layouts, zips
+from segan.data.archive import Archive, Pair, open_archive, read_file
+from segan.data.images import RejectedError
 from segan.data.synthetic import draw_archive
-from segan.errors import SeganError
+from segan.errors import SeganError, StorageError
 
 TRAIN = "ISIC-2017_Training_Data"
 TRAIN_TRUTH = "ISIC-2017_Training_Part1_GroundTruth"
@@ -34,6 +33,19 @@ def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+
+
+def pack(path: Path | str, *names: str, body: bytes = b"") -> None:
+    """A zip with members of these names, each with its own name as its content, or `body`."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in names:
+            out.writestr(zipfile.ZipInfo(name), body or name.encode())
+    storage.write_bytes(str(path), content.getvalue())
+
+
+def reasons(archive: Archive) -> dict[str, str]:
+    return {row["name"]: row["reason"] for row in archive.rejects}
 
 
 def found(folder: Path) -> list[tuple[str, str]]:
@@ -153,169 +165,286 @@ def test_a_split_without_pairs_names_those_there_are(tmp_path: Path) -> None:
         open_archive(str(tmp_path)).split("validation")
 
 
-# Reading
+# Several data sets
 
 
-def save(path: Path, pixels: np.ndarray) -> str:
-    Image.fromarray(pixels).save(path)
-    return str(path)
+def test_data_sets_side_by_side_are_not_mixed(tmp_path: Path) -> None:
+    touch(tmp_path, f"{TRAIN}/a.jpg", "ISIC2018_Task1_Training_GroundTruth/a_segmentation.png")
+    archive = open_archive(str(tmp_path))
+    assert archive.pairs == []
+    assert archive.inputs == 2
 
 
-def bitmap(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 2, (height, width), np.uint8) * 255
+def test_a_pair_that_another_data_set_has_too_is_two_rejects(tmp_path: Path) -> None:
+    newer = ["ISIC2018_Task1-2_Training_Input/a.jpg", "ISIC2018_Task1_Training_GroundTruth/a"]
+    touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
+    touch(tmp_path, newer[0], f"{newer[1]}_segmentation.png")
+    archive = open_archive(str(tmp_path))
+    assert [pair.image for pair in archive.pairs] == [f"{tmp_path}/{TRAIN}/a.jpg"]
+    reason = f"another data set's file of this id in the split; {TRAIN}/a.jpg is used"
+    assert reasons(archive) == {newer[0]: reason, f"{newer[1]}_segmentation.png": reason}
 
 
-def pair_of(tmp_path: Path, image: np.ndarray, mask: np.ndarray) -> Pair:
-    return Pair("a", "train", save(tmp_path / "a.png", image), save(tmp_path / "m.png", mask))
-
-
-def test_a_record_is_what_pillow_plainly_gives(tmp_path: Path) -> None:
-    draw(str(tmp_path), train=1)
-    (pair,) = open_archive(str(tmp_path)).pairs
-    assert pair.mask
-    image, mask = Image.open(pair.image), Image.open(pair.mask)
-    record = read_record(pair, (180, 135))
-    np.testing.assert_array_equal(
-        record.image, np.asarray(image.resize((180, 135), Image.Resampling.BILINEAR))
+def test_ph2_as_it_is_served(tmp_path: Path) -> None:
+    folder = "PH2Dataset/PH2 Dataset images/IMD002"
+    touch(
+        tmp_path,
+        f"{folder}/IMD002_Dermoscopic_Image/IMD002.bmp",
+        f"{folder}/IMD002_lesion/IMD002_lesion.bmp",
+        f"{folder}/IMD002_roi/IMD002_R1_Label4.bmp",
+        "PH2Dataset/PH2_dataset.txt",
     )
-    np.testing.assert_array_equal(
-        record.mask[0] * 255, np.asarray(mask.resize((180, 135), Image.Resampling.NEAREST))
+    archive = open_archive(str(tmp_path))
+    image, mask = (
+        f"{tmp_path}/{folder}/IMD002_Dermoscopic_Image/IMD002.bmp",
+        f"{tmp_path}/{folder}/IMD002_lesion/IMD002_lesion.bmp",
     )
-    assert (record.image.shape, record.mask.shape) == ((135, 180, 3), (1, 135, 180))
-    assert record.image.dtype == record.mask.dtype == np.uint8
-    assert (record.id, record.original_size) == (pair.id, image.size)
+    assert archive.pairs == [Pair("IMD002", "test", image, mask)]
+    assert archive.rejects == []
 
 
-def test_fine_detail_is_averaged_in_the_image_and_not_in_the_mask(tmp_path: Path) -> None:
-    checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    record = read_record(pair_of(tmp_path, np.stack([checks] * 3, -1), checks), (64, 64))
-    assert np.abs(record.image.astype(int) - 127).max() < 4
-    assert set(np.unique(record.mask)) <= {0, 1}
+# Zips
 
 
-def test_a_mask_keeps_the_nearest_pixels(tmp_path: Path) -> None:
-    mask = bitmap(30, 40)
-    image = np.zeros((30, 40, 3), np.uint8)
-    small = read_record(pair_of(tmp_path, image, mask), (8, 10)).mask
-    np.testing.assert_array_equal(small[0] * 255, mask[1::3, 2::5])
-    same = read_record(pair_of(tmp_path, image, mask), (40, 30))
-    np.testing.assert_array_equal(same.mask[0] * 255, mask)
+@pytest.mark.parametrize("repeated", [True, False])
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
+def test_zips_side_by_side_as_they_were_fetched(
+    where: str, repeated: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket") + "/fetched"
+    image = f"{TRAIN}/a.jpg" if repeated else "a.jpg"
+    mask = f"{TRAIN_TRUTH}/a_segmentation.png" if repeated else "a_segmentation.png"
+    pack(f"{place}/{TRAIN}.zip", image, "LICENSE.txt", f"__MACOSX/{TRAIN}/._a.jpg")
+    pack(f"{place}/{TRAIN_TRUTH}.zip", mask)
+    archive = open_archive(place)
+    image, mask = f"{place}/{TRAIN}.zip!/{image}", f"{place}/{TRAIN_TRUTH}.zip!/{mask}"
+    assert archive.pairs == [Pair("a", "train", image, mask)]
+    assert archive.rejects == []
+    assert read_file(image) == image.partition("!/")[2].encode()
+    assert read_file(mask) == mask.partition("!/")[2].encode()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
-def test_an_image_of_any_mode_is_read_in_colour(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    Image.new("RGB", (9, 7), (255, 255, 255)).convert(mode).save(path)
-    image = read_image(str(path))
-    assert (image.mode, image.size) == ("RGB", (9, 7))
-    assert np.asarray(image).min() > 250
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
+def test_one_zip_of_everything(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
+    drawn = tmp_path / "drawn"
+    draw(str(drawn), train=2, test=1)
+    shutil.make_archive(str(tmp_path / "all"), "zip", drawn)
+    uri = f"{place}/all.zip"
+    storage.write_bytes(uri, (tmp_path / "all.zip").read_bytes())
+    archive, plain = open_archive(uri), open_archive(str(drawn))
+    assert len(archive.pairs) == archive.inputs == 3
+    for packed, pair in zip(archive.pairs, plain.pairs, strict=True):
+        assert (packed.id, packed.split) == (pair.id, pair.split)
+        assert packed.image == f"{uri}!/{pair.image.removeprefix(f'{drawn}/')}"
+        assert read_file(packed.image) == read_file(pair.image) == Path(pair.image).read_bytes()
 
 
-@pytest.mark.parametrize("fill", [0, 255])
-def test_a_mask_may_be_all_skin_or_all_lesion(tmp_path: Path, fill: int) -> None:
-    path = save(tmp_path / "m.png", np.full((7, 9), fill, np.uint8))
-    np.testing.assert_array_equal(read_mask(path, (9, 7)), fill)
+def test_a_zip_beside_its_folder_was_unpacked(tmp_path: Path) -> None:
+    touch(tmp_path, f"x/{TRAIN}/a.jpg", f"x/{TRAIN_TRUTH}/a_segmentation.png")
+    pack(tmp_path / "x" / f"{TRAIN}.zip", "a.jpg", "b.jpg")
+    archive = open_archive(str(tmp_path))
+    assert [pair.image for pair in archive.pairs] == [f"{tmp_path}/x/{TRAIN}/a.jpg"]
+    assert archive.rejects == []
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind)
-    return sink.getvalue()
+def test_a_broken_zip_is_one_reject_in_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
+    pack(tmp_path / f"{TRAIN}_more.zip", *[f"{TRAIN}/{i}.jpg" for i in range(9)])
+    whole = (tmp_path / f"{TRAIN}_more.zip").read_bytes()
+    (tmp_path / f"{TRAIN}_more.zip").write_bytes(whole[:-50])
+    archive = open_archive(str(tmp_path))
+    (row,) = archive.rejects
+    assert (row["name"], row["split"]) == (f"{TRAIN}_more.zip", "")
+    assert "expected a whole zip" in row["reason"]
+    assert archive.inputs == 2
+    with pytest.raises(SeganError, match=r"more\.zip: expected a whole zip.*; fetch it again"):
+        open_archive(f"{tmp_path}/{TRAIN}_more.zip")
 
 
-def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is this large."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8))
+def test_members_that_cannot_be_used_are_rejects_by_name(tmp_path: Path) -> None:
+    good = [f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png"]
+    bad = ["/etc/x.jpg", f"{TRAIN}/../../x.jpg", f"{TRAIN}\\x.jpg", "inner.zip"]
+    pack(tmp_path / "all.zip", *good, *bad, f"{TRAIN}/notes.txt")
+    archive = open_archive(f"{tmp_path}/all.zip")
+    assert [pair.id for pair in archive.pairs] == ["a"]
+    plain = "expected a plain name inside the archive"
+    expected = dict.fromkeys(bad[:3], plain)
+    assert reasons(archive) == {**expected, "inner.zip": "a zip in a zip; unpack the outer one"}
+    names = [f"all.zip!/{name}" for name in bad]
+    assert sorted(reasons(open_archive(str(tmp_path)))) == sorted(names)
 
 
-@pytest.mark.parametrize("read", [read_image, lambda uri: read_mask(uri, (90, 90))])
+def test_a_bad_member_is_a_reject_before_it_is_read(tmp_path: Path) -> None:
+    names = [f"{TRAIN}/a.jpg", f"{TRAIN}/b.jpg", f"{TRAIN_TRUTH}/a_segmentation.png"]
+    pack(tmp_path / "all.zip", *names)
+    content = bytearray((tmp_path / "all.zip").read_bytes())
+    content[content.rindex(f"{TRAIN}/b.jpg".encode()) - 46 + 8] |= 1  # the flag in the directory
+    (tmp_path / "all.zip").write_bytes(content)
+    archive = open_archive(str(tmp_path))
+    assert [pair.id for pair in archive.pairs] == ["a"]
+    (row,) = archive.rejects
+    assert (row["name"], row["split"]) == (f"all.zip!/{TRAIN}/b.jpg", "train")
+    assert row["reason"].startswith("encrypted")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_second_member_of_one_name_does_not_vanish(tmp_path: Path) -> None:
+    pack(tmp_path / "all.zip", *[f"{TRAIN}/a.jpg"] * 2, f"{TRAIN_TRUTH}/a_segmentation.png")
+    archive = open_archive(f"{tmp_path}/all.zip")
+    assert len(archive.pairs) == 1
+    assert reasons(archive) == {f"{TRAIN}/a.jpg": "a second member of this name; the first is used"}
+
+
+# What must not be followed or read
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """An archive of one pair, to add links to."""
+    touch(tmp_path / "in", f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
+    touch(tmp_path / "out", "secret.jpg", f"{TRAIN}/b.jpg")
+    return tmp_path / "in"
+
+
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "target", "reason"),
     [
-        (b"", "expected an image, found an empty file"),
-        (b"<html>404 Not Found</html>", "expected an image, found 26 bytes that are none"),
-        (encoded(NOISE, "JPEG")[:3000], "not a whole image (image file is truncated"),
-        (encoded(NOISE, "PNG")[:9000], "not a whole image ("),
-        (encoded(NOISE, "PNG")[:20], "not a whole image ("),
-        (claiming(20_000, 20_000), "too large to be a photograph ("),
-        (claiming(10_000, 10_000), "too large to be a photograph ("),
+        (f"{TRAIN}/b.jpg", "../../out/secret.jpg", "a link that leads out of the archive; put"),
+        (f"{TRAIN}/b.jpg", "/etc/hostname", "a link that leads out of the archive; put"),
+        ("folder", "../out", "a link that leads out of the archive; put"),
+        (f"{TRAIN}/b.jpg", "gone.jpg", "a link that leads nowhere (No such file"),
+        (f"{TRAIN}/b.jpg", "b.jpg", "a link that leads nowhere (Too many levels"),
+        (f"{TRAIN}/loop", ".", "a link to a folder that it lies in"),
+        (f"{TRAIN}/loop", "..", "a link to a folder that it lies in"),
+        ("more.zip", "../out/secret.jpg", "a link that leads out of the archive; put"),
     ],
 )
-def test_what_is_no_image_is_rejected_by_name(
-    tmp_path: Path, read: Callable[[str], object], content: bytes, said: str
+def test_a_link_that_leads_out_or_nowhere_is_a_reject(
+    linked: Path, name: str, target: str, reason: str
 ) -> None:
-    (tmp_path / "ISIC_0000007.jpg").write_bytes(content)
-    with pytest.raises(RejectedError) as caught:
-        read(str(tmp_path / "ISIC_0000007.jpg"))
-    assert str(caught.value).startswith(f"ISIC_0000007.jpg: {said}")
+    (linked / name).symlink_to(target)
+    archive = open_archive(str(linked))
+    assert [pair.id for pair in archive.pairs] == ["a"]
+    (row,) = archive.rejects
+    assert (row["name"], row["split"]) == (name, "")
+    assert row["reason"].startswith(reason)
 
 
-def test_a_tiff_with_a_place_that_is_no_whole_number_is_rejected(tmp_path: Path) -> None:
-    long, fraction = b"\x11\x01\x04\x00", b"\x11\x01\x0b\x00"
-    (tmp_path / "a.tif").write_bytes(encoded(NOISE, "TIFF").replace(long, fraction))
-    with pytest.raises(RejectedError, match="not a whole image"):
-        read_image(str(tmp_path / "a.tif"))
+def test_links_inside_the_archive_are_followed(linked: Path, tmp_path: Path) -> None:
+    (linked / "raw").mkdir()
+    (linked / TRAIN).rename(linked / "raw" / "images")
+    (linked / TRAIN).symlink_to("raw/images")
+    (linked / TRAIN / "b.jpg").symlink_to("a.jpg")
+    touch(linked, f"{TRAIN_TRUTH}/b_segmentation.png")
+    (tmp_path / "door").symlink_to("in")  # the archive itself may be behind one
+    assert [pair.id for pair in open_archive(f"{tmp_path}/door").pairs] == ["a", "b"]
 
 
-def test_a_program_for_printers_is_no_image(tmp_path: Path) -> None:
-    """Pillow would run Ghostscript on it, whatever the file's ending."""
-    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(RejectedError, match="expected an image, found 47 bytes that are none"):
-        read_image(str(tmp_path / "a.jpg"))
+def test_links_do_not_multiply(tmp_path: Path) -> None:
+    touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
+    for here in "012":
+        (tmp_path / here).mkdir()
+        for there in "012":
+            if here != there:
+                (tmp_path / here / there).symlink_to(f"../{there}")
+    archive = open_archive(str(tmp_path))
+    # 3 folders with 2 links each, every one of which leads to 2 more.
+    assert len(archive.rejects) == 3 * 2 * 2
+    assert {*reasons(archive).values()} == {"a link to a folder, below another such link"}
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@settings(max_examples=40)
-@given(cut=st.integers(0, 4000), at=st.integers(0, 3999), patch=st.binary(max_size=8))
-def test_however_a_file_is_damaged_it_is_read_or_rejected(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, cut: int, at: int, patch: bytes
+def test_what_is_neither_file_nor_folder_is_a_reject(linked: Path) -> None:
+    os.mkfifo(linked / TRAIN / "pipe.jpg")
+    assert reasons(open_archive(str(linked))) == {
+        f"{TRAIN}/pipe.jpg": "neither a file nor a folder"
+    }
+    with pytest.raises(StorageError, match="expected a file"):
+        read_file(f"{linked}/{TRAIN}/pipe.jpg")
+
+
+def test_a_name_that_is_no_text_is_a_reject(linked: Path) -> None:
+    with open(os.fsencode(linked) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
+        pass
+    touch(linked, f"{TRAIN}/back\\slash.jpg")
+    plain = "expected a plain name inside the archive"
+    assert reasons(open_archive(str(linked))) == {
+        f"{TRAIN}/\\udcff.jpg": plain,
+        f"{TRAIN}/back\\slash.jpg": plain,
+    }
+
+
+def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(linked: Path) -> None:
+    with open(linked / TRAIN / "b.jpg", "wb") as file:
+        file.truncate(zips.LARGEST + 1)  # a hole: it takes no room
+    assert reasons(open_archive(str(linked))) == {
+        f"{TRAIN}/b.jpg": "268435457 bytes; expected at most 268435456"
+    }
+    with pytest.raises(RejectedError, match=r"^b\.jpg: 268435457 bytes"):
+        read_file(f"{linked}/{TRAIN}/b.jpg")
+
+
+def test_a_file_that_is_gone_is_rejected(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.zip!/a.jpg"):
+        with pytest.raises(RejectedError, match=r"^a\.jpg: not found"):
+            read_file(f"{tmp_path}/{name}")
+
+
+# Nothing is lost
+
+_NAMES = [
+    f"{folder}/{stem}"
+    for folder, stem in [
+        (TRAIN, "a.jpg"),
+        (TRAIN, "a.png"),
+        (TRAIN, "b.jpg"),
+        (TRAIN, "b_superpixels.png"),
+        ("else/ISIC-2017_Training_Data", "a.jpg"),
+        ("ISIC-2016_Training_Data", "a.jpg"),
+        ("ISIC-2016_Training_Part1_GroundTruth", "a_segmentation.png"),
+        (TRAIN_TRUTH, "a_segmentation.png"),
+        (TRAIN_TRUTH, "b_segmentation.PNG"),
+        (TRAIN_TRUTH, "c_segmentation.png"),
+        ("ISIC-2017_Test_v2_Data", "a.jpg"),
+        ("IMD1/IMD1_lesion", "IMD1_lesion.bmp"),
+        ("notes", "a.jpg"),
+    ]
+]
+
+
+@settings(max_examples=60)
+@given(st.sets(st.sampled_from(_NAMES)), st.sets(st.sampled_from(_NAMES)))
+def test_every_image_and_mask_is_in_a_pair_or_a_reject(
+    tmp_path_factory: pytest.TempPathFactory, plain: set[str], packed: set[str]
 ) -> None:
-    content = encoded(NOISE.resize((32, 32)), kind)
-    damaged = (content[:at] + patch + content[at + len(patch) :])[: len(content) - cut // 2]
-    path = tmp_path_factory.getbasetemp() / "damaged"
-    path.write_bytes(damaged)
-    with contextlib.suppress(RejectedError):
-        read_image(str(path))
+    folder = tmp_path_factory.mktemp("any")
+    touch(folder, f"{TRAIN}/first.jpg", *plain)
+    pack(folder / "more.zip", *packed)
+    archive = open_archive(str(folder))
+    names = [f"{TRAIN}/first.jpg", *plain, *(f"more.zip!/{name}" for name in packed)]
+    used = [uri for pair in archive.pairs for uri in (pair.image, str(pair.mask))]
+    accounted = [uri.removeprefix(f"{folder}/") for uri in used]
+    accounted += [row["name"] for row in archive.rejects]
+    assert sorted(accounted) == sorted(name for name in names if layouts.role(name))
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
-    [
-        (Image.new("L", (8, 7)), "expected the image's 9 x 7 pixels, found 8 x 7"),
-        (Image.new("L", (9, 8)), "expected the image's 9 x 7 pixels, found 9 x 8"),
-        (Image.new("L", (9, 7), 1), "expected 0 and 255 alone, found 63 pixels between (1)"),
-        (Image.new("L", (9, 7), 254), "expected 0 and 255 alone, found 63 pixels between (254)"),
-        (Image.new("RGB", (9, 7)), "expected a mask with one 8-bit channel, found RGB"),
-        (Image.new("RGBA", (9, 7)), "expected a mask with one 8-bit channel, found RGBA"),
-        (Image.new("I;16", (9, 7)), "expected a mask with one 8-bit channel, found I;16"),
-    ],
+    ("name", "said"),
+    [("a.txt", "found a file of another kind"), ("gone", "found none of these")],
 )
-def test_a_mask_that_cannot_be_used_is_rejected(
-    tmp_path: Path, mask: Image.Image, said: str
+def test_a_source_of_another_kind_says_what_was_expected(
+    tmp_path: Path, name: str, said: str
 ) -> None:
-    mask.save(tmp_path / "m.png")
-    with pytest.raises(RejectedError) as caught:
-        read_mask(str(tmp_path / "m.png"), (9, 7))
-    assert str(caught.value) == f"m.png: {said}"
+    touch(tmp_path, "a.txt")
+    with pytest.raises(SeganError, match=r"or a \.csv with the columns image and mask") as caught:
+        open_archive(f"{tmp_path}/{name}")
+    assert str(caught.value).endswith(said)
 
 
-def test_of_many_values_between_the_first_are_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "m.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
-    with pytest.raises(RejectedError) as caught:
-        read_mask(path, (16, 16))
-    assert str(caught.value) == (
-        "m.png: expected 0 and 255 alone, found 254 pixels between (1, 2, 3, 4, ...)"
-    )
+def test_a_folder_of_broken_zips_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, f"{TRAIN}.zip")
+    with pytest.raises(SeganError, match=r"no images found; .*expected a whole zip, found 0 bytes"):
+        open_archive(str(tmp_path))
 
 
 # How many rejects are too many

@@ -171,6 +171,60 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
         corner_of(draws(0, 0), 4, 3, 9)
 
 
+# Squeezed instead of cropped
+
+
+def halves(classes: int = 1) -> tuple[Tensor, Tensor]:
+    """A frame whose left half is white and lesion."""
+    mask = torch.zeros(1, classes, 64, 128, dtype=torch.uint8)
+    mask[..., :64] = 1
+    return (mask[:, :1] * 255).permute(0, 2, 3, 1).repeat(1, 1, 1, 3), mask
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "white"),
+    [
+        (MIDDLE, MIDDLE, (slice(None), slice(None, 32))),  # at a half of the width of 64
+        (0.0, MIDDLE, (slice(None), slice(32, None))),  # flipped
+        (MIDDLE, 0.0, (slice(None), slice(None, 32))),  # upside down is the same
+    ],
+)
+def test_a_squeezed_frame_is_whole_and_flips(
+    column: float, row: float, white: tuple[slice, slice]
+) -> None:
+    expected = torch.zeros(64, 64)
+    expected[white] = 1
+    config = still(resize_probability=1.0)
+    cut, mask = augment(*halves(), draws(0.9, 0.1, column, row), config)
+    assert torch.equal(mask[0, 0], expected)
+    # The edge is smoothed over a pixel to either side.
+    assert (cut[0] - expected).abs().amax((0, 1))[[*range(31), *range(33, 64)]].max() == 0
+    assert cut.min() >= 0
+    assert cut.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("draw_", "corner"),
+    # 5 - 3 + 1 = 3 rows share the draws from 0.4 on: 0.2 to each.
+    [(0.41, 0), (0.59, 0), (0.61, 1), (0.79, 1), (0.81, 2), (LAST, 2)],
+)
+def test_what_is_not_squeezed_is_cropped_everywhere_as_often(draw_: float, corner: int) -> None:
+    image, mask = places(5, 7)
+    config = tiny(3, flip_horizontal=0.0, flip_vertical=0.0, resize_probability=0.4)
+    cut, _ = augment(image, mask, draws(draw_, 0.0), config)
+    assert (cut[0, :2, 0, 0] * 255).round().tolist() == [corner, 0]
+
+
+def test_draws_below_the_probability_are_squeezed() -> None:
+    rows = torch.cat([draws(0.39), draws(0.4)])
+    image, mask = (part.repeat(2, *[1] * 3) for part in halves())
+    _, both = augment(image, mask, rows, still(resize_probability=0.4))
+    _, (whole,) = augment(*halves(), rows[:1], still(resize_probability=1.0))
+    _, (cropped,) = augment(*halves(), draws(0.0), still())
+    assert torch.equal(both[0], whole)
+    assert torch.equal(both[1], cropped)
+
+
 @pytest.mark.parametrize(
     ("horizontal", "vertical", "expected"),
     # A draw below the probability, here 0.5, flips.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segan.data.batches import Batch, Plan, local_batches
-from segan.data.records import Manifest, Record, shard_name, write_manifest, write_shard
+from segan.data.records import Manifest, Record, make_manifest, shard_place, write_shard
 from segan.data.sequence import Sequence
 from segan.errors import StorageError
 
@@ -32,7 +32,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
     shards = [
         write_shard(
             place,
-            shard_name("train", i, len(SIZES)),
+            shard_place("train", i, len(SIZES)),
             [next(rows) for _ in range(size)],
             HEIGHT,
             WIDTH,
@@ -40,12 +40,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
         )
         for i, size in enumerate(SIZES)
     ]
-    return place, write_manifest(place, (HEIGHT, WIDTH, CLASSES), {"train": shards}, [], "")
+    return place, make_manifest((HEIGHT, WIDTH, CLASSES), {"train": shards}, [], "")
 
 
 def plan(records: tuple[str, Manifest], start: int = 0, batch: int = 4, epochs: int = 3) -> Plan:
     place, manifest = records
-    return Plan.of(place, Sequence(manifest, "train", 7), epochs, start, batch, 1)
+    return Plan(place, Sequence(manifest, "train", 7), epochs, start, batch, 1)
 
 
 def content(batch: Batch) -> tuple[object, ...]:
@@ -94,7 +94,7 @@ def test_a_plan_travels_to_another_process(records: tuple[str, Manifest]) -> Non
 def test_several_workers_are_fed_elsewhere(records: tuple[str, Manifest]) -> None:
     place, manifest = records
     with pytest.raises(AssertionError, match="fed by Ray Data"):
-        next(local_batches(Plan.of(place, Sequence(manifest, "train", 7), 1, 0, 2, 2)))
+        next(local_batches(Plan(place, Sequence(manifest, "train", 7), 1, 0, 2, 2)))
 
 
 def test_missing_records_are_named(records: tuple[str, Manifest], tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """Ingest: every pair becomes a record or a reject with its reason, and nothing is lost between."""
 
+import os
+import random
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segan import storage
-from segan.data.archive import Archive, Pair, check_rejects, open_archive, read_record
-from segan.data.ingest import clear_place, finish, plan_shards, write_task
+from segan.data.archive import Archive, Pair, open_archive
+from segan.data.folds import into_folds
+from segan.data.ingest import Options, clear_place, here, plan_shards
+from segan.data.ingest import ingest as write_records
 from segan.data.records import (
     MANIFEST,
     Manifest,
@@ -23,6 +31,7 @@ from segan.data.records import (
     shard_of,
     to_frames,
 )
+from segan.data.shards import ShardDone, ShardTask, read_record
 from segan.data.synthetic import draw_archive
 from segan.errors import SeganError, UsageError
 
@@ -39,9 +48,7 @@ def draw(place: str) -> None:
 
 
 def ingest(source: str, out: str, most: float = 1.0, rows_per_shard: int = 250) -> Manifest:
-    archive = open_archive(source)
-    results = [write_task(task, out, SIZE) for task in plan_shards(archive, rows_per_shard)]
-    return finish(archive, out, results, SIZE, most)
+    return write_records(open_archive(source), out, Options(SIZE, rows_per_shard, most), here(1))
 
 
 def hurt(source: Path) -> tuple[Path, Path]:
@@ -166,7 +173,7 @@ def test_a_shard_of_rejects_alone_is_no_shard(source: Path, out: str) -> None:
     manifest = ingest(str(source), out)
     assert manifest.rejects == COUNTS["validation"]
     assert list(manifest.splits) == ["test", "train"]
-    assert len(list(Path(out).glob("*.parquet"))) == 3  # with the rejects
+    assert len(list(Path(out).glob("*-of-*.parquet"))) == 2
 
 
 def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -> None:
@@ -180,9 +187,6 @@ def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -
 
 def test_pairs_without_a_partner_count_as_rejects(source: Path, out: str) -> None:
     hurt(source)[0].unlink()
-    archive = open_archive(str(source))
-    with pytest.raises(SeganError, match="1 of 9 pairs rejected"):
-        check_rejects(archive.rejects, 9, 0.1, archive.uri)
     with pytest.raises(SeganError, match="1 of 9 pairs rejected"):
         ingest(str(source), out, most=0.1)
 
@@ -212,12 +216,14 @@ def test_records_are_the_archives_pairs(drawn: Path, out: str) -> None:
 
 
 def test_the_order_of_results_changes_nothing(drawn: Path, out: str) -> None:
-    archive = open_archive(str(drawn))
-    results = [write_task(task, out, SIZE) for task in plan_shards(archive, 2)]
-    forwards = finish(archive, out, results, SIZE)
-    backwards = finish(archive, out, reversed(results), SIZE)
-    assert forwards == backwards
-    assert len(forwards.shards("train")) > 1
+    def backwards(tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
+        return here(1)(tasks[::-1])
+
+    archive, options = open_archive(str(drawn)), Options(SIZE, rows_per_shard=2)
+    first = write_records(archive, out, options, here(1))
+    assert write_records(archive, f"{out}-2", options, backwards) == first
+    assert write_records(archive, f"{out}-3", options, here(3)) == first
+    assert len(first.shards("train")) > 1
 
 
 def test_ingesting_again_gives_the_same_bytes(drawn: Path, out: str) -> None:
@@ -239,10 +245,8 @@ def test_a_bucket_holds_the_same_records(drawn: Path, out: str, bucket: str) -> 
     assert there.fingerprint == here.fingerprint
     assert there.splits == here.splits
     assert read_manifest(f"{bucket}/records") == there
-    with pytest.raises(UsageError, match="--overwrite"):
-        clear_place(f"{bucket}/records", overwrite=False)
-    clear_place(f"{bucket}/records", overwrite=True)
-    assert storage.list_files(f"{bucket}/records") == []
+    clear_place(f"{bucket}/records")
+    assert not [f for f in storage.list_files(f"{bucket}/records") if "-of-" in f.name]
 
 
 # Shards
@@ -265,59 +269,279 @@ def test_every_pair_is_in_the_one_task_of_its_shard(
     numbers: dict[str, int], rows_per_shard: int
 ) -> None:
     archive = archive_of(numbers)
-    tasks = plan_shards(archive, rows_per_shard)
+    tasks = plan_shards(archive, "/no/records", Options(SIZE, rows_per_shard))
     planned = [pair for task in tasks for pair in task.pairs]
     assert sorted(planned, key=repr) == sorted(archive.pairs, key=repr)
-    assert len({task.name for task in tasks}) == len(tasks)
+    assert len({(task.split, task.index) for task in tasks}) == len(tasks)
     for task in tasks:
-        shards = -(-numbers[task.split] // rows_per_shard)
-        (index,) = {shard_of(pair.id, shards) for pair in task.pairs}
-        assert task.name == f"{task.split}-{index:05d}-of-{shards:05d}.parquet"
+        least = -(-numbers[task.split] // rows_per_shard)
+        assert task.of in (1, 2, 4, 8, 16, 32, 64)
+        assert least <= task.of < 2 * least
+        assert {shard_of(pair.id, task.of) for pair in task.pairs} == {task.index}
         assert {pair.split for pair in task.pairs} == {task.split}
 
 
 def test_a_shard_holds_a_row_at_least() -> None:
     with pytest.raises(UsageError, match="--rows-per-shard 0: expected at least 1"):
-        plan_shards(archive_of({"train": 1}), 0)
+        plan_shards(archive_of({"train": 1}), "/no/records", Options(SIZE, 0))
 
 
 # Records that are there already
 
 
-def test_records_are_replaced_only_with_leave(drawn: Path, out: str) -> None:
+def test_records_of_another_archive_or_size_are_not_replaced(
+    drawn: Path, source: Path, out: str
+) -> None:
     before = ingest(str(drawn), out)
-    with pytest.raises(UsageError, match=f"{out}: records are here already; use --overwrite"):
-        clear_place(out, overwrite=False)
+    with pytest.raises(UsageError, match=f"{out}: records of {drawn} are here .* --overwrite"):
+        ingest(str(source), out)
+    with pytest.raises(UsageError, match="20 x 16 pixels are here already, and 40 x 30 are asked"):
+        write_records(open_archive(str(drawn)), out, Options((40, 30)), here(1))
     assert read_manifest(out) == before
     assert ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_overwriting_clears_the_records_and_leaves_other_files(drawn: Path, out: str) -> None:
+def test_clearing_takes_the_records_and_leaves_other_files(drawn: Path, out: str) -> None:
     ingest(str(drawn), out)
     storage.write_bytes(f"{out}/README.md", b"mine")
-    clear_place(out, overwrite=True)
+    clear_place(out)
     assert [file.name for file in storage.list_files(out)] == ["README.md"]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_an_empty_place_is_clear(out: str, overwrite: bool) -> None:
-    clear_place(out, overwrite)
-    storage.write_bytes(f"{out}/train-00000-of-00001.parquet", b"of a job that was stopped")
-    clear_place(out, overwrite)
+def test_an_empty_place_is_clear(out: str) -> None:
+    clear_place(out)
+    name = f"{out}/train-00000-of-00001-{0:016x}.parquet"
+    storage.write_bytes(name, b"of a job that was stopped")
+    clear_place(out)
+    assert not storage.exists(name)
 
 
-def test_overwriting_spares_records_further_down(drawn: Path, out: str) -> None:
+def test_clearing_spares_records_further_down(drawn: Path, out: str) -> None:
     """`--overwrite` at a root of records must not empty those below it."""
     ingest(str(drawn), out)
     below = ingest(str(drawn), f"{out}/below")
-    clear_place(out, overwrite=True)
+    clear_place(out)
     assert read_manifest(f"{out}/below") == below
     assert ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_overwriting_replaces_records_and_nothing_else(out: str) -> None:
+def test_clearing_takes_records_and_nothing_else(out: str) -> None:
     """A checkpoint's manifest has the same name."""
     storage.write_json(f"{out}/{MANIFEST}", {"files": {}, "info": {}})
     with pytest.raises(SeganError, match=f"{out}"):
-        clear_place(out, overwrite=True)
+        clear_place(out)
     assert storage.exists(f"{out}/{MANIFEST}")
+
+
+# Again, when the archive has changed
+
+
+class Counting:
+    """`here`, with the number of pairs that were decoded."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+
+    def __call__(self, tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
+        for one in here(1)(tasks):
+            self.decoded += one.decoded
+            yield one
+
+
+def again(
+    source: Path, out: str, rows_per_shard: int = 250, **options: Any
+) -> tuple[Counting, Manifest]:
+    """Ingests once more; how many pairs were decoded, and the manifest."""
+    counting = Counting()
+    how = Options(SIZE, rows_per_shard, 1.0, **options)
+    return counting, write_records(open_archive(str(source)), out, how, counting)
+
+
+def files(out: str) -> dict[str, bytes]:
+    return {f.name: storage.read_bytes(f"{out}/{f.name}") for f in storage.list_files(out)}
+
+
+def rename(source: Path, old: str, new: str) -> None:
+    for path in list(source.rglob(f"{old}*")):
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+def add(source: Path, count: int, seed: int = 1) -> None:
+    """More training pairs, ISIC_0000100 and on."""
+
+    def write(name: str, content: bytes) -> None:
+        new = name.replace("ISIC_00000", "ISIC_00001")
+        storage.write_bytes(storage.join(str(source), new), content)
+
+    draw_archive({"train": count}, seed, write, 32)
+
+
+@pytest.mark.parametrize("rows", [250, 2])
+def test_nothing_new_is_nothing_decoded(source: Path, out: str, rows: int) -> None:
+    ingest(str(source), out, rows_per_shard=rows)
+    before = files(out)
+    decoded, _ = again(source, out, rows)
+    assert decoded.decoded == 0
+    assert files(out) == before
+
+
+@pytest.mark.parametrize(("rows", "more"), [(250, 3), (2, 1), (2, 6), (3, 40)])
+def test_only_new_pairs_are_decoded_and_the_records_are_as_if_made_at_once(
+    source: Path, out: str, rows: int, more: int
+) -> None:
+    ingest(str(source), out, rows_per_shard=rows)
+    add(source, more)
+    counting, _ = again(source, out, rows)
+    assert counting.decoded == more
+    ingest(str(source), f"{out}-fresh", rows_per_shard=rows)
+    assert files(out) == files(f"{out}-fresh")
+
+
+def test_other_shards_and_other_splits_decode_nothing(source: Path, out: str) -> None:
+    ingest(str(source), out, rows_per_shard=1)
+    for rows in (3, 250, 2, 1):
+        counting, _ = again(source, out, rows)
+        assert counting.decoded == 0
+    folded = into_folds(open_archive(str(source)), folds=3, fold=1, seed=0)
+    counting = Counting()
+    manifest = write_records(folded, out, Options(SIZE, 1), counting)
+    assert counting.decoded == 0
+    assert manifest.rows("train") + manifest.rows("validation") == 7
+
+
+def test_a_changed_file_is_noticed_by_its_content(source: Path, out: str) -> None:
+    """Not by size or date: both are as they were."""
+    before = ingest(str(source), out)
+    _, mask = hurt(source)
+    stat, content = mask.stat(), bytearray(mask.read_bytes())
+    pixels = np.array(Image.open(mask))
+    Image.fromarray(255 - pixels).save(mask)
+    assert mask.read_bytes() != bytes(content)
+    os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    counting, after = again(source, out)
+    assert counting.decoded == 1
+    assert after.fingerprint != before.fingerprint
+    mask.write_bytes(content)
+    assert again(source, out)[1] == before
+
+
+def test_a_file_that_is_gone_is_gone_from_the_records(source: Path, out: str) -> None:
+    ingest(str(source), out)
+    for path in hurt(source):
+        path.unlink()
+    counting, manifest = again(source, out)
+    assert counting.decoded == 0
+    assert (manifest.rows("train"), manifest.inputs) == (4, 8)
+    assert len(list(Path(out).glob("*-of-*.parquet"))) == 3, "the shards before are cleared away"
+
+
+def test_a_pair_under_another_name_is_not_decoded_again(source: Path, out: str) -> None:
+    ingest(str(source), out)
+    rename(source, HURT, "ISIC_0000077")
+    counting, _ = again(source, out)
+    assert counting.decoded == 0
+    assert ids(out, "train") == {f"ISIC_00000{i}" for i in ("00", "01", "03", "04", "77")}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-9], lambda b: b[:99] + b"x" + b[100:], lambda b: b""]
+)
+def test_a_torn_shard_is_made_again(
+    source: Path, out: str, damage: Callable[[bytes], bytes]
+) -> None:
+    ingest(str(source), out)
+    before = files(out)
+    (shard,) = read_manifest(out).shards("train")
+    path = Path(out) / shard.name
+    path.write_bytes(damage(path.read_bytes()))
+    assert again(source, out)[0].decoded == 5
+    assert files(out) == before
+
+
+def test_until_the_end_the_records_are_those_of_before(source: Path, out: str) -> None:
+    before = ingest(str(source), out, rows_per_shard=2)
+    frames = ids(out, "train")
+    add(source, 6)
+
+    def stops(tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
+        yield from here(1)(tasks[:2])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_records(open_archive(str(source)), out, Options(SIZE, 2), stops)
+    assert read_manifest(out) == before
+    assert ids(out, "train") == frames
+
+
+# Near-duplicates
+
+
+def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
+    source: Path, out: str
+) -> None:
+    draw_archive({"train": 9, "validation": 3}, 3, lambda n, b: _put(source / n, b), 100)
+    _copy_pair(source, "Training", "ISIC_0000004", "Validation", "ISIC_0000900")
+    _copy_pair(source, "Validation", "ISIC_0000010", "Test_v2", "ISIC_0000901")
+    kept = ingest(str(source), out)
+    twins = storage.read_json(f"{out}/portrait.json")["duplicates"]
+    assert {frozenset((pair["id"], pair["other"])) for pair in twins} == {
+        frozenset(("ISIC_0000004", "ISIC_0000900")),
+        frozenset(("ISIC_0000010", "ISIC_0000901")),
+    }
+    counting, manifest = again(source, out, drop_duplicates=True)
+    assert counting.decoded == 0
+    assert manifest.inputs == kept.inputs
+    assert {row["name"].rsplit("/")[-1]: row["reason"] for row in read_rejects(out)} == {
+        "ISIC_0000004.jpg": "near-duplicate of ISIC_0000900 in validation",
+        "ISIC_0000010.jpg": "near-duplicate of ISIC_0000901 in test",
+    }
+    assert "ISIC_0000004" not in ids(out, "train")
+    assert "ISIC_0000900" in ids(out, "validation")
+
+
+def test_duplicates_are_no_bad_files(source: Path, out: str) -> None:
+    """What is left out on request does not count towards the share of rejects that stops a job."""
+    _copy_pair(source, "Training", "ISIC_0000001", "Validation", "ISIC_0000900")
+    options = Options(SIZE, max_rejects=0.0, drop_duplicates=True)
+    manifest = write_records(open_archive(str(source)), out, options, here(1))
+    assert manifest.rejects >= 1
+
+
+def _copy_pair(source: Path, part: str, name: str, other: str, new: str) -> None:
+    for folder, suffix in (("Data", ".jpg"), ("Part1_GroundTruth", "_segmentation.png")):
+        content = (source / f"ISIC-2017_{part}_{folder}" / f"{name}{suffix}").read_bytes()
+        _put(source / f"ISIC-2017_{other}_{folder}" / f"{new}{suffix}", content)
+
+
+# Stopped and started again
+
+
+@pytest.mark.timeout(300)
+def test_killed_ten_times_and_finished_the_records_are_the_same(tmp_path: Path, out: str) -> None:
+    source, chance = tmp_path / "archive", random.Random(0)
+    draw_archive({"train": 120, "validation": 20}, 0, lambda n, b: _put(source / n, b), 64)
+    words = ["--rows-per-shard", "2", "--workers", "2", "--local"]
+    command = [sys.executable, "-m", "segan.cli", "ingest", str(source), out, *words]
+    for _ in range(10):
+        there = _shards(out)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
+            while _shards(out) == there:
+                assert child.poll() is None, "there is work left to kill it in"
+                time.sleep(0.001)
+            time.sleep(chance.random() / 50)
+            child.kill()
+        assert child.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True, capture_output=True)
+    other = str(tmp_path / "undisturbed")
+    subprocess.run([*command[:5], other, *words], check=True, capture_output=True)
+    assert files(out) == files(other)
+    assert not list(Path(out).glob(".*")), "what was half written is cleared away"
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _shards(out: str) -> int:
+    return len(list(Path(out).glob("*-of-*.parquet")))

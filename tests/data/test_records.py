@@ -17,11 +17,12 @@ from segan.data.records import (
     Manifest,
     Record,
     Shard,
+    make_manifest,
     read_manifest,
     read_rejects,
     read_shard,
-    shard_name,
     shard_of,
+    shard_place,
     to_frames,
     write_manifest,
     write_shard,
@@ -46,8 +47,10 @@ def records(number: int, classes: int = 1, seed: int = 0) -> list[Record]:
 
 def write(place: str, rows: Sequence[Record], split: str = "train") -> Manifest:
     classes = rows[0].mask.shape[0]
-    shard = write_shard(place, shard_name(split, 0, 1), rows, HEIGHT, WIDTH, classes)
-    return write_manifest(place, (HEIGHT, WIDTH, classes), {split: [shard]}, [], "source")
+    shard = write_shard(place, shard_place(split, 0, 1), rows, HEIGHT, WIDTH, classes)
+    manifest = make_manifest((HEIGHT, WIDTH, classes), {split: [shard]}, [], "source")
+    write_manifest(place, manifest, [])
+    return manifest
 
 
 def read(place: str) -> pa.Table:
@@ -87,18 +90,22 @@ def test_what_is_written_is_read(place: str, classes: int) -> None:
 
 def test_a_manifest_says_what_there_is(place: str) -> None:
     shards = [
-        write_shard(place, shard_name("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
+        write_shard(place, shard_place("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
         for i in range(2)
     ]
-    test = write_shard(place, shard_name("test", 0, 1), records(2), HEIGHT, WIDTH, 1)
+    test = write_shard(place, shard_place("test", 0, 1), records(2), HEIGHT, WIDTH, 1)
     rejects = [{"name": "a.jpg", "split": "train", "reason": "a reason"}]
     splits = {"train": shards, "test": [test]}
-    manifest = write_manifest(place, (HEIGHT, WIDTH, 1), splits, rejects, "s3://bucket/isic")
+    manifest = make_manifest((HEIGHT, WIDTH, 1), splits, rejects, "s3://bucket/isic")
+    write_manifest(place, manifest, rejects)
     assert (manifest.rows("train"), manifest.rows("test")) == (7, 2)
-    assert [shard.name for shard in manifest.shards("train")] == [
-        "train-00000-of-00002.parquet",
-        "train-00001-of-00002.parquet",
+    assert [shard.place for shard in manifest.shards("train")] == [
+        "train-00000-of-00002",
+        "train-00001-of-00002",
     ]
+    for shard in manifest.shards("train"):
+        assert shard.name == f"{shard.place}-{shard.sha256[:16]}.parquet"
+    assert manifest.inputs == 10
     assert (manifest.rejects, manifest.source) == (1, "s3://bucket/isic")
     assert read_rejects(place) == rejects
     for shard in shards:
@@ -178,7 +185,7 @@ def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(place: str) -> Non
     (shard,) = manifest.shards("train")
     encoded_anew = shard.model_copy(update={"sha256": "0" * 64, "bytes": 1})
     splits = {"train": [encoded_anew]}
-    again = write_manifest(place, (HEIGHT, WIDTH, 1), splits, [], "another source")
+    again = make_manifest((HEIGHT, WIDTH, 1), splits, [], "another source")
     assert again.fingerprint == manifest.fingerprint
 
 
@@ -186,7 +193,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_splits(place: str) -> N
     shard = write_shard(place, "a", records(2), HEIGHT, WIDTH, 1)
     other = write_shard(place, "b", records(3), HEIGHT, WIDTH, 1)
     first, second = (
-        write_manifest(place, (HEIGHT, WIDTH, 1), splits, [], "")
+        make_manifest((HEIGHT, WIDTH, 1), splits, [], "")
         for splits in ({"a": [shard], "b": [other]}, {"b": [other], "a": [shard]})
     )
     assert first.fingerprint == second.fingerprint
@@ -215,7 +222,8 @@ def test_a_damaged_shard_is_named(place: str, damage: Callable[[bytes], bytes]) 
 
 def test_a_shard_of_other_records_is_noticed(place: str) -> None:
     (shard,) = write(place, records(5)).shards("train")
-    write_shard(place, shard.name, records(5, seed=1), HEIGHT, WIDTH, 1)
+    other = write_shard(place, "other", records(5, seed=1), HEIGHT, WIDTH, 1)
+    (Path(place) / other.name).replace(Path(place) / shard.name)
     with pytest.raises(StorageError, match="checksum"):
         read_shard(place, shard)
 
@@ -284,8 +292,8 @@ def test_samples_spread_over_the_shards(shards: int) -> None:
 
 def test_a_shard_is_plain_parquet(place: str) -> None:
     """Any tool reads it: two classes of 5 x 7 pixels, in bytes."""
-    shard = write_shard(place, "a.parquet", records(2, classes=2), HEIGHT, WIDTH, 2)
-    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/a.parquet")))
+    shard = write_shard(place, "a", records(2, classes=2), HEIGHT, WIDTH, 2)
+    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/{shard.name}")))
     assert table.schema.field("image").type == pa.binary(105)
     assert table.schema.field("mask").type == pa.binary(70)
     assert table.num_rows == shard.rows == 2

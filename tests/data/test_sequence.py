@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segan.data.batches import Plan
-from segan.data.records import Manifest, Shard, shard_name
+from segan.data.records import Manifest, Shard, shard_place
 from segan.data.sequence import Sequence
 from segan.errors import UsageError
 
@@ -22,11 +22,24 @@ SMALL = st.integers(1, 4)
 
 def sequence(sizes: list[int], seed: int = 0) -> Sequence:
     shards = tuple(
-        Shard(name=shard_name("train", i, len(sizes)), rows=rows, bytes=0, sha256="", content="")
+        Shard(
+            name=f"{shard_place('train', i, len(sizes))}-{0:016x}.parquet",
+            rows=rows,
+            bytes=0,
+            sha256="",
+            content="",
+        )
         for i, rows in enumerate(sizes)
     )
     manifest = Manifest(
-        height=1, width=1, classes=1, splits={"train": shards}, rejects=0, source="", fingerprint=""
+        height=1,
+        width=1,
+        classes=1,
+        splits={"train": shards},
+        inputs=0,
+        rejects=0,
+        source="",
+        fingerprint="",
     )
     return Sequence(manifest, "train", seed)
 
@@ -150,7 +163,7 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
 def test_shards_and_the_rows_within_change_places() -> None:
     """Neither alone: the first shard differs, and so does the order inside one shard."""
     first, second = (list(epochs_of(0))[i] for i in (0, 1))
-    name = shard_name("train", 2, 4)
+    name = shard_place("train", 2, 4)
     assert [row for row in first if row.startswith(name)] != [
         row for row in second if row.startswith(name)
     ]
@@ -194,21 +207,21 @@ def test_a_plan_takes_whole_steps_up_to_the_end(
     one, taken = sequence(sizes), batch * workers
     if taken > one.rows:
         with pytest.raises(UsageError, match=f"training.batch_size {batch} with {workers} workers"):
-            Plan.of("records", one, epochs, 0, batch, workers)
+            Plan("records", one, epochs, 0, batch, workers)
         return
     last = one.rows * epochs
     start = min(steps * taken, last - last % taken)
-    plan = Plan.of("records", one, epochs, start, batch, workers)
+    plan = Plan("records", one, epochs, start, batch, workers)
     assert plan.rows_per_step == taken
     assert (plan.stop - plan.start) % taken == 0
     assert start <= plan.stop <= last
     assert last - plan.stop < taken
-    assert plan.stop == Plan.of("records", one, epochs, 0, batch, workers).stop
+    assert plan.stop == Plan("records", one, epochs, 0, batch, workers).stop
 
 
 def test_a_batch_that_is_too_large_says_how_large() -> None:
     with pytest.raises(UsageError) as caught:
-        Plan.of("records", sequence([5, 3]), 1, 0, 3, 3)
+        Plan("records", sequence([5, 3]), 1, 0, 3, 3)
     assert str(caught.value) == (
         "training.batch_size 3 with 3 workers takes 9 images a step, but split 'train' has 8; "
         "use a smaller batch"
@@ -216,5 +229,5 @@ def test_a_batch_that_is_too_large_says_how_large() -> None:
 
 
 def test_a_batch_of_the_whole_split_is_not_too_large() -> None:
-    plan = Plan.of("records", sequence([5, 3]), 4, 0, 4, 2)
+    plan = Plan("records", sequence([5, 3]), 4, 0, 4, 2)
     assert (plan.start, plan.stop) == (0, 32)

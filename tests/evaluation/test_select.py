@@ -11,7 +11,7 @@ import pytest
 from segan import storage
 from segan.cli import main
 from segan.data.archive import open_archive
-from segan.data.ingest import finish, plan_shards, write_task
+from segan.data.ingest import Options, here, ingest
 from segan.data.synthetic import draw_archive
 from segan.errors import SeganError, StorageError, UsageError
 from segan.evaluation.score import score_pair, summarise
@@ -35,8 +35,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri, found, size = str(tmp_path_factory.mktemp("drawn")), open_archive(archive), (WIDTH, HEIGHT)
-    finish(found, uri, [write_task(task, uri, size) for task in plan_shards(found)], size)
+    uri = str(tmp_path_factory.mktemp("drawn"))
+    ingest(open_archive(archive), uri, Options((WIDTH, HEIGHT)), here(1))
     return uri
 
 
@@ -115,9 +115,8 @@ def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
 
 
 def test_other_records_are_refused(study: str, archive: str, tmp_path: Path) -> None:
-    records, found, size = f"{tmp_path}/records", open_archive(archive), (90, 68)
-    tasks = [write_task(task, records, size) for task in plan_shards(found)]
-    finish(found, records, tasks, size)
+    records = f"{tmp_path}/records"
+    ingest(open_archive(archive), records, Options((90, 68)), here(1))
     with pytest.raises(UsageError, match="--records"):
         build_ensemble(f"{tmp_path}/out", find_candidates(study), records)
     assert content(f"{tmp_path}/out") == {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,11 +32,14 @@ def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
     return segmentor.eval()
 
 
-def untrained() -> Predictor:
-    """A model in memory alone, with a threshold of one half."""
-    config = small_config()
-    segmentor = small_segmentor(config)
-    return Predictor([Member(lambda: segmentor, config, 0.5, "untrained")], FRAME, 0.5, "untrained")
+def untrained(seeds: Sequence[int] = (0,), **sections: dict[str, Any]) -> Predictor:
+    """A model in memory alone, a member for each seed, with thresholds of one half."""
+    config = small_config(**sections)
+    members = [
+        Member(functools.partial(small_segmentor, config, seed), config, 0.5, f"seed {seed}")
+        for seed in seeds
+    ]
+    return Predictor(members, FRAME, 0.5, "untrained")
 
 
 def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:

@@ -19,8 +19,9 @@ def frames(height: int, width: int, images: int = 2) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def segment(pixels: Tensor, mode: str, classes: int = 1) -> Tensor:
-    config = small_config(evaluation={"frame": mode}, network={"width": 2, "classes": classes})
+def segment(pixels: Tensor, mode: str, classes: int = 1, flips: bool = False) -> Tensor:
+    evaluation = {"frame": mode, "flips": flips}
+    config = small_config(evaluation=evaluation, network={"width": 2, "classes": classes})
     return segment_frames(small_segmentor(config), pixels, config)
 
 
@@ -79,6 +80,24 @@ def test_the_modes_differ_on_other_frames() -> None:
     whole, padded, resized = (segment(pixels, mode) for mode in MODES)
     assert not torch.allclose(whole, padded)
     assert not torch.allclose(whole, resized)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
+    pixels = frames(68, 90)  # [B, H, W, 3], whose maps are [B, 1, H, W]
+    total = segment(pixels, mode)
+    for axes in ([1], [2], [1, 2]):
+        total = total + segment(pixels.flip(axes), mode).flip([axis + 1 for axis in axes])
+    mean = segment(pixels, mode, flips=True)
+    torch.testing.assert_close(mean, total / 4)
+    assert not torch.allclose(mean, segment(pixels, mode), atol=1e-3)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_with_flips_a_mirrored_frame_has_the_mirrored_map(axis: int) -> None:
+    pixels = frames(68, 90)
+    mirrored = segment(pixels.flip(axis), "whole", flips=True)
+    torch.testing.assert_close(mirrored, segment(pixels, "whole", flips=True).flip(axis + 1))
 
 
 def test_a_segmentor_in_training_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image
 
 from segan.errors import SeganError, StorageError
-from segan.inference.masks import find_images, mask_name, write_mask
+from segan.inference.figures import figures
+from segan.inference.masks import WriteMasks, find_images, mask_name
+from segan.inference.pipeline import Row, segment
 from segan.inference.predictor import Predictor
 from tests.inference.models import untrained
 
@@ -39,7 +42,8 @@ def test_a_masks_name(image: str, name: str) -> None:
 
 def test_images_are_found_and_masks_are_not(tmp_path: Path) -> None:
     images = ["b/ISIC_0000002.PNG", "ISIC_0000001.jpg", "ISIC_0000003.tiff"]
-    others = ["ISIC_0000001_segmentation.png", "ISIC_0000001_superpixels.png", "notes.txt"]
+    kinds = ("segmentation", "superpixels", "probability", "disagreement")
+    others = ["notes.txt", *(f"ISIC_0000001_{kind}.png" for kind in kinds)]
     touch(tmp_path, *images, *others)
     assert find_images(str(tmp_path)) == sorted(f"{tmp_path}/{name}" for name in images)
 
@@ -66,34 +70,70 @@ def test_images_that_would_share_a_mask_are_an_error(
         find_images(str(tmp_path))
 
 
+def write(predictor: Predictor, out: Path, *images: Path, maps: tuple[str, ...] = ()) -> list[Row]:
+    return list(segment(predictor, map(str, images), WriteMasks(str(out), maps)))
+
+
+def noise(path: Path, width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(path)
+    return image
+
+
 def test_a_mask_is_written_at_its_images_size(predictor: Predictor, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (77, 130, 3), dtype=np.uint8))
-    image.save(tmp_path / "ISIC_0000007.png")
-    row = write_mask(predictor, f"{tmp_path}/ISIC_0000007.png", f"{tmp_path}/out")
-    expected = predictor(image).mask
-    assert 0 < expected.mean() < 1
+    image = noise(tmp_path / "ISIC_0000007.png", 130, 77)
+    (row,) = write(predictor, tmp_path / "out", tmp_path / "ISIC_0000007.png")
+    expected = predictor(image)
+    assert 0 < expected.mask.mean() < 1
+    file = tmp_path / "out" / "ISIC_0000007_segmentation.png"
     assert row == {
         "id": "ISIC_0000007",
-        "mask": f"{tmp_path}/out/ISIC_0000007_segmentation.png",
-        "lesion": pytest.approx(expected.mean()),
-        "reject": "",
+        "image": f"{tmp_path}/ISIC_0000007.png",
+        "mask": file.name,
+        "bytes": file.stat().st_size,
+        "width": 130,
+        "height": 77,
+        **dataclasses.asdict(figures(expected)),
     }
-    written = Image.open(row["mask"])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    written = Image.open(file)
     assert (written.format, written.mode, written.size) == ("PNG", "L", (130, 77))
-    np.testing.assert_array_equal(np.asarray(written), np.where(expected, 255, 0))
+    np.testing.assert_array_equal(np.asarray(written), np.where(expected.mask, 255, 0))
 
 
-def test_what_is_no_image_is_rejected_and_nothing_written(
+def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
+    model = untrained(seeds=(0, 1, 2))
+    image = noise(tmp_path / "a.png", 130, 77)
+    out = tmp_path / "out"
+    (row,) = write(model, out, tmp_path / "a.png", maps=("probability", "disagreement"))
+    *members, whole = model.compare(image)
+    alone = np.stack([member.probability for member in members])
+    spread = alone.max(0) - alone.min(0)
+    for kind, expected in (("probability", whole.probability), ("disagreement", spread)):
+        file = Image.open(out / kind / f"a_{kind}.png")
+        assert (file.mode, file.size) == ("I;16", (130, 77))
+        assert expected.max() - expected.min() > 0.1
+        np.testing.assert_allclose(np.asarray(file) / 65535, expected, atol=0.5 / 65535 + 1e-7)
+    masks = np.stack([member.mask for member in members])
+    assert row["disagreement"] == pytest.approx(
+        1 - masks.all(0).sum() / masks.any(0).sum(), abs=1e-6
+    )
+
+
+def test_what_is_no_image_is_rejected_and_the_others_are_written(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    row = write_mask(predictor, f"{tmp_path}/broken.jpg", f"{tmp_path}/out")
-    assert "broken.jpg: expected an image" in row["reject"]
-    assert (row["id"], row["mask"], row["lesion"]) == ("broken", "", 0.0)
-    assert not (tmp_path / "out").exists()
+    noise(tmp_path / "whole.png", 90, 68)
+    names = ("broken.jpg", "whole.png", "gone.jpg")
+    rows = write(predictor, tmp_path / "out", *(tmp_path / name for name in names))
+    assert [row["id"] for row in rows] == ["broken", "whole", "gone"]
+    assert "broken.jpg: expected an image" in rows[0]["reject"]
+    assert rows[2]["reject"] == "gone.jpg: not found"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole_segmentation.png"]
 
 
-def test_a_missing_image_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_missing_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"gone\.jpg: not found"):
-        write_mask(predictor, f"{tmp_path}/gone.jpg", f"{tmp_path}/out")
+        find_images(f"{tmp_path}/gone.jpg")

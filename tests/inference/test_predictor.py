@@ -56,6 +56,20 @@ def test_the_steepness_comes_with_the_weights(run: Run) -> None:
     assert Predictor.load(run.uri).members[0].read().logistic.k.item() == 0.5
 
 
+def test_flips_are_taken_instead_of_the_runs(run: Run) -> None:
+    image = picture(*FRAME)
+    plain, flipped = Predictor.load(run.uri), Predictor.load(run.uri, flips=True)
+    config = small_config(evaluation={"flips": True})
+    assert flipped.members[0].config == config
+    frames = torch.from_numpy(np.array(image))[None]
+    expected = segment_frames(flipped.members[0].read(), frames, config)[0, 0].numpy()
+    np.testing.assert_allclose(flipped(image).probability, expected, atol=1e-6)
+    assert not np.allclose(plain(image).probability, expected, atol=1e-3)
+    save_checkpoint(run, config, 4, 0.8, 0.5)  # the best now, which flips by itself
+    assert Predictor.load(run.uri).members[0].config.evaluation.flips
+    assert not Predictor.load(run.uri, flips=False).members[0].config.evaluation.flips
+
+
 @pytest.mark.parametrize("size", [FRAME, (33, 200), (301, 77), (1, 1)], ids=str)
 def test_a_mask_has_its_images_size(run: Run, size: tuple[int, int]) -> None:
     found = Predictor.load(run.uri)(picture(*size))

@@ -78,6 +78,13 @@ def test_the_secret_key_is_neither_in_its_log_nor_in_its_command(s3: S3Server) -
     assert s3.secret_key not in command + log
 
 
+def test_it_is_not_ready_before_objects_can_be_read(s3: S3Server) -> None:
+    assert s3.answers()
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        closed = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+    assert not replace(s3, master=closed).answers()
+
+
 def test_two_servers_keep_apart(s3: S3Server, tmp_path: Path) -> None:
     with s3_server(tmp_path) as second:
         assert second.secret_key == s3.secret_key  # the one in the environment

@@ -25,6 +25,7 @@ VARIANTS = {
     "capped residual": {"residual_cap": 1},
     "activation before": {"residual_activation": "before"},
     "two classes": {"classes": 2},
+    "spectral norm": {"spectral_norm": True},
 }
 SIZES = [(128, 128), (135, 180), (180, 135), (33, 33), (33, 64), (64, 65), (97, 127)]
 
@@ -266,7 +267,10 @@ class TestCritic(Architecture):
         assert normed == [False, True, True, True, True, True]
 
     def test_has_no_buffers(self, config: NetworkConfig) -> None:
-        assert list(build_critic(config).buffers()) == []
+        # But for the vectors of spectral norm, which every rank has the same of.
+        names = [name for name, _ in build_critic(config).named_buffers()]
+        assert [name for name in names if "parametrizations" not in name] == []
+        assert bool(names) == config.spectral_norm
 
     @pytest.mark.parametrize("scope", ["all", "convolutions"])
     def test_clamp(self, scope: str) -> None:
@@ -306,3 +310,37 @@ def multiply_adds(network: nn.Module) -> float:
     with FlopCounterMode(display=False) as counter:
         network(torch.empty(1, 3, 128, 128, device="meta"))
     return counter.get_total_flops() / 2
+
+
+def test_the_scalar_critic_has_one_score_an_image() -> None:
+    critic, x = build_critic(narrow(), scalar=True), noise(3, 3, 64, 64)
+    (scores,) = critic(x)
+    assert scores.shape == (3,)
+    plain = build_critic(narrow())
+    plain.load_state_dict({k: v for k, v in critic.state_dict().items() if "head" not in k})
+    expected = plain(x)[-1].mean((2, 3)) @ critic.head.weight[0] + critic.head.bias
+    torch.testing.assert_close(scores, expected)
+    scores.sum().backward()
+    assert all(p.grad is not None for p in critic.parameters())
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_spectral_norm_bounds_every_layer_of_the_critic(scalar: bool) -> None:
+    critic = build_critic(narrow(spectral_norm=True), scalar=scalar)
+    x = noise(2, 3, 64, 64)
+    for _ in range(50):  # a power iteration each
+        critic(x)
+    found = {
+        name: torch.linalg.matrix_norm(module.weight.flatten(1), 2).item()
+        for name, module in critic.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    assert len(found) == 4 * 4 + 2 + scalar  # four to a global convolution
+    assert found == pytest.approx(dict.fromkeys(found, 1.0), abs=0.02)
+
+
+def test_spectral_norm_starts_from_the_same_weights() -> None:
+    free, bound = (dict(build_critic(narrow(spectral_norm=s)).named_parameters()) for s in (0, 1))
+    for name, weight in free.items():
+        original = name.replace(".weight", ".parametrizations.weight.original")
+        assert torch.equal(weight, bound.get(original, bound.get(name))), name

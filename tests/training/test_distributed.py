@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from segan.config import parse_config
 from segan.training.distributed import (
+    Council,
     average_running_statistics,
     largest_difference,
     rank,
@@ -21,6 +21,7 @@ from segan.training.distributed import (
     world_size,
 )
 from segan.training.step import Adversaries
+from tests.training.spawning import spawn_ranks
 
 STEPS = 20
 RANKS = 2
@@ -52,10 +53,18 @@ def as_rank(index: int, folder: Path) -> None:
         "values": values,
         "norm": averaged_norm(index),
         "same": same,
+        "council": said_in_council(index),
         "apart": largest_difference(both.critic),
     }
     torch.save(found, folder / f"rank{index}.pt")
     dist.destroy_process_group()
+
+
+def said_in_council(index: int) -> tuple[list[bool], bool, list[Any]]:
+    """Rank 1 alone has a wish, in its third call."""
+    council = Council()
+    words = [council.any_before(index == 1 and call == 3) for call in range(1, 6)]
+    return words, council.last_word(), council.gather({"rank": index})
 
 
 def averaged_norm(index: int) -> tuple[list[float], list[float]]:
@@ -76,15 +85,7 @@ def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawned = torch.multiprocessing.spawn(as_rank, (folder,), nprocs=RANKS, join=False)
-    until = time.monotonic() + 60
-    try:
-        while not spawned.join(timeout=1):
-            assert time.monotonic() < until, "the ranks wait for each other"
-    finally:
-        for process in spawned.processes:
-            process.kill()
-    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(RANKS)]
+    return spawn_ranks(as_rank, RANKS, folder, 110)
 
 
 def test_ranks_know_their_place(ranks: list[dict[str, Any]]) -> None:
@@ -117,6 +118,21 @@ def test_the_sum_leaves_its_terms(ranks: list[dict[str, Any]]) -> None:
     # 1 + 10 and 2 + 20.
     assert [found["sum"].tolist() for found in ranks] == [[11.0, 22.0]] * 2
     assert [found["values"].tolist() for found in ranks] == [[1.0, 2.0], [10.0, 20.0]]
+
+
+def test_a_wish_of_one_is_heard_by_all_a_call_later(ranks: list[dict[str, Any]]) -> None:
+    said = [{"rank": 0}, {"rank": 1}]
+    assert [found["council"] for found in ranks] == [
+        ([False, False, False, True, False], False, said)
+    ] * 2
+
+
+def test_the_last_wish_is_not_lost() -> None:
+    with single_process_group():
+        council = Council()
+        assert not council.any_before(True)
+        assert council.last_word()
+        assert not council.last_word()
 
 
 def test_the_largest_difference_is_found_on_every_rank(ranks: list[dict[str, Any]]) -> None:

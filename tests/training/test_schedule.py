@@ -99,6 +99,16 @@ def test_learning_rate_falls_in_a_line(samples: int, rate: float) -> None:
     assert found == pytest.approx(rate, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("samples", "share"),
+    # Of 1000 images the first 200 rise: 0, 50/200 and 100/200 of what is left of the line.
+    [(0, 0.0), (50, 0.25 * 0.95), (100, 0.5 * 0.9), (200, 0.8), (500, 0.5), (1000, 0.0)],
+)
+def test_a_warm_up_rises_under_the_line(samples: int, share: float) -> None:
+    found = learning_rate(samples, 1000, 1, OptimizerConfig(warmup=0.2))
+    assert found == pytest.approx(0.003 * share)
+
+
 def test_constant_learning_rate() -> None:
     config = OptimizerConfig(schedule="constant")
     assert {learning_rate(samples, 100, 1, config) for samples in (0, 50, 100)} == {0.003}

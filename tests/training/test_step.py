@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from segan.config import Config, parse_config
-from segan.losses import dice_loss, multi_scale_l1
+from segan.losses import cross_entropy, dice_loss, multi_scale_l1
 from segan.networks.critic import mask_image
 from segan.training.distributed import single_process_group
 from segan.training.step import Adversaries
@@ -231,3 +231,55 @@ def test_weights_follow_the_seed_and_the_two_networks_differ() -> None:
         first, again, else_ = (clones(getattr(x, name)) for x in (one, same, other))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(first[0], else_[0])
+
+
+# What the paper argues against
+
+
+def unmoved(network: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(clones(network), before, strict=True))
+
+
+def test_without_an_adversary_the_critic_takes_no_part() -> None:
+    both = adversaries(loss={"adversary": "none", "cross_entropy_weight": 1.0})
+    start, critic = clones(both.segmentor), clones(both.critic)
+    image, truth = pair(0)
+    expected = cross_entropy(copy.deepcopy(both.segmentor)(image), truth).item()
+    losses = both.step(image, truth)
+    assert losses.segmentor_loss.item() == pytest.approx(expected, rel=1e-5)
+    assert losses.critic_loss.item() == 0
+    assert unmoved(both.critic, critic)
+    assert not unmoved(both.segmentor, start)
+    assert both.finite_here(image, truth)
+    assert not both.not_finite.any()
+
+
+def test_a_step_of_the_classic_game() -> None:
+    both = adversaries(
+        loss={"adversary": "scalar", "cross_entropy_weight": 0.5}, optimizer={"clamp": None}
+    )
+    image, truth = pair(0)
+    S, C = copy.deepcopy(both.segmentor), copy.deepcopy(both.critic)
+    losses = both.step(image, truth)
+    maps = S(image)
+
+    def chance(critic: nn.Module, shown: Tensor) -> Tensor:
+        return torch.sigmoid(critic(mask_image(image, shown))[0])
+
+    raised = (chance(C, truth).log() + (1 - chance(C, maps)).log()).mean()
+    assert losses.critic_loss.item() == pytest.approx(raised.item(), rel=1e-4)
+    lowered = -chance(both.critic, maps).log().mean() + 0.5 * cross_entropy(maps, truth)
+    assert losses.segmentor_loss.item() == pytest.approx(lowered.item(), rel=1e-4)
+    assert max(p.abs().max().item() for p in both.critic.parameters()) > 0.9  # nothing clamped
+    assert both.finite_here(image, truth)
+
+
+def test_pixels_alone_leave_the_critic_nothing_to_learn() -> None:
+    one = {"reading": "per_level", "level_weights": [1, 0, 0, 0, 0, 0, 0]}
+    both = adversaries(loss=one, optimizer={"clamp": None})
+    critic = clones(both.critic)
+    image, truth = pair(0)
+    distance = (mask_image(image, copy.deepcopy(both.segmentor)(image)) - image * truth).abs()
+    losses = both.step(image, truth)
+    assert losses.segmentor_loss.item() == pytest.approx(distance.mean().item() / 7, rel=1e-5)
+    assert unmoved(both.critic, critic)

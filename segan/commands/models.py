@@ -1,0 +1,205 @@
+"""Commands that make and use a model: a run's, a checkpoint's or an ensemble's."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from segan.commands.options import Debug, Flips, Json, Local, Threshold, advanced, join_cluster
+from segan.errors import SeganError, UsageError
+
+
+class Format(enum.StrEnum):
+    """Of an exported model."""
+
+    onnx = "onnx"
+    torch = "torch"
+    safetensors = "safetensors"
+
+
+app = typer.Typer()
+ensembles = typer.Typer(no_args_is_help=True, help="The best three runs as one model.")
+app.add_typer(ensembles, name="ensemble")
+
+
+@app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
+    archive: Annotated[str, typer.Argument(help="Archive: a folder or s3:// prefix.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    threshold: Threshold = None,
+    flips: Flips = None,
+    local: Local = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a model against an archive's masks, at the original images' size."""
+    from segan import storage
+    from segan.data.archive import open_archive
+    from segan.evaluation.score import ScorePairs, summarise
+    from segan.inference.pipeline import segment
+    from segan.inference.predictor import Predictor
+    from segan.terminal import answer, progress, table
+
+    pairs = open_archive(storage.normalise(archive)).split(split)
+    predictor = Predictor.load(model, threshold, flips=flips)
+    if local:
+        done: Iterator[dict[str, Any]] = segment(predictor, pairs, ScorePairs())
+    else:
+        from ray_jobs.evaluate import score
+
+        join_cluster(debug)
+        done = score(pairs, predictor.name, threshold, flips)
+    with progress("scoring", len(pairs)) as advance:
+        rows = sorted((advanced(one, advance) for one in done), key=lambda row: str(row["id"]))
+    summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
+    members = [
+        {"model": member.name, "threshold": member.threshold, **scores}
+        for member, scores in zip(predictor.members, summary.pop("members", ()), strict=False)
+    ]
+    if as_json:
+        found = {"model": predictor.name, "members": members, "scores": rows}
+        answer(summary | found)
+        return
+    names = ["accuracy", "dice", "jaccard", "threshold"]
+    shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
+    shown.append(("ensemble" if members else "model", summary))
+    table(
+        f"{predictor.name} on {summary['images']} images of {split}",
+        ["", *names],
+        [[who, *(scores[n] for n in names)] for who, scores in shown],
+    )
+
+
+@app.command(epilog="segan predict s3://bucket/runs/first ./photographs ./masks")
+def predict(
+    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
+    images: Annotated[str, typer.Argument(help="An image, a folder or an s3:// prefix.")],
+    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the masks.")],
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Each image's probability map too.")
+    ] = False,
+    disagreement: Annotated[
+        bool, typer.Option("--disagreement", help="A map of where an ensemble's members differ.")
+    ] = False,
+    threshold: Threshold = None,
+    flips: Flips = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what is there, or another model's.")
+    ] = False,
+    local: Local = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the mask of each image at its own size, in the challenge's file names.
+
+    predictions.csv says of each image its lesion's area, confidence and flags. Given again, it does
+    what is not there yet.
+    """
+    from segan import storage
+    from segan.inference.masks import DISAGREEMENT, PROBABILITY, WriteMasks, find_images
+    from segan.inference.pipeline import segment
+    from segan.inference.predictions import Predictions
+    from segan.inference.predictor import Predictor
+    from segan.terminal import answer, progress, say
+
+    found, place = find_images(images), storage.normalise(out)
+    storage.check_access(place)
+    predictor = Predictor.load(model, threshold, flips=flips)
+    if disagreement and len(predictor.members) == 1:
+        raise UsageError(f"{predictor.name}: --disagreement needs an ensemble, found one segmentor")
+    asked = {PROBABILITY: probability, DISAGREEMENT: disagreement}
+    work = WriteMasks(place, tuple(kind for kind, is_asked in asked.items() if is_asked))
+    with Predictions(work, predictor, overwrite) as kept:
+        missing = kept.missing(found)
+        there = len(found) - len(missing)
+        if there:
+            say(f"{there} of {len(found)} masks are there already")
+        if local or not missing:
+            done = segment(predictor, missing, work)
+        else:
+            from ray_jobs.predict import predict as predict_on_ray
+
+            join_cluster(debug)
+            done = predict_on_ray(missing, predictor.name, work, threshold, flips)
+        with progress("predicting", len(found), there) as advance:
+            for one in done:
+                kept.add(one)
+                advance(1)
+    rows = kept.of(found)
+    rejects = [row for row in rows if row.reject]
+    for row in rejects:
+        say(f"not segmented: {row.reject}")
+    if as_json:
+        answer([dataclasses.asdict(row) for row in rows])
+    else:
+        flagged = sum(bool(row.flags) for row in rows)
+        say(f"{len(missing) - len(rejects)} masks written to {place}; {flagged} images have flags")
+    if rejects:
+        raise SeganError(f"{len(rejects)} of {len(rows)} images could not be read")
+
+
+@app.command(epilog="segan export s3://bucket/ensembles/first ./exported --format onnx")
+def export(
+    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
+    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the files.")],
+    kind: Annotated[
+        Format, typer.Option("--format", help="ONNX, torch.export's .pt2, or weights alone.")
+    ] = Format.onnx,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Greatest difference of a probability that passes.")
+    ] = 1e-4,
+    threshold: Threshold = None,
+    flips: Flips = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as one file that other programs load, once it is found to give the same."""
+    from segan.inference.export import export as write_model
+    from segan.inference.predictor import Predictor
+    from segan.terminal import answer, say, waiting
+
+    predictor = Predictor.load(model, threshold, flips=flips)
+    with waiting(f"exporting {predictor.name}, and loading it again"):
+        about = write_model(predictor, out, kind.value, tolerance)
+    if as_json:
+        answer(about)
+    else:
+        checked = about["checked"]
+        same = "weights equal bit for bit"
+        if "greatest_difference" in checked:
+            same = f"probabilities within {checked['greatest_difference']:.2g} of the model's"
+        say(f"{about['file']}, model.json and README.md written to {out}; {same}")
+
+
+@ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
+def build_ensemble(
+    out: Annotated[str, typer.Option(help="Folder or s3:// prefix for the ensemble.")],
+    study: Annotated[str | None, typer.Option(help="URI of a study: its trials' best.")] = None,
+    member: Annotated[
+        list[str] | None, typer.Option(help="URI of a run or checkpoint; can be given again.")
+    ] = None,
+    records: Annotated[str, typer.Option(help="URI of the records; the runs' own else.")] = "",
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Each member by what it adds to those before it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an ensemble.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make one model of the three best runs, with a threshold of its own."""
+    from segan.evaluation.select import build_ensemble, find_candidates
+    from segan.terminal import answer, say, show_ensemble
+
+    if not (study or member):
+        raise UsageError("ensemble build: expected --study URI or --member URI, found neither")
+    candidates = find_candidates(study, member or ())
+    ensemble = build_ensemble(out, candidates, records, greedy, overwrite, say)
+    if as_json:
+        answer(ensemble.model_dump(mode="json"))
+    else:
+        show_ensemble(out, ensemble)

@@ -1,0 +1,153 @@
+"""Cases to look at: which images, and their outlines as paths over the photograph."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from segan.evaluation.maps import ValidationMaps
+from segan.evaluation.report.findings import Findings, Image
+from segan.inference.frames import mean_map
+from segan.runs import Checkpoint
+
+EACH = 6  # images of a kind
+_QUALITY = 82
+
+
+class Outline(BaseModel):
+    """An SVG path around a mask in the frame's pixels; `whose` is truth, model or member 1 to 3."""
+
+    model_config = ConfigDict(frozen=True)
+
+    whose: str
+    path: str
+
+
+class Case(BaseModel):
+    """An image with its outlines; `picture` is a data URI."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image: Image
+    picture: str
+    outlines: tuple[Outline, ...]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    about: str
+    cases: tuple[Case, ...]
+
+
+def choose_cases(images: Sequence[Image], each: int = EACH) -> dict[str, list[int]]:
+    """Positions of the best, the median and the worst images by Jaccard, none in two of them."""
+    order = sorted(range(len(images)), key=lambda i: (-images[i].jaccard, images[i].id))
+    each = max(1, min(each, len(order) // 3))
+    start = (len(order) - each) // 2
+    chosen = {"best": order[:each], "median": order[start : start + each], "worst": order[-each:]}
+    taken: set[int] = set()
+    for kind in ("worst", "best", "median"):  # what matters most comes first where there are few
+        chosen[kind] = [i for i in chosen[kind] if i not in taken]
+        taken |= {*chosen[kind]}
+    return chosen | {"worst": chosen["worst"][::-1]}
+
+
+def choose_disputed(images: Sequence[Image], each: int = EACH) -> list[int]:
+    """Positions of the images on which the members of an ensemble disagree most."""
+    order = sorted(range(len(images)), key=lambda i: (-(images[i].disagreement or 0), images[i].id))
+    return [i for i in order[:each] if images[i].disagreement]
+
+
+def draw_cases(
+    maps: ValidationMaps, findings: Findings, members: Sequence[Checkpoint]
+) -> list[Group]:
+    """The groups that a report shows, none of them empty."""
+    kinds = {
+        "worst": ("The worst", "by Jaccard, the lowest first"),
+        "median": ("In the middle", "around the median: what is usual"),
+        "best": ("The best", "by Jaccard, the highest first"),
+    }
+    chosen = choose_cases(findings.images)
+    groups = [
+        Group(
+            title=title,
+            about=about,
+            cases=tuple(_case(maps, findings, members, i) for i in chosen[kind]),
+        )
+        for kind, (title, about) in kinds.items()
+        if chosen[kind]
+    ]
+    return groups
+
+
+def draw_disputed(
+    maps: ValidationMaps, findings: Findings, members: Sequence[Checkpoint]
+) -> list[Case]:
+    """The images on which the members disagree most, with an outline of each member."""
+    return [
+        _dispute(maps, findings, members, i)
+        for i in (choose_disputed(findings.images) if len(members) > 1 else [])
+    ]
+
+
+def _case(maps: ValidationMaps, findings: Findings, members: Sequence[Checkpoint], at: int) -> Case:
+    mean = mean_map(torch.tensor(maps.of(member)[at]) for member in members).numpy()
+    drawn = {"truth": maps.frames.mask[at] != 0, "model": mean > findings.threshold}
+    return _draw(maps, findings, at, drawn)
+
+
+def _dispute(
+    maps: ValidationMaps, findings: Findings, members: Sequence[Checkpoint], at: int
+) -> Case:
+    drawn = {
+        f"member {number}": np.asarray(maps.of(member)[at] > member.threshold)
+        for number, member in enumerate(members, 1)
+    }
+    return _draw(maps, findings, at, drawn)
+
+
+def _draw(maps: ValidationMaps, findings: Findings, at: int, drawn: dict[str, np.ndarray]) -> Case:
+    return Case(
+        image=findings.images[at],
+        picture=picture(maps.frames.image[at]),
+        outlines=tuple(
+            Outline(whose=whose, path=outline_path(np.asarray(mask.any(0))))
+            for whose, mask in drawn.items()
+        ),
+    )
+
+
+def outline_path(mask: np.ndarray) -> str:
+    """The edges between a mask, bool [H, W], and what is outside it, as an SVG path.
+
+    A pixel is a unit square. The frame's edge is no outline: a lesion that it cuts stays open
+    there.
+    """
+    across = [f"M{x} {y}H{end}" for y, x, end in _runs(mask[1:] != mask[:-1])]
+    down = [f"M{x} {y}V{end}" for x, y, end in _runs((mask[:, 1:] != mask[:, :-1]).T)]
+    return "".join(across + down)
+
+
+def _runs(edges: np.ndarray) -> list[tuple[int, int, int]]:
+    """(row + 1, first, last + 1) of each run of true in the rows of bool [N, M]."""
+    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
+    return [
+        (int(row) + 1, int(first), int(end))
+        for (row, first), (_, end) in zip(starts, ends, strict=True)
+    ]
+
+
+def picture(image: np.ndarray) -> str:
+    """uint8 [H, W, 3] as a JPEG in a data URI, about 8 kB for a frame of 180 x 135."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

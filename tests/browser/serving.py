@@ -1,0 +1,86 @@
+"""A model of three members, and the command that serves it, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.processes import free_ports
+from segan.inference.ensemble import Ensemble, member_entry, write_ensemble
+from segan.runs import Checkpoint
+
+START_SECONDS = 100
+
+
+@dataclass
+class Server:
+    address: str
+    process: subprocess.Popen[str]
+
+    def interrupt(self) -> int:
+        """A Ctrl-C; returns the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+def join_members(uri: str, checkpoints: Sequence[Checkpoint], threshold: float) -> None:
+    """Writes an ensemble of these as if it had been chosen."""
+    first = checkpoints[0]
+    scores = {"accuracy": 0.5, "dice": 0.5, "jaccard": 0.5}
+    for checkpoint in checkpoints:
+        checkpoint.info["metrics"] = scores | checkpoint.info["metrics"]
+    frame = {"width": first.size[0], "height": first.size[1]}
+    ensemble = Ensemble(
+        members=tuple(map(member_entry, checkpoints)),
+        threshold=threshold,
+        scores=scores,
+        jaccard_curve=(0.5,),
+        rule="best",
+        choices={},
+        candidates={},
+        records="",
+        fingerprint="",
+        splits={},
+        trained_on="train",
+        validated_on="validation",
+        frame=frame,
+        classes=1,
+    )
+    write_ensemble(uri, ensemble, checkpoints, "a card")
+
+
+@contextmanager
+def serving(model: str, log: Path, token: str = "", *options: str) -> Iterator[Server]:
+    """`segan serve MODEL --local` on a port of its own, from when it answers to its end."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "segan.cli", "serve", model, "--local", "--port", str(port)]
+    environment = os.environ | {"SEGAN_SERVE_TOKEN": token}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *options],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with process:
+            try:
+                assert process.stderr is not None
+                for line in process.stderr:
+                    output.write(line)
+                    if line.startswith("http://"):
+                        break
+                else:
+                    raise AssertionError(f"segan serve has ended: see {log}")
+                yield Server(f"http://127.0.0.1:{port}", process)
+            finally:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+                process.wait(60)

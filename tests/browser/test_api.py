@@ -1,0 +1,95 @@
+"""A served model under many requests at once, and what is left when the command ends."""
+
+from __future__ import annotations
+
+import io
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from segan.inference.predictor import Predictor
+from tests.browser.conftest import TOKEN
+from tests.browser.serving import Server, serving
+
+pytestmark = pytest.mark.cluster
+
+REQUESTS = 24
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def drawn(seed: int) -> Image.Image:
+    """An image of a size that is its own: an answer that is another's cannot pass for its."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((120 + seed, 90 + seed), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_requests_at_once_are_all_answered_and_none_is_mixed_up(server: Server, model: str) -> None:
+    images = [drawn(seed) for seed in range(REQUESTS)]
+
+    def ask(image: Image.Image) -> requests.Response:
+        url = f"{server.address}/v1/segment"
+        return requests.post(url, encoded(image), headers=HEADERS, timeout=60)
+
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        answers = list(threads.map(ask, images))
+    assert [answer.status_code for answer in answers] == [200] * REQUESTS
+    predictor = Predictor.load(model)
+    for image, answer in zip(images, answers, strict=True):
+        mask = np.asarray(Image.open(io.BytesIO(answer.content)))
+        np.testing.assert_array_equal(mask, predictor(image).mask * np.uint8(255))
+
+
+def test_a_broken_image_among_good_ones_spoils_only_itself(server: Server) -> None:
+    bodies = [encoded(drawn(seed)) for seed in range(8)]
+    bodies[3] = bodies[3][:-200]
+    url = f"{server.address}/v1/segment"
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        answers = threads.map(lambda b: requests.post(url, b, headers=HEADERS, timeout=60), bodies)
+        codes = [answer.status_code for answer in answers]
+    assert codes == [200, 200, 200, 422, 200, 200, 200, 200]
+
+
+def test_it_says_that_it_is_well_and_asks_for_its_token(server: Server) -> None:
+    for path in ("healthz", "readyz"):
+        assert requests.get(f"{server.address}/{path}", timeout=10).text == "ok\n"
+    assert requests.get(f"{server.address}/v1/model", timeout=10).status_code == 401
+    about = requests.get(f"{server.address}/v1/model", headers=HEADERS, timeout=10).json()
+    assert (about["threshold"], about["members"]) == (0.485, 3)
+
+
+def test_it_listens_on_loopback_alone(server: Server) -> None:
+    """Its Ray too, all of whose processes are its own."""
+    ours = [psutil.Process(server.process.pid)]
+    ours += ours[0].children(recursive=True)
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")  # of an IPv4 address on an IPv6 socket
+        for process in ours
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_ctrl_c_ends_all_that_it_started(model: str, tmp_path: Path) -> None:
+    with serving(model, tmp_path / "log", TOKEN) as server:
+        ours = psutil.Process(server.process.pid).children(recursive=True)
+        assert ours
+        assert server.interrupt() == 0
+    _, alive = psutil.wait_procs(ours, 20)
+    assert alive == []
+    with socket.socket() as probe:
+        port = int(server.address.rsplit(":", 1)[1])
+        assert probe.connect_ex(("127.0.0.1", port)) != 0

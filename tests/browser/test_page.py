@@ -1,0 +1,214 @@
+"""The page over a served model, as a person uses it, in a real browser."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from segan.cli import main
+from segan.data.synthetic import draw_archive
+from tests.browser.conftest import TOKEN, complaints, failures, look, network, requested
+from tests.browser.serving import Server
+
+pytestmark = [pytest.mark.browser, pytest.mark.cluster]
+
+SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A real image, or a drawn one where there is none."""
+    try:
+        isic2017 = request.getfixturevalue("isic2017")
+    except pytest.skip.Exception:
+        folder = tmp_path_factory.mktemp("drawn")
+        draw_archive({"train": 1}, 0, lambda name, body: _write(folder / name, body), 64)
+        return min(folder.rglob("*.jpg"))
+    return min((isic2017 / "ISIC-2017_Validation_Data").glob("*.jpg"))
+
+
+@pytest.fixture
+def page(browser: Chrome, server: Server) -> Chrome:
+    """The page, its token given."""
+    browser.get(server.address)
+    browser.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
+    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    return browser
+
+
+def _write(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+
+
+def _wait(browser: Chrome, ready: Callable[[], object]) -> None:
+    WebDriverWait(browser, SECONDS, 0.05).until(lambda _: ready())
+
+
+def upload(page: Chrome, path: Path) -> str:
+    """Gives the page a file and waits for what comes of it; returns the error that is shown."""
+    page.find_element(By.ID, "file").send_keys(str(path))
+    _wait(page, lambda: text(page, "error") or page.find_element(By.ID, "result").is_displayed())
+    return text(page, "error")
+
+
+def text(page: Chrome, name: str) -> str:
+    return page.find_element(By.ID, name).text
+
+
+def move(page: Chrome, keys: str) -> None:
+    page.find_element(By.ID, "threshold").send_keys(keys)
+
+
+def drawn(page: Chrome) -> bytes:
+    """The canvas as it is seen."""
+    return page.find_element(By.ID, "canvas").screenshot_as_png
+
+
+def predicted(model: str, image: Path, threshold: float, folder: Path) -> np.ndarray:
+    """What the command writes for an image at a threshold."""
+    words = ["predict", model, str(image), str(folder), "--local", "--threshold", str(threshold)]
+    assert main(words) == 0
+    return np.asarray(Image.open(folder / f"{image.stem}_segmentation.png"))
+
+
+def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
+    page: Chrome, server: Server, model: str, photograph: Path, downloads: Path, tmp_path: Path
+) -> None:
+    assert upload(page, photograph) == ""
+    with Image.open(photograph) as image:
+        assert f"{image.width} x {image.height}" in text(page, "name")
+    first, network_so_far = drawn(page), network(page)
+    assert text(page, "chosen") == "0.485"
+    assert len(np.unique(np.asarray(Image.open(io.BytesIO(first))))) > 100  # it is a photograph
+
+    move(page, Keys.ARROW_RIGHT * 3)
+    assert text(page, "chosen") == "0.5"
+    assert drawn(page) != first
+    assert requested(network(page)) == []  # the outline follows without the server
+
+    page.find_element(By.ID, "download").click()
+    saved = downloads / f"{photograph.stem}_segmentation.png"
+    _wait(page, saved.exists)
+    expected = predicted(model, photograph, 0.5, tmp_path)
+    with Image.open(saved) as mask:
+        np.testing.assert_array_equal(np.asarray(mask), expected)
+    assert text(page, "area") == f"{(expected > 0).sum():,} px"
+    assert text(page, "share") == f"{100 * (expected > 0).mean():.1f} %"
+
+    page.find_element(By.ID, "own").click()
+    assert (text(page, "chosen"), drawn(page)) == ("0.485", first)
+
+    events = [*network_so_far, *network(page)]
+    assert failures(events) == []
+    assert all(url.startswith(server.address) for url in requested(events))
+    assert complaints(page) == []
+
+
+def test_members_and_layers_are_drawn_where_they_are_asked_for(
+    page: Chrome, photograph: Path
+) -> None:
+    upload(page, photograph)
+    seen = [drawn(page)]
+    boxes = page.find_elements(By.CSS_SELECTOR, "#members input")
+    assert len(boxes) == 3
+    layers = page.find_elements(By.CSS_SELECTOR, "[name=layer]")
+    for control in (*boxes, *layers[1:], page.find_element(By.ID, "whole")):
+        control.click()
+        seen.append(drawn(page))
+    assert len(set(seen)) == len(seen)
+    assert text(page, "disagreement").endswith("of what any calls lesion")
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "lesion.jpg"
+    path.write_text("no image at all")
+    return path
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Path:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (10_000, 10_000)).save(path)
+    return path
+
+
+def test_what_is_no_image_is_said_and_the_next_one_goes(
+    page: Chrome, text_file: Path, bomb: Path, photograph: Path
+) -> None:
+    said = "lesion.jpg: expected an image, found 15 bytes that are none"
+    assert upload(page, text_file) == said
+    assert not page.find_element(By.ID, "result").is_displayed()
+    page.find_element(By.ID, "file").send_keys(str(bomb))
+    _wait(page, lambda: text(page, "error").startswith("bomb.png: too large to be a photograph"))
+    page.find_element(By.ID, "file").send_keys(str(photograph))
+    _wait(page, lambda: page.find_element(By.ID, "result").is_displayed())
+    assert text(page, "error") == ""
+
+
+def test_another_token_is_refused_and_the_right_one_goes(browser: Chrome, server: Server) -> None:
+    browser.get(server.address)
+    token = browser.find_element(By.ID, "token")
+    token.send_keys("not the right one", Keys.ENTER)
+    _wait(browser, lambda: text(browser, "error") == "That is not the server's token.")
+    assert not browser.find_element(By.ID, "choose").is_displayed()
+    token.clear()
+    token.send_keys(TOKEN, Keys.ENTER)
+    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    assert text(browser, "error") == ""
+
+
+def test_all_of_it_is_reached_by_the_keyboard_in_order(page: Chrome, photograph: Path) -> None:
+    upload(page, photograph)
+    move(page, Keys.ARROW_RIGHT)  # so that there is a way back
+    page.execute_script("document.getElementById('file').focus()")
+    reached = []
+    for _ in range(8):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        focused = page.switch_to.active_element
+        reached.append(focused.get_attribute("id") or focused.get_attribute("type"))
+        style = focused.value_of_css_property("outline-style")
+        assert style == "solid", f"nobody sees that {reached[-1]} has the focus"
+    boxes = ["whole", "checkbox", "checkbox", "checkbox"]
+    assert reached == ["threshold", "own", "radio", *boxes, "download"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_bars_nobody(
+    page: Chrome,
+    photograph: Path,
+    violations: Callable[[], list[str]],
+    width: int,
+    scheme: str,
+) -> None:
+    look(page, width, scheme)
+    assert violations() == []
+    upload(page, photograph)
+    assert violations() == []
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    live = page.find_element(By.ID, "status")
+    assert (live.get_attribute("role"), live.text) == ("status", f"{photograph.name} is outlined.")
+    label = page.find_element(By.ID, "canvas").get_attribute("aria-label")
+    assert text(page, "area").removesuffix(" px") in label
+
+
+def test_the_api_is_described_without_anything_from_elsewhere(
+    browser: Chrome, server: Server, violations: Callable[[], list[str]]
+) -> None:
+    browser.get(f"{server.address}/docs")
+    assert "POST /v1/segment" in browser.find_element(By.TAG_NAME, "main").text
+    assert violations() == []
+    events = network(browser)
+    assert failures(events) == []
+    assert all(url.startswith(server.address) for url in requested(events))
+    assert complaints(browser) == []

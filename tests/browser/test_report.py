@@ -1,0 +1,70 @@
+"""Reports in a real browser: nothing is asked for, nothing complained of, everybody can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from selenium.webdriver import Chrome
+
+from segan.evaluation.report.write import write_report
+from tests.browser.conftest import complaints, failures, look, network, requested
+from tests.evaluation.report.world import World, build
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    found = build(str(tmp_path_factory.mktemp("world")))
+    write_report(found.study)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["study", "ensemble"])
+def test_it_is_sound_in_light_and_dark_and_on_a_phone(
+    kind: str, world: World, browser: Chrome, violations: Callable[[], list[str]]
+) -> None:
+    page = f"file://{getattr(world, kind)}/report.html"
+    for scheme in ("light", "dark"):
+        for width in (1280, 390):
+            look(browser, width, scheme)
+            browser.get(page)
+            events = network(browser)
+            assert requested(events) == [page]
+            assert failures(events) == []
+            assert complaints(browser) == []
+            wide = browser.execute_script("return document.documentElement.scrollWidth")
+            assert wide <= width, "nothing reaches beyond the page"
+            assert violations() == []
+
+
+def test_its_pictures_are_seen_and_outlined(world: World, browser: Chrome) -> None:
+    browser.get(f"file://{world.study}/report.html")
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('svg.case')].map(svg => "
+        "[svg.querySelector('image').getBBox(), svg.querySelectorAll('path').length])"
+    )
+    assert len(boxes) == 6
+    for box, outlines in boxes:
+        assert (box["width"], box["height"]) == (80, 64)
+        assert 1 <= outlines <= 2
+    # The decoded picture, not a broken one.
+    size = browser.execute_async_script(
+        "const done = arguments[0], image = new Image();"
+        "image.onload = () => done([image.naturalWidth, image.naturalHeight]);"
+        "image.onerror = () => done(null);"
+        "image.src = document.querySelector('svg.case image').href.baseVal"
+    )
+    assert size == [80, 64]
+
+
+def test_dark_is_dark(world: World, browser: Chrome) -> None:
+    shades = []
+    for scheme in ("light", "dark"):
+        look(browser, 1280, scheme)
+        browser.get(f"file://{world.study}/report.html")
+        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        shades.append(sum(int(part) for part in colour[4:-1].split(",")))
+    assert shades[0] > 700
+    assert shades[1] < 100

@@ -1,0 +1,91 @@
+"""What a cluster holds, by real nodes: refused with the numbers, or waited for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra.local.cluster import RayCluster, ray_cluster, ray_node
+from infra.local.namespaces import Namespace
+from tests.infra.observing import child
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+ASK = """
+import sys
+from ray_jobs.capacity import runs_at_once
+from ray_jobs.cluster import connect
+from segan.config import load_config
+from segan.errors import UsageError
+connect()
+for words in sys.argv[1:]:
+    config = load_config(None, [f"cluster.{word}" for word in words.split()])
+    try:
+        print(runs_at_once(config.cluster), flush=True)
+    except UsageError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def joined() -> None:
+    """This process joins no cluster."""
+
+
+def asking(*questions: str) -> list[str]:
+    return [sys.executable, "-c", ASK, *questions]
+
+
+def answers(cluster: RayCluster, *questions: str) -> list[str]:
+    environment = os.environ | cluster.environment
+    done = subprocess.run(asking(*questions), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_refused_at_once_or_waited_for(
+    make_hosts: Callable[..., list[Namespace]], tmp_path: Path
+) -> None:
+    (host,) = make_hosts("all")
+    ip = host.ip
+    with host.inside(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
+        (refusal,) = answers(cluster, "workers=2")
+        assert "2 workers of 1 CPU and 1 for reading data need 3 CPU, the cluster has 0" in refusal
+        command = asking("workers=2 gpus_per_worker=1 wait_seconds=200")
+        with (
+            child(command, os.environ | cluster.environment) as waiting,
+            ray_node(cluster, tmp_path / "one", 8, {}, ip, num_gpus=2),
+        ):
+            said, _ = waiting.communicate()
+            assert said == "1\n"
+            # 8 CPUs, one of them for reading data, hold 3 runs of 2 workers and a CPU each.
+            few, whole, much = answers(
+                cluster, "workers=2", "workers=1 gpus_per_worker=2", "workers=2 gpus_per_worker=2"
+            )
+            assert (few, whole) == ("3", "1")
+            assert "2 workers of 2 GPU need 4 GPU, the cluster has 2" in much
+            with ray_node(cluster, tmp_path / "two", 1, {}, ip, num_gpus=1):
+                (split,) = answers(cluster, "workers=1 gpus_per_worker=3")
+            assert "1 workers of 1 CPU and 3 GPU, each whole on one node, and the nodes" in split
+
+
+REHEARSE = [sys.executable, "-m", "infra.local.rehearse", "--cpus", "9", "cluster.workers=8"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "code", "said"),
+    [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU need 8 GPU, the cluster has 2")],
+)
+def test_eight_gpus_on_nodes_of_two(
+    make_hosts: Callable[..., list[Namespace]], nodes: int, code: int, said: str
+) -> None:
+    make_hosts("probe")
+    words = ["cluster.gpus_per_worker=1", "--nodes", str(nodes), "--gpus", "2"]
+    done = subprocess.run(REHEARSE + words, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr

@@ -1,0 +1,35 @@
+"""A training through kills, freezes and bad minutes ends with the weights of one left in peace.
+
+A handful of the faults of `tests.chaos`, which by hand does any number of them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra.check_manifests import ROOT
+from infra.local.namespaces import Namespace
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(autouse=True)
+def joined() -> None:
+    """This process joins no cluster."""
+
+
+def test_the_weights_are_those_of_the_undisturbed_run(
+    make_hosts: Callable[..., list[Namespace]], tmp_path: Path
+) -> None:
+    make_hosts("probe")
+    command = [sys.executable, "-m", "tests.chaos", "--faults", "3", "--epochs", "45"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "the same to the last bit"

@@ -1,0 +1,206 @@
+"""Two DDP workers on two nodes with addresses of their own, and the bucket on a fourth host.
+
+Where one of the two is cut off, a run goes on with the other, or says why it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.local.cluster import ray_cluster, ray_node
+from infra.local.namespaces import INTERFACE, Namespace
+from infra.local.processes import installed
+from infra.local.s3 import S3Server, s3_server
+from segan.runs import Run
+from tests.cluster.submitting import Client, within
+from tests.environment import in_environment
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+BUCKET = "s3://node-tests"
+RUN = Run(f"{BUCKET}/run")
+TRAIN = (
+    f"train {RUN} data.records={BUCKET}/records network.width=2 augment.crop=64 "
+    "training.batch_size=4 cluster.threads_per_worker=1 cluster.workers=2 cluster.cpus_per_worker=2"
+)
+# Far more epochs than there is time for, with something to go on from at every step.
+LONG = f"{TRAIN} training.epochs=100000 training.validate_every=100000 training.checkpoint_every=1"
+MOST_SECONDS = 300  # a run hangs where the next step, or the end, takes so long
+
+
+@pytest.fixture(autouse=True)
+def joined() -> None:
+    """This process joins no cluster."""
+
+
+@pytest.fixture
+def hosts(make_hosts: Callable[..., list[Namespace]]) -> list[Namespace]:
+    return make_hosts("head", "one", "two", "store")
+
+
+@pytest.fixture
+def store(hosts: list[Namespace], tmp_path: Path) -> Iterator[S3Server]:
+    store = hosts[3]
+    with store.inside(), s3_server(tmp_path / "s3", store.ip) as server:
+        server.create_bucket(BUCKET.removeprefix("s3://"))
+        yield server
+
+
+@pytest.fixture
+def client(hosts: list[Namespace], store: S3Server, tmp_path: Path) -> Iterator[Client]:
+    """A head that takes no work and two nodes, each with room for a worker of 2 CPUs and data."""
+    environment = store.environment | {"GLOO_SOCKET_IFNAME": INTERFACE}
+    head, *nodes = hosts[:3]
+    with ExitStack() as stack:
+        with head.inside():
+            cluster = stack.enter_context(ray_cluster(tmp_path / "ray", 0, environment, ip=head.ip))
+        for number, node in enumerate(nodes):
+            with node.inside():
+                folder = tmp_path / f"node-{number}"
+                stack.enter_context(ray_node(cluster, folder, 3, environment, ip=node.ip))
+        yield Client(cluster)
+
+
+@pytest.fixture
+def records(hosts: list[Namespace], store: S3Server) -> None:
+    counts = ("--train", "20", "--validation", "4", "--test", "0", "--short-side", "64")
+    with hosts[0].inside():
+        segan(store.environment, "synth", f"{BUCKET}/archive", *counts)
+        segan(store.environment, "ingest", f"{BUCKET}/archive", f"{BUCKET}/records", "--local")
+
+
+def segan(environment: Mapping[str, str], *words: str) -> Any:
+    command = [sys.executable, "-m", "segan.cli", *words]
+    done = subprocess.run(
+        command, env=os.environ | dict(environment), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if "--json" in words else None
+
+
+@pytest.mark.usefixtures("records")
+def test_one_rank_on_each_of_two_nodes(
+    hosts: list[Namespace], store: S3Server, client: Client
+) -> None:
+    with hosts[0].inside():
+        code, said = client.submit("train", f"{TRAIN} training.epochs=2")
+        assert code == 0, said
+        found = segan(store.environment, "runs", "show", f"{RUN}", "--json")
+        nodes = client.ask("v0/nodes")["data"]["result"]["result"]
+        actors = client.ask("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
+    assert found["hardware"].startswith("2 workers, 1 on a node of ")
+    assert [line["epoch"] for line in found["epochs"]] == [1, 2]
+    address = {node["node_id"]: node["node_ip"] for node in nodes}
+    workers = [actor for actor in actors if actor["class_name"] == "RayTrainWorker"]
+    assert sorted(address[worker["node_id"]] for worker in workers) == [hosts[1].ip, hosts[2].ip]
+
+
+def steps() -> int:
+    latest = RUN.latest()
+    return latest.info["progress"]["step"] if latest else 0
+
+
+@contextmanager
+def training(
+    head: Namespace, store: S3Server, client: Client, *overrides: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A driver on the head, its training under way on both nodes."""
+    command = [sys.executable, "-m", "segan.cli", *LONG.split(), *overrides]
+    environment = os.environ | store.environment | client.cluster.environment
+    with (
+        head.inside(),
+        in_environment(store.environment),
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as driver,
+    ):
+        try:
+            assert within(200, steps), "no step was done"
+            yield driver
+        finally:
+            driver.kill()
+
+
+@pytest.mark.usefixtures("records")
+def test_an_elastic_run_goes_on_without_a_node_that_is_cut_off(
+    hosts: list[Namespace], store: S3Server, client: Client
+) -> None:
+    with training(hosts[0], store, client, "cluster.min_workers=1") as driver:
+        hosts[2].cut()
+        time.sleep(1)  # for what was under way
+        began, before = time.monotonic(), steps()
+        assert within(MOST_SECONDS, lambda: steps() > before), "nothing goes on on what is left"
+        print(f"from the cut to the next step: {time.monotonic() - began:.0f} s")
+        assert driver.poll() is None
+
+
+@pytest.mark.usefixtures("records")
+def test_a_run_of_fixed_size_says_what_it_misses(
+    hosts: list[Namespace], store: S3Server, client: Client
+) -> None:
+    with training(hosts[0], store, client, "cluster.max_failures=1") as driver:
+        hosts[2].cut()
+        _, said = driver.communicate(timeout=MOST_SECONDS)
+        assert driver.returncode == 1
+        assert "2 workers" in said.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("records")
+def test_a_drained_node_is_left_with_a_checkpoint_and_counts_for_no_failure(
+    hosts: list[Namespace], store: S3Server, client: Client
+) -> None:
+    """A worker on the node that a spot notice is for goes on on the other."""
+    words = f"{TRAIN} cluster.workers=1 cluster.cpus_per_worker=1 cluster.max_failures=0"
+    words += " training.epochs=100 training.log_every=1"
+    whole = Run(f"{BUCKET}/whole")
+    with hosts[0].inside(), in_environment(store.environment):
+        with client.start("drained", words) as submitting:
+            assert within(300, RUN.latest), "no checkpoint came"
+            (before,) = nodes_of_workers(client)
+            drain(client, before)
+            assert within(60, lambda: nodes_of_workers(client) - {before}), "no other node"
+            said, _ = submitting.communicate(timeout=600)
+        assert submitting.returncode == 0, said
+        segan(store.environment, *words.replace(RUN.uri, whole.uri).split(), "--local")
+        steps = [line["step"] for line in RUN.metrics() if line["kind"] == "step"]
+        assert steps == list(range(1, 100 * 20 // 4 + 1))
+        latest, other = RUN.latest(), whole.latest()
+        assert latest is not None
+        assert other is not None
+        assert latest.files == other.files
+
+
+def nodes_of_workers(client: Client) -> set[str]:
+    """The nodes that Ray Train's workers are on now."""
+    actors = client.ask("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
+    return {
+        actor["node_id"]
+        for actor in actors
+        if actor["class_name"] == "RayTrainWorker" and actor["state"] == "ALIVE"
+    }
+
+
+def drain(client: Client, node: str) -> None:
+    """What a spot notice comes to: the node will be gone in a minute."""
+    subprocess.run(
+        [
+            installed("ray"),
+            "drain-node",
+            f"--address={client.cluster.address}",
+            f"--node-id={node}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=a test",
+            "--deadline-remaining-seconds=60",
+        ],
+        env=os.environ | client.cluster.environment,
+        check=True,
+        capture_output=True,
+    )

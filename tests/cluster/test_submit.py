@@ -1,0 +1,215 @@
+"""The whole way through Ray's job API, by its own client, on a cluster that holds none of our code.
+
+Two servers, an archive, and then only what a person has: the dashboard's address, the token, a
+checkout. Minutes: ten processes or so start and import torch for each job (docs/measurements.md).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.check_manifests import ROOT
+from infra.local.cluster import ray_cluster
+from infra.local.s3 import S3Server
+from segan import storage
+from segan.runs import SEGMENTOR, Run
+from segan.search import Study
+from tests.cluster.submitting import Client, within
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+BUCKET = "s3://submit-tests"
+TINY = (
+    f"data.records={BUCKET}/records network.width=2 augment.crop=64 training.batch_size=4 "
+    "training.log_every=1 cluster.threads_per_worker=1"
+)
+TRAIN = f"train {BUCKET}/runs/first {TINY} training.epochs=16 cluster.workers=2"
+TUNE = (
+    f"tune {BUCKET}/studies/first {TINY} training.epochs=2 search.trials=2 "
+    "search.reduction_factor=2 search.grace_period=1"
+)
+# One of each for the whole cluster, started by whoever comes first.
+RAYS_OWN = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
+
+
+@pytest.fixture(autouse=True)
+def joined() -> None:
+    """This process joins no cluster."""
+
+
+@pytest.fixture(scope="module")
+def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A cluster on which `import segan` fails wherever a job's working directory is not."""
+    empty = tmp_path_factory.mktemp("site")
+    for package in ("segan", "ray_jobs"):
+        (empty / package).mkdir()
+        (empty / package / "__init__.py").write_text("raise ImportError('not from the job')\n")
+    environment = s3.environment | {"PYTHONPATH": str(empty)}
+    s3.create_bucket(BUCKET.removeprefix("s3://"))
+    with ray_cluster(tmp_path_factory.mktemp("ray"), 4, environment) as cluster:
+        yield Client(cluster)
+
+
+@pytest.fixture(scope="module")
+def records(client: Client, archive: str) -> str:
+    """The archive in the bucket, ingested by a job."""
+    code, said = client.submit("ingest", f"ingest {archive} {BUCKET}/records --rows-per-shard 12")
+    assert code == 0, said
+    return f"{BUCKET}/records"
+
+
+@pytest.fixture(scope="module")
+def stopped(client: Client, records: str) -> int:
+    """A training of two workers is stopped in the middle; the epochs of its last checkpoint."""
+    run = Run(f"{BUCKET}/runs/first")
+    with client.start("train-1", TRAIN) as submitting:
+        assert within(600, run.latest), "no checkpoint came"
+        client.ask("jobs/train-1/stop", method="POST")
+        submitting.communicate()
+    latest = run.latest()
+    assert latest is not None
+    return int(latest.info["epochs"])
+
+
+@pytest.fixture(scope="module")
+def trained(client: Client, stopped: int) -> Run:
+    code, said = client.submit("train-2", TRAIN)
+    assert code == 0, said
+    return Run(f"{BUCKET}/runs/first")
+
+
+@pytest.fixture(scope="module")
+def study(client: Client, records: str) -> Study:
+    code, said = client.submit("tune", TUNE)
+    assert code == 0, said
+    return Study(f"{BUCKET}/studies/first")
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_without_the_token_nothing_is_taken(client: Client, token: str | None) -> None:
+    for path, method in (("jobs/", "GET"), ("jobs/", "POST"), ("jobs/ingest/logs", "GET")):
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            client.ask(path, token, method)
+        assert refusal.value.code in (401, 403)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("train s3://b/run network.widht=8", 2, "network.widht: unknown key"),
+        (f"ingest {BUCKET}/nowhere {BUCKET}/out", 1, f"{BUCKET}/nowhere: "),
+    ],
+)
+def test_a_mistake_is_a_line_and_an_exit_code(
+    client: Client, command: str, code: int, said: str
+) -> None:
+    name = f"mistake-{code}"
+    assert client.submit(name, command)[0] == 1  # the client's own, whatever the job's
+    job = client.job(name)
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", code)
+    (line,) = client.logs(name)
+    assert line.startswith("segan: ")
+    assert said in line
+
+
+def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(client: Client, stopped: int) -> None:
+    """In order: after the step under way, and not back at the last epoch's end."""
+    assert client.job("train-1")["status"] == "STOPPED"
+    said = re.fullmatch(
+        rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
+        "the same command goes on from there",
+        client.logs("train-1")[-1],
+    )
+    assert said, client.logs("train-1")
+    names = [c.name for c in Run(f"{BUCKET}/runs/first").checkpoints()]
+    assert int(said[1]) > 5  # the first epoch's
+    assert names
+    assert 1 <= stopped < 16
+    within(60, lambda: not left_behind(client))
+    assert left_behind(client) == set()
+
+
+def test_the_same_command_goes_on_with_the_run(client: Client, stopped: int, trained: Run) -> None:
+    epochs = [line["epoch"] for line in trained.metrics() if line["kind"] == "epoch"]
+    steps = [line["step"] for line in trained.metrics() if line["kind"] == "step"]
+    assert epochs == list(range(1, 17))
+    assert steps == list(range(1, 16 * 42 // 8 + 1))
+    told = [
+        int(n) for n in re.findall(r"^epoch (\d+)/16 ", "\n".join(client.logs("train-2")), re.M)
+    ]
+    assert min(told) > stopped
+    assert told[-1] == 16
+
+
+def left_behind(client: Client) -> set[str]:
+    groups = client.alive("placement_groups", "REMOVED")
+    return {*groups, *client.alive("actors", "DEAD")} - RAYS_OWN
+
+
+def test_a_study(study: Study) -> None:
+    rows = study.rows()
+    assert len(rows) == 2
+    assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
+
+
+def test_evaluate_and_predict(client: Client, trained: Run, archive: str) -> None:
+    code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
+    assert code == 0, said
+    scores = json.loads(client.logs("evaluate")[-1])
+    assert scores["images"] == len(scores["scores"]) == 4
+    images = f"{archive}/ISIC-2017_Test_v2_Data"
+    code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
+    assert code == 0, said
+    names = [file.name for file in storage.list_files(f"{BUCKET}/masks")]
+    assert len([name for name in names if name.endswith("_segmentation.png")]) == 4
+    assert {"predictions.csv", "predictions.json"} < set(names)
+    assert len(names) == 6
+
+
+REFUSING = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "torch", "segan"):
+            raise ImportError(f"{name} was to be imported")
+
+sys.meta_path.insert(0, Refusing())
+"""
+
+
+def test_the_best_checkpoint_comes_with_boto3_alone(trained: Run, tmp_path: Path) -> None:
+    """By the lines of docs/checkpoints.md, which are what a person has."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    lines = page.split("```python\n")[1].split("```")[0]
+    assert 'bucket, run = boto3.client("s3"), "bucket", "runs/first"' in lines
+    program = REFUSING + lines.replace('"bucket"', f'"{BUCKET.removeprefix("s3://")}"')
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    best = trained.best()
+    assert best is not None
+    assert (tmp_path / SEGMENTOR).read_bytes() == best.read(SEGMENTOR)
+
+
+def test_the_keys_are_nowhere(client: Client, trained: Run, study: Study, s3: S3Server) -> None:
+    """Not in what the dashboard tells, in Ray's own logs, or in what Ray keeps in the bucket."""
+    secrets = (s3.access_key, s3.secret_key, client.cluster.token_path.read_text())
+    kinds = ("actors", "nodes", "placement_groups", "runtime_envs", "tasks", "workers")
+    pages = ["jobs/", "jobs/train-2/logs", *(f"v0/{kind}?detail=true&limit=1000" for kind in kinds)]
+    written = {page: json.dumps(client.ask(page)).encode() for page in pages}
+    assert b"train-2" in written["jobs/"]
+    files = [file for file in client.cluster.folder.rglob("*") if file.is_file()]
+    assert any(file.name == "job-driver-train-2.log" for file in files)
+    written |= {str(file): file.read_bytes() for file in files}
+    kept = [f"{BUCKET}/{file.name}" for file in storage.list_files(BUCKET)]
+    assert any("/tune/" in name for name in kept), "Tune's own pickles"
+    written |= {name: storage.read_bytes(name) for name in kept}
+    for name, content in written.items():
+        assert not [secret for secret in secrets if secret.encode() in content], name

@@ -1,0 +1,56 @@
+"""A job's code comes with it: uploaded from here, or as an archive in the bucket."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from infra.check_manifests import ROOT, RUNTIME_ENV, pack
+from infra.local.cluster import RayCluster
+from segan import storage
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+WHERE = 'import os, segan; print(segan.__file__, os.environ["PYTHONUNBUFFERED"])'
+
+
+def said(cluster: RayCluster, working_dir: str) -> str:
+    """What a job that says where its code lies has printed."""
+    client = JobSubmissionClient(cluster.dashboard)
+    environment = yaml.safe_load((ROOT / RUNTIME_ENV).read_text())
+    job = client.submit_job(
+        entrypoint=shlex.join([sys.executable, "-c", WHERE]),
+        runtime_env={**environment, "working_dir": working_dir},
+    )
+    until = time.monotonic() + 120
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+        time.sleep(0.5)
+    logs = client.get_job_logs(job)
+    assert status == JobStatus.SUCCEEDED, logs
+    return logs
+
+
+def test_it_is_uploaded_from_here(ray_session: RayCluster) -> None:
+    logs = said(ray_session, str(ROOT))
+    assert re.search(r"/working_dir_files/_ray_pkg_\w+/segan/__init__.py 1\n", logs), logs
+
+
+def test_it_is_an_archive_in_the_bucket(
+    ray_session: RayCluster, bucket: str, tmp_path: Path
+) -> None:
+    """With one folder at its top, as `git archive --prefix=segan/` makes it."""
+    packed, archive = pack(ROOT, tmp_path / "packed.zip"), tmp_path / "segan.zip"
+    with zipfile.ZipFile(packed) as old, zipfile.ZipFile(archive, "w") as new:
+        for name in old.namelist():
+            new.writestr(f"segan/{name}", old.read(name))
+    storage.write_bytes(f"{bucket}/code/abc.zip", archive.read_bytes())
+    logs = said(ray_session, f"{bucket}/code/abc.zip")
+    assert re.search(r"/working_dir_files/s3_\w+/segan/__init__.py 1\n", logs), logs

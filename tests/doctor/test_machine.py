@@ -1,0 +1,304 @@
+"""What the doctor says of a machine: this one as it is, and with less of everything."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segan.cli import main
+from segan.doctor import checks, machine
+from segan.doctor.checks import Check, Finding, Outcome, Verdict, examine, ok
+from segan.errors import SeganError
+from tests.doctor.asking import doctor
+
+GB = 10**9
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets us mount no disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def verdict(outcome: Outcome) -> str:
+    return outcome.verdict.value
+
+
+# The command
+
+
+def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, err = doctor(capsys)
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert found["python"].startswith(f"ok | {version} on Linux ")
+    assert found["packages"].startswith("ok | ")
+    assert found["storage"] == "skipped | not looked at | say where: --uri s3://..."
+    failing = [name for name, line in found.items() if line.startswith("fails")]
+    assert code == bool(failing)
+    assert (", ".join(failing) in err) if failing else "segan:" not in err
+
+
+def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["doctor", "--uri", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "shared memory" in out
+    assert "what to do" in out
+
+
+def test_a_failure_is_said_and_is_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tiny))
+    code, found, err = doctor(capsys)
+    assert code == 1
+    assert found["Ray's folder"] == (
+        f"fails | {tiny}/ray: 1.0 MB free of 1.0 MB | make room, or let TMPDIR (for Ray "
+        "RAY_TMPDIR) name a folder on another disk"
+    )
+    assert err.splitlines()[-1].startswith("segan: 1 of ")
+    assert err.splitlines()[-1].endswith(" checks fail: Ray's folder")
+
+
+def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
+    program = (
+        "import sys, segan.doctor.machine, segan.doctor.store, ray_jobs.doctor;"
+        "sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+# Checks
+
+
+def test_each_check_is_made_whatever_becomes_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+
+    def users() -> Outcome:
+        raise SeganError("runs/a: expected this, found s3cr3t; do that")
+
+    def bug() -> Outcome:
+        raise LookupError("two\nlines")
+
+    began = time.monotonic()
+    found = list(
+        examine(
+            [
+                Check("users", users),
+                Check("bug", bug),
+                Check("slow", lambda: time.sleep(60) or ok(""), seconds=0.2),
+                Check("well", lambda: ok("all")),
+            ]
+        )
+    )
+    assert time.monotonic() - began < 10
+    fails = Verdict.FAILS
+    assert found == [
+        Finding(
+            "users", Outcome(fails, "runs/a: expected this, found <AWS_SECRET_ACCESS_KEY>; do that")
+        ),
+        Finding("bug", Outcome(fails, "LookupError: two lines")),
+        Finding("slow", Outcome(fails, "not done after 0.2 s", "try again later")),
+        Finding("well", Outcome(Verdict.OK, "all")),
+    ]
+
+
+@pytest.mark.parametrize("name", checks.SECRETS)
+def test_what_a_key_is_is_never_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "0123456789abcdef")
+    (finding,) = examine([Check("c", lambda: Outcome(Verdict.OK, *2 * ["x0123456789abcdefy"]))])
+    assert (finding.outcome.found, finding.outcome.advice) == (f"x<{name}>y", f"x<{name}>y")
+
+
+# Python and packages
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    return tmp_path
+
+
+def project(folder: Path, python: str, *packages: str) -> None:
+    text = (
+        f'[project]\nname = "segan"\nrequires-python = "{python}"\ndependencies = {[*packages]}\n'
+    )
+    (folder / "pyproject.toml").write_text(text)
+
+
+def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> None:
+    wanted = ["numpy>=1", "pillow<2", "nowhere", "torch; sys_platform == 'win32'"]
+    project(checkout, ">=4", *wanted)
+    assert verdict(machine.python()) == "fails"
+    assert machine.python().found.endswith(", expected >=4")
+    outcome = machine.packages()
+    assert verdict(outcome) == "fails"
+    pillow, nowhere = outcome.found.split("; ")
+    assert pillow.startswith("pillow ")
+    assert pillow.endswith(", expected <2")
+    assert nowhere == "no nowhere"
+    project(checkout, ">=3.11", "numpy>=1")
+    assert machine.packages() == ok("1, each as asked for")
+
+
+def test_without_a_checkout_it_is_what_was_installed(checkout: Path) -> None:
+    assert verdict(machine.python()) == "ok"
+    assert verdict(machine.packages()) == "ok"
+    assert verdict(machine.tested_versions()) == "skipped"
+
+
+def test_versions_that_were_not_tested(checkout: Path) -> None:
+    (checkout / "constraints.txt").write_text("numpy==0.1\nnowhere==1\n")
+    outcome = machine.tested_versions()
+    assert verdict(outcome) == "warning"
+    assert outcome.found.startswith("numpy ")
+    assert outcome.found.endswith(", tested 0.1")
+
+
+# Limits
+
+
+def test_no_disk(tiny: Path) -> None:
+    assert verdict(machine.disk(tiny / "not" / "made" / "yet")) == "fails"
+
+
+def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(total: int, free: int) -> None:
+        disk = (total * GB, (total - free) * GB, free * GB)
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: type(found)(*disk))
+
+    found = machine.shutil.disk_usage(tmp_path)
+    for total, free, expected in ((100, 11, "ok"), (100, 9, "warning"), (900, 30, "warning")):
+        usage(total, free)
+        assert verdict(machine.disk(tmp_path)) == expected
+
+
+def test_little_shared_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHARED", tiny)
+    outcome = machine.shared_memory()
+    assert verdict(outcome) == "warning"
+    assert "--shm-size" in outcome.advice
+    monkeypatch.setattr(machine, "SHARED", tiny / "none")
+    assert verdict(machine.shared_memory()) == "skipped"
+
+
+def test_few_open_files() -> None:
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {}));"
+        "from segan.doctor.machine import open_files; print(open_files().verdict)"
+    )
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < machine.FEWEST_FILES:
+        pytest.skip(f"this machine allows {hard} open files alone")
+    for limit, expected in ((1024, "warning"), (machine.FEWEST_FILES, "ok")):
+        command = [sys.executable, "-c", program.format(limit)]
+        assert subprocess.check_output(command, text=True).strip() == expected
+
+
+def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core cannot be fewer")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        outcome = machine.cores()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert verdict(outcome) == "warning"
+    assert outcome.found == f"1 of {os.cpu_count()} may be used"
+    assert outcome.advice.startswith("cluster.threads_per_worker=1 ")
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        (
+            "0::/pod/container\n",
+            {
+                "cpu.max": "max 100000",
+                "pod/cpu.max": "150000 100000",
+                "pod/container/cpu.max": "400000 100000",
+                "memory.max": "max",
+                "memory.current": "1",
+                "pod/container/memory.max": "2000000000",
+                "pod/container/memory.current": "1500000000",
+            },
+        ),
+        (  # a container's own view: its path is the host's, its files are at the top
+            "0::/kubepods/pod1/c1\n",
+            {
+                "cpu.max": "150000 100000",
+                "memory.max": "2000000000",
+                "memory.current": "1500000000",
+            },
+        ),
+        (
+            "5:memory:/pod\n4:cpu,cpuacct:/pod\n3:name=systemd:/x\n0::/\n",
+            {
+                "cpu/cpu.cfs_quota_us": "-1",
+                "cpu/cpu.cfs_period_us": "100000",
+                "cpu/pod/cpu.cfs_quota_us": "150000",
+                "cpu/pod/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": "1600000000",
+                "memory/pod/memory.limit_in_bytes": "2000000000",
+                "memory/pod/memory.usage_in_bytes": "1500000000",
+            },
+        ),
+    ],
+    ids=["version 2", "container", "version 1"],
+)
+def test_the_limits_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str]
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    assert machine.cgroup_cpus() == 1.5
+    assert machine.cgroup_memory() == (2 * GB, 3 * GB // 2)
+    outcome = machine.memory()
+    assert verdict(outcome) == "warning"
+    assert outcome.found == "500.0 MB free of 2.0 GB"
+    assert machine.cores().found == f"1.5 of {os.cpu_count()} may be used"
+
+
+# GPUs: on a machine with one, this very function is what says so
+
+
+def test_without_a_gpu_training_is_on_the_cpu() -> None:
+    import torch
+
+    if torch.cuda.is_available() or machine.DRIVER.exists():
+        pytest.skip("this machine has a GPU")
+    outcome = machine.gpus()
+    assert outcome == Outcome(Verdict.SKIPPED, f"none; torch {torch.__version__} trains on the CPU")
+
+
+def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch can use the GPU of this machine")
+    version = (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:16:01 UTC 2025\n"
+        "GCC version:  gcc version 12.3.0\n"
+    )
+    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+    machine.DRIVER.write_text(version)
+    outcome = machine.gpus()
+    assert verdict(outcome) == "fails"
+    assert outcome.found.startswith("NVIDIA driver 580.65.06, ")
+    assert "torch" in outcome.advice

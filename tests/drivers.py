@@ -1,0 +1,65 @@
+"""Processes that hold a lease, told from here what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+PROGRAM = """
+import sys, time
+from segan.errors import SeganError
+from segan.lease import Timing, hold
+
+timing = Timing(*map(float, sys.argv[1:]))
+for line in sys.stdin:
+    uri, moment = line.split()
+    while time.monotonic() < float(moment):
+        pass
+    try:
+        with hold(uri, timing):
+            print("held", flush=True)
+            if sys.stdin.readline() == "fail\\n":
+                raise RuntimeError("as it was told")
+        print("released", flush=True)
+    except (SeganError, RuntimeError, KeyboardInterrupt) as error:
+        print(type(error).__name__, " ".join(str(error).split()), flush=True)
+"""
+
+
+@dataclass
+class Driver:
+    """A process of its own that takes, keeps and gives back leases."""
+
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, *timing: float) -> Driver:
+        """With these seconds between beats, of the lease, and between looks."""
+        command = [sys.executable, "-c", PROGRAM, *map(str, timing)]
+        pipe = subprocess.PIPE
+        return cls(
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        )
+
+    def tell(self, *words: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def hold(self, uri: str) -> str:
+        self.tell(uri, 0)
+        return self.said()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()

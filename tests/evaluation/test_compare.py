@@ -1,0 +1,159 @@
+"""An ablation's report: by hand where there is a hand, and of tiny trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segan.ablation import begin, train_all_here
+from segan.config import Config, parse_config
+from segan.data.archive import open_archive
+from segan.data.ingest import Options, here, ingest
+from segan.data.records import read_frames, read_manifest
+from segan.data.synthetic import draw_archive
+from segan.errors import StoppedError
+from segan.evaluation.bootstrap import paired_interval
+from segan.evaluation.compare import compare, score_maps
+from segan.evaluation.metrics import confusion
+from segan.inference.predictor import Member
+from segan.search import Study
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "no-critic": {"loss.adversary": "none", "loss.cross_entropy_weight": 1.0},
+}
+
+
+def test_maps_by_hand() -> None:
+    maps = np.array([[[[0.6, 0.3, 0.1]]], [[[0.1, 0.2, 0.9]]]], np.float32)
+    truth = np.array([[[[1, 0, 0]]], [[[0, 1, 1]]]], np.uint8)
+    found = score_maps(maps, truth)
+    # From 0.3 to 0.6 on, 1 and 1/2; from 0.1 to 0.2, 1/2 and 1; elsewhere less.
+    assert found.jaccard.mean() == pytest.approx(0.75)
+    assert sorted(found.jaccard.tolist()) == [0.5, 1.0]
+    np.testing.assert_array_equal(found.perimeter, [[1.0], [1.0]])
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(name: str, content: bytes) -> None:
+        path = folder / "archive" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    draw_archive({"train": 12, "validation": 4}, 0, write, short_side=100)
+    out = str(folder / "records")
+    ingest(open_archive(str(folder / "archive")), out, Options((90, 68)), here(1))
+    return out
+
+
+def configured(records: str, seeds: int = 3) -> Config:
+    evaluations = {"padded": {"evaluation.frame": "padded"}}
+    return parse_config(
+        {
+            "data": {"records": records},
+            "network": {"width": 1},
+            "augment": {"crop": 64},
+            "training": {"epochs": 2, "batch_size": 4},
+            "cluster": {"threads_per_worker": 1},
+            "ablation": {"seeds": seeds, "variants": VARIANTS, "evaluations": evaluations},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Stopped in its second trial, and gone on with."""
+    config, study = configured(records), Study(str(tmp_path_factory.mktemp("study")))
+    trials = begin(config, study, read_manifest(records).fingerprint)
+    told: list[str] = []
+    with pytest.raises(StoppedError):
+        train_all_here(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
+    assert [trial.result() is not None for trial in trials] == [True, *[False] * 5]
+    train_all_here(config, trials, lambda name, *_: told.append(name), lambda: False)
+    assert sorted(told) == sorted([trial.name for trial in trials] * 2)  # none was done twice
+    return study
+
+
+@pytest.fixture(scope="module")
+def report(study: Study, records: str) -> dict[str, Any]:
+    return compare(configured(records), study)
+
+
+def jaccards(study: Study, records: str, variant: str) -> np.ndarray:
+    """Of each image, the mean over seeds, by the checkpoints' own thresholds."""
+    frames = read_frames(records, read_manifest(records), "validation")
+    rows = []
+    for seed in range(3):
+        best = study.trial(f"{variant}-seed{seed}").run.best()
+        assert best is not None
+        maps = Member.of(best)(torch.tensor(frames.image)).numpy()
+        drawn = maps > np.float32(best.threshold)
+        rows.append(confusion(drawn, frames.mask != 0).scores()["jaccard"][:, 0])
+    return np.mean(rows, axis=0)
+
+
+def test_the_report_is_of_the_best_checkpoints_at_their_thresholds(
+    study: Study, records: str, report: dict[str, Any]
+) -> None:
+    paper, rival = report["variants"]
+    mine, theirs = (jaccards(study, records, name) for name in VARIANTS)
+    assert paper["jaccard"]["mean"] == pytest.approx(mine.mean())
+    assert rival["jaccard"]["mean"] == pytest.approx(theirs.mean())
+    assert paper["difference"] is None
+    assert rival["difference"] == pytest.approx(vars(paired_interval(theirs, mine)))
+    assert (paper["runs"], paper["over"], paper["scored"], paper["failed"]) == (3, 3, 3, 0)
+    assert paper["spread"] == pytest.approx(np.std(paper["each"], ddof=1))
+
+
+def test_the_report_says_how_steady_the_trainings_were(
+    study: Study, report: dict[str, Any]
+) -> None:
+    paper = report["variants"][0]
+    curves = [
+        [line["jaccard"] for line in study.trial(f"paper-seed{seed}").epochs()] for seed in range(3)
+    ]
+    assert paper["last"] == pytest.approx(np.mean([curve[1] for curve in curves]))
+    assert paper["swing"] == pytest.approx(np.mean([abs(a - b) for a, b in curves]))
+    assert paper["over_epochs"] == pytest.approx(np.mean(curves))
+    assert paper["diverged"] == sum(curve[1] < 0.35 for curve in curves)
+    assert [run["trial"] for run in report["runs"]][:2] == ["paper-seed0", "paper-seed1"]
+    assert report["runs"][0]["jaccard"] == curves[0]
+    assert len(report["runs"][0]["critic_loss"]) == 2
+
+
+def test_evaluations_are_of_the_baselines_runs(report: dict[str, Any]) -> None:
+    (padded,) = report["evaluations"]
+    assert (padded["variant"], padded["scored"]) == ("padded", 3)
+    assert padded["jaccard"] != report["variants"][0]["jaccard"]
+    assert padded["together"] is not None
+
+
+def test_it_is_kept_and_is_the_same_again(
+    study: Study, records: str, report: dict[str, Any]
+) -> None:
+    kept = json.loads(Path(study.uri, "ablation.json").read_text())
+    assert kept == json.loads(json.dumps(report))
+    assert compare(configured(records), study) == report
+
+
+def test_a_study_that_has_only_begun_has_a_report(records: str, tmp_path: Path) -> None:
+    config, study = configured(records), Study(str(tmp_path))
+    begin(config, study, read_manifest(records).fingerprint)
+    paper = compare(config, study)["variants"][0]
+    assert (paper["scored"], paper["over"], paper["jaccard"], paper["last"]) == (0, 0, None, None)
+
+
+def test_what_was_not_finite_diverged(records: str, tmp_path: Path) -> None:
+    config, study = configured(records), Study(str(tmp_path))
+    trials = begin(config, study, read_manifest(records).fingerprint)
+    trials[0].finish("diverged: a loss is not finite", 1.0)
+    paper = compare(config, study)["variants"][0]
+    assert (paper["over"], paper["diverged"]) == (1, 1)

@@ -1,0 +1,141 @@
+"""predictions.csv: written, read back, and gone on from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from segan import storage
+from segan.errors import StorageError, UsageError
+from segan.inference import predictions
+from segan.inference.masks import WriteMasks
+from segan.inference.pipeline import segment
+from segan.inference.predictions import Predicted, Predictions, read_predictions
+from segan.inference.predictor import Predictor
+from tests.inference.models import untrained
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return untrained((0, 1, 2))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    for i, name in enumerate("abc"):
+        Image.new("RGB", (80 + i, 70), (40 * i, 90, 200)).save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").write_bytes(b"none")
+    return [f"{tmp_path}/{name}.png" for name in "abcd"]
+
+
+def run(work: WriteMasks, predictor: Predictor, images: list[str]) -> list[str]:
+    """Does what is missing, and says which images those were."""
+    with Predictions(work, predictor) as kept:
+        missing = kept.missing(images)
+        for row in segment(predictor, missing, work):
+            kept.add(row)
+    return [Path(image).stem for image in missing]
+
+
+def test_rows_are_read_back_as_they_were(
+    predictor: Predictor, images: list[str], tmp_path: Path
+) -> None:
+    work = WriteMasks(f"{tmp_path}/out")
+    assert run(work, predictor, images) == ["a", "b", "c", "d"]
+    rows = read_predictions(work.out)
+    assert rows == [Predicted(**row) for row in segment(predictor, images, work)]
+    assert "expected an image" in rows[3].reject
+    with open(f"{work.out}/predictions.csv") as file:
+        header = next(csv.reader(file))
+    assert header == [field.name for field in dataclasses.fields(Predicted)]
+
+
+def test_only_rejects_and_what_is_not_whole_are_done_again(
+    predictor: Predictor, images: list[str], tmp_path: Path
+) -> None:
+    work = WriteMasks(f"{tmp_path}/out")
+    run(work, predictor, images)
+    assert run(work, predictor, images) == ["d"]
+    Path(f"{work.out}/b_segmentation.png").write_bytes(b"half")
+    assert run(work, predictor, images) == ["b", "d"]
+    with_maps = WriteMasks(work.out, ("probability",))
+    assert run(with_maps, predictor, images) == ["a", "b", "c", "d"]
+    assert run(with_maps, predictor, images) == ["d"]
+    # Another folder's image of the same name is another image.
+    Image.open(images[0]).save(tmp_path / "other.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other.png").rename(tmp_path / "elsewhere" / "a.png")
+    assert run(work, predictor, [f"{tmp_path}/elsewhere/a.png"]) == ["a"]
+
+
+def test_what_was_done_before_a_failure_is_kept(
+    predictor: Predictor, images: list[str], tmp_path: Path
+) -> None:
+    work = WriteMasks(f"{tmp_path}/out")
+
+    def stopped_after_two() -> None:
+        with Predictions(work, predictor) as kept:
+            for row in segment(predictor, images[:2], work):
+                kept.add(row)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after_two()
+    assert run(work, predictor, images) == ["c", "d"]
+    assert [row.id for row in read_predictions(work.out)] == ["a", "b", "c", "d"]
+
+
+def test_the_table_is_written_now_and_then(
+    predictor: Predictor, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = WriteMasks(f"{tmp_path}/out")
+    rows = segment(predictor, images, work)
+    kept = Predictions(work, predictor)
+    kept.add(next(rows))
+    assert read_predictions(work.out) == []
+    now = time.monotonic()
+    monkeypatch.setattr(predictions.time, "monotonic", lambda: now + predictions.EVERY + 1)
+    kept.add(next(rows))
+    assert [row.id for row in read_predictions(work.out)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"threshold": 0.7}, {"members": "other"}, {"members": "flipped"}], ids=str
+)
+def test_another_models_masks_are_not_mixed_in(
+    predictor: Predictor, images: list[str], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    work = WriteMasks(f"{tmp_path}/out")
+    run(work, predictor, images)
+    member = predictor.members[0]
+    others = {
+        "other": dataclasses.replace(member, sha256="another"),
+        "flipped": dataclasses.replace(
+            member, config=untrained(evaluation={"flips": True}).members[0].config
+        ),
+    }
+    members = [others.get(change.get("members", ""), member), *predictor.members[1:]]
+    threshold = change.get("threshold", predictor.threshold)
+    other = Predictor(members, predictor.size, threshold, "other")
+    with pytest.raises(UsageError, match=r"out: masks of untrained with .* other are asked for"):
+        Predictions(work, other)
+    moved = Predictor(predictor.members, predictor.size, predictor.threshold, "moved")
+    assert Predictions(work, moved).missing(images) == images[3:]
+    assert Predictions(work, other, overwrite=True).missing(images) == images
+    assert not storage.exists(f"{work.out}/predictions.csv")
+
+
+@pytest.mark.parametrize("content", ["id,image\na\n", "nonsense", "id,image,area\na,b,many\n"])
+def test_another_table_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "predictions.csv").write_text(content)
+    if content == "nonsense":
+        assert read_predictions(str(tmp_path)) == []
+        return
+    with pytest.raises(StorageError, match=r"predictions\.csv: not a table of predictions"):
+        read_predictions(str(tmp_path))

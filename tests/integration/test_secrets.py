@@ -1,0 +1,242 @@
+"""Secrets planted in the environment are searched for in everything that is written or said."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from infra.check_manifests import ROOT
+from infra.local.s3 import S3Server, s3_server
+from segan import patience, s3, storage
+from segan.errors import SeganError
+from tests.faults import Fault, Faults, faulty
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+BUCKET = "s3://secrets"
+TINY = (
+    f"data.records={BUCKET}/records network.width=2 augment.crop=64 training.batch_size=4 "
+    "training.epochs=1 training.log_every=1 cluster.threads_per_worker=1"
+)
+WHOLE_WAY = {
+    "synth": f"{BUCKET}/archive --train 8 --validation 2 --test 2 --short-side 64",
+    "ingest": f"{BUCKET}/archive {BUCKET}/records --width 72 --height 64 --local --debug",
+    "train": f"{BUCKET}/run {TINY} --local --debug",
+    "evaluate": f"{BUCKET}/run {BUCKET}/archive --split test --local --debug",
+    "predict": f"{BUCKET}/run {BUCKET}/archive/ISIC-2017_Test_v2_Data out --local --debug",
+    "runs ls": f"{BUCKET} --json",
+}
+MISTAKES = {
+    "no bucket": f"evaluate s3://never-made/run {BUCKET}/archive --local --debug",
+    "no run": f"evaluate {BUCKET}/nothing {BUCKET}/archive --local --debug",
+    "no records": f"train {BUCKET}/run data.records={BUCKET}/nothing --local --debug",
+    "wrong use": f"train {BUCKET}/run network.widht=3 --local --debug",
+}
+HERE = ("synth", "ingest", "train")  # in a local folder too
+# In one process, which imports torch once; each command's words go to a file of its name.
+COMMANDS = """
+import json, os, sys
+from segan.cli import main
+
+codes = os.fdopen(os.dup(1), "w")
+for name, words, environment in json.load(sys.stdin):
+    os.environ.update(environment)
+    said = os.open(f"{name}.said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1), os.dup2(said, 2)
+    print(name, main(words.split()), sep="\\t", file=codes)
+    sys.stdout.flush()
+"""
+# Code and status of answers, each of another way through what reads them.
+REFUSALS = {
+    "ExpiredToken": 400,
+    "SignatureDoesNotMatch": 403,
+    "RequestTimeTooSkewed": 403,
+    "NoSuchBucket": 404,
+    "NoSuchKey": 404,
+    "UnheardOf": 418,
+    "SlowDown": 503,
+    "InsufficientStorage": 507,
+}
+
+
+@pytest.fixture(scope="module")
+def planted(clean_environment: None) -> dict[str, str]:
+    """Every secret by where it is; the keys to the store are the ones that are used."""
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "PLANTEDKEYID00000001",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-0000000000002",
+        "AWS_SESSION_TOKEN": "planted-session-token-3",
+        "RAY_AUTH_TOKEN": "planted-ray-token-4" * 4,
+        "GF_SECURITY_ADMIN_PASSWORD": "planted-grafana-password-5",
+    }
+    token = Path.home() / ".ray" / "auth_token"
+    return secrets | {"the token's file": token.read_text()}
+
+
+@pytest.fixture(scope="module")
+def server(planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, planted[name])
+        with s3_server(tmp_path_factory.mktemp("s3")) as started:
+            for name, value in started.environment.items():
+                patch.setenv(name, value)
+            started.create_bucket(BUCKET.removeprefix("s3://"))
+            yield started
+
+
+@pytest.fixture(scope="module")
+def faults(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    with faulty(server.endpoint, tmp_path_factory.mktemp("faults")) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def folder(
+    server: S3Server, planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Where the whole way was gone, and all mistakes made: what each command said, and wrote."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "tmp").mkdir()
+    everything = {name: value for name, value in planted.items() if name.isupper()}
+    # SeaweedFS takes no session token with a user's lasting keys.
+    keys = everything | {"AWS_SESSION_TOKEN": ""}
+    wrong = keys | {"AWS_SECRET_ACCESS_KEY": planted["AWS_SECRET_ACCESS_KEY"][:-1]}
+    here = {name: WHOLE_WAY[name].replace(BUCKET, f"{folder}/root") for name in HERE}
+    commands = [
+        *((f"{name} here", f"{name} {words}", everything) for name, words in here.items()),
+        *((name, f"{name} {words}", keys) for name, words in WHOLE_WAY.items()),
+        *((name, words, keys) for name, words in MISTAKES.items()),
+        ("wrong key", f"runs ls {BUCKET}", wrong),
+        ("wrong token", f"runs ls {BUCKET}", everything),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        input=json.dumps(commands),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": f"{folder}/tmp"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    codes = {name: int(code) for name, code in (x.split("\t") for x in done.stdout.splitlines())}
+    assert [name for name, code in codes.items() if code] == [*MISTAKES, "wrong key", "wrong token"]
+    return folder
+
+
+def found(planted: Mapping[str, str], content: bytes) -> list[str]:
+    """Which of the secrets are in it, as they are or in base 64."""
+    forms = {
+        name: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1])
+        for name, value in planted.items()
+    }
+    return [name for name, both in forms.items() if any(one in content for one in both)]
+
+
+def unpacked(name: str, content: bytes) -> bytes:
+    """What is compressed in a Parquet file, beside the file itself."""
+    if not name.endswith(".parquet"):
+        return content
+    table = pq.read_table(io.BytesIO(content))
+    words = table.drop_columns([c for c in ("image", "mask") if c in table.column_names])
+    return content + repr((table.schema, table.schema.metadata, words.to_pylist())).encode()
+
+
+def test_the_search_finds_what_is_there(planted: dict[str, str]) -> None:
+    for name, value in planted.items():
+        assert found(planted, b"x" + value.encode() + b"y") == [name]
+        assert found(planted, base64.b64encode(value.encode())) == [name]
+    assert found(planted, b"nothing") == []
+
+
+def test_nothing_in_the_bucket_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
+    names = {file.name for file in storage.list_files(BUCKET)}
+    assert {"run/run.json", "run/metrics.jsonl", "records/manifest.json"} <= names
+    assert any(name.startswith("run/checkpoints/") for name in names)
+    assert any(name.startswith("run/tensorboard/") for name in names)
+    for name in names:
+        content = unpacked(name, storage.read_bytes(f"{BUCKET}/{name}"))
+        assert found(planted, content) == [], name
+
+
+def test_nothing_said_or_written_here_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
+    said = {path.stem: path.read_bytes() for path in folder.glob("*.said")}
+    assert said.keys() >= {*WHOLE_WAY, *MISTAKES, "train here", "wrong key", "wrong token"}
+    assert b"Traceback" in said["no bucket"]
+    assert (folder / "root" / "run" / "run.json").is_file()
+    assert b"access refused" in said["wrong key"]
+    token = Path.home() / ".ray" / "auth_token"
+    for path in (*folder.rglob("*"), *Path.home().rglob("*")):
+        if path.is_file() and path != token:
+            content = unpacked(path.name, path.read_bytes())
+            assert found(planted, content) == [], path
+
+
+@pytest.mark.parametrize("fault", [*REFUSALS, "refuse", "reset", "cut"])
+def test_no_error_of_the_store_has_a_secret(
+    faults: Faults,
+    planted: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    """Neither its text nor its traceback, nor what a worker would send of it to the driver."""
+    for name in planted.keys() - {"the token's file"}:
+        monkeypatch.setenv(name, planted[name])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
+    monkeypatch.setenv(patience.VARIABLE, "0.5")
+    kind = "answer" if fault in REFUSALS else fault
+    status = REFUSALS.get(fault, 503)
+    faults.order(Fault(kind, times=None, status=status, code=fault, seconds=60))
+    uri = f"{BUCKET}/file"
+    calls = (
+        storage.read_bytes,
+        storage.exists,
+        storage.list_files,
+        storage.delete_folder,
+        storage.OpenFile,
+        storage.check_access,
+        lambda uri: storage.write_bytes(uri, b""),
+    )
+    try:
+        for call in calls:
+            with pytest.raises(SeganError) as caught:
+                call(uri)
+            trace = "".join(traceback.format_exception(caught.value)).encode()
+            assert str(caught.value).encode() in trace
+            for content in (trace, pickle.dumps(caught.value), caplog.text.encode()):
+                assert found(planted, content) == []
+    finally:
+        faults.heal()
+
+
+def test_a_password_in_the_endpoint_is_not_repeated(
+    planted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = planted["GF_SECURITY_ADMIN_PASSWORD"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://somebody:{password}@127.0.0.1:1")
+    for call in (storage.check_access, storage.read_bytes, storage.list_files):
+        with pytest.raises(SeganError, match="AWS_ENDPOINT_URL: expected") as caught:
+            call(f"{BUCKET}/file")
+        assert found(planted, str(caught.value).encode()) == []
+
+
+def test_what_storage_keeps_open_is_in_no_pickle(
+    server: S3Server, folder: Path, planted: dict[str, str]
+) -> None:
+    """What is sent between processes holds URIs; a connection, which holds keys, cannot be sent."""
+    with storage.OpenFile(f"{BUCKET}/run/run.json") as file:
+        assert found(planted, pickle.dumps(file)) == []
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        pickle.dumps(s3.shared_client())

@@ -1,0 +1,27 @@
+"""The records that these trainings are of."""
+
+from __future__ import annotations
+
+import pytest
+
+from segan import storage
+from segan.data.archive import open_archive
+from segan.data.ingest import Options, here, ingest
+from segan.data.synthetic import draw_archive
+from tests.training.tiny import FRAME, ROWS
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """22 images to train on in 4 shards, 3 to validate on in one."""
+    folder = tmp_path_factory.mktemp("data")
+    source, out = str(folder / "archive"), str(folder / "records")
+
+    def write(name: str, content: bytes) -> None:
+        storage.write_bytes(storage.join(source, name), content)
+
+    draw_archive({"train": ROWS, "validation": 3}, 0, write, short_side=100)
+    options = Options(FRAME, rows_per_shard=8)
+    manifest = ingest(open_archive(source), out, options, here(1))
+    assert [len(manifest.shards(split)) for split in ("train", "validation")] == [4, 1]
+    return out

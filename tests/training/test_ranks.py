@@ -1,0 +1,233 @@
+"""Whole trainings of two ranks, each in a process of its own: stopped by one, gone on by both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from segan.config import Config, parse_config
+from segan.data.batches import Batch, Plan, to_batch
+from segan.data.records import read_shard
+from segan.errors import NotFiniteError
+from segan.runs import Run
+from segan.training import state
+from segan.training.distributed import (
+    flatten,
+    rank,
+    running_statistics,
+    single_process_group,
+    world_size,
+)
+from segan.training.loop import Training, Watchers
+from segan.training.session import find_start, make_plan, open_training
+from segan.training.step import Adversaries
+from tests.training.spawning import spawn_ranks
+from tests.training.tiny import BATCH, configure, lines, same_weights, scalars
+
+pytestmark = pytest.mark.timeout(400)
+
+RANKS = 2
+STEPS = 16  # of 2 x 2 images, the same 4 as with one worker
+STOPS = (2, 5, 6, 12)  # 6 ends an epoch, 12 begins one
+
+
+def configured(records: str, steps: int) -> Config:
+    return configure(
+        records,
+        training={"batch_size": BATCH // RANKS, "checkpoint_every": steps},
+        cluster={"workers": RANKS},
+    )
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "averaged": {"training": {"ema": 0.9}},
+    "no-critic": {"loss": {"adversary": "none", "dice_weight": 1.0}},
+    "scalar": {"loss": {"adversary": "scalar", "cross_entropy_weight": 1.0}},
+}
+
+
+def varied(records: str, sections: dict[str, dict[str, Any]]) -> Config:
+    tree = configured(records, 0).model_dump()
+    for name, section in sections.items():
+        tree[name] |= section
+    return parse_config(tree)
+
+
+def batches(plan: Plan) -> Iterator[Batch]:
+    """This rank's, dealt out as Ray Data does."""
+    manifest = plan.sequence.manifest
+    blocks = plan.sequence.blocks(
+        plan.start, plan.stop, plan.batch_size, lambda shard: read_shard(plan.records, shard)
+    )
+    for i, table in enumerate(blocks):
+        if i % world_size() == rank():
+            yield to_batch(table, manifest)
+
+
+def as_rank(index: int, folder: Path, records: str) -> None:
+    """One of two ranks; leaves what it found in a file."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=RANKS)
+    found = {
+        "undisturbed": train(configured(records, 0), Run(f"{folder}/undisturbed")),
+        "stopped": [stop(configured(records, 4), Run(f"{folder}/stopped"), n) for n in STOPS],
+        "after": train(configured(records, 4), Run(f"{folder}/stopped")),
+        "not finite": spoil(configured(records, 0), Run(f"{folder}/spoilt")),
+        "variants": [
+            (
+                train(varied(records, sections), Run(f"{folder}/whole-{name}")),
+                stop(varied(records, sections), Run(f"{folder}/halved-{name}"), 8),
+                train(varied(records, sections), Run(f"{folder}/halved-{name}")),
+            )
+            for name, sections in VARIANTS.items()
+        ],
+    }
+    torch.save(found, folder / f"rank{index}.pt")
+    dist.destroy_process_group()
+
+
+def train(config: Config, run: Run, watchers: Watchers | None = None) -> dict[str, Any]:
+    """A training from where the run stands; rank 0 says where that is, as the driver does."""
+    said: list[Any] = [make_plan(config, run) if rank() == 0 else None]
+    dist.broadcast_object_list(said, src=0)
+    (plan,) = said
+    training = open_training(config, run, plan, watchers or Watchers())
+    begun = statistics(training.adversaries)
+    training.train(batches(plan))
+    return {
+        "start": plan.start,
+        "step": training.step,
+        "stopped": training.stopped,
+        "begun": begun,
+        "statistics": statistics(training.adversaries),
+    }
+
+
+def stop(config: Config, run: Run, step: int) -> dict[str, Any]:
+    """Rank 1 alone wishes an end, once the step is done."""
+    asked = [0]
+
+    def wish() -> bool:
+        asked[0] += 1
+        return rank() == 1 and asked[0] + before >= step
+
+    start = find_start(run, print)
+    before = start.samples // BATCH if start else 0
+    return train(config, run, Watchers(stop=wish))
+
+
+def spoil(config: Config, run: Run) -> dict[str, Any]:
+    """A weight of rank 1 becomes infinite after 7 steps, so that it alone meets NaN in the 8th."""
+    plan = make_plan(config, run)
+    training = open_training(config, run, plan, Watchers())
+    before: dict[str, Any] = {}
+
+    def spoilt(source: Iterator[Batch]) -> Iterator[Batch]:
+        for number, batch in enumerate(source, 1):
+            if number == 8:
+                if rank() == 1:
+                    with torch.no_grad():
+                        next(training.adversaries.segmentor.parameters()).fill_(torch.inf)
+                before.update({"weights": weights(training), "ids": batch.ids})
+            yield batch
+
+    try:
+        training.train(spoilt(batches(plan)))
+    except NotFiniteError as error:
+        return before | {"said": str(error), "after": weights(training)}
+    return before
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    both = training.adversaries
+    named = [*both.segmentor.named_parameters("S"), *both.critic.named_parameters("C")]
+    return {name: parameter.detach().clone() for name, parameter in named}
+
+
+def statistics(adversaries: Adversaries) -> torch.Tensor:
+    return flatten(running_statistics(adversaries.segmentor)).clone()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path, records: str) -> list[dict[str, Any]]:
+    return spawn_ranks(as_rank, RANKS, folder, 360, records)
+
+
+Ranks = list[dict[str, Any]]
+
+
+def test_one_ranks_wish_stops_both_at_the_same_step(ranks: Ranks) -> None:
+    one, other = ([(s["step"], s["stopped"]) for s in found["stopped"]] for found in ranks)
+    # Followed a step later; the wish at 2 stops after 3, and what is at 6 already after 2 more.
+    assert one == other == [(3, True), (6, True), (8, True), (13, True)]
+
+
+def test_each_rank_goes_on_with_its_own_statistics(ranks: Ranks) -> None:
+    one, other = ([*found["stopped"], found["after"]] for found in ranks)
+    for before, after in ((0, 1), (2, 3), (3, 4)):  # stopped within an epoch
+        assert not torch.equal(one[before]["statistics"], other[before]["statistics"])
+        for found in (one, other):
+            assert torch.equal(found[before]["statistics"], found[after]["begun"])
+    assert torch.equal(one[1]["statistics"], other[1]["statistics"])  # averaged at its end
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(ranks: Ranks, folder: Path) -> None:
+    assert [found["after"]["step"] for found in ranks] == [STEPS, STEPS]
+    whole, stopped = Run(f"{folder}/undisturbed"), Run(f"{folder}/stopped")
+    assert same_weights(whole, stopped)
+    assert lines(whole) == lines(stopped)
+    assert scalars(stopped, "step/critic_loss") == [BATCH * n for n in range(1, STEPS + 1)]
+    one, other = whole.latest(), stopped.latest()
+    assert one is not None
+    assert other is not None
+    assert one.files == other.files
+
+
+def test_the_segmentor_for_use_has_the_mean_of_the_statistics(ranks: Ranks, folder: Path) -> None:
+    """And so has each of another number of ranks that goes on: here one, from two."""
+    run = Run(f"{folder}/stopped")
+    within = next(c for c in run.checkpoints() if not c.validated)
+    trainer = torch.load(io.BytesIO(within.read(state.TRAINER)), weights_only=True)
+    rows = trainer["running_statistics"]
+    assert rows.shape[0] == RANKS
+    assert not torch.equal(rows[0], rows[1])
+    with single_process_group():
+        alone = Adversaries(within.config, torch.device("cpu"))
+        state.restore(alone, within, torch.device("cpu"))
+        torch.testing.assert_close(statistics(alone), (rows[0] + rows[1]) / 2)
+
+
+def test_the_rank_that_was_not_finite_is_named_and_all_stop(ranks: Ranks) -> None:
+    one, other = (found["not finite"] for found in ranks)
+    said = one["said"]
+    assert said == other["said"]
+    assert "of critic and segmentor at step 8 is not finite, on rank 1 (critic_loss nan" in said
+    assert f"with the images {', '.join(other['ids'])};" in said
+    assert not any(name in said for name in one["ids"])
+    for found in (one, other):
+        before, after = found["weights"], found["after"]
+        assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_variants_go_on_with_two_ranks(ranks: Ranks, folder: Path) -> None:
+    for found in ranks:
+        for whole, halved, after in found["variants"]:
+            assert (whole["step"], halved["step"], after["step"]) == (STEPS, 9, STEPS)
+            assert torch.equal(whole["statistics"], after["statistics"])
+    for name in VARIANTS:
+        one, other = Run(f"{folder}/whole-{name}").latest(), Run(f"{folder}/halved-{name}").latest()
+        assert one is not None
+        assert other is not None
+        assert one.files == other.files, name
