@@ -30,7 +30,7 @@ def runs_at_once(config: ClusterConfig, own_cpus: float = 0.0) -> int:
     Raises:
         UsageError: not even one, with the numbers.
     """
-    found = _Room(config, own_cpus)
+    found = Room(config, own_cpus)
     if found.lacks() and config.wait_seconds:
         say(f"{found.lacks()}; waiting up to {config.wait_seconds:g} s for nodes")
         found = _wait(found)
@@ -44,7 +44,7 @@ def nodes_with_work() -> int:
     return sum(1 for node in _nodes() if node.get("CPU", 0) > 0)
 
 
-class _Room:
+class Room:
     """The cluster's nodes as they are at one moment, beside what a run takes of them."""
 
     def __init__(self, config: ClusterConfig, own_cpus: float):
@@ -103,13 +103,13 @@ class _Room:
         return int(min(node.get(kind, 0) / each for kind, each in self.worker.items()) + ROUNDING)
 
 
-def _wait(room: _Room) -> _Room:
+def _wait(room: Room) -> Room:
     config, own_cpus = room.config, room.own_cpus
     until = time.monotonic() + config.wait_seconds
     with _asked_for([room.worker] * config.workers + [{"CPU": CPUS_FOR_DATA + own_cpus}]):
         while room.lacks() and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
-            room = _Room(config, own_cpus)
+            room = Room(config, own_cpus)
     return room
 
 

@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,9 +33,9 @@ def connect(debug: bool = False) -> None:
     if os.environ.get("RAY_ADDRESS") and not debug:
         # This process's own core, which warns of what Ray's libraries do; the log files keep it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Without an address a Ray of our own starts, which nobody else on the network is to reach.
-    own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
-    ray.init(log_to_driver=debug, logging_level=level, **own)
+    if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+        _make_token()
+    ray.init(log_to_driver=debug, logging_level=level)
     # `ray job stop` is then a Ctrl-C; Ray's own handler ends the process where it stands.
     signal.signal(signal.SIGTERM, _interrupt)
     if not debug:
@@ -41,6 +43,19 @@ def connect(debug: bool = False) -> None:
         for name in ("ray.data", "ray.train"):
             importlib.import_module(name)
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _make_token() -> None:
+    """The token of Rays that are started here, where there is none yet, for nobody else to read.
+
+    Ray would make it itself, and leave it to the umask who may read it.
+    """
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _interrupt(_: int, frame: Any) -> None:

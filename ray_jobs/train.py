@@ -18,17 +18,19 @@ from ray.train.torch import TorchTrainer
 from ray_jobs.board import start_board, watching
 from ray_jobs.capacity import runs_at_once
 from ray_jobs.cluster import interruptible, users_part
+from ray_jobs.elastic import LossOfNodes, lacking
 from ray_jobs.stream import StreamConfig
 from ray_jobs.worker import Ending, Plans, train_worker
 from segan import storage
 from segan.config import Config
+from segan.errors import UsageError
 from segan.interrupts import Wish
 from segan.lease import hold
 from segan.runs import Run
 from segan.training.loop import Status
 from segan.training.session import make_plan, stopped_error
 
-START_SECONDS = 20  # for an elastic run's workers to start; Ray Train's own 60 s with all the rest
+START_SECONDS = 20  # for places for an elastic run's workers, before their number is thought over
 
 
 def train(
@@ -75,7 +77,7 @@ def _train(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:
-        # Of a node that is gone Ray Train learns by waiting in vain for a worker on it.
+        # Where a node goes while places on it are asked for; Ray Train's own 60 s with all else.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     plan = make_plan(config, run)
     run.begin(config, plan.sequence.manifest.fingerprint)
@@ -115,6 +117,8 @@ def _attempt(
     try:
         ending: Ending = trainer.fit().return_value
     except Exception as error:
+        if lack := lacking(config.cluster):
+            raise UsageError(f"{lack}; nodes have not come back") from error
         raise users_part(error) from error
     return ending
 
@@ -133,11 +137,12 @@ def scaling(config: Config) -> ScalingConfig:
 
 
 def _bookkeeping(config: Config, run: Run, callbacks: Sequence[UserCallback]) -> RunConfig:
+    ours = [LossOfNodes(config.cluster)] if config.cluster.elastic else []
     # A fresh name for Ray's own bookkeeping: going on is by the run's checkpoints alone.
     return RunConfig(
         name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"),
         storage_path=storage.join(run.uri, "ray"),
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *ours],
         failure_config=FailureConfig(
             max_failures=config.cluster.max_failures,
             controller_failure_limit=config.cluster.max_failures,

@@ -87,6 +87,8 @@ def _tune(
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
     # Tune's newer output prints a header and a footer to stdout, whatever `verbose` says.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Tune would take an interrupt as the study's orderly end; the study goes on when asked again.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     tune.Tuner(
         tune.with_resources(run, {"CPU": TRIAL_CPUS}),  # the workers of its run hold the rest
         param_space=points,

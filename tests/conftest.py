@@ -21,7 +21,6 @@ os.environ.update(
         "RAY_AUTH_MODE": "token",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.local.cluster import LOOPBACK
 from infra.local.processes import free_ports
 from segan.inference.ensemble import Ensemble, member_entry, write_ensemble
 from segan.runs import Checkpoint
@@ -22,6 +23,7 @@ START_SECONDS = 100
 class Server:
     address: str
     process: subprocess.Popen[str]
+    home: Path
 
     def interrupt(self) -> int:
         """A Ctrl-C; returns the exit code."""
@@ -60,7 +62,11 @@ def serving(model: str, log: Path, token: str = "", *options: str) -> Iterator[S
     """`segan serve MODEL --local` on a port of its own, from when it answers to its end."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "segan.cli", "serve", model, "--local", "--port", str(port)]
-    environment = os.environ | {"SEGAN_SERVE_TOKEN": token}
+    # As a person has it: what keeps the tests' own Ray on loopback must not keep this one there.
+    environment = {k: v for k, v in os.environ.items() if k not in (*LOOPBACK, "RAY_AUTH_MODE")}
+    home = log.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment |= {"SEGAN_SERVE_TOKEN": token, "HOME": str(home)}
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options],
@@ -79,7 +85,7 @@ def serving(model: str, log: Path, token: str = "", *options: str) -> Iterator[S
                         break
                 else:
                     raise AssertionError(f"segan serve has ended: see {log}")
-                yield Server(f"http://127.0.0.1:{port}", process)
+                yield Server(f"http://127.0.0.1:{port}", process, home)
             finally:
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def test_it_listens_on_loopback_alone(server: Server) -> None:
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
+
+
+def test_its_ray_has_a_token_that_nobody_else_can_read(server: Server) -> None:
+    assert stat.S_IMODE((server.home / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
 def test_ctrl_c_ends_all_that_it_started(model: str, tmp_path: Path) -> None:

@@ -130,16 +130,22 @@ def training(
 
 
 @pytest.mark.usefixtures("records")
-def test_an_elastic_run_goes_on_without_a_node_that_is_cut_off(
+def test_an_elastic_run_goes_on_without_a_node_and_ends_without_any(
     hosts: list[Namespace], store: S3Server, client: Client
 ) -> None:
-    with training(hosts[0], store, client, "cluster.min_workers=1") as driver:
+    elastic = ("cluster.min_workers=1", "cluster.wait_seconds=10")
+    with training(hosts[0], store, client, *elastic) as driver:
         hosts[2].cut()
         time.sleep(1)  # for what was under way
         began, before = time.monotonic(), steps()
         assert within(MOST_SECONDS, lambda: steps() > before), "nothing goes on on what is left"
         print(f"from the cut to the next step: {time.monotonic() - began:.0f} s")
         assert driver.poll() is None
+        hosts[1].cut()
+        _, said = driver.communicate(timeout=MOST_SECONDS)
+        assert driver.returncode == 2
+        assert "1 workers of 2 CPU" in said.splitlines()[-1]
+        assert said.splitlines()[-1].endswith("; nodes have not come back")
 
 
 @pytest.mark.usefixtures("records")
@@ -159,7 +165,7 @@ def test_a_drained_node_is_left_with_a_checkpoint_and_counts_for_no_failure(
 ) -> None:
     """A worker on the node that a spot notice is for goes on on the other."""
     words = f"{TRAIN} cluster.workers=1 cluster.cpus_per_worker=1 cluster.max_failures=0"
-    words += " training.epochs=100 training.log_every=1"
+    words += " training.epochs=50 training.log_every=1"
     whole = Run(f"{BUCKET}/whole")
     with hosts[0].inside(), in_environment(store.environment):
         with client.start("drained", words) as submitting:
@@ -171,7 +177,7 @@ def test_a_drained_node_is_left_with_a_checkpoint_and_counts_for_no_failure(
         assert submitting.returncode == 0, said
         segan(store.environment, *words.replace(RUN.uri, whole.uri).split(), "--local")
         steps = [line["step"] for line in RUN.metrics() if line["kind"] == "step"]
-        assert steps == list(range(1, 100 * 20 // 4 + 1))
+        assert steps == list(range(1, 50 * 20 // 4 + 1))
         latest, other = RUN.latest(), whole.latest()
         assert latest is not None
         assert other is not None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,16 +145,36 @@ def test_a_study_goes_on_after_its_driver_was_killed(
     assert settles(actors) == NOTHING
 
 
-def test_an_ablation_takes_every_variant_to_its_end(
-    bucket: str, configured: Callable[..., Config]
+def interrupted(after: str, *words: str) -> tuple[int, list[str]]:
+    """The command's exit code and all lines that it said, where Ctrl-C comes after such a line."""
+    command = [sys.executable, "-m", "segan.cli", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if re.search(after, line):
+                process.send_signal(signal.SIGINT)
+        return process.wait(), said
+
+
+def test_an_ablation_that_is_interrupted_goes_on_to_every_variants_end(
+    bucket: str, configured: Callable[..., Config], tmp_path: Path
 ) -> None:
     pixels = "{loss.reading: per_level, loss.level_weights: [1, 0, 0, 0, 0, 0, 0]}"
     variants = f"ablation.variants={{paper: {{}}, pixels: {pixels}}}"
     config = configured("cluster.cpus_per_worker=0.5", "ablation.seeds=1", variants)
-    study, told, before = Study(f"{bucket}/claims"), [], alive()
-    ablate(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
+    study, before = Study(f"{bucket}/claims"), alive()
+    file = tmp_path / "config.yaml"
+    file.write_text(config.model_dump_json())
+    code, said = interrupted("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
+    assert (code, said[-1]) == (130, "segan: interrupted\n")
+    assert not [line for line in said if line.startswith("scoring")]
+    assert settles(before, 30) == NOTHING
+    ablate(config, study, lambda *word: None)
     assert settles(before) == NOTHING
-    assert sorted(told) == [(f"{name}-seed0", n) for name in ("paper", "pixels") for n in (1, 2)]
+    for trial in study.trials():
+        assert [line["epoch"] for line in trial.epochs()] == [1, 2]
     report = compare(config, study)
     assert [(row["over"], row["scored"]) for row in report["variants"]] == [(1, 1), (1, 1)]
     # Given again, there is nothing to do.
