@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.cluster import LOOPBACK
 from infra.local.processes import free_ports
 from segan.inference.ensemble import Ensemble, member_entry, write_ensemble
 from segan.runs import Checkpoint
@@ -63,10 +62,14 @@ def serving(model: str, log: Path, token: str = "", *options: str) -> Iterator[S
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "segan.cli", "serve", model, "--local", "--port", str(port)]
     # As a person has it: what keeps the tests' own Ray on loopback must not keep this one there.
-    environment = {k: v for k, v in os.environ.items() if k not in (*LOOPBACK, "RAY_AUTH_MODE")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     home = log.parent / "home"
     home.mkdir(exist_ok=True)
-    environment |= {"SEGAN_SERVE_TOKEN": token, "HOME": str(home)}
+    environment |= {
+        "SEGAN_SERVE_TOKEN": token,
+        "HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options],
