@@ -34,7 +34,7 @@ def connect(debug: bool = False) -> None:
         # This process's own core, which warns of what Ray's libraries do; the log files keep it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
-        _make_token()
+        make_token()
     ray.init(log_to_driver=debug, logging_level=level)
     # `ray job stop` is then a Ctrl-C; Ray's own handler ends the process where it stands.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -45,7 +45,7 @@ def connect(debug: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _make_token() -> None:
+def make_token() -> None:
     """The token of Rays that are started here, where there is none yet, for nobody else to read.
 
     Ray would make it itself, and leave it to the umask who may read it.

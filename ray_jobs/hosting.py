@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ray
 from ray import serve
 
+from ray_jobs.cluster import make_token
 from segan.errors import SeganError, UsageError
 
 NAME = "segan"  # of the application
@@ -20,6 +21,7 @@ NAME = "segan"  # of the application
 def own_ray(debug: bool) -> Iterator[None]:
     """A Ray on this machine's loopback that nobody else joins, gone with the block."""
     level = logging.INFO if debug else logging.ERROR
+    make_token()
     with tempfile.TemporaryDirectory(prefix="segan-") as folder:
         ray.init(
             address="local",

@@ -1,0 +1,46 @@
+"""The Ray that a command starts where it finds no cluster, in an environment as a person has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
+
+PROGRAM = """
+import psutil
+import ray
+from segan.commands.options import join_cluster
+
+join_cluster(False)
+ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+found = {
+    connection.laddr.ip.removeprefix("::ffff:")
+    for process in ours
+    for connection in process.net_connections("inet")
+    if connection.status == psutil.CONN_LISTEN
+}
+print(sorted(found), len(ours) > 3)
+ray.shutdown()
+"""
+
+
+@pytest.fixture(autouse=True)
+def joined() -> None:
+    """This process joins no cluster."""
+
+
+def test_it_listens_on_loopback_alone_with_a_token_for_its_user(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray is imported before, as a command that trains does with ray_jobs.
+    program = "import ray_jobs.tune\n" + PROGRAM
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert "['127.0.0.1'] True" in done.stderr.splitlines(), done.stderr
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
