@@ -33,7 +33,7 @@ def connect(debug: bool = False) -> None:
     if os.environ.get("RAY_ADDRESS") and not debug:
         # This process's own core, which warns of what Ray's libraries do; the log files keep it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+    if not os.environ.get("RAY_ADDRESS"):
         make_token()
     ray.init(log_to_driver=debug, logging_level=level)
     # `ray job stop` is then a Ctrl-C; Ray's own handler ends the process where it stands.
@@ -50,6 +50,8 @@ def make_token() -> None:
 
     Ray would make it itself, and leave it to the umask who may read it.
     """
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+        return
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
