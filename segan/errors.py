@@ -28,11 +28,11 @@ class TransientError(StorageError):
     """This attempt failed, and the next may not."""
 
 
-class DamagedError(StorageError):
+class CorruptedError(StorageError):
     """What is stored is not what was written."""
 
 
-class NotFiniteError(SeganError):
+class NonFiniteError(SeganError):
     """A number of a training is not finite: the same again will not mend it."""
 
 

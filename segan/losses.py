@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segan.config import LossConfig
 
-LEAST = 1e-7  # probability whose logarithm is still taken: below it a pixel has no more to say
+EPS = 1e-7  # probability whose logarithm is still taken: below it a pixel has no more to say
 
 
 def multi_scale_l1(
@@ -35,7 +35,7 @@ def multi_scale_l1(
         for weight, p, t in zip(weights, predicted, truth, strict=True)
     ]
     sizes = [p.numel() for p in predicted]
-    if config.reading == "concatenated":
+    if config.reduction == "concatenated":
         return torch.stack(distances).sum() / sum(sizes)
     means = [distance / size for distance, size in zip(distances, sizes, strict=True)]
     return torch.stack(means).mean()
@@ -49,8 +49,8 @@ def dice_loss(predicted: Tensor, truth: Tensor) -> Tensor:
         truth: [B, classes, H, W], 0 or 1.
     """
     p, t = predicted.float().flatten(2), truth.float().flatten(2)
-    one = 1.0  # keeps an empty truth with an empty prediction at loss 0
-    dice = (2 * (p * t).sum(2) + one) / (p.sum(2) + t.sum(2) + one)
+    smooth = 1.0  # keeps an empty truth with an empty prediction at loss 0
+    dice = (2 * (p * t).sum(2) + smooth) / (p.sum(2) + t.sum(2) + smooth)
     return (1 - dice).mean()
 
 
@@ -62,11 +62,11 @@ def cross_entropy(predicted: Tensor, truth: Tensor) -> Tensor:
         truth: [B, classes, H, W], 0 or 1.
     """
     p, t = predicted.float(), truth.float()
-    right = t * p + (1 - t) * (1 - p)
-    return -right.clamp_min(LEAST).log().mean()
+    likelihood = t * p + (1 - t) * (1 - p)
+    return -likelihood.clamp_min(EPS).log().mean()
 
 
-class Game:
+class AdversarialLoss:
     """What C raises and what S lowers, of what C says of the two masked images.
 
     The paper's is one number for both: the distance between the features (Eq. 1). In the classic
@@ -76,14 +76,14 @@ class Game:
 
     def __init__(self, config: LossConfig):
         self.config = config
-        self.scalar = config.adversary == "scalar"
+        self.scalar = config.critic == "scalar"
 
     @property
-    def played(self) -> bool:
+    def enabled(self) -> bool:
         """Whether there is an adversary at all."""
-        return self.config.adversary != "none"
+        return self.config.critic != "none"
 
-    def raised_by_critic(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    def critic_objective(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
         """A scalar in float32.
 
         Args:
@@ -97,14 +97,14 @@ class Game:
         # log C(truth) + log(1 - C(predicted))
         return (F.logsigmoid(score_of_truth.float()) + F.logsigmoid(-score.float())).mean()
 
-    def lowered_by_segmentor(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    def segmentor_term(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
         """The same for S, which in the classic game is -log C(predicted)."""
         if not self.scalar:
             return multi_scale_l1(predicted, truth, self.config)
         return -F.logsigmoid(predicted[0].float()).mean()
 
 
-def weighed(
+def weighted_segmentor_loss(
     adversarial: Tensor | None, predicted: Tensor, truth: Tensor, config: LossConfig
 ) -> Tensor:
     """What S lowers but for the Dice loss: C's word and the cross-entropy by their weights.
@@ -114,7 +114,7 @@ def weighed(
         predicted: [B, classes, H, W] in [0, 1].
         truth: [B, classes, H, W], 0 or 1.
     """
-    parts = [] if adversarial is None else [config.adversary_weight * adversarial]
+    parts = [] if adversarial is None else [config.adversarial_weight * adversarial]
     if config.cross_entropy_weight > 0:
         parts.append(config.cross_entropy_weight * cross_entropy(predicted, truth))
     return sum(parts, start=torch.zeros((), device=predicted.device))

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from infra.local.cluster import LOOPBACK, RayCluster, ray_cluster
+from infra.local.cluster import LOOPBACK_ENV, RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
-from tests.environment import in_environment
+from tests.environment import temporary_environment
 
 # Ray and torch read these when they are imported, and test modules import them before any fixture
 # runs.
 os.environ.update(
     {
-        **LOOPBACK,
+        **LOOPBACK_ENV,
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -26,7 +26,12 @@ os.environ.update(
 )
 
 # These would lead to a Ray that is not the tests'.
-OTHER_RAY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+RAY_CONNECTION_VARIABLES = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -42,24 +47,27 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     token.write_text(secrets.token_hex(32))
     with pytest.MonkeyPatch.context() as patch:
         for name in [*os.environ]:
-            if name.startswith("AWS_") or name in OTHER_RAY:
+            if name.startswith("AWS_") or name in RAY_CONNECTION_VARIABLES:
                 patch.delenv(name)
         patch.setenv("HOME", str(home))
         yield
 
 
 @pytest.fixture(autouse=True)
-def no_other_tests_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated_from_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' head may be up; those that do not ask for it do not see it."""
     if "ray_session" not in request.fixturenames:
-        for name in OTHER_RAY:
+        for name in RAY_CONNECTION_VARIABLES:
             monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The S3 server, which the environment points to from here on."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as server, in_environment(server.environment):
+    with (
+        s3_server(tmp_path_factory.mktemp("s3")) as server,
+        temporary_environment(server.environment),
+    ):
         yield server
 
 
@@ -76,7 +84,7 @@ def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A Ray head with 4 logical CPUs whose workers use the S3 server, and this process joined."""
     with (
         ray_cluster(tmp_path_factory.mktemp("ray"), 4, s3.environment) as cluster,
-        in_environment(cluster.environment),
+        temporary_environment(cluster.environment),
     ):
         import ray
 

@@ -44,22 +44,22 @@ class Driver:
             subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         )
 
-    def tell(self, *words: object) -> None:
+    def send(self, *values: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.write(" ".join(map(str, values)) + "\n")
         self.process.stdin.flush()
 
-    def said(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
     def hold(self, uri: str) -> str:
-        self.tell(uri, 0)
-        return self.said()
+        self.send(uri, 0)
+        return self.read_line()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self.process.kill()
         self.process.communicate()

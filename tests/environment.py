@@ -7,7 +7,7 @@ import pytest
 
 
 @contextmanager
-def in_environment(values: Mapping[str, str]) -> Iterator[None]:
+def temporary_environment(values: Mapping[str, str]) -> Iterator[None]:
     """These variables are set while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():

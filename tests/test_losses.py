@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segan.config import LossConfig
-from segan.losses import Game, cross_entropy, dice_loss, multi_scale_l1, weighed
+from segan.losses import (
+    AdversarialLoss,
+    cross_entropy,
+    dice_loss,
+    multi_scale_l1,
+    weighted_segmentor_loss,
+)
 
-READINGS = ["concatenated", "per_level"]
+REDUCTIONS = ["concatenated", "per_level"]
 CODE_WEIGHTS = (1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 4.0)
 
 # Seven levels of one image; their distances from zero sum to 3, 4, 1, 1, 1, 1, 2 over 2, 1, 1, 1,
@@ -21,15 +27,15 @@ CODE_WEIGHTS = (1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 4.0)
 LEVELS = [[1.0, -2.0], [4.0], [1.0], [-1.0], [1.0], [1.0], [-2.0]]
 
 
-def level(values: list[float]) -> Tensor:
+def make_level(values: list[float]) -> Tensor:
     return torch.tensor(values).reshape(1, 1, 1, -1)
 
 
-def zeros(levels: list[Tensor]) -> list[Tensor]:
+def zero_levels(levels: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) for x in levels]
 
 
-def draw_levels(seed: int) -> list[Tensor]:
+def random_levels(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(2, 3, 8, 8), (2, 2, 4, 4), (2, 4, 2, 2)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -47,31 +53,33 @@ def draw_levels(seed: int) -> list[Tensor]:
 def test_both_readings_by_hand(
     reading: str, weights: tuple[float, ...] | None, expected: float
 ) -> None:
-    levels = [level(values) for values in LEVELS]
-    loss = multi_scale_l1(levels, zeros(levels), LossConfig(reading=reading, level_weights=weights))
+    levels = [make_level(values) for values in LEVELS]
+    loss = multi_scale_l1(
+        levels, zero_levels(levels), LossConfig(reduction=reading, level_weights=weights)
+    )
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", REDUCTIONS)
 def test_the_mean_over_images(reading: str) -> None:
     # An image at distance 1 and one at 3, in each of two levels: 2 on average.
     levels = [torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).repeat(1, 1, 1, n) for n in (4, 1)]
-    loss = multi_scale_l1(levels, zeros(levels), LossConfig(reading=reading))
+    loss = multi_scale_l1(levels, zero_levels(levels), LossConfig(reduction=reading))
     assert loss.item() == pytest.approx(2.0)
 
 
 def test_levels_must_pair_up() -> None:
-    levels = draw_levels(0)
+    levels = random_levels(0)
     with pytest.raises(AssertionError, match="same levels"):
         multi_scale_l1(levels, levels[:2], LossConfig())
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", REDUCTIONS)
 @given(one=st.integers(0, 99), other=st.integers(0, 99), scale=st.sampled_from([0.25, 2.0, 8.0]))
 @settings(max_examples=20)
 def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> None:
-    a, b, config = draw_levels(one), draw_levels(other), LossConfig(reading=reading)
+    a, b, config = random_levels(one), random_levels(other), LossConfig(reduction=reading)
     there = multi_scale_l1(a, b, config).item()
     assert there == multi_scale_l1(b, a, config).item()
     assert (there == 0) == (one == other)
@@ -79,11 +87,11 @@ def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> N
     assert scaled == scale * there  # exactly so for a power of two
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", REDUCTIONS)
 def test_a_detached_truth_gets_no_gradient(reading: str) -> None:
-    predicted = [x.requires_grad_() for x in draw_levels(0)]
-    truth = [x.requires_grad_() for x in draw_levels(1)]
-    multi_scale_l1(predicted, [t.detach() for t in truth], LossConfig(reading=reading)).backward()
+    predicted = [x.requires_grad_() for x in random_levels(0)]
+    truth = [x.requires_grad_() for x in random_levels(1)]
+    multi_scale_l1(predicted, [t.detach() for t in truth], LossConfig(reduction=reading)).backward()
     assert all(t.grad is None for t in truth)
     assert all(p.grad.abs().min() > 0 for p in predicted)
 
@@ -91,7 +99,7 @@ def test_a_detached_truth_gets_no_gradient(reading: str) -> None:
 def test_half_precision_is_summed_in_single() -> None:
     # 65 536 ones overflow a float16 sum, whose greatest value is 65 504.
     many = [torch.ones(1, 1, 256, 256, dtype=torch.float16)]
-    loss = multi_scale_l1(many, zeros(many), LossConfig())
+    loss = multi_scale_l1(many, zero_levels(many), LossConfig())
     assert loss.dtype == torch.float32
     assert loss.item() == 1.0
 
@@ -107,7 +115,7 @@ def test_half_precision_is_summed_in_single() -> None:
     ],
 )
 def test_dice_by_hand(predicted: list[float], truth: list[float], expected: float) -> None:
-    loss = dice_loss(level(predicted), level(truth))
+    loss = dice_loss(make_level(predicted), make_level(truth))
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -129,35 +137,39 @@ def test_dice_takes_images_and_classes_apart(shape: tuple[int, ...]) -> None:
     ],
 )
 def test_cross_entropy_by_hand(predicted: list[float], truth: list[float], expected: float) -> None:
-    loss = cross_entropy(level(predicted), level(truth))
+    loss = cross_entropy(make_level(predicted), make_level(truth))
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 def test_the_papers_game_is_one_number_for_both() -> None:
-    levels = [level(values) for values in LEVELS]
-    game = Game(LossConfig())
-    assert game.played
-    expected = multi_scale_l1(levels, zeros(levels), LossConfig())
-    assert torch.equal(game.raised_by_critic(levels, zeros(levels)), expected)
-    assert torch.equal(game.lowered_by_segmentor(levels, zeros(levels)), expected)
+    levels = [make_level(values) for values in LEVELS]
+    game = AdversarialLoss(LossConfig())
+    assert game.enabled
+    expected = multi_scale_l1(levels, zero_levels(levels), LossConfig())
+    assert torch.equal(game.critic_objective(levels, zero_levels(levels)), expected)
+    assert torch.equal(game.segmentor_term(levels, zero_levels(levels)), expected)
 
 
 def test_the_classic_game_by_hand() -> None:
     # C holds two predictions for true with probability 1/2 and 1/4, the truth with 3/4 and 1/2.
     scores = [torch.tensor([0.0, -math.log(3)])], [torch.tensor([math.log(3), 0.0])]
-    game = Game(LossConfig(adversary="scalar"))
+    game = AdversarialLoss(LossConfig(critic="scalar"))
     # (log 3/4 + log 1/2) / 2 of the truth and (log (1 - 1/2) + log (1 - 1/4)) / 2 of the others.
-    raised = game.raised_by_critic(*scores).item()
+    raised = game.critic_objective(*scores).item()
     assert raised == pytest.approx(math.log(3 / 4) + math.log(1 / 2), rel=1e-6)
     # -(log 1/2 + log 1/4) / 2.
-    lowered = game.lowered_by_segmentor(*scores).item()
+    lowered = game.segmentor_term(*scores).item()
     assert lowered == pytest.approx(math.log(8) / 2, rel=1e-6)
 
 
 def test_what_the_segmentor_lowers_is_weighed() -> None:
-    predicted, truth = level([0.5, 0.5]), level([1.0, 0.0])  # a cross-entropy of log 2
-    word, some = torch.tensor(3.0), LossConfig(adversary_weight=0.5, cross_entropy_weight=2)
-    assert weighed(word, predicted, truth, LossConfig()).item() == 3
-    assert weighed(word, predicted, truth, some).item() == pytest.approx(1.5 + 2 * math.log(2))
-    assert weighed(None, predicted, truth, some).item() == pytest.approx(2 * math.log(2))
-    assert weighed(None, predicted, truth, LossConfig()).item() == 0
+    predicted, truth = make_level([0.5, 0.5]), make_level([1.0, 0.0])  # a cross-entropy of log 2
+    word, some = torch.tensor(3.0), LossConfig(adversarial_weight=0.5, cross_entropy_weight=2)
+    assert weighted_segmentor_loss(word, predicted, truth, LossConfig()).item() == 3
+    assert weighted_segmentor_loss(word, predicted, truth, some).item() == pytest.approx(
+        1.5 + 2 * math.log(2)
+    )
+    assert weighted_segmentor_loss(None, predicted, truth, some).item() == pytest.approx(
+        2 * math.log(2)
+    )
+    assert weighted_segmentor_loss(None, predicted, truth, LossConfig()).item() == 0

@@ -23,10 +23,10 @@ from pathlib import Path
 from infra.local.cluster import ray_cluster
 from infra.local.processes import StartError
 from infra.local.s3 import s3_server
-from segan.terminal import say
+from segan.cli.console import echo
 
 BUCKET = "segan"
-START_SECONDS, STOP_SECONDS = 300, 60
+START_TIMEOUT_S, STOP_TIMEOUT_S = 300, 60
 
 
 def main() -> int:
@@ -36,9 +36,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("cluster"), help="for all it keeps")
     arguments = parser.parse_args()
     try:
-        {"start": start, "stop": stop, "hold": hold}[arguments.action](arguments.folder)
+        {"start": start, "stop": stop, "hold": run_foreground}[arguments.action](arguments.folder)
     except StartError as error:
-        say(f"cluster: {error}")
+        echo(f"cluster: {error}")
         return error.exit_code
     return 0
 
@@ -46,8 +46,8 @@ def main() -> int:
 def start(folder: Path) -> None:
     """Starts what is not running, and says how to point a shell at it."""
     folder.mkdir(exist_ok=True, mode=0o700)
-    before, ready, log = holder(folder), folder / "environment", folder / "log"
-    if not before:
+    running, ready, log = running_pid(folder), folder / "environment", folder / "log"
+    if not running:
         ready.unlink(missing_ok=True)  # of one that was killed
         with log.open("w") as output:
             command = [
@@ -66,28 +66,31 @@ def start(folder: Path) -> None:
                 start_new_session=True,
             )
 
-    def over() -> bool:
-        return not holder(folder) if before else process.poll() is not None
+    def has_exited() -> bool:
+        return not running_pid(folder) if running else process.poll() is not None
 
-    if not _within(START_SECONDS, lambda: ready.exists() or over()) or not ready.exists():
+    if (
+        not _wait_until(START_TIMEOUT_S, lambda: ready.exists() or has_exited())
+        or not ready.exists()
+    ):
         raise StartError(f"it did not start; {log} ends:\n{log.read_text()[-2000:]}")
-    say("already running" if before else "started")
-    say((folder / "about").read_text().rstrip())
+    echo("already running" if running else "started")
+    echo((folder / "about").read_text().rstrip())
 
 
 def stop(folder: Path) -> None:
     """Ends what is running; what was stored stays in the folder."""
-    pid = holder(folder)
+    pid = running_pid(folder)
     if not pid:
-        say("not running")
+        echo("not running")
         return
     os.kill(pid, signal.SIGTERM)
-    if not _within(STOP_SECONDS, lambda: not holder(folder)):
-        raise StartError(f"process {pid} has not ended {STOP_SECONDS} s after SIGTERM")
-    say(f"stopped; what was stored is in {folder}/s3 and is there again at the next start")
+    if not _wait_until(STOP_TIMEOUT_S, lambda: not running_pid(folder)):
+        raise StartError(f"process {pid} has not ended {STOP_TIMEOUT_S} s after SIGTERM")
+    echo(f"stopped; what was stored is in {folder}/s3 and is there again at the next start")
 
 
-def holder(folder: Path) -> int | None:
+def running_pid(folder: Path) -> int | None:
     """The pid of the process that holds the cluster of this folder, if there is one."""
     if not (folder / "pid").exists():
         return None
@@ -100,15 +103,15 @@ def holder(folder: Path) -> int | None:
     if text:
         return int(text)
     time.sleep(0.05)  # it has just locked it
-    return holder(folder)
+    return running_pid(folder)
 
 
-def hold(folder: Path) -> None:
+def run_foreground(folder: Path) -> None:
     """Runs both until a signal comes or one of them ends."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit_on_signal)
     with ExitStack() as stack:
-        _take(folder, stack)
+        _lock_pid_file(folder, stack)
         server = stack.enter_context(s3_server(folder / "s3"))
         server.create_bucket(BUCKET)
         cpus = max(4, os.cpu_count() or 1)
@@ -127,7 +130,7 @@ def hold(folder: Path) -> None:
         raise StartError(f"one of the two has ended: see the logs in {folder}/s3 and {folder}/ray")
 
 
-def _take(folder: Path, stack: ExitStack) -> None:
+def _lock_pid_file(folder: Path, stack: ExitStack) -> None:
     """Locks the folder's pid file, with this process's pid in it, until the rest has ended."""
     file = stack.enter_context((folder / "pid").open("a"))
     try:
@@ -148,17 +151,17 @@ def _write_environment(path: Path, values: Mapping[str, str]) -> None:
     part.rename(path)
 
 
-def _leave(*_: object) -> None:
+def _exit_on_signal(*_: object) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # one is enough, and the end takes a moment
     sys.exit(0)
 
 
-def _within(seconds: float, come: Callable[[], bool]) -> bool:
+def _wait_until(seconds: float, condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + seconds
-    while not come() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return come()
+    return condition()
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.processes import free_ports, insisting, installed, running
+from infra.local.processes import find_executable, free_ports, retry_start, run_supervised
 
-START_SECONDS = 90
-GRACE_SECONDS = 10
+START_TIMEOUT_S = 90
+GRACE_PERIOD_S = 10
 GIB = 2**30
 # Ray puts a Unix socket about 65 characters below its folder, and their paths end at 107.
-LONGEST_FOLDER = 40
+MAX_FOLDER_LENGTH = 40
 # Ray listens on every address of the machine, 127.0.0.1 or not asked for, unless it believes that
 # it is on a system where it cannot make clusters. Drivers must believe the same.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-HERE = "127.0.0.1"
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK_IP = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RayCluster:
             **_shared_environment(self.token_path, self.address.split(":")[0]),
         }
 
-    def nodes(self) -> set[str]:
+    def alive_node_ids(self) -> set[str]:
         """Ids of the nodes that live, as the dashboard knows them; none where it is silent."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.dashboard}/api/v0/nodes",
@@ -71,7 +71,7 @@ def ray_cluster(
     num_cpus: int,
     environment: Mapping[str, str],
     object_store_memory: int = GIB,
-    ip: str = HERE,
+    ip: str = LOOPBACK_IP,
 ) -> Iterator[RayCluster]:
     """Run a Ray head with `num_cpus` logical CPUs, listening on `ip` alone.
 
@@ -82,10 +82,10 @@ def ray_cluster(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     token_path = _write_token(folder)
     with ExitStack() as stack:
-        ray_folder = stack.enter_context(_short(folder))
-        yield insisting(
+        ray_folder = stack.enter_context(_socket_folder(folder))
+        yield retry_start(
             lambda: stack.enter_context(
-                _started(
+                _start_head(
                     folder, ray_folder, token_path, num_cpus, environment, object_store_memory, ip
                 )
             )
@@ -109,7 +109,7 @@ def ray_node(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     agent, *metrics = free_ports(3)
     command = [
-        installed("ray"),
+        find_executable("ray"),
         "start",
         "--block",
         f"--address={cluster.address}",
@@ -121,20 +121,20 @@ def ray_node(
         f"--num-gpus={num_gpus}",
         f"--object-store-memory={GIB // 4}",
     ]
-    known = cluster.nodes()  # one that was killed may be among them for a while
-    with running(
+    earlier_nodes = cluster.alive_node_ids()  # one that was killed may be among them for a while
+    with run_supervised(
         command,
         folder=folder,
         environment=_node_environment(
-            {**environment, **_api(cluster.dashboard)},
+            {**environment, **_api_environment(cluster.dashboard)},
             cluster.token_path,
             folder / "tmp",
             metrics,
             ip,
         ),
-        grace=GRACE_SECONDS,
+        grace_period_s=GRACE_PERIOD_S,
     ) as node:
-        node.wait_until(lambda: bool(cluster.nodes() - known), START_SECONDS)
+        node.wait_until(lambda: bool(cluster.alive_node_ids() - earlier_nodes), START_TIMEOUT_S)
         yield
 
 
@@ -147,12 +147,12 @@ def _write_token(folder: Path) -> Path:
 
 
 @contextmanager
-def _short(folder: Path) -> Iterator[Path]:
+def _socket_folder(folder: Path) -> Iterator[Path]:
     """A folder for Ray's sockets: in ours, or a passing one where that path is too long.
 
     Ray opens its folder to all users, so it is always a folder inside one of our own.
     """
-    if len(str(folder / "ray")) <= LONGEST_FOLDER:
+    if len(str(folder / "ray")) <= MAX_FOLDER_LENGTH:
         yield folder / "ray"
         return
     parent = Path(tempfile.mkdtemp(prefix="ray-"))
@@ -163,7 +163,7 @@ def _short(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _started(
+def _start_head(
     folder: Path,
     ray_folder: Path,
     token_path: Path,
@@ -174,7 +174,7 @@ def _started(
 ) -> Iterator[RayCluster]:
     gcs, dashboard, client, agent, *metrics = free_ports(6)
     command = [
-        installed("ray"),
+        find_executable("ray"),
         "start",
         "--head",
         "--block",
@@ -190,26 +190,26 @@ def _started(
         f"--num-cpus={num_cpus}",
         f"--object-store-memory={object_store_memory}",
     ]
-    with running(
+    with run_supervised(
         command,
         folder=folder,
         environment=_node_environment(
-            {**environment, **_api(f"http://{ip}:{dashboard}")},
+            {**environment, **_api_environment(f"http://{ip}:{dashboard}")},
             token_path,
             ray_folder.with_name("tmp"),
             metrics,
             ip,
         ),
-        grace=GRACE_SECONDS,
+        grace_period_s=GRACE_PERIOD_S,
     ) as head:
         cluster = RayCluster(
             f"{ip}:{gcs}", f"http://{ip}:{dashboard}", token_path, ray_folder, head.pid
         )
-        head.wait_until(lambda: bool(cluster.nodes()), START_SECONDS)
+        head.wait_until(lambda: bool(cluster.alive_node_ids()), START_TIMEOUT_S)
         yield cluster
 
 
-def _api(dashboard: str) -> dict[str, str]:
+def _api_environment(dashboard: str) -> dict[str, str]:
     """Ray's own actors ask the State API too, and with two Rays on a machine find neither."""
     return {"RAY_API_SERVER_ADDRESS": dashboard}
 
@@ -218,9 +218,9 @@ def _node_environment(
     environment: Mapping[str, str], token_path: Path, scratch: Path, metrics: list[int], ip: str
 ) -> dict[str, str]:
     scratch.mkdir(exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     return {
-        **kept,
+        **inherited,
         **environment,
         **_shared_environment(token_path, ip),
         # The `python` of a job's entrypoint is the one that has our packages.
@@ -245,5 +245,5 @@ def _shared_environment(token_path: Path, ip: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
-        **(LOOPBACK if ip == HERE else dict.fromkeys(LOOPBACK, "1")),
+        **(LOOPBACK_ENV if ip == LOOPBACK_IP else dict.fromkeys(LOOPBACK_ENV, "1")),
     }

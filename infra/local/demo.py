@@ -22,15 +22,15 @@ from pathlib import Path
 from infra.local.cluster import ray_cluster
 from infra.local.s3 import s3_server
 from segan import storage
-from segan.data.archive import open_archive
+from segan.cli.console import echo, progress_bar
+from segan.data.archive.reader import open_archive
 from segan.errors import SeganError, StorageError
-from segan.runs import REPORT
-from segan.terminal import progress, say
+from segan.runs.run import REPORT_FILES
 
 BUCKET = "s3://segan-demo"
 CONFIG = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
 # Logical: two workers hold one each, and two are left for reading data.
-CPUS = 4
+NUM_CPUS = 4
 
 
 def main() -> int:
@@ -46,36 +46,36 @@ def main() -> int:
             server.create_bucket(BUCKET.removeprefix("s3://"))
             os.environ.update(server.environment)
             cluster = stack.enter_context(
-                ray_cluster(arguments.folder / "ray", CPUS, server.environment)
+                ray_cluster(arguments.folder / "ray", NUM_CPUS, server.environment)
             )
-            say(f"S3 server {server.endpoint}, Ray dashboard {cluster.dashboard}")
-            go(arguments.data, arguments.folder, os.environ | cluster.environment)
+            echo(f"S3 server {server.endpoint}, Ray dashboard {cluster.dashboard}")
+            run_demo(arguments.data, arguments.folder, os.environ | cluster.environment)
     except SeganError as error:
-        say(f"demo: {error}")
+        echo(f"demo: {error}")
         return error.exit_code
     except subprocess.CalledProcessError as error:
-        say(f"demo: the command above ended with exit code {error.returncode}")
+        echo(f"demo: the command above ended with exit code {error.returncode}")
         return 1
     minutes = (time.monotonic() - began) / 60
-    say(f"done in {minutes:.1f} minutes; reports, and masks/, in {arguments.folder}")
+    echo(f"done in {minutes:.1f} minutes; reports, and masks/, in {arguments.folder}")
     return 0
 
 
-def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
+def run_demo(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
     """Every command in its turn, in a bucket of its own prefix for this attempt."""
     root = f"{BUCKET}/{time.strftime('%Y%m%dT%H%M%S')}"
     archive, records = f"{root}/archive", f"{root}/records/demo"
     study, ensemble = f"{root}/studies/demo", f"{root}/ensembles/demo"
 
     def segan(command: str) -> None:
-        say(f"\n$ segan {command}")
-        program = [sys.executable, "-m", "segan.cli", *shlex.split(command)]
+        echo(f"\n$ segan {command}")
+        program = [sys.executable, "-m", "segan", *shlex.split(command)]
         subprocess.run(program, env=dict(environment), check=True)
 
     if data is None:
         segan(f"synth {archive} --train 400 --validation 60 --test 60")
     else:
-        copy(data, archive)
+        upload_archive(data, archive)
     splits = {pair.split for pair in open_archive(archive).pairs}
     split = "test" if "test" in splits else "validation"
     segan(f"ingest {archive} {records}")
@@ -83,32 +83,32 @@ def go(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
     segan(f"ensemble build --study {study} --out {ensemble}")
     segan(f"evaluate {ensemble} {archive} --split {split}")
     for name, source in (("study", study), ("ensemble", ensemble)):
-        bring(f"{source}/{REPORT[1]}", folder / f"{name}.html")
+        download_report(f"{source}/{REPORT_FILES[1]}", folder / f"{name}.html")
     first = min(pair.image for pair in open_archive(archive).split(split))
     segan(f"predict {ensemble} {first} {folder / 'masks'}")
 
 
-def bring(page: str, target: Path) -> None:
+def download_report(report: str, target: Path) -> None:
     """Copies a report out of the bucket, which ends with the demo; says so where there is none."""
     try:
-        storage.write_bytes(str(target), storage.read_bytes(page))
+        storage.write_bytes(str(target), storage.read_bytes(report))
     except StorageError as error:
-        say(f"no report: {error}")
+        echo(f"no report: {error}")
 
 
-def copy(folder: Path, out: str) -> None:
+def upload_archive(folder: Path, out: str) -> None:
     """Brings a local archive's files into the bucket, several at a time."""
     source = storage.normalise(str(folder))
     names = [file.name for file in storage.list_files(source)]
     if not names:
         raise SeganError(f"{folder}: an empty folder, or none; expected an archive")
 
-    def one(name: str) -> int:
+    def copy_file(name: str) -> int:
         storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(source, name)))
         return 1
 
-    with ThreadPoolExecutor(8) as pool, progress(f"copying to {out}", len(names)) as advance:
-        for done in pool.map(one, names):
+    with ThreadPoolExecutor(8) as pool, progress_bar(f"copying to {out}", len(names)) as advance:
+        for done in pool.map(copy_file, names):
             advance(done)
 
 

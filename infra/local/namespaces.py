@@ -31,12 +31,12 @@ class Namespace:
     name: str
     ip: str
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """Off the network, as if a cable were pulled: what is sent to it is lost in silence."""
         _ip(self.name, "link", "set", INTERFACE, "down")
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
+    def enter(self) -> Iterator[None]:
         """The calling thread, and every process that it starts, is there while the block runs."""
         with Path("/proc/thread-self/ns/net").open() as before:
             _enter(Path("/run/netns", self.name))
@@ -56,43 +56,43 @@ def namespaces(names: Sequence[str]) -> Iterator[list[Namespace]]:
     if shutil.which("ip") is None:
         raise StartError("no program 'ip': install iproute2")
     prefix = f"{PREFIX}-{os.getpid()}"
-    _sweep()
+    _delete_stale()
     with ExitStack() as stack:
-        switch = _made(f"{prefix}-switch", stack)
+        switch = _create(f"{prefix}-switch", stack)
         _ip(switch, "link", "add", "bridge", "type", "bridge")
         _ip(switch, "link", "set", "bridge", "up")
         yield [
-            _connected(Namespace(_made(f"{prefix}-{name}", stack), f"10.213.0.{number}"), switch)
+            _connect(Namespace(_create(f"{prefix}-{name}", stack), f"10.213.0.{number}"), switch)
             for number, name in enumerate(names, 1)
         ]
 
 
-def _sweep() -> None:
+def _delete_stale() -> None:
     """Deletes those whose maker was killed."""
-    for left in Path("/run/netns").glob(f"{PREFIX}-*-*"):
-        if not Path("/proc", left.name.split("-")[1]).exists():
-            _run("ip", "netns", "delete", left.name)
+    for stale in Path("/run/netns").glob(f"{PREFIX}-*-*"):
+        if not Path("/proc", stale.name.split("-")[1]).exists():
+            _run("ip", "netns", "delete", stale.name)
 
 
-def _made(name: str, stack: ExitStack) -> str:
+def _create(name: str, stack: ExitStack) -> str:
     _run("ip", "netns", "add", name)
     stack.callback(_run, "ip", "netns", "delete", name)
     _ip(name, "link", "set", "lo", "up")
     return name
 
 
-def _connected(namespace: Namespace, switch: str) -> Namespace:
+def _connect(namespace: Namespace, switch: str) -> Namespace:
     port = f"to-{namespace.ip.rsplit('.', 1)[-1]}"
-    there = ["netns", namespace.name]
-    _ip(switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, *there)
+    in_namespace = ["netns", namespace.name]
+    _ip(switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, *in_namespace)
     _ip(switch, "link", "set", port, "master", "bridge", "up")
     _ip(namespace.name, "address", "add", f"{namespace.ip}/24", "dev", INTERFACE)
     _ip(namespace.name, "link", "set", INTERFACE, "up")
     return namespace
 
 
-def _ip(namespace: str, *words: str) -> None:
-    _run("ip", "-netns", namespace, *words)
+def _ip(namespace: str, *arguments: str) -> None:
+    _run("ip", "-netns", namespace, *arguments)
 
 
 def _run(*command: str) -> None:

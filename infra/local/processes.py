@@ -21,10 +21,10 @@ from segan.errors import SeganError
 # Linux gives outgoing connections ports from 32768 upwards: a port up there can be taken between
 # our looking and the program's listening. Ray's workers by default take 10002 to 19999. SeaweedFS
 # also listens 10000 above each of its ports. So: a port and its twin from what is left.
-PORTS = range(20_000, 22_700)
-TWIN = 10_000
+PORT_RANGE = range(20_000, 22_700)
+GRPC_PORT_OFFSET = 10_000
 LOG_TAIL_LINES = 30
-ATTEMPTS = 3
+START_ATTEMPTS = 3
 
 T = TypeVar("T")
 
@@ -33,12 +33,12 @@ class StartError(SeganError):
     """A program of the local infrastructure did not start."""
 
 
-class EndedEarlyError(StartError):
+class EarlyExitError(StartError):
     """It ended while starting, perhaps because another program was quicker to take its port."""
 
 
 @dataclass(frozen=True)
-class Program:
+class SupervisedProcess:
     """A running program. `pid` is its own; its end is also the end of all that it started."""
 
     name: str
@@ -61,7 +61,7 @@ class Program:
     def check_running(self) -> None:
         """Raise with the last lines of the program's log if it has ended."""
         if self.supervisor.poll() is not None:
-            raise EndedEarlyError(f"{self.name} has ended. {self._log_tail()}")
+            raise EarlyExitError(f"{self.name} has ended. {self._log_tail()}")
 
     def _log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
@@ -69,9 +69,9 @@ class Program:
 
 
 @contextmanager
-def running(
-    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], grace: float
-) -> Iterator[Program]:
+def run_supervised(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], grace_period_s: float
+) -> Iterator[SupervisedProcess]:
     """Run `command` in `folder`, its output in a log there, and end all its processes afterwards.
 
     `grace` is how many seconds it has between SIGTERM and SIGKILL. The supervisor ends it too
@@ -87,7 +87,7 @@ def running(
                 "-S",
                 supervise.__file__,
                 str(os.getpid()),
-                str(grace),
+                str(grace_period_s),
                 *command,
             ],
             cwd=folder,
@@ -104,31 +104,31 @@ def running(
             pid = supervisor.stdout.readline()
             if not pid:
                 raise StartError(f"{command[0]} could not be run: see {log}")
-            yield Program(name, int(pid), log, supervisor)
+            yield SupervisedProcess(name, int(pid), log, supervisor)
         finally:
-            _stop(supervisor, grace)
+            _stop(supervisor, grace_period_s)
 
 
-def _stop(supervisor: subprocess.Popen[str], grace: float) -> None:
+def _stop(supervisor: subprocess.Popen[str], grace_period_s: float) -> None:
     supervisor.send_signal(signal.SIGTERM)
     try:
-        supervisor.wait(grace + 10)
+        supervisor.wait(grace_period_s + 10)
     except subprocess.TimeoutExpired:  # something cannot even be killed: do not hang with it
         supervisor.kill()
 
 
-def insisting(start: Callable[[], T]) -> T:
+def retry_start(start: Callable[[], T]) -> T:
     """Start something, again with other ports if it ended early."""
-    for _ in range(ATTEMPTS - 1):
-        with suppress(EndedEarlyError):
+    for _ in range(START_ATTEMPTS - 1):
+        with suppress(EarlyExitError):
             return start()
     return start()
 
 
-def installed(name: str) -> str:
+def find_executable(name: str) -> str:
     """The path of a program that comes with a Python package, here or on the PATH."""
-    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=places)
+    search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=search_path)
     if found is None:
         raise StartError(f"no program {name!r} is installed: pip install 'segan[local]'")
     return found
@@ -136,13 +136,15 @@ def installed(name: str) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Ports, all different, on which nobody listens, and nobody on their twins either."""
-    found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        if len(found) == count:
-            return found
-        if _is_free(port) and _is_free(port + TWIN):
-            found.append(port)
-    raise StartError(f"there are no {count} free ports between {PORTS.start} and {PORTS.stop}")
+    ports: list[int] = []
+    for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
+        if len(ports) == count:
+            return ports
+        if _is_free(port) and _is_free(port + GRPC_PORT_OFFSET):
+            ports.append(port)
+    raise StartError(
+        f"there are no {count} free ports between {PORT_RANGE.start} and {PORT_RANGE.stop}"
+    )
 
 
 def _is_free(port: int) -> bool:

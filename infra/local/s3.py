@@ -28,20 +28,20 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.local.processes import (
-    TWIN,
+    GRPC_PORT_OFFSET,
     StartError,
+    find_executable,
     free_ports,
-    insisting,
-    installed,
-    running,
+    retry_start,
+    run_supervised,
 )
 
 REGION = "us-east-1"
 SERVICES = ("master", "volume", "filer", "s3")
-START_SECONDS = 30
+START_TIMEOUT_S = 30
 # On SIGTERM it closes its files and then often stays, waiting for its own connections to itself.
-GRACE_SECONDS = 1
-MINIMUM_FREE_MIB = 100
+GRACE_PERIOD_S = 1
+MIN_FREE_MIB = 100
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class S3Server:
         if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=name)
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether a request signed with the keys is answered, and objects can be read."""
         try:
             self._client().list_buckets()
@@ -113,27 +113,30 @@ def s3_server(folder: Path, ip: str = "127.0.0.1") -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_disk(folder)
     with ExitStack() as stack:
-        yield insisting(lambda: stack.enter_context(_started(folder, ip)))
+        yield retry_start(lambda: stack.enter_context(_start_server(folder, ip)))
 
 
 def _check_disk(folder: Path) -> None:
     """With less, SeaweedFS starts, but every write waits for ever."""
     free = shutil.disk_usage(folder).free // 2**20
-    if free < 2 * MINIMUM_FREE_MIB:
+    if free < 2 * MIN_FREE_MIB:
         raise StartError(
-            f"{folder} has {free} MiB of free disk, the S3 server needs {2 * MINIMUM_FREE_MIB}: "
+            f"{folder} has {free} MiB of free disk, the S3 server needs {2 * MIN_FREE_MIB}: "
             "make room or choose another folder"
         )
 
 
 @contextmanager
-def _started(folder: Path, ip: str) -> Iterator[S3Server]:
-    access_key, secret_key = _keys()
+def _start_server(folder: Path, ip: str) -> Iterator[S3Server]:
+    access_key, secret_key = _credentials()
     ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
     environment = _environment(folder, access_key, secret_key)
     try:
-        with running(
-            _command(folder, ip, ports), folder=folder, environment=environment, grace=GRACE_SECONDS
+        with run_supervised(
+            _command(folder, ip, ports),
+            folder=folder,
+            environment=environment,
+            grace_period_s=GRACE_PERIOD_S,
         ) as weed:
             server = S3Server(
                 f"http://{ip}:{ports['s3']}",
@@ -143,24 +146,26 @@ def _started(folder: Path, ip: str) -> Iterator[S3Server]:
                 weed.pid,
                 folder,
             )
-            weed.wait_until(server.answers, START_SECONDS)
+            weed.wait_until(server.is_ready, START_TIMEOUT_S)
             yield server
     finally:
         for service, port in ports.items():  # it makes these wherever its own folder is
-            Path(f"/tmp/seaweedfs-{service}-grpc-{port + TWIN}.sock").unlink(missing_ok=True)  # noqa: S108
+            Path(f"/tmp/seaweedfs-{service}-grpc-{port + GRPC_PORT_OFFSET}.sock").unlink(  # noqa: S108
+                missing_ok=True
+            )
 
 
-def _keys() -> tuple[str, str]:
-    given = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if given[0] and given[1]:
-        return given[0], given[1]
+def _credentials() -> tuple[str, str]:
+    configured = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if configured[0] and configured[1]:
+        return configured[0], configured[1]
     return secrets.token_hex(10), secrets.token_hex(20)
 
 
 def _environment(folder: Path, access_key: str, secret_key: str) -> dict[str, str]:
     """This process's environment, without what would configure SeaweedFS otherwise."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_", "S3_"))}
-    return kept | {
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_", "S3_"))}
+    return inherited | {
         "HOME": str(folder),  # and so no ~/.seaweedfs
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
@@ -173,7 +178,7 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
     data = folder / "data"
     data.mkdir(exist_ok=True)
     return [
-        installed("weed"),
+        find_executable("weed"),
         "-logtostderr=true",  # and not also in files in /tmp
         "server",
         "-s3",
@@ -181,7 +186,7 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
         f"-ip={ip}",
         f"-ip.bind={ip}",
         *(f"-{service}.port={port}" for service, port in ports.items()),
-        *(f"-{service}.port.grpc={port + TWIN}" for service, port in ports.items()),
+        *(f"-{service}.port.grpc={port + GRPC_PORT_OFFSET}" for service, port in ports.items()),
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.localSocket=s3.sock",  # in the folder: an absolute path may be too long for a socket
@@ -191,7 +196,7 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=1024",  # volumes take what is in them, nothing in advance
         "-volume.max=1000",
-        f"-volume.minFreeSpace={MINIMUM_FREE_MIB}MiB",
+        f"-volume.minFreeSpace={MIN_FREE_MIB}MiB",
         "-volume.preStopSeconds=0",
     ]
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-PARENT_CHECK_SECONDS = 0.2
+PARENT_POLL_INTERVAL_S = 0.2
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,12 +43,12 @@ def descendants(ancestor: int) -> list[int]:
         parent = int(stat.rpartition(")")[2].split()[1])
         children.setdefault(parent, []).append(int(entry.name))
 
-    def below(pid: int) -> Iterator[int]:
+    def walk(pid: int) -> Iterator[int]:
         for child in children.get(pid, []):
             yield child
-            yield from below(child)
+            yield from walk(child)
 
-    return list(below(ancestor))
+    return list(walk(ancestor))
 
 
 def reap() -> set[int]:
@@ -70,7 +70,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
     Keep what this returns: a `Popen` that is dropped reaps its process behind our back.
     """
 
-    def in_the_child() -> None:
+    def preexec() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         # For the one end that this process cannot handle: a SIGKILL of its own.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -80,14 +80,14 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         start_new_session=True,
-        preexec_fn=in_the_child,
+        preexec_fn=preexec,
     )
 
 
-def watch(command: int, parent: int) -> bool:
+def wait_for_exit(command: int, parent: int) -> bool:
     """Wait for the command's end, the parent's death or a signal; say whether it was the first."""
     while os.getppid() == parent:
-        received = signal.sigtimedwait(SIGNALS, PARENT_CHECK_SECONDS)
+        received = signal.sigtimedwait(SIGNALS, PARENT_POLL_INTERVAL_S)
         if command in reap():
             return True
         if received is not None and received.si_signo != signal.SIGCHLD:
@@ -95,14 +95,14 @@ def watch(command: int, parent: int) -> bool:
     return False
 
 
-def ask_to_end(command: int, grace: float) -> None:
+def terminate(command: int, grace_period_s: float) -> None:
     """Send SIGTERM and wait for the command's end, but no longer than `grace` seconds.
 
     The command alone is asked, not its group: it is for Ray's first process to end the others one
     after another. Where all of them are asked at once, they wait for each other for ever.
     """
     os.kill(command, signal.SIGTERM)
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + grace_period_s
     while command not in reap() and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -110,8 +110,8 @@ def ask_to_end(command: int, grace: float) -> None:
 def kill_descendants() -> None:
     """Kill all that is left below this process."""
     # Again and again: what is forked between the reading and the signal is caught by the next.
-    while left := descendants(os.getpid()):
-        for pid in left:
+    while remaining := descendants(os.getpid()):
+        for pid in remaining:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
@@ -126,8 +126,8 @@ def main(arguments: list[str]) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     process = start(command)
     print(process.pid, flush=True)
-    if not watch(process.pid, parent):
-        ask_to_end(process.pid, grace)
+    if not wait_for_exit(process.pid, parent):
+        terminate(process.pid, grace)
     kill_descendants()
 
 

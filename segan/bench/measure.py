@@ -14,7 +14,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Way:
+class Timing:
     """One way of doing the work, measured.
 
     Attributes:
@@ -27,7 +27,7 @@ class Way:
     name: str
     images: int
     seconds: tuple[float, ...]
-    floor: float | None = None
+    roofline: float | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -41,34 +41,34 @@ class Way:
         return self.images / self.median
 
     @property
-    def most(self) -> float | None:
+    def roofline_rate(self) -> float | None:
         """Images/s at the floor."""
-        return self.images / self.floor if self.floor else None
+        return self.images / self.roofline if self.roofline else None
 
     @property
-    def share(self) -> float | None:
+    def roofline_fraction(self) -> float | None:
         """Of the rate at the floor that was reached."""
-        return self.floor / self.median if self.floor else None
+        return self.roofline / self.median if self.roofline else None
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """What a benchmark found; the first way is the one that the others are set beside.
 
     Attributes:
         floor: what the floor is made of, in words.
     """
 
-    what: str
-    floor: str
-    ways: tuple[Way, ...]
+    title: str
+    roofline: str
+    timings: tuple[Timing, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As values for JSON, with the machine and when it was."""
-        first = self.ways[0].median / self.ways[0].images
+        first = self.timings[0].median / self.timings[0].images
         return {
-            "what": self.what,
-            "floor": self.floor,
+            "what": self.title,
+            "floor": self.roofline,
             "machine": describe_machine(),
             "when": time.strftime("%Y-%m-%d %H:%M %Z"),
             "ways": [
@@ -77,18 +77,18 @@ class Report:
                     "images": way.images,
                     "seconds": [round(s, 6) for s in way.seconds],
                     "images_per_second": way.rate,
-                    "floor_images_per_second": way.most,
-                    "share_of_floor": way.share,
+                    "floor_images_per_second": way.roofline_rate,
+                    "share_of_floor": way.roofline_fraction,
                     "times_first": first / (way.median / way.images),
                     **way.notes,
                 }
-                for way in self.ways
+                for way in self.timings
             ],
         }
 
 
 @dataclass(frozen=True)
-class Taken:
+class RepeatTimes:
     """Seconds of each repeat, and of them those that this process's threads were at work.
 
     The second says more on a machine that others use, with one thread: several that wait for
@@ -98,17 +98,17 @@ class Taken:
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def way(self, name: str, images: int, floor: float | None) -> Way:
+    def to_timing(self, name: str, images: int, roofline: float | None) -> Timing:
         notes = {"CPU ms": 1000 * statistics.median(self.cpu)}
-        return Way(name, images, tuple(self.seconds), floor, notes)
+        return Timing(name, images, tuple(self.seconds), roofline, notes)
 
 
 def interleave(
-    ways: Mapping[str, Callable[[], object]],
+    variants: Mapping[str, Callable[[], object]],
     repeats: int,
-    wait: Callable[[], object] = lambda: None,
-    tell: Callable[[str], object] = lambda line: None,
-) -> dict[str, Taken]:
+    synchronize: Callable[[], object] = lambda: None,
+    on_progress: Callable[[str], object] = lambda line: None,
+) -> dict[str, RepeatTimes]:
     """Each way in turn, so that what else the machine does meets all of them.
 
     Each is first run once that does not count.
@@ -117,21 +117,21 @@ def interleave(
         wait: for what a way has left to the device.
         tell: is given a line when a round is done.
     """
-    taken = {name: Taken() for name in ways}
+    taken = {name: RepeatTimes() for name in variants}
     for turn in range(repeats + 1):
-        for name, work in ways.items():
-            wait()
+        for name, work in variants.items():
+            synchronize()
             began, busy = time.perf_counter(), time.process_time()
             work()
-            wait()
+            synchronize()
             if turn:
                 taken[name].seconds.append(time.perf_counter() - began)
                 taken[name].cpu.append(time.process_time() - busy)
-        tell(f"{'repeat ' + str(turn) + ' of ' + str(repeats) if turn else 'warmed up'}")
+        on_progress(f"{'repeat ' + str(turn) + ' of ' + str(repeats) if turn else 'warmed up'}")
     return taken
 
 
-def waiting_for(device: torch.device) -> Callable[[], object]:
+def get_synchronize(device: torch.device) -> Callable[[], object]:
     """What waits until the device has done all that it was given."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -139,7 +139,7 @@ def waiting_for(device: torch.device) -> Callable[[], object]:
 def describe_machine() -> dict[str, Any]:
     """Device, cores and versions that a figure is worth nothing without."""
     found: dict[str, Any] = {
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "load": [round(one, 2) for one in os.getloadavg()],
         "torch": torch.__version__,
@@ -150,7 +150,7 @@ def describe_machine() -> dict[str, Any]:
     return found
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model na")]

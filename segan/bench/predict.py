@@ -12,20 +12,21 @@ from PIL import Image
 from safetensors.torch import save
 
 from segan import storage
-from segan.bench.floor import count_operations, operations_per_second
-from segan.bench.measure import Report, interleave, waiting_for
+from segan.bench.measure import BenchReport, get_synchronize, interleave
+from segan.bench.roofline import count_flops, measure_peak_flops
 from segan.config import Config
-from segan.data.archive import read_image
-from segan.data.synthetic import draw_archive
+from segan.data.archive.reader import read_image
+from segan.data.synthetic import generate_archive
 from segan.inference.masks import find_images, mask_name
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import build_segmentor
-from segan.runs import SEGMENTOR, Run
+from segan.runs.checkpoint import SEGMENTOR_FILE
+from segan.runs.run import Run
 
-Predict = Callable[[str, str, str], object]
+PredictFunction = Callable[[str, str, str], object]
 
 
-def untrained(folder: str, config: Config, size: tuple[int, int]) -> str:
+def write_untrained_checkpoint(folder: str, config: Config, size: tuple[int, int]) -> str:
     """The URI of a checkpoint whose weights nobody has trained: as fast as any.
 
     Args:
@@ -40,17 +41,21 @@ def untrained(folder: str, config: Config, size: tuple[int, int]) -> str:
         "config": config.model_dump(mode="json"),
     }
     weights = save(build_segmentor(config.network).state_dict())
-    return Run(str(Path(folder) / "run")).save("epoch_00000", {SEGMENTOR: weights}, info).uri
+    return (
+        Run(str(Path(folder) / "run"))
+        .save_checkpoint("epoch_00000", {SEGMENTOR_FILE: weights}, info)
+        .uri
+    )
 
 
 def bench_predict(
     model: str,
     images: str,
-    predict: Predict,
+    predict: PredictFunction,
     device: torch.device,
     repeats: int,
-    tell: Callable[[str], object] = lambda line: None,
-) -> Report:
+    on_progress: Callable[[str], object] = lambda line: None,
+) -> BenchReport:
     """Times the way from image files to mask files, at the images' own sizes.
 
     The floor is the operations of the segmentors over the rate of a large product.
@@ -62,9 +67,9 @@ def bench_predict(
         device: that the predictor takes.
     """
     predictor, found = Predictor.load(model), find_images(images)
-    width, height = predictor.size
+    width, height = predictor.frame_size
     frame = Image.fromarray(np.zeros((height, width, 3), np.uint8))
-    needed = count_operations(lambda: predictor(frame)) * len(found)
+    needed = count_flops(lambda: predictor(frame)) * len(found)
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
 
         def one_by_one() -> None:
@@ -77,18 +82,18 @@ def bench_predict(
             "one by one": one_by_one,
             "segan predict": lambda: predict(model, images, folder),
         }
-        taken = interleave(ways, repeats, waiting_for(device), tell)
-    rate = operations_per_second(device, torch.float32)
-    return Report(
+        taken = interleave(ways, repeats, get_synchronize(device), on_progress)
+    rate = measure_peak_flops(device, torch.float32)
+    return BenchReport(
         f"masks of {len(found)} images by {len(predictor.members)} segmentors, on {device.type}"
         f" with {torch.get_num_threads()} threads",
         f"{needed / len(found) / 1e9:.4g} GFLOP an image over {rate / 1e12:.3g} TFLOP/s, "
         "reading and writing free",
-        tuple(one.way(name, len(found), needed / rate) for name, one in taken.items()),
+        tuple(one.to_timing(name, len(found), needed / rate) for name, one in taken.items()),
     )
 
 
-def draw_images(folder: str, count: int, short_side: int) -> str:
+def write_synthetic_images(folder: str, count: int, short_side: int) -> str:
     """The URI of a folder of drawn images."""
     uri = str(Path(folder) / "drawn")
 
@@ -96,5 +101,5 @@ def draw_images(folder: str, count: int, short_side: int) -> str:
         if name.endswith(".jpg"):
             storage.write_bytes(storage.join(uri, storage.basename(name)), content)
 
-    draw_archive({"test": count}, 0, write, short_side)
+    generate_archive({"test": count}, 0, write, short_side)
     return uri

@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from segan.bench.floor import count_operations, operations_per_second
-from segan.bench.measure import Report, interleave, waiting_for
-from segan.bench.plain import PlainStep
+from segan.bench.baseline import BaselineStep
+from segan.bench.measure import BenchReport, get_synchronize, interleave
+from segan.bench.roofline import count_flops, measure_peak_flops
 from segan.config import Config, PerformanceConfig
 from segan.training.distributed import single_process_group
-from segan.training.step import Adversaries
+from segan.training.step import SegAN
 
-PLAIN = "authors' order"
+BASELINE = "authors' order"
 
 
 def bench_step(
@@ -23,8 +23,8 @@ def bench_step(
     device: torch.device,
     repeats: int,
     compiled: bool = False,
-    tell: Callable[[str], object] = lambda line: None,
-) -> Report:
+    on_progress: Callable[[str], object] = lambda line: None,
+) -> BenchReport:
     """Times one step of each way, on images of noise: what is in them changes nothing.
 
     The floor is the operations of our step, counted, over the rate of a large matrix product or
@@ -41,44 +41,46 @@ def bench_step(
         device, torch.float32
     )
     with single_process_group():
-        steps: dict[str, Callable[[Tensor, Tensor], object]] = {PLAIN: PlainStep(config, device)}
-        ways = _ways(device, compiled)
+        steps: dict[str, Callable[[Tensor, Tensor], object]] = {
+            BASELINE: BaselineStep(config, device)
+        }
+        ways = _variants(device, compiled)
         for name, performance in ways.items():
-            steps[name] = Adversaries(
+            steps[name] = SegAN(
                 config.model_copy(update={"performance": performance}), device
-            ).step
-        needed = count_operations(partial(steps["ours"], image, truth))
+            ).train_step
+        needed = count_flops(partial(steps["ours"], image, truth))
         work = {name: partial(step, image, truth) for name, step in steps.items()}
-        taken = interleave(work, repeats, waiting_for(device), tell)
+        taken = interleave(work, repeats, get_synchronize(device), on_progress)
     rates = {
-        precision: operations_per_second(device, getattr(torch, precision))
+        precision: measure_peak_flops(device, getattr(torch, precision))
         for precision in {way.precision for way in ways.values()}
     }
-    ways[PLAIN] = ways["ours"]
+    ways[BASELINE] = ways["ours"]
     floors = {name: needed / rates[way.precision] for name, way in ways.items()}
     said = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in sorted(rates.items()))
-    return Report(
+    return BenchReport(
         f"step of {size} images of {side} x {side}, w = {config.network.width}, on {device.type}"
         + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""),
         f"{needed / 1e12:.4g} TFLOP a step over the TFLOP/s of a large product ({said})",
-        tuple(one.way(name, size, floors[name]) for name, one in taken.items()),
+        tuple(one.to_timing(name, size, floors[name]) for name, one in taken.items()),
     )
 
 
-def _ways(device: torch.device, compiled: bool) -> dict[str, PerformanceConfig]:
+def _variants(device: torch.device, compiled: bool) -> dict[str, PerformanceConfig]:
     last = PerformanceConfig(channels_last=True)
     half = last.model_copy(update={"precision": "bfloat16"})
     ways = {"ours": PerformanceConfig(channels_last=False), "+ channels last": last}
-    if bfloat16_works(device):
+    if supports_bfloat16(device):
         ways["+ bfloat16"] = last = half
     if compiled:
-        ways["+ compiled"] = last.model_copy(update={"compile": "kernels"})
+        ways["+ compiled"] = last.model_copy(update={"compile_mode": "default"})
         if device.type == "cuda":
-            ways["+ graphs"] = last.model_copy(update={"compile": "graphs"})
+            ways["+ graphs"] = last.model_copy(update={"compile_mode": "reduce-overhead"})
     return ways
 
 
-def bfloat16_works(device: torch.device) -> bool:
+def supports_bfloat16(device: torch.device) -> bool:
     """Whether the device has arithmetic of its own for it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

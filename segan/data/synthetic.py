@@ -24,7 +24,7 @@ SMALLEST_SIDE = 32
 
 # Width over height as counted over the 2000 training images.
 ASPECTS = (1.5, 4 / 3, 1.49, 1.14, 1.43, 1.0, 0.75)
-ASPECT_CHANCES = (0.46, 0.40, 0.05, 0.03, 0.03, 0.02, 0.01)
+ASPECT_PROBABILITIES = (0.46, 0.40, 0.05, 0.03, 0.03, 0.02, 0.01)
 
 # Skin as a dermatoscope lights it, from Fitzpatrick I to VI.
 SKIN_TONES = ("#f6e4de", "#eccec2", "#d6b2a2", "#ba927e", "#8e6858", "#5c423a")
@@ -35,12 +35,12 @@ HAIR_COLOURS = ("#1c1412", "#34221a", "#5c402c", "#967654", "#aaa49e")
 STICKER_COLOURS = ("#1678d4", "#f6de18", "#34baaa", "#969896", "#e26034")
 
 
-def draw_archive(
+def generate_archive(
     counts: Mapping[str, int],
     seed: int,
     write: Callable[[str, bytes], None],
     short_side: int = SHORT_SIDE,
-    progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Draw `counts` = {"train": n, "validation": n, "test": n} pairs; return their ids in order.
 
@@ -53,16 +53,16 @@ def draw_archive(
     splits = [split for split in FOLDERS for _ in range(counts.get(split, 0))]
     ids = [f"ISIC_{index:07d}" for index in range(len(splits))]
     for index, (split, name) in enumerate(zip(splits, ids, strict=True)):
-        image, mask = draw_pair(seed, index, short_side=short_side)
+        image, mask = generate_pair(seed, index, short_side=short_side)
         folder = f"ISIC-2017_{FOLDERS[split]}"
         write(f"{folder}_Data/{name}.jpg", _encode(image, "JPEG", quality=92))
         write(f"{folder}_Part1_GroundTruth/{name}_segmentation.png", _encode(mask, "PNG"))
-        if progress is not None:
-            progress(index + 1)
+        if on_progress is not None:
+            on_progress(index + 1)
     return ids
 
 
-def draw_pair(
+def generate_pair(
     seed: int, index: int, size: tuple[int, int] | None = None, short_side: int = SHORT_SIDE
 ) -> tuple[Array, Array]:
     """Draw image uint8 (H, W, 3) and mask uint8 (H, W) of 0 or 255, by (seed, index) alone.
@@ -71,21 +71,21 @@ def draw_pair(
     """
     _require(min(seed, index) >= 0, "seed and index", "0 or more", (seed, index))
     # A stream to each concern, so that none moves the draws of another.
-    sizing, outlining, painting, dressing = np.random.default_rng([seed, index]).spawn(4)
-    width, height = size or _draw_size(sizing, short_side)
+    sizing, outlining, painting, confounding = np.random.default_rng([seed, index]).spawn(4)
+    width, height = size or _sample_size(sizing, short_side)
     _require(min(width, height) >= 16, "size", "sides of 16 px or more", (width, height))
-    depth = _draw_depth(outlining, width, height)
+    depth = _generate_depth(outlining, width, height)
     mask = depth > 0
-    image = _paint(painting, depth)
-    for add, rng in zip(CONFOUNDERS, dressing.spawn(len(CONFOUNDERS)), strict=True):
-        if rng.random() < CONFOUNDERS[add]:
-            add(rng, image, mask)
+    image = _render_skin(painting, depth)
+    for add_confounder, rng in zip(CONFOUNDERS, confounding.spawn(len(CONFOUNDERS)), strict=True):
+        if rng.random() < CONFOUNDERS[add_confounder]:
+            add_confounder(rng, image, mask)
     image += painting.standard_normal(mask.shape, np.float32)[..., None] * 2
     return image.clip(0, 255).astype(np.uint8), mask.astype(np.uint8) * 255
 
 
-def _require(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
+def _require(condition: bool, name: str, expected: str, found: object) -> None:
+    if not condition:
         raise UsageError(f"{name}: expected {expected}, found {found!r}; correct {name}")
 
 
@@ -95,14 +95,14 @@ def _encode(pixels: Array, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_size(rng: Rng, short_side: int) -> tuple[int, int]:
+def _sample_size(rng: Rng, short_side: int) -> tuple[int, int]:
     """(width, height): short side 0.8 to 1.6 times `short_side`, proportions as the archive's."""
     short = short_side * 2 ** rng.uniform(-0.32, 0.68)
-    aspect = rng.choice(ASPECTS, p=ASPECT_CHANCES)
+    aspect = rng.choice(ASPECTS, p=ASPECT_PROBABILITIES)
     return round(short * max(aspect, 1)), round(short / min(aspect, 1))
 
 
-def _enlarge(field: Array, shape: tuple[int, ...]) -> Array:
+def _upsample(field: Array, shape: tuple[int, ...]) -> Array:
     size = shape[1], shape[0]
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BICUBIC))
 
@@ -115,14 +115,14 @@ def _noise(rng: Rng, shape: tuple[int, ...], *cells: float) -> Array:
     noise = np.zeros((2, 2), np.float32)
     for cell in cells:
         knots = [max(2, round(side / max(1.5, cell * min(shape)))) for side in shape]
-        noise = _enlarge(noise, tuple(knots)) + rng.standard_normal(knots, np.float32)
-    return _enlarge(noise, shape) * np.float32(1.25 / np.sqrt(len(cells)))
+        noise = _upsample(noise, tuple(knots)) + rng.standard_normal(knots, np.float32)
+    return _upsample(noise, shape) * np.float32(1.25 / np.sqrt(len(cells)))
 
 
 # The lesion's outline
 
 
-def _draw_depth(rng: Rng, width: int, height: int) -> Array:
+def _generate_depth(rng: Rng, width: int, height: int) -> Array:
     """How deep each pixel lies inside the lesion, float32 (H, W), about in px; below 0 outside."""
     unit = min(width, height)
     step = max(1, min(4, unit // 64))  # an outline is smooth enough to be drawn coarse
@@ -142,7 +142,7 @@ def _draw_depth(rng: Rng, width: int, height: int) -> Array:
     depth += radius * rng.uniform(0.02, 0.12) * ragged
     # The frame, the satellites and the notches all change the area; the right level restores it.
     depth -= np.quantile(depth, 1 - share)
-    return _enlarge(depth.astype(np.float32), (height, width))
+    return _upsample(depth.astype(np.float32), (height, width))
 
 
 def _blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
@@ -167,10 +167,10 @@ def _rim_blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
 # Skin and lesion
 
 
-def _paint(rng: Rng, depth: Array) -> Array:
+def _render_skin(rng: Rng, depth: Array) -> Array:
     """The picture of the skin with the lesion whose `depth` is given, without confounders."""
-    pigments = _skin(rng, depth.shape)
-    _lesion(rng, pigments, depth)
+    pigments = _skin_pigments(rng, depth.shape)
+    _add_lesion(rng, pigments, depth)
     tone = 5 * rng.beta(0.8, 1.1)  # the archive leans to light skin
     tones = np.array([ImageColor.getrgb(tone) for tone in SKIN_TONES])
     colour = [np.interp(tone, range(len(tones)), channel) for channel in tones.T]
@@ -179,7 +179,7 @@ def _paint(rng: Rng, depth: Array) -> Array:
     return np.exp(light.astype(np.float32) - pigments @ ABSORPTION)
 
 
-def _skin(rng: Rng, shape: tuple[int, ...]) -> Array:
+def _skin_pigments(rng: Rng, shape: tuple[int, ...]) -> Array:
     """Thickness of the four pigments of `ABSORPTION` in bare skin, float32 (H, W, 4)."""
     pigments = np.zeros((*shape, 4), np.float32)
     pigments[..., 0] = rng.uniform(0.02, 0.06) * _noise(rng, shape, 0.4, 0.05, 0.012)
@@ -196,7 +196,7 @@ def _skin(rng: Rng, shape: tuple[int, ...]) -> Array:
     return pigments
 
 
-def _lesion(rng: Rng, pigments: Array, depth: Array) -> None:
+def _add_lesion(rng: Rng, pigments: Array, depth: Array) -> None:
     """Thicken `pigments` inside the lesion; half of the way in at depth 0."""
     shape, unit = depth.shape, min(depth.shape)
     faint = rng.random() < 0.12
@@ -229,28 +229,28 @@ def _canvas(mask: Array) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return plane, ImageDraw.Draw(plane)
 
 
-def _lay(image: Array, plane: Image.Image, colour: str) -> None:
+def _blend(image: Array, plane: Image.Image, colour: str) -> None:
     cover = np.asarray(plane.reduce(2), np.float32)[..., None] / 255
     image += cover * (np.array(ImageColor.getrgb(colour), np.float32) - image)
 
 
-def _place(rng: Rng, mask: Array) -> tuple[float, float]:
+def _random_point(rng: Rng, mask: Array) -> tuple[float, float]:
     height, width = mask.shape
     return rng.uniform(0, width), rng.uniform(0, height)
 
 
-def _circle(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+def _circle_box(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
     """The box of a circle, at the scale of `_canvas`."""
     return 2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)
 
 
-def _clearance(mask: Array, x: float, y: float) -> float:
+def _distance_to_lesion(mask: Array, x: float, y: float) -> float:
     """Distance from (x, y) to the nearest lesion pixel."""
     rows, columns = np.nonzero(mask)
     return float(np.hypot(columns - x, rows - y).min())
 
 
-def _hair(rng: Rng, image: Array, mask: Array) -> None:
+def _add_hair(rng: Rng, image: Array, mask: Array) -> None:
     """Curved tapering strands, mostly one way, anywhere on the picture; or shaven stubble."""
     plane, pen = _canvas(mask)
     unit, knots = min(mask.shape), 14
@@ -259,14 +259,14 @@ def _hair(rng: Rng, image: Array, mask: Array) -> None:
     for _ in range(int(np.exp(rng.uniform(np.log(4), np.log(45))))):
         turns = rng.normal(heading, spread) + rng.normal(0, bend) * np.linspace(0, 1, knots)
         steps = np.stack([np.cos(turns), np.sin(turns)], 1) * length * rng.uniform(0.5, 1.3) / knots
-        strand = (2 * (_place(rng, mask) + steps.cumsum(0))).ravel().tolist()
+        strand = (2 * (_random_point(rng, mask) + steps.cumsum(0))).ravel().tolist()
         thick, shade = max(1, round(unit * rng.uniform(0.004, 0.014))), int(rng.uniform(130, 240))
         pen.line(strand, fill=shade, width=max(1, thick // 2))
         pen.line(strand[: 2 * 10], fill=shade, width=thick)
-    _lay(image, plane, HAIR_COLOURS[rng.choice(5, p=(0.3, 0.3, 0.2, 0.12, 0.08))])
+    _blend(image, plane, HAIR_COLOURS[rng.choice(5, p=(0.3, 0.3, 0.2, 0.12, 0.08))])
 
 
-def _ruler(rng: Rng, image: Array, mask: Array) -> None:
+def _add_ruler(rng: Rng, image: Array, mask: Array) -> None:
     """A millimetre scale: a tilted bar with ticks near the bottom, or ticks down the left side."""
     plane, pen = _canvas(mask)
     (height, width), unit = mask.shape, min(mask.shape)
@@ -280,51 +280,51 @@ def _ruler(rng: Rng, image: Array, mask: Array) -> None:
     tips = feet + across * np.where(np.arange(11) % 5 == 0, 1.6, 1)[:, None]
     for ends in [*np.stack([feet, tips], 1), *([feet[[0, -1]]] if bar else [])]:
         pen.line((2 * ends).ravel().tolist(), fill=shade, width=max(1, unit // 128))
-    _lay(image, plane, "#1e1a1c")
+    _blend(image, plane, "#1e1a1c")
 
 
-def _ink(rng: Rng, image: Array, mask: Array) -> None:
+def _add_ink(rng: Rng, image: Array, mask: Array) -> None:
     """A surgeon's violet pen marks, hatched beside the lesion."""
     plane, pen = _canvas(mask)
     for _ in range(rng.integers(2, 6)):
-        (x, y), reach = _place(rng, mask), min(mask.shape) * rng.uniform(0.03, 0.08)
-        if _clearance(mask, x, y) < 3 * reach:
+        (x, y), reach = _random_point(rng, mask), min(mask.shape) * rng.uniform(0.03, 0.08)
+        if _distance_to_lesion(mask, x, y) < 3 * reach:
             continue
         spine = rng.uniform(-1, 1, 2)
         for share in np.linspace(-1, 1, rng.integers(6, 14)):
             ends = np.array([x, y]) + reach * (share * spine + rng.normal(0, 0.4, (2, 2)))
             width = max(1, round(reach * rng.uniform(0.15, 0.35)))
             pen.line((2 * ends).ravel().tolist(), fill=int(rng.uniform(120, 210)), width=width)
-    _lay(image, plane, "#42287c")
+    _blend(image, plane, "#42287c")
 
 
-def _bubbles(rng: Rng, image: Array, mask: Array) -> None:
+def _add_bubbles(rng: Rng, image: Array, mask: Array) -> None:
     """Gel bubbles: a faint bright disc, a bright rim and a specular highlight."""
     plane, pen = _canvas(mask)
     unit = min(mask.shape)
     for _ in range(rng.integers(2, 14)):
-        (x, y), start = _place(rng, mask), rng.uniform(0, 360)
+        (x, y), start = _random_point(rng, mask), rng.uniform(0, 360)
         radius = unit * np.exp(rng.uniform(np.log(0.008), np.log(0.06)))
         rim = max(1, unit // 160)
-        pen.ellipse(_circle(x, y, radius), fill=16, outline=50, width=rim)
+        pen.ellipse(_circle_box(x, y, radius), fill=16, outline=50, width=rim)
         arc = start, start + rng.uniform(50, 130)
-        pen.arc(_circle(x, y, radius), *arc, fill=int(rng.uniform(90, 200)), width=rim)
-        pen.ellipse(_circle(x + 0.4 * radius, y - 0.4 * radius, 0.16 * radius), fill=225)
-    _lay(image, plane, "#fffcf8")
+        pen.arc(_circle_box(x, y, radius), *arc, fill=int(rng.uniform(90, 200)), width=rim)
+        pen.ellipse(_circle_box(x + 0.4 * radius, y - 0.4 * radius, 0.16 * radius), fill=225)
+    _blend(image, plane, "#fffcf8")
 
 
-def _sticker(rng: Rng, image: Array, mask: Array) -> None:
+def _add_sticker(rng: Rng, image: Array, mask: Array) -> None:
     """A round coloured patch that enters from a side, as in the archive's images of children."""
     (height, width), unit = mask.shape, min(mask.shape)
     x, y = width * rng.choice([-0.05, 1.05]), height * rng.uniform(0, 1)
-    radius = min(unit * rng.uniform(0.2, 0.5), _clearance(mask, x, y) - 0.04 * unit)
+    radius = min(unit * rng.uniform(0.2, 0.5), _distance_to_lesion(mask, x, y) - 0.04 * unit)
     if radius > 0.1 * unit:
         plane, pen = _canvas(mask)
-        pen.ellipse(_circle(x, y, radius), fill=250)
-        _lay(image, plane, STICKER_COLOURS[rng.integers(len(STICKER_COLOURS))])
+        pen.ellipse(_circle_box(x, y, radius), fill=250)
+        _blend(image, plane, STICKER_COLOURS[rng.integers(len(STICKER_COLOURS))])
 
 
-def _vignette(rng: Rng, image: Array, mask: Array) -> None:
+def _add_vignette(rng: Rng, image: Array, mask: Array) -> None:
     """The dark surround of a round lens, opened as far as the lesion reaches."""
     (height, width), unit = mask.shape, min(mask.shape)
     x0, y0 = rng.normal(0.5, 0.015, 2)
@@ -335,5 +335,12 @@ def _vignette(rng: Rng, image: Array, mask: Array) -> None:
     image *= 1 - dark[..., None] * rng.uniform(0.85, 1.0)
 
 
-CONFOUNDERS = {_ink: 0.15, _sticker: 0.12, _ruler: 0.35, _hair: 0.45, _bubbles: 0.3, _vignette: 0.3}
+CONFOUNDERS = {
+    _add_ink: 0.15,
+    _add_sticker: 0.12,
+    _add_ruler: 0.35,
+    _add_hair: 0.45,
+    _add_bubbles: 0.3,
+    _add_vignette: 0.3,
+}
 """Each with its chance, in the order in which they lie on one another."""

@@ -11,14 +11,19 @@ from typing import Any
 
 from segan.errors import SeganError
 
-SECONDS = 10.0
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
+DEFAULT_TIMEOUT_S = 10.0
+SECRET_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "RAY_AUTH_TOKEN",
+)
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    FAILS = "fails"
+    FAILED = "fails"
     SKIPPED = "skipped"
 
 
@@ -26,8 +31,8 @@ class Verdict(StrEnum):
 class Outcome:
     """A verdict, what was found, and what to do about it."""
 
-    verdict: Verdict
-    found: str
+    status: CheckStatus
+    message: str
     advice: str = ""
 
 
@@ -36,66 +41,66 @@ class Check:
     """A look at one thing; `seconds` is what it may take."""
 
     name: str
-    look: Callable[[], Outcome]
-    seconds: float = SECONDS
+    run: Callable[[], Outcome]
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """A line of the doctor's answer."""
 
     check: str
     outcome: Outcome
 
-    def row(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"check": self.check, **asdict(self.outcome)}
 
 
-def ok(found: str) -> Outcome:
-    return Outcome(Verdict.OK, found)
+def ok(message: str) -> Outcome:
+    return Outcome(CheckStatus.OK, message)
 
 
-def warning(found: str, advice: str) -> Outcome:
-    return Outcome(Verdict.WARNING, found, advice)
+def warning(message: str, advice: str) -> Outcome:
+    return Outcome(CheckStatus.WARNING, message, advice)
 
 
-def fails(found: str, advice: str = "") -> Outcome:
-    return Outcome(Verdict.FAILS, found, advice)
+def failed(message: str, advice: str = "") -> Outcome:
+    return Outcome(CheckStatus.FAILED, message, advice)
 
 
-def skipped(found: str, advice: str = "") -> Outcome:
-    return Outcome(Verdict.SKIPPED, found, advice)
+def skipped(message: str, advice: str = "") -> Outcome:
+    return Outcome(CheckStatus.SKIPPED, message, advice)
 
 
-def examine(checks: Iterable[Check]) -> Iterator[Finding]:
+def run_checks(checks: Iterable[Check]) -> Iterator[CheckResult]:
     """Makes the checks in turn; one that raises or does not return is a finding that it fails."""
     for check in checks:
-        outcome = _look(check)
-        found, advice = map(_without_keys, (outcome.found, outcome.advice))
-        yield Finding(check.name, Outcome(outcome.verdict, found, advice))
+        outcome = _run_check(check)
+        found, advice = map(_redact_secrets, (outcome.message, outcome.advice))
+        yield CheckResult(check.name, Outcome(outcome.status, found, advice))
 
 
-def _look(check: Check) -> Outcome:
+def _run_check(check: Check) -> Outcome:
     made: list[Outcome] = []
 
     def look() -> None:
         try:
-            made.append(check.look())
+            made.append(check.run())
         except SeganError as error:  # it says what to do
-            made.append(fails(str(error)))
+            made.append(failed(str(error)))
         except Exception as error:
-            made.append(fails(f"{type(error).__name__}: {error}"))
+            made.append(failed(f"{type(error).__name__}: {error}"))
 
     # A thread that does not come back is left behind: the command ends without it.
     looking = threading.Thread(target=look, name=check.name, daemon=True)
     looking.start()
-    looking.join(check.seconds)
-    return made[0] if made else fails(f"not done after {check.seconds:g} s", "try again later")
+    looking.join(check.timeout_s)
+    return made[0] if made else failed(f"not done after {check.timeout_s:g} s", "try again later")
 
 
-def _without_keys(text: str) -> str:
+def _redact_secrets(text: str) -> str:
     """Errors of libraries may quote what they were given."""
-    for name in SECRETS:
+    for name in SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")
     return " ".join(text.split())

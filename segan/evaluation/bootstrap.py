@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000
-DRAWN_AT_ONCE = 2**22  # indices; bounds the memory
+NUM_RESAMPLES = 10_000
+INDICES_PER_BATCH = 2**22  # indices; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
     scores = np.asarray(values, np.float64)
     assert scores.ndim == 1, "one score for each image"
     assert len(scores) > 0, "a mean of nothing is none"
-    random = np.random.default_rng(seed)
-    rows = max(1, DRAWN_AT_ONCE // len(scores))
+    rng = np.random.default_rng(seed)
+    resamples_per_batch = max(1, INDICES_PER_BATCH // len(scores))
     means = np.concatenate(
         [
             scores[
-                random.integers(len(scores), size=(min(rows, RESAMPLES - at), len(scores)))
+                rng.integers(
+                    len(scores), size=(min(resamples_per_batch, NUM_RESAMPLES - at), len(scores))
+                )
             ].mean(1)
-            for at in range(0, RESAMPLES, rows)
+            for at in range(0, NUM_RESAMPLES, resamples_per_batch)
         ]
     )
     low, high = np.percentile(means, (2.5, 97.5))
@@ -50,7 +52,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
 
 
 def paired_interval(
-    values: Sequence[float] | np.ndarray, rival: Sequence[float] | np.ndarray, seed: int = 0
+    values: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:
     """The mean difference, `values` less `rival`, of two models on the same images in one order.
 
@@ -60,6 +62,6 @@ def paired_interval(
     Args:
         values, rival: [N] each.
     """
-    mine, theirs = np.asarray(values, np.float64), np.asarray(rival, np.float64)
-    assert mine.shape == theirs.shape, f"{mine.shape} against {theirs.shape}"
-    return mean_interval(mine - theirs, seed)
+    scores, baseline_scores = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    assert scores.shape == baseline_scores.shape, f"{scores.shape} against {baseline_scores.shape}"
+    return mean_interval(scores - baseline_scores, seed)

@@ -32,12 +32,12 @@ def roughness(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     1 is as smooth as the truth, more is rougher; NaN where either has no outline.
     """
-    mine, theirs = (
+    predicted_ratio, truth_ratio = (
         _ratio(perimeter(mask), np.sqrt(mask.sum((-2, -1)))) for mask in (predicted, truth)
     )
-    return _ratio(np.where(mine > 0, mine, np.nan), theirs)
+    return _ratio(np.where(predicted_ratio > 0, predicted_ratio, np.nan), truth_ratio)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    out = np.full(np.broadcast(part, whole).shape, np.nan)
-    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) > 0)

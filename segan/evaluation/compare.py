@@ -15,24 +15,24 @@ import numpy as np
 import torch
 
 from segan import storage
-from segan.ablation import evaluated, trial_name
 from segan.config import Config, EvaluationConfig
-from segan.data.records import Frames, read_frames, read_manifest
+from segan.data.records.format import Samples, read_manifest, read_samples
 from segan.evaluation.bootstrap import mean_interval, paired_interval
 from segan.evaluation.boundary import perimeter_ratio, roughness
 from segan.evaluation.metrics import confusion
 from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
-from segan.runs import Checkpoint
-from segan.search import Study, Trial
+from segan.runs.ablation import evaluation_config, trial_name
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.study import Study, Trial
 
-REPORT = "ablation.json"
-THREE = 3  # segmentors in the paper's final result
+ABLATION_REPORT = "ablation.json"
+NUM_MEMBERS = 3  # segmentors in the paper's final result
 DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
-class Scores:
+class ModelScores:
     """A model's, for each of N images in the records' order.
 
     Attributes:
@@ -48,22 +48,22 @@ class Scores:
 
 
 @dataclass
-class Seen:
+class VariantRuns:
     """What there is of a variant: its trials in the order of their seeds, and what was scored."""
 
     trials: list[Trial]
-    scores: list[Scores] = field(default_factory=list)
-    together: Scores | None = None
+    scores: list[ModelScores] = field(default_factory=list)
+    ensemble_of_three: ModelScores | None = None
 
     @property
-    def each_image(self) -> np.ndarray:
+    def per_image_jaccard(self) -> np.ndarray:
         """Jaccard [N], the mean over seeds."""
         mean: np.ndarray = np.mean([one.jaccard for one in self.scores], axis=0)
         return mean
 
 
-def compare(
-    config: Config, study: Study, tell: Callable[[str], None] = lambda line: None
+def compare_variants(
+    config: Config, study: Study, log: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """The report of an ablation as far as its runs are there; written to ablation.json too.
 
@@ -75,18 +75,20 @@ def compare(
         of: `fingerprint`, `images`, `all_lesion` (the Jaccard of calling every pixel lesion).
     """
     manifest = read_manifest(config.data.records)
-    frames = read_frames(config.data.records, manifest, config.data.validation)
+    frames = read_samples(config.data.records, manifest, config.data.validation)
     trials = {trial.name: trial for trial in study.trials()}
-    ablation, seen = config.ablation, {}
+    ablation, variant_runs = config.ablation, {}
     for name in ablation.variants:
-        tell(f"scoring {name} on {len(frames.ids)} images of {config.data.validation}")
-        mine = [trials[trial_name(name, seed)] for seed in seeds_of(config)]
-        seen[name] = _score(mine, frames)
-    base = seen[ablation.baseline]
-    ways = {}
+        log(f"scoring {name} on {len(frames.ids)} images of {config.data.validation}")
+        variant_trials = [trials[trial_name(name, seed)] for seed in ablation_seeds(config)]
+        variant_runs[name] = _score_trials(variant_trials, frames)
+    baseline = variant_runs[ablation.baseline]
+    evaluations = {}
     for name, overrides in ablation.evaluations.items():
-        tell(f"scoring {ablation.baseline} with {name}")
-        ways[name] = _score(base.trials, frames, evaluated(config, name, overrides).evaluation)
+        log(f"scoring {ablation.baseline} with {name}")
+        evaluations[name] = _score_trials(
+            baseline.trials, frames, evaluation_config(config, name, overrides).evaluation
+        )
     report = {
         "study": study.uri,
         "config": config.model_dump(mode="json"),
@@ -95,28 +97,32 @@ def compare(
         "frame": [manifest.width, manifest.height],
         "images": len(frames.ids),
         "all_lesion": float((frames.mask != 0).mean((1, 2, 3)).mean()),
-        "diverged_below": ablation.diverged_below,
+        "diverged_below": ablation.divergence_threshold,
         "variants": [
-            {"variant": name, "overrides": ablation.variants[name], **_row(one, base, config)}
-            for name, one in seen.items()
+            {
+                "variant": name,
+                "overrides": ablation.variants[name],
+                **_variant_row(one, baseline, config),
+            }
+            for name, one in variant_runs.items()
         ],
         "evaluations": [
-            {"variant": name, "overrides": ablation.evaluations[name], **_quality(one, base)}
-            for name, one in ways.items()
+            {"variant": name, "overrides": ablation.evaluations[name], **_score_row(one, baseline)}
+            for name, one in evaluations.items()
         ],
-        "runs": [_run(trial) for one in seen.values() for trial in one.trials],
+        "runs": [_trial_row(trial) for one in variant_runs.values() for trial in one.trials],
     }
-    storage.write_json(storage.join(study.uri, REPORT), report)
+    storage.write_json(storage.join(study.uri, ABLATION_REPORT), report)
     return report
 
 
-def seeds_of(config: Config) -> range:
+def ablation_seeds(config: Config) -> range:
     """The seeds that each variant is trained with."""
     first = config.training.seed
     return range(first, first + config.ablation.seeds)
 
 
-def score_maps(maps: np.ndarray, truth: np.ndarray) -> Scores:
+def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
     """A model's scores at its best threshold.
 
     Args:
@@ -124,107 +130,111 @@ def score_maps(maps: np.ndarray, truth: np.ndarray) -> Scores:
         truth: [N, classes, H, W], nonzero is lesion.
     """
     sweep, lesion = Sweep.empty(truth.shape[1]), truth != 0
-    sweep.add(torch.from_numpy(maps), torch.from_numpy(lesion))
+    sweep.update(torch.from_numpy(maps), torch.from_numpy(lesion))
     threshold = sweep.best_threshold()
-    drawn = maps > np.float32(threshold)
-    return Scores(
+    predicted = maps > np.float32(threshold)
+    return ModelScores(
         threshold,
-        confusion(drawn, lesion).scores()["jaccard"].mean(1),
-        perimeter_ratio(drawn, lesion),
-        roughness(drawn, lesion),
+        confusion(predicted, lesion).scores()["jaccard"].mean(1),
+        perimeter_ratio(predicted, lesion),
+        roughness(predicted, lesion),
     )
 
 
-def _score(trials: list[Trial], frames: Frames, evaluation: EvaluationConfig | None = None) -> Seen:
+def _score_trials(
+    trials: list[Trial], samples: Samples, evaluation: EvaluationConfig | None = None
+) -> VariantRuns:
     """Each trial's best checkpoint, and the first three as one model."""
-    found = Seen(trials)
-    best = [checkpoint for trial in trials if (checkpoint := trial.run.best())]
+    runs = VariantRuns(trials)
+    best = [checkpoint for trial in trials if (checkpoint := trial.run.best_checkpoint())]
     total = np.zeros(0)
     for number, checkpoint in enumerate(best, 1):
-        maps = _maps(checkpoint, frames, evaluation)
-        found.scores.append(score_maps(maps, frames.mask))
+        maps = _predict_probabilities(checkpoint, samples, evaluation)
+        runs.scores.append(score_maps(maps, samples.mask))
         total = maps if number == 1 else total + maps
-        if number == THREE:
-            found.together = score_maps(total / THREE, frames.mask)
-    return found
+        if number == NUM_MEMBERS:
+            runs.ensemble_of_three = score_maps(total / NUM_MEMBERS, samples.mask)
+    return runs
 
 
-def _maps(
-    checkpoint: Checkpoint, frames: Frames, evaluation: EvaluationConfig | None
+def _predict_probabilities(
+    checkpoint: Checkpoint, samples: Samples, evaluation: EvaluationConfig | None
 ) -> np.ndarray:
     """Probabilities float32 [N, classes, H, W] of all frames."""
-    member = Member.of(checkpoint)
+    member = Member.from_checkpoint(checkpoint)
     if evaluation:
         config = member.config.model_copy(update={"evaluation": evaluation})
         member = dataclasses.replace(member, config=config)
     size = member.config.evaluation.batch_size
     return np.concatenate(
         [
-            member(torch.tensor(frames.image[at : at + size])).cpu().numpy()
-            for at in range(0, len(frames.ids), size)
+            member(torch.tensor(samples.image[at : at + size])).cpu().numpy()
+            for at in range(0, len(samples.ids), size)
         ]
     )
 
 
-def _row(seen: Seen, base: Seen, config: Config) -> dict[str, Any]:
+def _variant_row(runs: VariantRuns, baseline: VariantRuns, config: Config) -> dict[str, Any]:
     """A variant's line: how good it is, and how steady its trainings were."""
-    curves = [_curve(trial) for trial in seen.trials]
-    over = [trial for trial in seen.trials if trial.result() is not None]
-    below = config.ablation.diverged_below
+    curves = [_jaccard_curve(trial) for trial in runs.trials]
+    ended = [trial for trial in runs.trials if trial.result() is not None]
+    threshold = config.ablation.divergence_threshold
     return {
-        **_quality(seen, base),
-        "runs": len(seen.trials),
-        "over": len(over),
-        "failed": sum(why(trial).startswith("failed") for trial in over),
-        "diverged": sum(_diverged(trial, below) for trial in over),
+        **_score_row(runs, baseline),
+        "runs": len(runs.trials),
+        "over": len(ended),
+        "failed": sum(end_reason(trial).startswith("failed") for trial in ended),
+        "diverged": sum(_has_diverged(trial, threshold) for trial in ended),
         "last": _mean(curve[-1] for curve in curves if curve),
         "over_epochs": _mean(np.mean(curve) for curve in curves if curve),
         "swing": _mean(np.abs(np.diff(curve)).mean() for curve in curves if len(curve) > 1),
-        "seconds": sum(result["seconds"] for t in over if (result := t.result())),
+        "seconds": sum(result["seconds"] for t in ended if (result := t.result())),
     }
 
 
-def _quality(seen: Seen, base: Seen) -> dict[str, Any]:
+def _score_row(runs: VariantRuns, baseline: VariantRuns) -> dict[str, Any]:
     """Jaccard with its intervals, by seed and of three together; and the outline."""
-    if not seen.scores:
+    if not runs.scores:
         names = ("jaccard", "difference", "spread", "perimeter", "roughness", "together")
         return {"scored": 0, "each": [], **dict.fromkeys(names)}
-    each = [float(one.jaccard.mean()) for one in seen.scores]
-    rival = seen is not base and base.scores
+    jaccard_per_seed = [float(one.jaccard.mean()) for one in runs.scores]
+    has_baseline = runs is not baseline and baseline.scores
     return {
-        "scored": len(each),
-        "each": each,
-        "thresholds": [one.threshold for one in seen.scores],
-        "jaccard": vars(mean_interval(seen.each_image)),
-        "difference": vars(paired_interval(seen.each_image, base.each_image)) if rival else None,
-        "spread": float(np.std(each, ddof=1)) if len(each) > 1 else None,
-        "perimeter": _median([one.perimeter for one in seen.scores]),
-        "roughness": _median([one.roughness for one in seen.scores]),
-        "together": _together(seen),
+        "scored": len(jaccard_per_seed),
+        "each": jaccard_per_seed,
+        "thresholds": [one.threshold for one in runs.scores],
+        "jaccard": vars(mean_interval(runs.per_image_jaccard)),
+        "difference": vars(paired_interval(runs.per_image_jaccard, baseline.per_image_jaccard))
+        if has_baseline
+        else None,
+        "spread": float(np.std(jaccard_per_seed, ddof=1)) if len(jaccard_per_seed) > 1 else None,
+        "perimeter": _median([one.perimeter for one in runs.scores]),
+        "roughness": _median([one.roughness for one in runs.scores]),
+        "together": _ensemble_row(runs),
     }
 
 
-def _together(seen: Seen) -> dict[str, Any] | None:
+def _ensemble_row(runs: VariantRuns) -> dict[str, Any] | None:
     """The first three seeds as one model, and what that brings over each of them alone."""
-    if seen.together is None:
+    if runs.ensemble_of_three is None:
         return None
-    alone = np.mean([one.jaccard for one in seen.scores[:THREE]], axis=0)
+    mean_member_jaccard = np.mean([one.jaccard for one in runs.scores[:NUM_MEMBERS]], axis=0)
     return {
-        "jaccard": float(seen.together.jaccard.mean()),
-        "threshold": seen.together.threshold,
-        "difference": vars(paired_interval(seen.together.jaccard, alone)),
+        "jaccard": float(runs.ensemble_of_three.jaccard.mean()),
+        "threshold": runs.ensemble_of_three.threshold,
+        "difference": vars(paired_interval(runs.ensemble_of_three.jaccard, mean_member_jaccard)),
     }
 
 
-def _run(trial: Trial) -> dict[str, Any]:
-    epochs = trial.epochs()
+def _trial_row(trial: Trial) -> dict[str, Any]:
+    epochs = trial.epoch_metrics()
     names = ("jaccard", "threshold", "critic_loss", "segmentor_loss", "images_per_second")
-    best = trial.run.best()
+    best = trial.run.best_checkpoint()
     return {
         "trial": trial.name,
         "hardware": trial.run.description()["hardware"] if epochs else None,
         "parameters": trial.parameters,
-        "why": why(trial),
+        "why": end_reason(trial),
         "seconds": (trial.result() or {"seconds": 0.0})["seconds"],
         "checkpoint": best.uri if best else None,
         "epoch": [line["epoch"] for line in epochs],
@@ -232,20 +242,20 @@ def _run(trial: Trial) -> dict[str, Any]:
     }
 
 
-def why(trial: Trial) -> str:
+def end_reason(trial: Trial) -> str:
     """What became of a trial, in words."""
     result: Mapping[str, Any] = trial.result() or {"why": "not over"}
     return str(result["why"])
 
 
-def _diverged(trial: Trial, below: float) -> bool:
+def _has_diverged(trial: Trial, threshold: float) -> bool:
     """Not finite, or where the training ended no better than the bound."""
-    curve = _curve(trial)
-    return why(trial).startswith(DIVERGED) or (bool(curve) and curve[-1] < below)
+    curve = _jaccard_curve(trial)
+    return end_reason(trial).startswith(DIVERGED) or (bool(curve) and curve[-1] < threshold)
 
 
-def _curve(trial: Trial) -> list[float]:
-    return [line["jaccard"] for line in trial.epochs()]
+def _jaccard_curve(trial: Trial) -> list[float]:
+    return [line["jaccard"] for line in trial.epoch_metrics()]
 
 
 def _mean(values: Iterable[Any]) -> float | None:

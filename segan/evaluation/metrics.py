@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NAMES = ("accuracy", "dice", "jaccard")
+SCORE_NAMES = ("accuracy", "dice", "jaccard")
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,7 @@ def confusion(predicted: np.ndarray, truth: np.ndarray) -> Confusion:
     )
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.ones_like(part, dtype=np.float64), where=whole > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(
+        numerator, denominator, out=np.ones_like(numerator, dtype=np.float64), where=denominator > 0
+    )

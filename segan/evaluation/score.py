@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from segan.data.archive import Pair, read_image, read_mask
-from segan.data.images import RejectedError
-from segan.evaluation.metrics import NAMES, confusion
-from segan.inference.pipeline import Row, Size
+from segan.data.archive.images import RejectedError
+from segan.data.archive.reader import Pair, read_image, read_mask
+from segan.evaluation.metrics import SCORE_NAMES, confusion
+from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Prediction, Predictor
 
 
-class ScorePairs:
+class ScoreTask:
     """Work for `segan.inference.pipeline`: the scores of each pair.
 
     A row has `id`, `accuracy`, `dice` and `jaccard`; where the model has several members, `members`
@@ -27,39 +27,41 @@ class ScorePairs:
     def read(self, pair: Pair) -> Image.Image:
         return read_image(pair.image)
 
-    def finish(self, predictor: Predictor, pair: Pair, maps: Tensor, size: Size) -> Row:
+    def process(self, predictor: Predictor, pair: Pair, maps: Tensor, size: ImageSize) -> Row:
         assert pair.mask is not None, "a score needs the truth"
         truth = read_mask(pair.mask, size) > 128
-        row = {"id": pair.id, **_scores(predictor.finish(maps, size), truth)}
+        row = {"id": pair.id, **_scores(predictor.postprocess(maps, size), truth)}
         if len(predictor.members) > 1:
-            alone = predictor.finish_members(maps, size)
-            row["members"] = [_scores(prediction, truth) for prediction in alone]
+            member_predictions = predictor.postprocess_members(maps, size)
+            row["members"] = [_scores(prediction, truth) for prediction in member_predictions]
         return row
 
-    def reject(self, pair: Pair, error: RejectedError) -> Row:
+    def on_error(self, pair: Pair, error: RejectedError) -> Row:
         raise error
 
 
 def score_pair(predictor: Predictor, pair: Pair) -> Row:
     """The row of one pair, as of many; raises RejectedError where it cannot be read."""
-    work = ScorePairs()
-    image = work.read(pair)
-    return work.finish(predictor, pair, predictor.maps(predictor.frame(image)[None])[0], image.size)
+    task = ScoreTask()
+    image = task.read(pair)
+    return task.process(
+        predictor, pair, predictor.predict_proba(predictor.preprocess(image)[None])[0], image.size
+    )
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each score over the images, and how many there were; so for each member."""
     summary: dict[str, Any] = {"images": len(rows), **_means(rows)}
     if "members" in rows[0]:
-        alone = zip(*(row["members"] for row in rows), strict=True)
-        summary["members"] = [_means(member) for member in alone]
+        rows_by_member = zip(*(row["members"] for row in rows), strict=True)
+        summary["members"] = [_means(member) for member in rows_by_member]
     return summary
 
 
 def _scores(prediction: Prediction, truth: np.ndarray) -> dict[str, float]:
     scores = confusion(prediction.mask, truth).scores()
-    return {name: float(scores[name]) for name in NAMES}
+    return {name: float(scores[name]) for name in SCORE_NAMES}
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in NAMES}
+    return {name: float(np.mean([row[name] for row in rows])) for name in SCORE_NAMES}

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segan.evaluation.metrics import NAMES, Confusion
-
-STEPS = 200
-THRESHOLDS = np.arange(1, STEPS) / STEPS  # 0.005 to 0.995
+from segan.evaluation.metrics import SCORE_NAMES, Confusion
+from segan.inference.thresholds import NUM_STEPS, THRESHOLDS
 
 
 @dataclass
@@ -31,9 +29,9 @@ class Sweep:
 
     @classmethod
     def empty(cls, classes: int = 1) -> Sweep:
-        return cls(np.zeros((classes, len(NAMES), len(THRESHOLDS))), 0)
+        return cls(np.zeros((classes, len(SCORE_NAMES), len(THRESHOLDS))), 0)
 
-    def add(self, probability: Tensor, truth: Tensor) -> None:
+    def update(self, probability: Tensor, truth: Tensor) -> None:
         """Takes images in.
 
         Args:
@@ -41,13 +39,13 @@ class Sweep:
             truth: [B, classes, H, W], nonzero is lesion.
         """
         scores = confusion_at_thresholds(probability, truth).scores()
-        self.sums += np.stack([scores[name].sum(0) for name in NAMES], axis=1)
+        self.sums += np.stack([scores[name].sum(0) for name in SCORE_NAMES], axis=1)
         self.count += probability.shape[0]
 
     def curve(self, name: str = "jaccard") -> np.ndarray:
         """Mean over images and classes of a score at each of THRESHOLDS."""
         assert self.count > 0, "no image was taken in"
-        mean: np.ndarray = self.sums[:, NAMES.index(name)].mean(0) / self.count
+        mean: np.ndarray = self.sums[:, SCORE_NAMES.index(name)].mean(0) / self.count
         return mean
 
     def best_threshold(self) -> float:
@@ -56,10 +54,10 @@ class Sweep:
         best = np.flatnonzero(curve >= curve.max())
         return float(THRESHOLDS[best[len(best) // 2]])
 
-    def at(self, threshold: float) -> dict[str, float]:
+    def scores_at(self, threshold: float) -> dict[str, float]:
         """accuracy, dice and jaccard at the nearest of THRESHOLDS."""
         index = int(np.abs(THRESHOLDS - threshold).argmin())
-        return {name: float(self.curve(name)[index]) for name in NAMES}
+        return {name: float(self.curve(name)[index]) for name in SCORE_NAMES}
 
 
 def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:
@@ -75,9 +73,9 @@ def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:
     return Confusion(above_lesion, above_skin, lesions - above_lesion, skins - above_skin)
 
 
-def _counts_above(bins: Tensor, where: Tensor) -> np.ndarray:
-    counts = torch.zeros(*bins.shape[:2], STEPS, dtype=torch.int64, device=bins.device)
-    counts.scatter_add_(2, bins, where.long())
-    from_the_top = counts.flip(2).cumsum(2).flip(2)
-    result: np.ndarray = from_the_top[:, :, 1:].cpu().numpy()
+def _counts_above(bins: Tensor, mask: Tensor) -> np.ndarray:
+    counts = torch.zeros(*bins.shape[:2], NUM_STEPS, dtype=torch.int64, device=bins.device)
+    counts.scatter_add_(2, bins, mask.long())
+    counts_from_top = counts.flip(2).cumsum(2).flip(2)
+    result: np.ndarray = counts_from_top[:, :, 1:].cpu().numpy()
     return result

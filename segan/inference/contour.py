@@ -8,7 +8,7 @@ import numpy as np
 Ring = list[list[float]]  # of [x, y], the last as the first
 
 
-def contour(mask: np.ndarray) -> list[list[Ring]]:
+def find_contours(mask: np.ndarray) -> list[list[Ring]]:
     """The outlines of a mask's parts, as the coordinates of a GeoJSON MultiPolygon.
 
     The centre of a pixel lies inside of the polygons where the pixel is lesion, and outside where
@@ -36,11 +36,11 @@ def contour(mask: np.ndarray) -> list[list[Ring]]:
         assert points is not None
         assert offsets is not None
         rings = np.split(points + np.array([left - 0.5, top - 0.5]), offsets[1:-1])
-        polygons.append([_corners(ring).tolist() for ring in rings])
+        polygons.append([_drop_collinear(ring).tolist() for ring in rings])
     return polygons
 
 
-def _corners(ring: np.ndarray) -> np.ndarray:
+def _drop_collinear(ring: np.ndarray) -> np.ndarray:
     """A closed ring [N, 2] without the points on a straight line between two others."""
     steps = np.diff(ring, axis=0)
     turns = np.roll(steps, 1, axis=0)

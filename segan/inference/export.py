@@ -26,27 +26,27 @@ from torch.fx.experimental import _config as shapes
 
 import segan
 from segan import storage
-from segan.data.synthetic import draw_pair
+from segan.data.synthetic import generate_pair
 from segan.errors import SeganError, UsageError
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
-from segan.networks.segmentor import LEAST_SIDE
+from segan.networks.segmentor import MIN_SIDE
 
-Format = Literal["onnx", "torch", "safetensors"]
-FILES: dict[Format, str] = {
+ExportFormat = Literal["onnx", "torch", "safetensors"]
+MODEL_FILES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
     "torch": "model.pt2",
     "safetensors": "model.safetensors",
 }
 OPSET = 18
-TOLERANCE = 1e-4  # of a probability, in float32
-PIXELS = 1e-4  # share of a mask's pixels that may differ
-INPUT, OUTPUT = "image", "probability"
+PROBABILITY_TOLERANCE = 1e-4  # of a probability, in float32
+MASK_TOLERANCE = 1e-4  # share of a mask's pixels that may differ
+INPUT_NAME, OUTPUT_NAME = "image", "probability"
 
-Run = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, H, W] to [B, classes, H, W]
+InferenceFunction = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, H, W] to [B, classes, H, W]
 
 
-class WholeModel(nn.Module):
+class EnsembleModule(nn.Module):
     """All members as one network: float32 [B, 3, H, W] in [0, 1] to the mean of their maps."""
 
     def __init__(self, predictor: Predictor):
@@ -61,7 +61,7 @@ class WholeModel(nn.Module):
 
 
 def export(
-    predictor: Predictor, out: str, kind: Format, tolerance: float = TOLERANCE
+    predictor: Predictor, out: str, kind: ExportFormat, tolerance: float = PROBABILITY_TOLERANCE
 ) -> dict[str, Any]:
     """Writes the model below `out` once it was loaded again and gave what the model itself gives.
 
@@ -79,26 +79,26 @@ def export(
     storage.check_access(out)
     about = describe(predictor, kind)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / FILES[kind]
+        file = Path(folder) / MODEL_FILES[kind]
         if kind == "safetensors":
             _write_weights(predictor, about, file)
-            about["checked"] = _check_weights(predictor, file)
+            about["checked"] = _verify_weights(predictor, file)
         else:
-            model = WholeModel(predictor)
-            _trace(model, predictor.size, about, file)
-            about["checked"] = check(model, load(file), predictor, tolerance)
-        storage.write_bytes(storage.join(out, FILES[kind]), file.read_bytes())
+            model = EnsembleModule(predictor)
+            _export_program(model, predictor.frame_size, about, file)
+            about["checked"] = verify_export(model, load_exported(file), predictor, tolerance)
+        storage.write_bytes(storage.join(out, MODEL_FILES[kind]), file.read_bytes())
     storage.write_bytes(storage.join(out, "README.md"), _readme(about).encode())
     storage.write_json(storage.join(out, "model.json"), about)
     return about
 
 
-def describe(predictor: Predictor, kind: Format) -> dict[str, Any]:
+def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
     """What a program must know to use the file, which carries it as metadata too."""
-    width, height = predictor.size
+    width, height = predictor.frame_size
     return {
         "segan": segan.__version__,
-        "file": FILES[kind],
+        "file": MODEL_FILES[kind],
         "format": kind,
         "model": predictor.name,
         "members": [
@@ -108,21 +108,21 @@ def describe(predictor: Predictor, kind: Format) -> dict[str, Any]:
                 "k": float(member.read().logistic.k),
                 "threshold": member.threshold,
                 "network": member.config.network.model_dump(mode="json"),
-                "frame": member.config.evaluation.frame,
-                "flips": member.config.evaluation.flips,
+                "frame": member.config.evaluation.resize_mode,
+                "flips": member.config.evaluation.tta,
             }
             for member in predictor.members
         ],
         "frame": {"width": width, "height": height},
         "input": {
-            "name": INPUT,
+            "name": INPUT_NAME,
             "layout": "[batch, channel, height, width], channels red, green, blue",
             "type": "float32",
             "range": [0, 1],
-            "least_side": LEAST_SIDE,
+            "least_side": MIN_SIDE,
         },
         "output": {
-            "name": OUTPUT,
+            "name": OUTPUT_NAME,
             "layout": "[batch, class, height, width], of the input's height and width",
             "type": "float32",
             "range": [0, 1],
@@ -135,12 +135,12 @@ def describe(predictor: Predictor, kind: Format) -> dict[str, Any]:
     }
 
 
-def load(file: Path) -> Run:
+def load_exported(file: Path) -> InferenceFunction:
     """An exported network as a function, by what its format needs and nothing of this project's."""
     if file.suffix == ".onnx":
-        runtime = _need("onnxruntime")
+        runtime = _import_optional("onnxruntime")
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return lambda x: session.run(None, {INPUT: x})[0]
+        return lambda x: session.run(None, {INPUT_NAME: x})[0]
     module = torch.export.load(str(file)).module()
 
     @torch.inference_mode()
@@ -152,24 +152,26 @@ def load(file: Path) -> Run:
 
 
 @torch.inference_mode()
-def check(model: WholeModel, run: Run, predictor: Predictor, tolerance: float) -> dict[str, Any]:
+def verify_export(
+    model: EnsembleModule, exported: InferenceFunction, predictor: Predictor, tolerance: float
+) -> dict[str, Any]:
     """Compares the two on drawn images, one and several at once, at the frame's and other sizes.
 
     Raises:
         SeganError: a probability or too many pixels of the masks differ.
     """
     greatest, pixels, total, sizes = 0.0, 0, 0, []
-    for images in _drawn(predictor.size):
-        mine, theirs = model(torch.from_numpy(images)).numpy(), run(images)
+    for images in _synthetic_batches(predictor.frame_size):
+        mine, theirs = model(torch.from_numpy(images)).numpy(), exported(images)
         greatest = max(greatest, float(np.abs(mine - theirs).max()))
         pixels += int(((mine > predictor.threshold) != (theirs > predictor.threshold)).sum())
         total += mine.size
         sizes.append(list(images.shape))
-    if not greatest <= tolerance or pixels > PIXELS * total:
+    if not greatest <= tolerance or pixels > MASK_TOLERANCE * total:
         raise SeganError(
             f"{predictor.name}: the exported network's probabilities differ by {greatest:.2g} "
             f"from the model's, expected {tolerance:g} at most, and {pixels} of {total} pixels of "
-            f"masks, expected {PIXELS * total:.0f} at most; nothing was written "
+            f"masks, expected {MASK_TOLERANCE * total:.0f} at most; nothing was written "
             "(--tolerance takes another bound)"
         )
     return {
@@ -181,45 +183,47 @@ def check(model: WholeModel, run: Run, predictor: Predictor, tolerance: float) -
     }
 
 
-def _drawn(size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _synthetic_batches(size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Batches of drawn images, float32 [B, 3, H, W] in [0, 1]."""
     width, height = size
     wanted = ((1, size), (3, size), (1, (height, width)), (2, (width + 77, height + 31)))
     for seed, (count, shape) in enumerate(wanted):
-        images = np.stack([draw_pair(seed, index, shape)[0] for index in range(count)])
+        images = np.stack([generate_pair(seed, index, shape)[0] for index in range(count)])
         yield np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
 
 
-def _trace(model: WholeModel, size: tuple[int, int], about: dict[str, Any], file: Path) -> None:
+def _export_program(
+    model: EnsembleModule, size: tuple[int, int], metadata: dict[str, Any], file: Path
+) -> None:
     example = torch.rand(2, 3, size[1], size[0])
     free = torch.export.Dim.DYNAMIC
     # Sizes of 1, as a batch of one's, are to be no case of their own.
     any_size = shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), any_size:
         program = torch.export.export(
-            model, (example,), dynamic_shapes={INPUT: {0: free, 2: free, 3: free}}
+            model, (example,), dynamic_shapes={INPUT_NAME: {0: free, 2: free, 3: free}}
         )
     if file.suffix == ".pt2":
-        torch.export.save(program, str(file), extra_files={"model.json": json.dumps(about)})
+        torch.export.save(program, str(file), extra_files={"model.json": json.dumps(metadata)})
         return
-    _need("onnxscript")
-    onnx = _need("onnx")
+    _import_optional("onnxscript")
+    onnx = _import_optional("onnx")
     # It warns of every operator of a package that nothing here uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     made = torch.onnx.export(
         program,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
         opset_version=OPSET,
         verbose=False,
     )
     assert made is not None, "the exporter of torch 2.9 and later gives a program"
     proto = made.model_proto  # made anew each time
-    onnx.helper.set_model_props(proto, {key: _text(about[key]) for key in about})
+    onnx.helper.set_model_props(proto, {key: _to_metadata(metadata[key]) for key in metadata})
     onnx.save(proto, str(file))
 
 
-def _write_weights(predictor: Predictor, about: dict[str, Any], file: Path) -> None:
+def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {
@@ -227,10 +231,10 @@ def _write_weights(predictor: Predictor, about: dict[str, Any], file: Path) -> N
         for i, member in enumerate(predictor.members, 1)
         for name, value in member.read().cpu().state_dict().items()
     }
-    save_file(weights, file, {key: _text(about[key]) for key in about})
+    save_file(weights, file, {key: _to_metadata(metadata[key]) for key in metadata})
 
 
-def _check_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
+def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     found = load_file(file)
@@ -242,11 +246,11 @@ def _check_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
     return {"weights": "equal bit for bit"}
 
 
-def _text(value: Any) -> str:
+def _to_metadata(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _need(package: str) -> Any:
+def _import_optional(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -255,9 +259,9 @@ def _need(package: str) -> Any:
         ) from None
 
 
-def _readme(about: dict[str, Any]) -> str:
+def _readme(metadata: dict[str, Any]) -> str:
     source = jinja2.PackageLoader("segan.inference", "")
     templates = jinja2.Environment(  # noqa: S701  (Markdown)
         loader=source, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return templates.get_template("export.md.j2").render(about)
+    return templates.get_template("export.md.j2").render(metadata)

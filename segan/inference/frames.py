@@ -11,17 +11,17 @@ from torch import Tensor
 from segan.config import Config
 from segan.networks.segmentor import Segmentor
 
-MULTIPLE = 64  # of a padded frame's sides: six halvings come out even
-FLIPS = ((), (3,), (2,), (2, 3))  # axes of [B, c, H, W]: as it is, left-right, top-bottom, both
+PAD_MULTIPLE = 64  # of a padded frame's sides: six halvings come out even
+FLIP_AXES = ((), (3,), (2,), (2, 3))  # axes of [B, c, H, W]: as it is, left-right, top-bottom, both
 
 
 @torch.inference_mode()
 def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tensor:
     """Probabilities of whole frames at the frames' own size.
 
-    `evaluation.frame` says how: "whole" puts the frame in as it is, "padded" reflects it out to a
-    multiple of 64 and cuts the map back, "resized" squeezes it to the training crop's square.
-    With `evaluation.flips` the frame is put in four times, mirrored in each way that training
+    `evaluation.resize_mode` says how: "native" puts the frame in as it is, "pad" reflects it to a
+    multiple of 64 and cuts the map back, "resize" squeezes it to the training crop's square.
+    With `evaluation.tta` the frame is put in four times, mirrored in each way that training
     mirrors, and the maps are mirrored back and averaged.
 
     Args:
@@ -40,7 +40,7 @@ def segment_frames(segmentor: Segmentor, frames: Tensor, config: Config) -> Tens
 
 def segment_images(segmentor: Segmentor, x: Tensor, config: Config) -> Tensor:
     """`segment_frames` of float32 [B, 3, H, W] in [0, 1]; what an export traces."""
-    ways = FLIPS if config.evaluation.flips else FLIPS[:1]
+    ways = FLIP_AXES if config.evaluation.tta else FLIP_AXES[:1]
     x = x.contiguous()
     return mean_map(_segment(segmentor, x.flip(axes), config).flip(axes) for axes in ways)
 
@@ -55,12 +55,12 @@ def mean_map(maps: Iterable[Tensor]) -> Tensor:
 
 
 def _segment(segmentor: Segmentor, x: Tensor, config: Config) -> Tensor:
-    """Maps of [B, 3, H, W] in [0, 1], put in as `evaluation.frame` says."""
+    """Maps of [B, 3, H, W] in [0, 1], put in as `evaluation.resize_mode` says."""
     height, width = x.shape[2:]
-    if config.evaluation.frame == "whole":
+    if config.evaluation.resize_mode == "native":
         return segmentor(x).float()
-    if config.evaluation.frame == "padded":
-        right, bottom = -width % MULTIPLE, -height % MULTIPLE
+    if config.evaluation.resize_mode == "pad":
+        right, bottom = -width % PAD_MULTIPLE, -height % PAD_MULTIPLE
         padded = F.pad(x, (0, right, 0, bottom), mode="reflect")
         return segmentor(padded)[..., :height, :width].float()
     side = config.augment.crop

@@ -21,17 +21,17 @@ from PIL import Image
 from torch import Tensor
 
 from segan import storage
-from segan.data.archive import MASK_SUFFIX, read_image
-from segan.data.images import RejectedError
+from segan.data.archive.images import RejectedError
+from segan.data.archive.reader import MASK_SUFFIX, read_image
 from segan.errors import SeganError, StorageError
-from segan.inference.figures import figures
-from segan.inference.pipeline import Row, Size
+from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Predictor
+from segan.inference.region_stats import region_stats
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-PROBABILITY, DISAGREEMENT = "probability", "disagreement"
-NO_IMAGES = (MASK_SUFFIX, "_superpixels", f"_{PROBABILITY}", f"_{DISAGREEMENT}")
-FULL = 65535  # what 1 is in a map's file
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+PROBABILITY, UNCERTAINTY = "probability", "disagreement"
+EXCLUDED_SUFFIXES = (MASK_SUFFIX, "_superpixels", f"_{PROBABILITY}", f"_{UNCERTAINTY}")
+UINT16_MAX = 65535  # what 1 is in a map's file
 
 
 def find_images(uri: str) -> list[str]:
@@ -44,14 +44,15 @@ def find_images(uri: str) -> list[str]:
         StorageError: it cannot be reached.
     """
     storage.check_access(uri)
-    if uri.lower().endswith(IMAGE_ENDINGS):
+    if uri.lower().endswith(IMAGE_EXTENSIONS):
         if not storage.exists(uri):
             raise StorageError(f"{uri}: not found")
         return [storage.normalise(uri)]
     names = [
         file.name
         for file in storage.list_files(uri)
-        if file.name.lower().endswith(IMAGE_ENDINGS) and not image_id(file.name).endswith(NO_IMAGES)
+        if file.name.lower().endswith(IMAGE_EXTENSIONS)
+        and not image_id(file.name).endswith(EXCLUDED_SUFFIXES)
     ]
     if not names:
         raise SeganError(f"{uri}: no images found; expected files such as ISIC_0000000.jpg")
@@ -72,60 +73,60 @@ def mask_name(image: str) -> str:
 
 
 @dataclass(frozen=True)
-class WriteMasks:
+class MaskWriter:
     """Work for `segan.inference.pipeline`: each image's mask, and the maps asked for, below `out`.
 
     An item is an image's URI. A row says what `segan.inference.predictions.Predicted` does.
     """
 
     out: str
-    maps: tuple[str, ...] = ()  # of PROBABILITY and DISAGREEMENT
+    map_kinds: tuple[str, ...] = ()  # of PROBABILITY and DISAGREEMENT
 
-    def files(self, image: str) -> list[str]:
+    def file_names(self, image: str) -> list[str]:
         """The names below `out` of what is written of an image, its mask's last."""
-        named = [f"{kind}/{image_id(image)}_{kind}.png" for kind in self.maps]
+        named = [f"{kind}/{image_id(image)}_{kind}.png" for kind in self.map_kinds]
         return [*named, mask_name(image)]
 
     def read(self, image: str) -> Image.Image:
         return read_image(image)
 
-    def finish(self, predictor: Predictor, image: str, maps: Tensor, size: Size) -> Row:
-        whole = predictor.finish(maps, size)
-        alone = predictor.finish_members(maps, size) if len(predictor.members) > 1 else ()
-        found = figures(whole, [member.mask for member in alone])
+    def process(self, predictor: Predictor, image: str, maps: Tensor, size: ImageSize) -> Row:
+        whole = predictor.postprocess(maps, size)
+        alone = predictor.postprocess_members(maps, size) if len(predictor.members) > 1 else ()
+        found = region_stats(whole, [member.mask for member in alone])
         content = {
-            PROBABILITY: lambda: _sixteen_bits(whole.probability),
-            DISAGREEMENT: lambda: _sixteen_bits(_spread(maps, size)),
+            PROBABILITY: lambda: _encode_map(whole.probability),
+            UNCERTAINTY: lambda: _encode_map(_member_range(maps, size)),
         }
-        *beside, mask = self.files(image)
-        for kind, name in zip(self.maps, beside, strict=True):
+        *beside, mask = self.file_names(image)
+        for kind, name in zip(self.map_kinds, beside, strict=True):
             storage.write_bytes(storage.join(self.out, name), content[kind]())
         png = encode_mask(whole.mask)
         storage.write_bytes(storage.join(self.out, mask), png)
         place = {"id": image_id(image), "image": image, "mask": mask, "bytes": len(png)}
         return place | {"width": size[0], "height": size[1]} | dataclasses.asdict(found)
 
-    def reject(self, image: str, error: RejectedError) -> Row:
+    def on_error(self, image: str, error: RejectedError) -> Row:
         return {"id": image_id(image), "image": image, "reject": str(error)}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """A mask, bool [H, W], as a PNG of 0 and 255."""
-    return _png(mask.astype(np.uint8) * 255)
+    return _encode_png(mask.astype(np.uint8) * 255)
 
 
-def _spread(maps: Tensor, size: Size) -> np.ndarray:
+def _member_range(maps: Tensor, size: ImageSize) -> np.ndarray:
     """Greatest less least probability among members, float32 [height, width]."""
     width, height = size
     full = F.interpolate(maps[None], (height, width), mode="bilinear", align_corners=False)[0]
     return (full.amax(0) - full.amin(0)).numpy()
 
 
-def _sixteen_bits(values: np.ndarray) -> bytes:
-    return _png((values * FULL).round().astype(np.uint16))
+def _encode_map(values: np.ndarray) -> bytes:
+    return _encode_png((values * UINT16_MAX).round().astype(np.uint16))
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encode_png(pixels: np.ndarray) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG")
     return sink.getvalue()

@@ -19,33 +19,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segan.data.images import RejectedError
+from segan.data.archive.images import RejectedError
 from segan.inference.predictor import Predictor
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
 Row = dict[str, Any]  # plain values, which can travel as JSON
-Size = tuple[int, int]
+ImageSize = tuple[int, int]
 
 
-ON_CPU = 4  # frames at once: their activations stay near the core, where 25 take 1.3 times as long
+CPU_BATCH_SIZE = (
+    4  # frames at once: their activations stay near the core, where 25 take 1.3 times as long
+)
 
 
-class Work(Protocol[Item_contra]):
+class ImageTask(Protocol[Item_contra]):
     """What is to be done with each image; called from threads, and sent to workers."""
 
     def read(self, item: Item_contra) -> Image.Image:
         """The image; raises RejectedError where it cannot be used."""
 
-    def finish(self, predictor: Predictor, item: Item_contra, maps: Tensor, size: Size) -> Row:
+    def process(
+        self, predictor: Predictor, item: Item_contra, maps: Tensor, size: ImageSize
+    ) -> Row:
         """What becomes of an image, by its maps [members, H, W] and its size (width, height)."""
 
-    def reject(self, item: Item_contra, error: RejectedError) -> Row:
+    def on_error(self, item: Item_contra, error: RejectedError) -> Row:
         """What becomes of an image that `read` refused; may raise the error."""
 
 
-def segment(
-    predictor: Predictor, items: Iterable[Item], work: Work[Item], threads: int = 0
+def run_image_task(
+    predictor: Predictor, items: Iterable[Item], task: ImageTask[Item], threads: int = 0
 ) -> Iterator[Row]:
     """What `work` makes of each item, in the items' order.
 
@@ -57,16 +61,16 @@ def segment(
     """
     batch = predictor.members[0].config.evaluation.batch_size
     if not torch.cuda.is_available():
-        batch = min(batch, ON_CPU)
+        batch = min(batch, CPU_BATCH_SIZE)
 
-    def load(item: Item) -> tuple[Tensor, Size] | RejectedError:
+    def load(item: Item) -> tuple[Tensor, ImageSize] | RejectedError:
         try:
-            image = work.read(item)
+            image = task.read(item)
         except RejectedError as error:
             return error
-        return predictor.frame(image), image.size
+        return predictor.preprocess(image), image.size
 
-    def submit(item: Item) -> tuple[Item, Future[tuple[Tensor, Size] | RejectedError]]:
+    def submit(item: Item) -> tuple[Item, Future[tuple[Tensor, ImageSize] | RejectedError]]:
         return item, pool.submit(load, item)
 
     # Of torch each of these threads takes one of its own; the network has the cores.
@@ -82,12 +86,12 @@ def segment(
             ]
             loading.extend(submit(item) for item in itertools.islice(left, batch))
             frames = [one[0] for _, one in loaded if not isinstance(one, RejectedError)]
-            maps = iter(predictor.maps(torch.stack(frames)) if frames else ())
+            maps = iter(predictor.predict_proba(torch.stack(frames)) if frames else ())
             for item, one in loaded:
                 if isinstance(one, RejectedError):
-                    finishing.append(pool.submit(work.reject, item, one))
+                    finishing.append(pool.submit(task.on_error, item, one))
                 else:
-                    finishing.append(pool.submit(work.finish, predictor, item, next(maps), one[1]))
+                    finishing.append(pool.submit(task.process, predictor, item, next(maps), one[1]))
             while len(finishing) > batch:
                 yield finishing.popleft().result()
         while finishing:

@@ -20,23 +20,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from segan import storage
 from segan.errors import StorageError, UsageError
-from segan.inference.masks import WriteMasks, image_id
+from segan.inference.masks import MaskWriter, image_id
 from segan.inference.predictor import Predictor
 
-TABLE, MODEL = "predictions.csv", "predictions.json"
-EVERY = 30.0  # seconds between two writings of the table
-SHARE = 0.05  # of the time that writing it may take at most
+TABLE_FILE, MODEL_FILE = "predictions.csv", "predictions.json"
+SAVE_INTERVAL_S = 30.0  # seconds between two writings of the table
+MAX_SAVE_FRACTION = 0.05  # of the time that writing it may take at most
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictionRow:
     """An image's row.
 
     Attributes:
         image: its URI.
         mask: name of the mask's file, `bytes` its size; both nothing of a rejected image.
         width, height: of image and mask, pixels.
-        area, share, parts, confidence, disagreement, flags: `segan.inference.figures.Figures`.
+        area, share, parts, confidence, disagreement, flags:
+        `segan.inference.region_stats.RegionStats`.
         reject: why the image could not be read, or nothing.
     """
 
@@ -47,18 +48,18 @@ class Predicted:
     width: int = 0
     height: int = 0
     area: int = 0
-    share: float = 0.0
-    parts: int = 0
+    area_fraction: float = 0.0
+    num_components: int = 0
     confidence: float = 0.0
     disagreement: float | None = None
     flags: str = ""
-    reject: str = ""
+    error: str = ""
 
 
-_ROWS = TypeAdapter(list[Predicted])
+_ROWS = TypeAdapter(list[PredictionRow])
 
 
-class Predictions:
+class PredictionTable:
     """The rows of a place, as they come.
 
     Raises:
@@ -66,39 +67,39 @@ class Predictions:
         StorageError: it cannot be read or written.
     """
 
-    def __init__(self, work: WriteMasks, predictor: Predictor, overwrite: bool = False):
-        self._work, self._model = work, _describe(predictor)
-        self._rows: dict[str, Predicted] = {}
-        self._saved, self._pause = time.monotonic(), EVERY
-        place = storage.join(work.out, MODEL)
+    def __init__(self, task: MaskWriter, predictor: Predictor, overwrite: bool = False):
+        self._task, self._model = task, _describe(predictor)
+        self._rows: dict[str, PredictionRow] = {}
+        self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
+        place = storage.join(task.out, MODEL_FILE)
         there = storage.read_json(place) if storage.exists(place) else None
         if there is not None and not overwrite:
-            _compare(work.out, self._model, there)
-            self._rows = {row.id: row for row in read_predictions(work.out)}
+            _compare(task.out, self._model, there)
+            self._rows = {row.id: row for row in read_predictions(task.out)}
             return
-        if storage.exists(storage.join(work.out, TABLE)):
-            storage.delete_file(storage.join(work.out, TABLE))  # first: its rows are another's
+        if storage.exists(storage.join(task.out, TABLE_FILE)):
+            storage.delete_file(storage.join(task.out, TABLE_FILE))  # first: its rows are another's
         storage.write_json(place, self._model)
 
-    def missing(self, images: Sequence[str]) -> list[str]:
+    def find_missing(self, images: Sequence[str]) -> list[str]:
         """Those of which not everything that is asked for is there and whole; rejects are not."""
-        sizes = {file.name: file.size for file in storage.list_files(self._work.out)}
+        sizes = {file.name: file.size for file in storage.list_files(self._task.out)}
 
         def is_there(image: str) -> bool:
             row = self._rows.get(image_id(image))
-            if row is None or row.image != image or row.reject or sizes.get(row.mask) != row.bytes:
+            if row is None or row.image != image or row.error or sizes.get(row.mask) != row.bytes:
                 return False
-            return all(sizes.get(name) for name in self._work.files(image))
+            return all(sizes.get(name) for name in self._task.file_names(image))
 
         return [image for image in images if not is_there(image)]
 
     def add(self, row: dict[str, Any]) -> None:
-        one = Predicted(**row)
+        one = PredictionRow(**row)
         self._rows[one.id] = one
-        if time.monotonic() - self._saved > self._pause:
+        if time.monotonic() - self._last_save > self._save_interval:
             self.save()
 
-    def of(self, images: Sequence[str]) -> list[Predicted]:
+    def get_rows(self, images: Sequence[str]) -> list[PredictionRow]:
         """The rows of these images that are done or rejected, by id."""
         ids = sorted(image_id(image) for image in images)
         return [self._rows[one] for one in ids if one in self._rows]
@@ -107,27 +108,27 @@ class Predictions:
         """Writes the table, by id."""
         began = time.monotonic()
         sink = io.StringIO()
-        table = csv.DictWriter(sink, [field.name for field in fields(Predicted)])
+        table = csv.DictWriter(sink, [field.name for field in fields(PredictionRow)])
         table.writeheader()
         table.writerows(asdict(self._rows[one]) for one in sorted(self._rows))
-        storage.write_bytes(storage.join(self._work.out, TABLE), sink.getvalue().encode())
-        self._saved = time.monotonic()
-        self._pause = max(EVERY, (self._saved - began) / SHARE)
+        storage.write_bytes(storage.join(self._task.out, TABLE_FILE), sink.getvalue().encode())
+        self._last_save = time.monotonic()
+        self._save_interval = max(SAVE_INTERVAL_S, (self._last_save - began) / MAX_SAVE_FRACTION)
 
-    def __enter__(self) -> Predictions:
+    def __enter__(self) -> PredictionTable:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.save()  # of what was stopped or failed, too, so that it need not be done again
 
 
-def read_predictions(out: str) -> list[Predicted]:
+def read_predictions(out: str) -> list[PredictionRow]:
     """The rows of a place; none where there is no table.
 
     Raises:
         StorageError: it is no such table.
     """
-    name = storage.join(out, TABLE)
+    name = storage.join(out, TABLE_FILE)
     if not storage.exists(name):
         return []
     lines = csv.DictReader(io.StringIO(storage.read_bytes(name).decode(errors="replace")))
@@ -143,13 +144,13 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         "model": predictor.name,
         "weights": [member.sha256 for member in predictor.members],
         "threshold": predictor.threshold,
-        "flips": [member.config.evaluation.flips for member in predictor.members],
+        "flips": [member.config.evaluation.tta for member in predictor.members],
     }
 
 
 def _compare(out: str, wanted: dict[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
-        raise StorageError(f"{storage.join(out, MODEL)}: expected what `segan predict` wrote")
+        raise StorageError(f"{storage.join(out, MODEL_FILE)}: expected what `segan predict` wrote")
     for key in ("weights", "threshold", "flips"):  # a model may move
         if wanted[key] != found.get(key):
             raise UsageError(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from segan import storage
 from segan.config import Config
-from segan.inference.ensemble import is_ensemble, read_ensemble
 from segan.inference.frames import mean_map, segment_frames
 from segan.networks.segmentor import Segmentor
-from segan.runs import SEGMENTOR, Checkpoint, find_checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.runs.ensemble import is_ensemble, read_ensemble
+from segan.runs.run import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,23 @@ class Member:
     sha256: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, hold: bool = True, flips: bool | None = None) -> Member:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, cache: bool = True, tta: bool | None = None
+    ) -> Member:
         """A checkpoint's; raises StorageError at once where it is to be held and is damaged.
 
         Args:
-            flips: instead of its configuration's `evaluation.flips`.
+            flips: instead of its configuration's `evaluation.tta`.
         """
         read: Callable[[], Segmentor] = functools.partial(read_segmentor, checkpoint)
-        if hold:
+        if cache:
             read = functools.cache(read)
             read()
         config = checkpoint.config
-        if flips is not None:
-            evaluation = config.evaluation.model_copy(update={"flips": flips})
+        if tta is not None:
+            evaluation = config.evaluation.model_copy(update={"flips": tta})
             config = config.model_copy(update={"evaluation": evaluation})
-        sha256 = checkpoint.files[SEGMENTOR]["sha256"]
+        sha256 = checkpoint.files[SEGMENTOR_FILE]["sha256"]
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class Predictor:
     """
 
     def __init__(
-        self, members: Sequence[Member], size: tuple[int, int], threshold: float, name: str
+        self, members: Sequence[Member], frame_size: tuple[int, int], threshold: float, name: str
     ):
         """
         Args:
@@ -94,15 +97,20 @@ class Predictor:
             threshold: in (0, 1); probability above it is lesion.
             name: of the model, from which it can be loaded again.
         """
-        self.members, self.size, self.threshold, self.name = members, size, threshold, name
+        self.members, self.frame_size, self.threshold, self.name = (
+            members,
+            frame_size,
+            threshold,
+            name,
+        )
 
     @classmethod
     def load(
         cls,
         uri: str,
         threshold: float | None = None,
-        one_at_a_time: bool = False,
-        flips: bool | None = None,
+        low_memory: bool = False,
+        tta: bool | None = None,
     ) -> Predictor:
         """An ensemble or a checkpoint by its URI, or the best checkpoint of a run by the run's.
 
@@ -123,28 +131,28 @@ class Predictor:
             checkpoint = find_checkpoint(uri)
             checkpoints, best, uri = [checkpoint], checkpoint.threshold, checkpoint.uri
         return cls(
-            [Member.of(checkpoint, not one_at_a_time, flips) for checkpoint in checkpoints],
-            checkpoints[0].size,
+            [Member.from_checkpoint(checkpoint, not low_memory, tta) for checkpoint in checkpoints],
+            checkpoints[0].frame_size,
             best if threshold is None else threshold,
             uri,
         )
 
     def __call__(self, image: Image.Image) -> Prediction:
         """Segments one image of any size; the map is brought back to that size bilinearly."""
-        return self.finish(self.maps(self.frame(image)[None])[0], image.size)
+        return self.postprocess(self.predict_proba(self.preprocess(image)[None])[0], image.size)
 
-    def compare(self, image: Image.Image) -> Iterator[Prediction]:
+    def predict_members(self, image: Image.Image) -> Iterator[Prediction]:
         """What each member alone makes of an image at its own threshold, then what all do."""
-        maps = self.maps(self.frame(image)[None])[0]
-        yield from self.finish_members(maps, image.size)
-        yield self.finish(maps, image.size)
+        maps = self.predict_proba(self.preprocess(image)[None])[0]
+        yield from self.postprocess_members(maps, image.size)
+        yield self.postprocess(maps, image.size)
 
-    def frame(self, image: Image.Image) -> Tensor:
+    def preprocess(self, image: Image.Image) -> Tensor:
         """An image as its members see it: uint8 [H, W, 3] of the model's frame."""
-        frame = image.convert("RGB").resize(self.size, Image.Resampling.BILINEAR)
+        frame = image.convert("RGB").resize(self.frame_size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(frame))
 
-    def maps(self, frames: Tensor) -> Tensor:
+    def predict_proba(self, frames: Tensor) -> Tensor:
         """Each member's map of each frame; but for rounding, its company makes no difference.
 
         Args:
@@ -155,7 +163,7 @@ class Predictor:
         """
         return torch.stack([member(frames)[:, 0] for member in self.members], dim=1).cpu()
 
-    def finish(
+    def postprocess(
         self, maps: Tensor, size: tuple[int, int], threshold: float | None = None
     ) -> Prediction:
         """One image's prediction, as a call would give it, of its members' maps.
@@ -172,14 +180,14 @@ class Predictor:
         above = self.threshold if threshold is None else threshold
         return Prediction(probability, probability > above)
 
-    def finish_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
+    def postprocess_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
         """What `finish` gives of each member alone, at its own threshold."""
         for member, own in zip(self.members, maps, strict=True):
-            yield self.finish(own[None], size, member.threshold)
+            yield self.postprocess(own[None], size, member.threshold)
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
     """The segmentor of a checkpoint, its weights verified, in evaluation mode."""
     segmentor = Segmentor(checkpoint.config.network)
-    segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR)))
+    segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR_FILE)))
     return segmentor.eval()

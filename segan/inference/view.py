@@ -11,17 +11,17 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from segan.evaluation.sweep import THRESHOLDS
-from segan.inference.contour import Ring, contour
-from segan.inference.figures import disagreement
+from segan.inference.contour import Ring, find_contours
 from segan.inference.frames import mean_map
 from segan.inference.predictor import Predictor
+from segan.inference.region_stats import disagreement
+from segan.inference.thresholds import THRESHOLDS
 
-LONGEST = 1600  # pixels of a picture's longer side: enough for a screen
-HIGHEST = 65535  # of a map's 16 bits
+MAX_PREVIEW_SIDE = 1600  # pixels of a picture's longer side: enough for a screen
+UINT16_MAX = 65535  # of a map's 16 bits
 
 
-class Size(BaseModel):
+class Dimensions(BaseModel):
     width: int
     height: int
 
@@ -31,12 +31,12 @@ class MemberArea(BaseModel):
     area: int = Field(description="Pixels that are lesion to it alone.")
 
 
-class Summary(Size):
+class SegmentationSummary(Dimensions):
     """Areas in pixels of the image, and how far the members agree."""
 
     threshold: float = Field(description="Probability above it is lesion.")
     area: int = Field(description="Pixels of the lesion.")
-    share: float = Field(description="Of the image's pixels.")
+    area_fraction: float = Field(description="Of the image's pixels.")
     members: list[MemberArea]
     disagreement: float | None = Field(
         description="Of the pixels that are lesion to a member, the share that is not to all; "
@@ -51,13 +51,13 @@ class MultiPolygon(BaseModel):
     coordinates: list[list[Ring]]
 
 
-class Outlined(Summary):
+class ContourResponse(SegmentationSummary):
     """With the mask's contour. A pixel's centre is inside of it just where the mask is lesion."""
 
     contour: MultiPolygon
 
 
-class View(Summary):
+class ViewResponse(SegmentationSummary):
     """With all that it takes to move the threshold without asking again.
 
     Between a map's pixels the probability runs bilinearly: its outlines are the image's.
@@ -65,57 +65,59 @@ class View(Summary):
 
     thresholds: list[float] = Field(description="Rising; the model's own is among them.")
     areas: list[int] = Field(description="Of the mask at each threshold, at the image's size.")
-    frame: Size = Field(description="Of the maps.")
-    map: str = Field(description="Probability, 65535 for 1: 16 bits little-endian in base64.")
-    maps: list[str] = Field(description="The members', in the same way.")
-    picture: str = Field(description="The image as it was read, upright: a JPEG in base64.")
+    frame: Dimensions = Field(description="Of the maps.")
+    probability: str = Field(
+        description="Probability, 65535 for 1: 16 bits little-endian in base64."
+    )
+    member_probabilities: list[str] = Field(description="The members', in the same way.")
+    preview: str = Field(description="The image as it was read, upright: a JPEG in base64.")
 
 
-def encode_picture(image: Image.Image) -> str:
+def encode_preview(image: Image.Image) -> str:
     """An image as a screen shows it, at most 1600 pixels long: a JPEG in base64."""
     small, sink = image.copy(), io.BytesIO()
-    small.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR)
+    small.thumbnail((MAX_PREVIEW_SIDE, MAX_PREVIEW_SIDE), Image.Resampling.BILINEAR)
     small.save(sink, "JPEG", quality=90)
-    return _text(sink.getvalue())
+    return _to_base64(sink.getvalue())
 
 
-class Reading:
+class ImageSegmentation:
     """What a model's members make of one image, which itself is no longer needed."""
 
-    def __init__(self, predictor: Predictor, maps: Tensor, size: tuple[int, int], picture: str):
+    def __init__(self, predictor: Predictor, maps: Tensor, size: tuple[int, int], preview: str):
         """
         Args:
             maps: float32 [members, H, W], one image's of `Predictor.maps`.
             size: (width, height) in pixels of the image.
             picture: of `encode_picture`, for `view`; "" where it is not asked for.
         """
-        self.predictor, self.maps, self.size, self.picture = predictor, maps, size, picture
+        self.predictor, self.maps, self.size, self.preview = predictor, maps, size, preview
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """bool [height, width] at a threshold, or at the model's own."""
-        return self.predictor.finish(self.maps, self.size, threshold).mask
+        return self.predictor.postprocess(self.maps, self.size, threshold).mask
 
-    def outlined(self, threshold: float | None = None) -> Outlined:
+    def to_contour(self, threshold: float | None = None) -> ContourResponse:
         mask = self.mask(threshold)
-        shape = MultiPolygon(coordinates=contour(mask))
-        return Outlined(**self._figures(mask, threshold), contour=shape)
+        shape = MultiPolygon(coordinates=find_contours(mask))
+        return ContourResponse(**self._summary_fields(mask, threshold), contour=shape)
 
-    def view(self, threshold: float | None = None) -> View:
+    def to_view(self, threshold: float | None = None) -> ViewResponse:
         own = self.predictor.threshold
         thresholds = np.unique([*THRESHOLDS, own, own if threshold is None else threshold])
-        probability = self.predictor.finish(self.maps, self.size).probability
-        return View(
-            **self._figures(self.mask(threshold), threshold),
+        probability = self.predictor.postprocess(self.maps, self.size).probability
+        return ViewResponse(
+            **self._summary_fields(self.mask(threshold), threshold),
             thresholds=thresholds.tolist(),
-            areas=_areas(probability, thresholds),
-            frame=Size(width=self.maps.shape[2], height=self.maps.shape[1]),
-            map=_sixteen(mean_map(self.maps)),
-            maps=[_sixteen(member) for member in self.maps],
-            picture=self.picture,
+            areas=_areas_above(probability, thresholds),
+            frame=Dimensions(width=self.maps.shape[2], height=self.maps.shape[1]),
+            probability=_encode_map(mean_map(self.maps)),
+            member_probabilities=[_encode_map(member) for member in self.maps],
+            preview=self.preview,
         )
 
-    def _figures(self, mask: np.ndarray, threshold: float | None) -> dict[str, Any]:
-        masks = [one.mask for one in self.predictor.finish_members(self.maps, self.size)]
+    def _summary_fields(self, mask: np.ndarray, threshold: float | None) -> dict[str, Any]:
+        masks = [one.mask for one in self.predictor.postprocess_members(self.maps, self.size)]
         return {
             "width": self.size[0],
             "height": self.size[1],
@@ -130,7 +132,7 @@ class Reading:
         }
 
 
-def _areas(probability: np.ndarray, thresholds: np.ndarray) -> list[int]:
+def _areas_above(probability: np.ndarray, thresholds: np.ndarray) -> list[int]:
     """How many pixels are above each of rising thresholds, compared in 32 bits as a mask's are."""
     bins = np.searchsorted(thresholds.astype(np.float32), probability.ravel(), side="left")
     counts = np.bincount(bins, minlength=len(thresholds) + 1)
@@ -138,9 +140,9 @@ def _areas(probability: np.ndarray, thresholds: np.ndarray) -> list[int]:
     return above
 
 
-def _sixteen(probability: Tensor) -> str:
-    return _text((probability.numpy() * HIGHEST).round().astype("<u2").tobytes())
+def _encode_map(probability: Tensor) -> str:
+    return _to_base64((probability.numpy() * UINT16_MAX).round().astype("<u2").tobytes())
 
 
-def _text(content: bytes) -> str:
+def _to_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-N = TypeVar("N", bound=nn.Module)
-LEAK = 0.2  # slope of every leaky ReLU (C)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+NEGATIVE_SLOPE = 0.2  # slope of every leaky ReLU (C)
 
 
 class GlobalConvolution(nn.Module):
@@ -42,10 +42,10 @@ class GlobalConvolution(nn.Module):
 
 
 def convolution(
-    c_in: int, c_out: int, kernel: int, stride: int, bias: bool, global_from: int
+    c_in: int, c_out: int, kernel: int, stride: int, bias: bool, global_conv_min_kernel: int
 ) -> nn.Module:
     """A plain convolution, or a global one where the kernel is odd and at least `global_from`."""
-    if kernel >= global_from and kernel % 2 == 1:
+    if kernel >= global_conv_min_kernel and kernel % 2 == 1:
         return GlobalConvolution(c_in, c_out, kernel, stride, bias)
     return nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, bias=bias)
 
@@ -60,29 +60,37 @@ class Residual(nn.Module):
         after: activation after the sum, or before it on the branch alone.
     """
 
-    def __init__(self, channels: int, inner: int, activation: Callable[[], nn.Module], after: bool):
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int,
+        activation: Callable[[], nn.Module],
+        activate_after_sum: bool,
+    ):
         super().__init__()
         self.branch = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False),
-            nn.BatchNorm2d(inner),
+            nn.Conv2d(channels, inner_channels, 1, bias=False),
+            nn.BatchNorm2d(inner_channels),
             activation(),
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
-            nn.BatchNorm2d(inner),
+            nn.Conv2d(inner_channels, inner_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner_channels),
             activation(),
-            nn.Conv2d(inner, channels, 1, bias=False),
+            nn.Conv2d(inner_channels, channels, 1, bias=False),
             nn.BatchNorm2d(channels),
         )
         self.activation = activation()
-        self.after = after
+        self.activate_after_sum = activate_after_sum
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, c, H, W] to the same shape."""
         y: Tensor = self.branch(x)
-        result: Tensor = self.activation(x + y) if self.after else x + self.activation(y)
+        result: Tensor = (
+            self.activation(x + y) if self.activate_after_sum else x + self.activation(y)
+        )
         return result
 
 
-def initialise(network: nn.Module) -> None:
+def init_weights(network: nn.Module) -> None:
     """Normal weights of variance 2 / (k k c_out), norm gains normal (1, 0.02), biases zero (C)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -99,7 +107,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def seeded(build: Callable[[], N], seed: int, fresh: bool = True) -> N:
+def build_with_seed(build: Callable[[], ModuleT], seed: int, initialise: bool = True) -> ModuleT:
     """`build()` with initial weights that are a function of the seed, whatever was drawn before.
 
     Args:
@@ -108,6 +116,6 @@ def seeded(build: Callable[[], N], seed: int, fresh: bool = True) -> N:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
-        if fresh:
-            initialise(network)
+        if initialise:
+            init_weights(network)
         return network

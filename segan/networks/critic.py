@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from segan.config import NetworkConfig
-from segan.networks.blocks import LEAK, convolution, seeded
+from segan.networks.blocks import NEGATIVE_SLOPE, build_with_seed, convolution
 
 KERNELS = (13, 11, 9, 7, 4, 3)  # C1 to C6 (F)
 WIDTHS = (1, 2, 4, 8, 8, 8)  # in multiples of w (F)
@@ -30,9 +30,9 @@ class Critic(nn.Module):
         norm = partial(nn.BatchNorm2d, track_running_stats=False)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                convolution(c_in, c_out, kernel, 2, i == 0, config.global_from),
+                convolution(c_in, c_out, kernel, 2, i == 0, config.global_conv_min_kernel),
                 norm(c_out) if i > 0 else nn.Identity(),
-                nn.LeakyReLU(LEAK),
+                nn.LeakyReLU(NEGATIVE_SLOPE),
             )
             for i, (c_in, c_out, kernel) in enumerate(
                 zip([channels * config.classes, *widths], widths, KERNELS, strict=False)
@@ -47,17 +47,17 @@ class Critic(nn.Module):
         return levels
 
     @torch.no_grad()
-    def clamp(self, limit: float, scope: str = "all") -> None:
+    def clip_weights(self, limit: float, scope: str = "all") -> None:
         """Brings every parameter into [-limit, limit] (section 3).
 
         Args:
             limit: greater than 0.
             scope: "all" parameters, or the "convolutions" alone.
         """
-        torch._foreach_clamp_min_(self._clamped(scope), -limit)
-        torch._foreach_clamp_max_(self._clamped(scope), limit)
+        torch._foreach_clamp_min_(self._clipped_parameters(scope), -limit)
+        torch._foreach_clamp_max_(self._clipped_parameters(scope), limit)
 
-    def _clamped(self, scope: str) -> list[Tensor]:
+    def _clipped_parameters(self, scope: str) -> list[Tensor]:
         if scope == "all":
             return list(self.parameters())
         return [p for m in self.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()]
@@ -91,11 +91,15 @@ def mask_image(image: Tensor, maps: Tensor) -> Tensor:
 
 def build_critic(config: NetworkConfig, seed: int = 0, scalar: bool = False) -> Critic:
     """A critic with initial weights that are a function of (config, seed, scalar)."""
-    critic = seeded(lambda: (ScalarCritic if scalar else Critic)(config), seed)
-    return seeded(lambda: _normed(critic), seed, fresh=False) if config.spectral_norm else critic
+    critic = build_with_seed(lambda: (ScalarCritic if scalar else Critic)(config), seed)
+    return (
+        build_with_seed(lambda: _add_spectral_norm(critic), seed, initialise=False)
+        if config.spectral_norm
+        else critic
+    )
 
 
-def _normed(critic: Critic) -> Critic:
+def _add_spectral_norm(critic: Critic) -> Critic:
     """Every weight of convolutions and head over its greatest singular value (Miyato et al. 2018).
 
     That value is followed by a power iteration in each forward, whose vectors are buffers: the

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segan.config import NetworkConfig
-from segan.networks.blocks import LEAK, Residual, convolution, seeded
+from segan.networks.blocks import NEGATIVE_SLOPE, Residual, build_with_seed, convolution
 from segan.networks.logistic import AdaptiveLogistic
 
 DOWN_KERNELS = (7, 5, 5, 5, 5, 4)  # D1 to D6 (F)
 DOWN_WIDTHS = (1, 2, 4, 8, 16, 32)  # in multiples of w (F)
 UP_KERNELS = (3, 7, 7, 9, 9, 11)  # U1 to U6 (F)
 UP_WIDTHS = (16, 8, 4, 2, 1, 1)
-LEAST_SIDE = 33  # below it the sixth block would have nothing left to halve
+MIN_SIDE = 33  # below it the sixth block would have nothing left to halve
 
 
 class Segmentor(nn.Module):
@@ -48,9 +48,9 @@ class Segmentor(nn.Module):
         self.out = nn.Conv2d(up[-1], config.classes, 5, padding=2)
         self.logistic = AdaptiveLogistic()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] to what the logistic takes, [B, classes, H, W]."""
-        assert min(x.shape[-2:]) >= LEAST_SIDE, f"S needs {LEAST_SIDE} pixels a side: {x.shape}"
+        assert min(x.shape[-2:]) >= MIN_SIDE, f"S needs {MIN_SIDE} pixels a side: {x.shape}"
         skips = []
         y = x
         for block in self.down:
@@ -68,37 +68,41 @@ class Segmentor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] to probabilities [B, classes, H, W]."""
-        p: Tensor = self.logistic(self.scores(x))
+        p: Tensor = self.logistic(self.logits(x))
         return p
 
 
 def build_segmentor(config: NetworkConfig, seed: int = 0) -> Segmentor:
     """A segmentor with initial weights that are a function of (config, seed)."""
-    return seeded(lambda: Segmentor(config), seed)
+    return build_with_seed(lambda: Segmentor(config), seed)
 
 
 def _down_block(
     config: NetworkConfig, c_in: int, c_out: int, kernel: int, norm: bool
 ) -> nn.Sequential:
     # Plain convolutions whatever the kernel: the global ones are the decoder's (F).
-    activation = partial(nn.LeakyReLU, LEAK)
+    activation = partial(nn.LeakyReLU, NEGATIVE_SLOPE)
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel, 2, (kernel - 1) // 2, bias=not norm),
         nn.BatchNorm2d(c_out) if norm else nn.Identity(),
         activation(),
-        Residual(c_out, _inner(config, c_out), activation, config.residual_activation == "after"),
+        Residual(
+            c_out, _inner_channels(config, c_out), activation, config.residual_activation == "after"
+        ),
     )
 
 
 def _up_block(config: NetworkConfig, c_in: int, c_out: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
-        convolution(c_in, c_out, kernel, 1, False, config.global_from),
+        convolution(c_in, c_out, kernel, 1, False, config.global_conv_min_kernel),
         nn.BatchNorm2d(c_out),
         nn.ReLU(),
-        Residual(c_out, _inner(config, c_out), nn.ReLU, config.residual_activation == "after"),
+        Residual(
+            c_out, _inner_channels(config, c_out), nn.ReLU, config.residual_activation == "after"
+        ),
     )
 
 
-def _inner(config: NetworkConfig, channels: int) -> int:
-    wanted = round(channels * config.residual_width)
-    return max(1, min(wanted, config.residual_cap * config.width))
+def _inner_channels(config: NetworkConfig, channels: int) -> int:
+    inner_channels = round(channels * config.residual_expansion)
+    return max(1, min(inner_channels, config.residual_max_width * config.width))

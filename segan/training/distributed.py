@@ -34,7 +34,7 @@ def single_process_group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-class Council:
+class HostCollectives:
     """What the ranks' hosts settle among themselves, apart from what their devices exchange.
 
     It has a group of its own, on gloo, so that a GPU is never waited for.
@@ -42,44 +42,44 @@ class Council:
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
-        self._asked: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
-    def any_before(self, wish: bool) -> bool:
+    def any_rank_async(self, flag: bool) -> bool:
         """Sends this rank's wish on its way, and says whether any rank had one a call ago.
 
         Every rank must call it as often, and gets the same word. The answer has had the time
         between two calls to come, so that nobody waits for it.
         """
-        before = self.last_word()
-        votes = torch.tensor(int(wish))
-        pending = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._asked = votes, pending
-        return before
+        previous = self.wait()
+        flags = torch.tensor(int(flag))
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = flags, work
+        return previous
 
-    def last_word(self) -> bool:
+    def wait(self) -> bool:
         """Takes the word that is still on its way."""
-        if self._asked is None:
+        if self._pending is None:
             return False
-        votes, pending = self._asked
-        pending.wait()
-        self._asked = None
-        return bool(votes.item())
+        flags, work = self._pending
+        work.wait()
+        self._pending = None
+        return bool(flags.item())
 
-    def gather(self, mine: Any) -> list[Any]:
+    def all_gather_object(self, obj: Any) -> list[Any]:
         """What each rank has to say, by rank."""
-        said: list[Any] = [None] * world_size()
-        dist.all_gather_object(said, mine, group=self._group)
-        return said
+        gathered: list[Any] = [None] * world_size()
+        dist.all_gather_object(gathered, obj, group=self._group)
+        return gathered
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The element-wise sum of a tensor that each rank holds one of, in the same shape."""
     total = values.clone()
     dist.all_reduce(total)
     return total
 
 
-def running_statistics(network: nn.Module) -> dict[str, Tensor]:
+def batch_norm_stats(network: nn.Module) -> dict[str, Tensor]:
     """The batch norms' running means and variances by name: the buffers themselves."""
     return {
         name: buffer
@@ -88,42 +88,42 @@ def running_statistics(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def flatten(statistics: Mapping[str, Tensor]) -> Tensor:
+def flatten(stats: Mapping[str, Tensor]) -> Tensor:
     """All of them in one vector."""
-    return torch.cat([buffer.flatten() for buffer in statistics.values()])
+    return torch.cat([buffer.flatten() for buffer in stats.values()])
 
 
-def unflatten(flat: Tensor, statistics: Mapping[str, Tensor]) -> None:
+def unflatten(flat: Tensor, stats: Mapping[str, Tensor]) -> None:
     """Puts what `flatten` gave into buffers of the same shapes, in place."""
-    parts = flat.split([buffer.numel() for buffer in statistics.values()])
-    for buffer, part in zip(statistics.values(), parts, strict=True):
+    parts = flat.split([buffer.numel() for buffer in stats.values()])
+    for buffer, part in zip(stats.values(), parts, strict=True):
         buffer.copy_(part.view_as(buffer))
 
 
-def gather_running_statistics(network: nn.Module) -> Tensor:
+def all_gather_batch_norm_stats(network: nn.Module) -> Tensor:
     """Every rank's, [ranks, values]."""
-    mine = flatten(running_statistics(network))
-    rows = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(rows, mine)
+    local = flatten(batch_norm_stats(network))
+    rows = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(rows, local)
     return torch.stack(rows)
 
 
-def average_running_statistics(network: nn.Module) -> None:
+def sync_batch_norm_stats(network: nn.Module) -> None:
     """Makes every rank's batch-norm statistics their mean over the ranks, in place.
 
     Each rank has seen other images, so before S is evaluated they are brought together.
     """
-    statistics = running_statistics(network)
-    if world_size() > 1 and statistics:
-        unflatten(sum_over_ranks(flatten(statistics)) / world_size(), statistics)
+    stats = batch_norm_stats(network)
+    if world_size() > 1 and stats:
+        unflatten(all_reduce_sum(flatten(stats)) / world_size(), stats)
 
 
-def largest_difference(network: nn.Module) -> float:
+def max_replica_divergence(network: nn.Module) -> float:
     """Greatest absolute difference of any parameter between this rank and rank 0; 0 when equal."""
     with torch.no_grad():
-        mine = torch.cat([parameter.flatten() for parameter in network.parameters()])
-        first = mine.clone()
-        dist.broadcast(first, src=0)
-        worst = (mine - first).abs().max()
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    return float(worst)
+        local = torch.cat([parameter.flatten() for parameter in network.parameters()])
+        rank0 = local.clone()
+        dist.broadcast(rank0, src=0)
+        divergence = (local - rank0).abs().max()
+        dist.all_reduce(divergence, op=dist.ReduceOp.MAX)
+    return float(divergence)

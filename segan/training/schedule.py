@@ -7,7 +7,7 @@ import math
 from segan.config import LogisticConfig, OptimizerConfig
 
 
-def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
+def logistic_k(epoch: int, epochs: int, config: LogisticConfig) -> float:
     """k of the adaptive logistic in an epoch (section 3).
 
     One decay each `every` epochs down to `final_k`. Scaled, as many decays as that takes are
@@ -17,12 +17,12 @@ def steepness(epoch: int, epochs: int, config: LogisticConfig) -> float:
         epoch: counted from 0.
         epochs: of the whole run.
     """
-    if config.scaled:
+    if config.stretch_to_run:
         ratio = math.log(config.final_k / config.initial_k) / math.log(config.decay)
-        needed = math.ceil(ratio - 1e-9)  # a ratio that floats put just above a whole number
-        decays = math.floor(needed * epoch / max(1, epochs - 1) + 0.5)
+        num_decays = math.ceil(ratio - 1e-9)  # a ratio that floats put just above a whole number
+        decays = math.floor(num_decays * epoch / max(1, epochs - 1) + 0.5)
     else:
-        decays = math.floor(epoch / config.every)
+        decays = math.floor(epoch / config.decay_every_epochs)
     return max(config.final_k, config.initial_k * config.decay**decays)
 
 
@@ -37,10 +37,10 @@ def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfi
         workers: of the run; `workers_rule` says what they do to the rate.
     """
     factor = {"none": 1.0, "linear": float(workers), "sqrt": math.sqrt(workers)}
-    rate = config.learning_rate * factor[config.workers_rule]
-    rising = config.warmup * total
-    if samples < rising:
-        rate *= samples / rising
+    rate = config.learning_rate * factor[config.lr_scaling]
+    warmup_samples = config.warmup_fraction * total
+    if samples < warmup_samples:
+        rate *= samples / warmup_samples
     if config.schedule == "constant":
         return rate
     return rate * max(0.0, 1.0 - samples / total)

@@ -12,30 +12,30 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from segan.runs import SEGMENTOR, Checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.training.distributed import (
-    gather_running_statistics,
+    all_gather_batch_norm_stats,
+    batch_norm_stats,
     rank,
-    running_statistics,
     unflatten,
     world_size,
 )
-from segan.training.step import Adversaries
+from segan.training.step import SegAN
 
 CRITIC = "critic.safetensors"
 TRAINER = "trainer.pt"
-OF_S, OF_AVERAGE = "running_statistics", "average_statistics"
+SEGMENTOR_STATS, EMA_STATS = "running_statistics", "average_statistics"
 
 
-def gather_statistics(adversaries: Adversaries) -> dict[str, Tensor]:
+def gather_batch_norm_stats(model: SegAN) -> dict[str, Tensor]:
     """Every rank's running statistics, [ranks, values]: S's, and its average's if there is one."""
-    found = {OF_S: gather_running_statistics(adversaries.segmentor)}
-    if adversaries.average:
-        found[OF_AVERAGE] = gather_running_statistics(adversaries.average.network)
-    return found
+    stats = {SEGMENTOR_STATS: all_gather_batch_norm_stats(model.segmentor)}
+    if model.ema:
+        stats[EMA_STATS] = all_gather_batch_norm_stats(model.ema.network)
+    return stats
 
 
-def capture(adversaries: Adversaries, statistics: Mapping[str, Tensor]) -> dict[str, bytes]:
+def serialise_checkpoint(model: SegAN, stats: Mapping[str, Tensor]) -> dict[str, bytes]:
     """The files of a checkpoint.
 
     No random state is among them: order and augmentation are functions of (seed, epoch, sample
@@ -48,69 +48,69 @@ def capture(adversaries: Adversaries, statistics: Mapping[str, Tensor]) -> dict[
             the segmentor that is written for use gets their mean, and each rank goes on with its
             own.
     """
-    average = adversaries.average
-    segmentor = _copies(adversaries.product)
-    own = {name: segmentor[name] for name in running_statistics(adversaries.product)}
-    unflatten(_mean(statistics[OF_AVERAGE if average else OF_S]), own)
+    ema = model.ema
+    segmentor = _cpu_state_dict(model.eval_segmentor)
+    segmentor_stats = {name: segmentor[name] for name in batch_norm_stats(model.eval_segmentor)}
+    unflatten(_mean_over_ranks(stats[EMA_STATS if ema else SEGMENTOR_STATS]), segmentor_stats)
     trainer: dict[str, Any] = {
-        "segmentor_optimizer": adversaries.segmentor_optimizer.state_dict(),
-        "critic_optimizer": adversaries.critic_optimizer.state_dict(),
-        **{name: rows.cpu() for name, rows in statistics.items()},
+        "segmentor_optimizer": model.segmentor_optimizer.state_dict(),
+        "critic_optimizer": model.critic_optimizer.state_dict(),
+        **{name: rows.cpu() for name, rows in stats.items()},
     }
-    if average:
-        trainer |= {"segmentor": _copies(adversaries.segmentor), "average_steps": average.steps}
-    sink = io.BytesIO()
-    torch.save(trainer, sink)
+    if ema:
+        trainer |= {"segmentor": _cpu_state_dict(model.segmentor), "average_steps": ema.num_updates}
+    buffer = io.BytesIO()
+    torch.save(trainer, buffer)
     return {
-        SEGMENTOR: save_tensors(segmentor),
-        CRITIC: save_tensors(_copies(adversaries.critic)),
-        TRAINER: sink.getvalue(),
+        SEGMENTOR_FILE: save_tensors(segmentor),
+        CRITIC: save_tensors(_cpu_state_dict(model.critic)),
+        TRAINER: buffer.getvalue(),
     }
 
 
-def restore(adversaries: Adversaries, checkpoint: Checkpoint, device: torch.device) -> None:
+def load_checkpoint(model: SegAN, checkpoint: Checkpoint, device: torch.device) -> None:
     """Puts a checkpoint's weights and moments into place, verified against its manifest.
 
     Each rank gets the running statistics that it had; their mean where the number of ranks is
     another one.
     """
-    adversaries.product.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR)))
-    adversaries.critic.load_state_dict(load_tensors(checkpoint.read(CRITIC)))
+    model.eval_segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR_FILE)))
+    model.critic.load_state_dict(load_tensors(checkpoint.read(CRITIC)))
     # weights_only: tensors and plain containers alone, so nothing from storage is ever run.
     trainer: dict[str, Any] = torch.load(
         io.BytesIO(checkpoint.read(TRAINER)), map_location=device, weights_only=True
     )
     for name in ("segmentor_optimizer", "critic_optimizer"):
         for group in trainer[name]["param_groups"]:
-            group["fused"] = adversaries.fused  # a matter of this device, not of the one before
-        optimizer = getattr(adversaries, name)
+            group["fused"] = model.fused  # a matter of this device, not of the one before
+        optimizer = getattr(model, name)
         optimizer.load_state_dict(trainer[name])
-        _lay_out_moments(optimizer)
-    if average := adversaries.average:
-        adversaries.segmentor.load_state_dict(trainer["segmentor"])
-        average.steps = trainer["average_steps"]
-        _take_own(trainer[OF_AVERAGE], average.network)
-    _take_own(trainer[OF_S], adversaries.segmentor)
+        _match_moment_layout(optimizer)
+    if ema := model.ema:
+        model.segmentor.load_state_dict(trainer["segmentor"])
+        ema.num_updates = trainer["average_steps"]
+        _load_rank_stats(trainer[EMA_STATS], ema.network)
+    _load_rank_stats(trainer[SEGMENTOR_STATS], model.segmentor)
 
 
-def _take_own(rows: Tensor, network: nn.Module) -> None:
-    mine = rows[rank()] if len(rows) == world_size() else _mean(rows)
-    unflatten(mine, running_statistics(network))
+def _load_rank_stats(rank_stats: Tensor, network: nn.Module) -> None:
+    local = rank_stats[rank()] if len(rank_stats) == world_size() else _mean_over_ranks(rank_stats)
+    unflatten(local, batch_norm_stats(network))
 
 
-def _lay_out_moments(optimizer: Optimizer) -> None:
+def _match_moment_layout(optimizer: Optimizer) -> None:
     # Fused Adam goes through weights and moments side by side, as they lie in memory.
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
-def _mean(rows: Tensor) -> Tensor:
+def _mean_over_ranks(rank_stats: Tensor) -> Tensor:
     # In float64, where the mean of equal rows is that row and not its neighbour.
-    return rows.double().mean(0)
+    return rank_stats.double().mean(0)
 
 
-def _copies(network: nn.Module) -> dict[str, Tensor]:
+def _cpu_state_dict(network: nn.Module) -> dict[str, Tensor]:
     # In the order of their indices, whatever order the device has them in.
     return {
         name: tensor.cpu().clone(memory_format=torch.contiguous_format)

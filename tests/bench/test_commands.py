@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segan.cli import main
+from segan.cli.main import main
 
 SMALL = ["--repeats", "1", "--json"]
 

@@ -10,27 +10,32 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segan.bench.floor import count_operations
-from segan.bench.frames import Files, loader, write_files, write_records
-from segan.bench.measure import Report, Way, interleave
-from segan.bench.plain import PlainStep
-from segan.data.records import read_frames, read_manifest
+from segan.bench.baseline import BaselineStep
+from segan.bench.frames import FileDataset, make_loader, write_image_files, write_records
+from segan.bench.measure import BenchReport, Timing, interleave
+from segan.bench.roofline import count_flops
+from segan.data.records.format import read_manifest, read_samples
 from segan.training.distributed import single_process_group
-from segan.training.step import Adversaries
-from tests.training.test_step import clones, configure, pair
+from segan.training.step import SegAN
+from tests.training.test_step import clone_parameters, configure, random_batch
 
 CPU = torch.device("cpu")
 
 
 def test_a_way_is_its_median_repeat() -> None:
-    way = Way("one", images=50, seconds=(1.0, 4.0, 2.0), floor=0.5)
-    assert (way.median, way.rate, way.most, way.share) == (2.0, 25.0, 100.0, 0.25)
+    way = Timing("one", images=50, seconds=(1.0, 4.0, 2.0), roofline=0.5)
+    assert (way.median, way.rate, way.roofline_rate, way.roofline_fraction) == (
+        2.0,
+        25.0,
+        100.0,
+        0.25,
+    )
 
 
 def test_ways_are_set_beside_the_first_by_the_image() -> None:
     # 2 s for 10 images and 1 s for 20: four times the rate.
-    ways = (Way("a", 10, (2.0,)), Way("b", 20, (1.0,), notes={"rank, MB": 3.0}))
-    found = Report("work", "none", ways).plain()
+    ways = (Timing("a", 10, (2.0,)), Timing("b", 20, (1.0,), notes={"rank, MB": 3.0}))
+    found = BenchReport("work", "none", ways).to_dict()
     assert [way["times_first"] for way in found["ways"]] == [1.0, 4.0]
     assert found["ways"][0]["share_of_floor"] is None
     assert found["ways"][1]["rank, MB"] == 3.0
@@ -49,26 +54,26 @@ def test_operations_are_counted_forward_and_backward() -> None:
     # as many for the gradient of the weights and for that of the input.
     x = torch.rand(1, 2, 5, 5, requires_grad=True)
     weight = torch.rand(4, 2, 3, 3, requires_grad=True)
-    assert count_operations(lambda: F.conv2d(x, weight, padding=1)) == 3600
-    assert count_operations(lambda: F.conv2d(x, weight, padding=1).sum().backward()) == 3 * 3600
+    assert count_flops(lambda: F.conv2d(x, weight, padding=1)) == 3600
+    assert count_flops(lambda: F.conv2d(x, weight, padding=1).sum().backward()) == 3 * 3600
 
 
 def test_the_plain_step_takes_ours_to_the_same_weights() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with single_process_group():
-            ours = Adversaries(configure(), CPU)
-            plain = PlainStep(configure(), CPU)
+            ours = SegAN(configure(), CPU)
+            plain = BaselineStep(configure(), CPU)
             # As ours lie, since sums depend on where their parts lie.
             plain.segmentor.load_state_dict(copy.deepcopy(ours.segmentor.state_dict()))
             for seed in range(2):
-                ours.step(*pair(seed))
-                plain(*pair(seed))
+                ours.train_step(*random_batch(seed))
+                plain(*random_batch(seed))
     finally:
         torch.set_default_dtype(torch.float32)
 
     def worst(one: nn.Module, other: nn.Module) -> float:
-        pairs = zip(clones(one), clones(other), strict=True)
+        pairs = zip(clone_parameters(one), clone_parameters(other), strict=True)
         return max((a - b).abs().max().item() for a, b in pairs)
 
     # Adam divides rounding by itself where a gradient is near zero, and moves 0.003 at most.
@@ -79,11 +84,11 @@ def test_the_plain_step_takes_ours_to_the_same_weights() -> None:
 def test_the_plain_step_has_a_third_more_to_do_than_ours() -> None:
     # In forwards: 4 S + 12 C against 3 S + 9 C, but for the first layers, whose input mostly needs
     # no gradient.
-    image, truth = pair(0)
+    image, truth = random_batch(0)
     with single_process_group():
-        plain, ours = PlainStep(configure(), CPU), Adversaries(configure(), CPU)
+        plain, ours = BaselineStep(configure(), CPU), SegAN(configure(), CPU)
         found = [
-            count_operations(lambda step=step: step(image, truth)) for step in (plain, ours.step)
+            count_flops(lambda step=step: step(image, truth)) for step in (plain, ours.train_step)
         ]
     assert found[0] / found[1] == pytest.approx(4 / 3, rel=0.05)
 
@@ -93,13 +98,13 @@ def test_the_rival_has_the_records_images_as_files(tmp_path: Path) -> None:
     files.mkdir()
     manifest = write_records(records, 7)
     assert read_manifest(records) == manifest
-    write_files(records, manifest, "train", files)
-    frames, found = read_frames(records, manifest, "train"), Files(str(files))
+    write_image_files(records, manifest, "train", files)
+    frames, found = read_samples(records, manifest, "train"), FileDataset(str(files))
     by_id = dict(zip(frames.ids, zip(frames.image, frames.mask, strict=True), strict=True))
     for path, (image, mask) in zip(found.images, found, strict=True):
         kept, truth = by_id[path.stem]
         assert ((mask > 0) == truth[0]).all()
         # Of JPEG at quality 95.
         assert abs(image.astype(int) - kept.astype(int)).mean() < 5
-    sizes = [image.shape for image, _ in loader(str(files), 3, workers=1)]
+    sizes = [image.shape for image, _ in make_loader(str(files), 3, workers=1)]
     assert sizes == [(3, 135, 180, 3)] * 2

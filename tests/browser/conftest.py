@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
-from segan.runs import Run
-from tests.browser.serving import Server, join_members, serving
+from segan.runs.run import Run
+from tests.browser.server import Server, running_server, write_test_ensemble
 from tests.inference.models import save_checkpoint, small_config
 
 TOKEN = "the tests' own token"
@@ -40,15 +40,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = Run(str(folder / "run"))
     for epoch, threshold in ((1, 0.45), (2, 0.5), (3, 0.55)):
         save_checkpoint(run, small_config(), epoch, 0.5, threshold)
-    checkpoints = [run.checkpoint(f"epoch_{epoch:05d}") for epoch in (1, 2, 3)]
-    join_members(str(folder / "ensemble"), checkpoints, 0.485)
+    checkpoints = [run.get_checkpoint(f"epoch_{epoch:05d}") for epoch in (1, 2, 3)]
+    write_test_ensemble(str(folder / "ensemble"), checkpoints, 0.485)
     return str(folder / "ensemble")
 
 
 @pytest.fixture(scope="package")  # gone before the tests of other clusters
 def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`segan serve` with that model and a token, on a Ray of its own."""
-    with serving(model, tmp_path_factory.mktemp("serve") / "log", TOKEN) as found:
+    with running_server(model, tmp_path_factory.mktemp("serve") / "log", TOKEN) as found:
         yield found
 
 
@@ -80,14 +80,16 @@ def chromium(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def browser(chromium: Chrome) -> Chrome:
     """The browser at an empty page 1280 pixels wide, in light, its logs empty."""
-    look(chromium)
+    set_viewport(chromium)
     chromium.get("about:blank")
     for log in ("browser", "performance"):
         chromium.get_log(log)
     return chromium
 
 
-def look(browser: Chrome, width: int = 1280, scheme: str = "light", height: int = 900) -> None:
+def set_viewport(
+    browser: Chrome, width: int = 1280, scheme: str = "light", height: int = 900
+) -> None:
     """A window's width in pixels, and "light" or "dark"; up to 500 pixels it is a phone's."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -104,26 +106,26 @@ def screenshot(browser: Chrome, path: Path) -> None:
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
-def network(browser: Chrome) -> list[dict[str, Any]]:
+def network_events(browser: Chrome) -> list[dict[str, Any]]:
     """What the browser's network did since it was last asked, as DevTools tells it."""
     entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [entry for entry in entries if entry["method"].startswith("Network.")]
 
 
-def requested(events: list[dict[str, Any]]) -> list[str]:
+def requested_urls(events: list[dict[str, Any]]) -> list[str]:
     """The URLs that were asked for, but for those that lie in the page itself."""
     sent = [e["params"]["request"] for e in events if e["method"] == "Network.requestWillBeSent"]
     return [one["url"] for one in sent if not one["url"].startswith(("data:", "blob:", "about:"))]
 
 
-def failures(events: list[dict[str, Any]]) -> list[Any]:
+def failed_requests(events: list[dict[str, Any]]) -> list[Any]:
     """Requests that came to nothing, and answers that are errors."""
     lost = [e["params"] for e in events if e["method"] == "Network.loadingFailed"]
     answers = [e["params"]["response"] for e in events if e["method"] == "Network.responseReceived"]
     return lost + [one["url"] for one in answers if one["status"] >= 400]
 
 
-def complaints(browser: Chrome) -> list[str]:
+def console_messages(browser: Chrome) -> list[str]:
     """What the console has said since it was last asked."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
@@ -134,7 +136,7 @@ def violations(browser: Chrome) -> Callable[[], list[str]]:
     if not AXE.exists():
         pytest.skip("no axe-core: npm install --prefix .local/axe axe-core")
 
-    def judge() -> list[str]:
+    def check() -> list[str]:
         browser.execute_script(AXE.read_text(encoding="utf-8"))
         script = "const done = arguments[0]; axe.run().then(found => done(found.violations))"
         found = browser.execute_async_script(script)
@@ -145,4 +147,4 @@ def violations(browser: Chrome) -> Callable[[], list[str]]:
             for node in one["nodes"]
         ]
 
-    return judge
+    return check

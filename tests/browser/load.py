@@ -26,7 +26,9 @@ from segan import Predictor
 QUANTILES = (50, 90, 99, 100)
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes, float]:
+async def post_image(
+    session: aiohttp.ClientSession, url: str, body: bytes
+) -> tuple[int, bytes, float]:
     """An answer's status and body, and the seconds till it was all there."""
     began = time.perf_counter()
     async with session.post(url, data=body) as answer:
@@ -34,7 +36,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[in
         return answer.status, content, time.perf_counter() - began
 
 
-async def load(address: str, bodies: list[bytes]) -> list[bytes]:
+async def send_all(address: str, bodies: list[bytes]) -> list[bytes]:
     """All at once; the answers in the order of the requests."""
     token = os.environ.get("SEGAN_SERVE_TOKEN", "")
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/jpeg"}
@@ -42,7 +44,7 @@ async def load(address: str, bodies: list[bytes]) -> list[bytes]:
     async with aiohttp.ClientSession(connector=at_once, headers=headers) as session:
         began = time.perf_counter()
         url = f"{address}/v1/segment"
-        answers = await asyncio.gather(*(ask(session, url, body) for body in bodies))
+        answers = await asyncio.gather(*(post_image(session, url, body) for body in bodies))
         seconds = time.perf_counter() - began
     statuses = collections.Counter(status for status, _, _ in answers)
     latencies = np.percentile([latency for _, _, latency in answers], QUANTILES)
@@ -52,7 +54,7 @@ async def load(address: str, bodies: list[bytes]) -> list[bytes]:
     return [content for _, content, _ in answers]
 
 
-def loop(model: str, bodies: list[bytes]) -> list[np.ndarray]:
+def predict_sequentially(model: str, bodies: list[bytes]) -> list[np.ndarray]:
     """The masks of the same images by one call after another, in this process."""
     torch.set_num_threads(1)  # as many as a replica's, so that sums come out the same
     predictor = Predictor.load(model)
@@ -72,8 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     images = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))]
     bodies = list(itertools.islice(itertools.cycle(images), options.requests))
-    answers = asyncio.run(load(options.address, bodies))
-    masks = loop(options.model, bodies)
+    answers = asyncio.run(send_all(options.address, bodies))
+    masks = predict_sequentially(options.model, bodies)
     same = [
         np.array_equal(np.asarray(Image.open(io.BytesIO(answer))) > 0, mask)
         for answer, mask in zip(answers, masks, strict=True)

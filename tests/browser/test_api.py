@@ -16,7 +16,7 @@ from PIL import Image
 
 from segan.inference.predictor import Predictor
 from tests.browser.conftest import TOKEN
-from tests.browser.serving import Server, serving
+from tests.browser.server import Server, running_server
 
 pytestmark = pytest.mark.cluster
 
@@ -24,25 +24,25 @@ REQUESTS = 24
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
-def drawn(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     """An image of a size that is its own: an answer that is another's cannot pass for its."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((120 + seed, 90 + seed), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     sink = io.BytesIO()
     image.save(sink, "PNG")
     return sink.getvalue()
 
 
 def test_requests_at_once_are_all_answered_and_none_is_mixed_up(server: Server, model: str) -> None:
-    images = [drawn(seed) for seed in range(REQUESTS)]
+    images = [random_image(seed) for seed in range(REQUESTS)]
 
     def ask(image: Image.Image) -> requests.Response:
         url = f"{server.address}/v1/segment"
-        return requests.post(url, encoded(image), headers=HEADERS, timeout=60)
+        return requests.post(url, encode_png(image), headers=HEADERS, timeout=60)
 
     with ThreadPoolExecutor(REQUESTS) as threads:
         answers = list(threads.map(ask, images))
@@ -54,7 +54,7 @@ def test_requests_at_once_are_all_answered_and_none_is_mixed_up(server: Server, 
 
 
 def test_a_broken_image_among_good_ones_spoils_only_itself(server: Server) -> None:
-    bodies = [encoded(drawn(seed)) for seed in range(8)]
+    bodies = [encode_png(random_image(seed)) for seed in range(8)]
     bodies[3] = bodies[3][:-200]
     url = f"{server.address}/v1/segment"
     with ThreadPoolExecutor(len(bodies)) as threads:
@@ -89,7 +89,7 @@ def test_its_ray_has_a_token_that_nobody_else_can_read(server: Server) -> None:
 
 
 def test_ctrl_c_ends_all_that_it_started(model: str, tmp_path: Path) -> None:
-    with serving(model, tmp_path / "log", TOKEN) as server:
+    with running_server(model, tmp_path / "log", TOKEN) as server:
         ours = psutil.Process(server.process.pid).children(recursive=True)
         assert ours
         assert server.interrupt() == 0

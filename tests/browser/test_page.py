@@ -13,10 +13,17 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from segan.cli import main
-from segan.data.synthetic import draw_archive
-from tests.browser.conftest import TOKEN, complaints, failures, look, network, requested
-from tests.browser.serving import Server
+from segan.cli.main import main
+from segan.data.synthetic import generate_archive
+from tests.browser.conftest import (
+    TOKEN,
+    console_messages,
+    failed_requests,
+    network_events,
+    requested_urls,
+    set_viewport,
+)
+from tests.browser.server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
@@ -30,7 +37,7 @@ def photograph(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         isic2017 = request.getfixturevalue("isic2017")
     except pytest.skip.Exception:
         folder = tmp_path_factory.mktemp("drawn")
-        draw_archive({"train": 1}, 0, lambda name, body: _write(folder / name, body), 64)
+        generate_archive({"train": 1}, 0, lambda name, body: _write(folder / name, body), 64)
         return min(folder.rglob("*.jpg"))
     return min((isic2017 / "ISIC-2017_Validation_Data").glob("*.jpg"))
 
@@ -64,16 +71,16 @@ def text(page: Chrome, name: str) -> str:
     return page.find_element(By.ID, name).text
 
 
-def move(page: Chrome, keys: str) -> None:
+def press_keys(page: Chrome, keys: str) -> None:
     page.find_element(By.ID, "threshold").send_keys(keys)
 
 
-def drawn(page: Chrome) -> bytes:
+def canvas_screenshot(page: Chrome) -> bytes:
     """The canvas as it is seen."""
     return page.find_element(By.ID, "canvas").screenshot_as_png
 
 
-def predicted(model: str, image: Path, threshold: float, folder: Path) -> np.ndarray:
+def predict_mask(model: str, image: Path, threshold: float, folder: Path) -> np.ndarray:
     """What the command writes for an image at a threshold."""
     words = ["predict", model, str(image), str(folder), "--local", "--threshold", str(threshold)]
     assert main(words) == 0
@@ -86,44 +93,44 @@ def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
     assert upload(page, photograph) == ""
     with Image.open(photograph) as image:
         assert f"{image.width} x {image.height}" in text(page, "name")
-    first, network_so_far = drawn(page), network(page)
+    first, network_so_far = canvas_screenshot(page), network_events(page)
     assert text(page, "chosen") == "0.485"
     assert len(np.unique(np.asarray(Image.open(io.BytesIO(first))))) > 100  # it is a photograph
 
-    move(page, Keys.ARROW_RIGHT * 3)
+    press_keys(page, Keys.ARROW_RIGHT * 3)
     assert text(page, "chosen") == "0.5"
-    assert drawn(page) != first
-    assert requested(network(page)) == []  # the outline follows without the server
+    assert canvas_screenshot(page) != first
+    assert requested_urls(network_events(page)) == []  # the outline follows without the server
 
     page.find_element(By.ID, "download").click()
     saved = downloads / f"{photograph.stem}_segmentation.png"
     _wait(page, saved.exists)
-    expected = predicted(model, photograph, 0.5, tmp_path)
+    expected = predict_mask(model, photograph, 0.5, tmp_path)
     with Image.open(saved) as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
     assert text(page, "area") == f"{(expected > 0).sum():,} px"
     assert text(page, "share") == f"{100 * (expected > 0).mean():.1f} %"
 
     page.find_element(By.ID, "own").click()
-    assert (text(page, "chosen"), drawn(page)) == ("0.485", first)
+    assert (text(page, "chosen"), canvas_screenshot(page)) == ("0.485", first)
 
-    events = [*network_so_far, *network(page)]
-    assert failures(events) == []
-    assert all(url.startswith(server.address) for url in requested(events))
-    assert complaints(page) == []
+    events = [*network_so_far, *network_events(page)]
+    assert failed_requests(events) == []
+    assert all(url.startswith(server.address) for url in requested_urls(events))
+    assert console_messages(page) == []
 
 
 def test_members_and_layers_are_drawn_where_they_are_asked_for(
     page: Chrome, photograph: Path
 ) -> None:
     upload(page, photograph)
-    seen = [drawn(page)]
+    seen = [canvas_screenshot(page)]
     boxes = page.find_elements(By.CSS_SELECTOR, "#members input")
     assert len(boxes) == 3
     layers = page.find_elements(By.CSS_SELECTOR, "[name=layer]")
     for control in (*boxes, *layers[1:], page.find_element(By.ID, "whole")):
         control.click()
-        seen.append(drawn(page))
+        seen.append(canvas_screenshot(page))
     assert len(set(seen)) == len(seen)
     assert text(page, "disagreement").endswith("of what any calls lesion")
 
@@ -169,7 +176,7 @@ def test_another_token_is_refused_and_the_right_one_goes(browser: Chrome, server
 
 def test_all_of_it_is_reached_by_the_keyboard_in_order(page: Chrome, photograph: Path) -> None:
     upload(page, photograph)
-    move(page, Keys.ARROW_RIGHT)  # so that there is a way back
+    press_keys(page, Keys.ARROW_RIGHT)  # so that there is a way back
     page.execute_script("document.getElementById('file').focus()")
     reached = []
     for _ in range(8):
@@ -191,7 +198,7 @@ def test_the_page_bars_nobody(
     width: int,
     scheme: str,
 ) -> None:
-    look(page, width, scheme)
+    set_viewport(page, width, scheme)
     assert violations() == []
     upload(page, photograph)
     assert violations() == []
@@ -208,7 +215,7 @@ def test_the_api_is_described_without_anything_from_elsewhere(
     browser.get(f"{server.address}/docs")
     assert "POST /v1/segment" in browser.find_element(By.TAG_NAME, "main").text
     assert violations() == []
-    events = network(browser)
-    assert failures(events) == []
-    assert all(url.startswith(server.address) for url in requested(events))
-    assert complaints(browser) == []
+    events = network_events(browser)
+    assert failed_requests(events) == []
+    assert all(url.startswith(server.address) for url in requested_urls(events))
+    assert console_messages(browser) == []

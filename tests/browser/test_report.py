@@ -7,39 +7,45 @@ from collections.abc import Callable
 import pytest
 from selenium.webdriver import Chrome
 
-from segan.evaluation.report.write import write_report
-from tests.browser.conftest import complaints, failures, look, network, requested
-from tests.evaluation.report.world import World, build
+from segan.report.write import write_report
+from tests.browser.conftest import (
+    console_messages,
+    failed_requests,
+    network_events,
+    requested_urls,
+    set_viewport,
+)
+from tests.report.tiny_study import TinyStudy, build_tiny_study
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    found = build(str(tmp_path_factory.mktemp("world")))
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    found = build_tiny_study(str(tmp_path_factory.mktemp("world")))
     write_report(found.study)
     return found
 
 
 @pytest.mark.parametrize("kind", ["study", "ensemble"])
 def test_it_is_sound_in_light_and_dark_and_on_a_phone(
-    kind: str, world: World, browser: Chrome, violations: Callable[[], list[str]]
+    kind: str, world: TinyStudy, browser: Chrome, violations: Callable[[], list[str]]
 ) -> None:
     page = f"file://{getattr(world, kind)}/report.html"
     for scheme in ("light", "dark"):
         for width in (1280, 390):
-            look(browser, width, scheme)
+            set_viewport(browser, width, scheme)
             browser.get(page)
-            events = network(browser)
-            assert requested(events) == [page]
-            assert failures(events) == []
-            assert complaints(browser) == []
+            events = network_events(browser)
+            assert requested_urls(events) == [page]
+            assert failed_requests(events) == []
+            assert console_messages(browser) == []
             wide = browser.execute_script("return document.documentElement.scrollWidth")
             assert wide <= width, "nothing reaches beyond the page"
             assert violations() == []
 
 
-def test_its_pictures_are_seen_and_outlined(world: World, browser: Chrome) -> None:
+def test_its_pictures_are_seen_and_outlined(world: TinyStudy, browser: Chrome) -> None:
     browser.get(f"file://{world.study}/report.html")
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('svg.case')].map(svg => "
@@ -59,10 +65,10 @@ def test_its_pictures_are_seen_and_outlined(world: World, browser: Chrome) -> No
     assert size == [80, 64]
 
 
-def test_dark_is_dark(world: World, browser: Chrome) -> None:
+def test_dark_is_dark(world: TinyStudy, browser: Chrome) -> None:
     shades = []
     for scheme in ("light", "dark"):
-        look(browser, 1280, scheme)
+        set_viewport(browser, 1280, scheme)
         browser.get(f"file://{world.study}/report.html")
         colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         shades.append(sum(int(part) for part in colour[4:-1].split(",")))

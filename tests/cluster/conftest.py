@@ -13,11 +13,11 @@ from infra.local.processes import StartError
 from infra.local.s3 import S3Server
 from segan import storage
 from segan.config import Config, load_config
-from segan.data.archive import open_archive
-from segan.data.ingest import Options, here, ingest
-from segan.data.synthetic import draw_archive
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.synthetic import generate_archive
 
-SIZES = {"train": 42, "validation": 6, "test": 4}
+SPLIT_SIZES = {"train": 42, "validation": 6, "test": 4}
 BUCKET = "s3://cluster-tests"
 
 
@@ -26,7 +26,9 @@ def archive(s3: S3Server) -> str:
     """The URI of a drawn archive in the bucket."""
     s3.create_bucket(BUCKET.removeprefix("s3://"))
     uri = f"{BUCKET}/archive"
-    draw_archive(SIZES, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
+    generate_archive(
+        SPLIT_SIZES, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64
+    )
     return uri
 
 
@@ -34,12 +36,12 @@ def archive(s3: S3Server) -> str:
 def records(archive: str) -> str:
     """The URI of records of it, in several shards of unequal size."""
     uri = f"{BUCKET}/records"
-    ingest(open_archive(archive), uri, Options(rows_per_shard=12), here(1))
+    ingest(open_archive(archive), uri, IngestOptions(rows_per_shard=12), local_executor(1))
     return uri
 
 
 @pytest.fixture(scope="session")
-def configured(records: str) -> Callable[..., Config]:
+def make_config(records: str) -> Callable[..., Config]:
     """A tiny run's configuration, with overrides."""
 
     def configure(*overrides: str) -> Config:
@@ -65,5 +67,5 @@ def make_hosts() -> Iterator[Callable[..., list[Namespace]]]:
 
 
 @pytest.fixture(autouse=True)
-def joined(ray_session: RayCluster) -> None:
+def ray_connection(ray_session: RayCluster) -> None:
     """Every test here runs on the cluster."""

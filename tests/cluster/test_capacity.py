@@ -12,11 +12,11 @@ import pytest
 
 from infra.local.cluster import RayCluster, ray_cluster, ray_node
 from infra.local.namespaces import Namespace
-from tests.infra.observing import child
+from tests.infra.process_utils import child_process
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-ASK = """
+QUERY_PROGRAM = """
 import sys
 from ray_jobs.capacity import runs_at_once
 from ray_jobs.cluster import connect
@@ -37,13 +37,15 @@ def joined() -> None:
     """This process joins no cluster."""
 
 
-def asking(*questions: str) -> list[str]:
-    return [sys.executable, "-c", ASK, *questions]
+def query_command(*questions: str) -> list[str]:
+    return [sys.executable, "-c", QUERY_PROGRAM, *questions]
 
 
-def answers(cluster: RayCluster, *questions: str) -> list[str]:
+def query_capacity(cluster: RayCluster, *questions: str) -> list[str]:
     environment = os.environ | cluster.environment
-    done = subprocess.run(asking(*questions), env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        query_command(*questions), env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -53,28 +55,28 @@ def test_refused_at_once_or_waited_for(
 ) -> None:
     (host,) = make_hosts("all")
     ip = host.ip
-    with host.inside(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
-        (refusal,) = answers(cluster, "workers=2")
+    with host.enter(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
+        (refusal,) = query_capacity(cluster, "workers=2")
         assert "2 workers of 1 CPU and 1 for reading data need 3 CPU, the cluster has 0" in refusal
-        command = asking("workers=2 gpus_per_worker=1 wait_seconds=200")
+        command = query_command("workers=2 gpus_per_worker=1 wait_seconds=200")
         with (
-            child(command, os.environ | cluster.environment) as waiting,
+            child_process(command, os.environ | cluster.environment) as waiting,
             ray_node(cluster, tmp_path / "one", 8, {}, ip, num_gpus=2),
         ):
             said, _ = waiting.communicate()
             assert said == "1\n"
             # 8 CPUs, one of them for reading data, hold 3 runs of 2 workers and a CPU each.
-            few, whole, much = answers(
+            few, whole, much = query_capacity(
                 cluster, "workers=2", "workers=1 gpus_per_worker=2", "workers=2 gpus_per_worker=2"
             )
             assert (few, whole) == ("3", "1")
             assert "2 workers of 2 GPU need 4 GPU, the cluster has 2" in much
             with ray_node(cluster, tmp_path / "two", 1, {}, ip, num_gpus=1):
-                (split,) = answers(cluster, "workers=1 gpus_per_worker=3")
+                (split,) = query_capacity(cluster, "workers=1 gpus_per_worker=3")
             assert "1 workers of 1 CPU and 3 GPU, each whole on one node, and the nodes" in split
 
 
-REHEARSE = [sys.executable, "-m", "infra.local.rehearse", "--cpus", "9", "cluster.workers=8"]
+DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.workers=8"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,6 @@ def test_eight_gpus_on_nodes_of_two(
 ) -> None:
     make_hosts("probe")
     words = ["cluster.gpus_per_worker=1", "--nodes", str(nodes), "--gpus", "2"]
-    done = subprocess.run(REHEARSE + words, capture_output=True, text=True)
+    done = subprocess.run(DRY_RUN + words, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr

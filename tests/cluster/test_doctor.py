@@ -26,11 +26,11 @@ def joined() -> None:
     """This process joins no cluster: the doctor does not either."""
 
 
-def examined(**changes: str | None) -> tuple[int, dict[str, str], str]:
+def run_doctor(**changes: str | None) -> tuple[int, dict[str, str], str]:
     """Exit code, the lines of the cluster's checks, and stderr, in an environment of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
     environment = kept | {k: v for k, v in changes.items() if v is not None}
-    command = [sys.executable, "-m", "segan.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "segan", "doctor", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines: dict[str, str] = {}
     for row in json.loads(done.stdout):
@@ -40,18 +40,18 @@ def examined(**changes: str | None) -> tuple[int, dict[str, str], str]:
     return done.returncode, lines, done.stderr
 
 
-def verdicts(lines: dict[str, str]) -> dict[str, str]:
+def check_statuses(lines: dict[str, str]) -> dict[str, str]:
     return {name: line.partition(" | ")[0] for name, line in lines.items()}
 
 
-def of(cluster: RayCluster, **changes: str | None) -> dict[str, Any]:
+def cluster_environment(cluster: RayCluster, **changes: str | None) -> dict[str, Any]:
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
     return {name: cluster.environment[name] for name in names} | changes
 
 
 def test_a_cluster_as_it_should_be(ray_session: RayCluster) -> None:
-    _, lines, err = examined(**of(ray_session))
-    assert set(verdicts(lines).values()) == {"ok"}, lines
+    _, lines, err = run_doctor(**cluster_environment(ray_session))
+    assert set(check_statuses(lines).values()) == {"ok"}, lines
     assert lines["address"] == f"ok | {ray_session.address} listens"
     assert lines["token"] == "ok | accepted"
     assert lines["without the token"] == "ok | refused"
@@ -62,14 +62,14 @@ def test_a_cluster_as_it_should_be(ray_session: RayCluster) -> None:
 
 
 def test_the_dashboard_is_found_by_the_address(ray_session: RayCluster) -> None:
-    _, lines, _ = examined(**of(ray_session, RAY_API_SERVER_ADDRESS=None))
-    assert set(verdicts(lines).values()) == {"ok"}, lines
+    _, lines, _ = run_doctor(**cluster_environment(ray_session, RAY_API_SERVER_ADDRESS=None))
+    assert set(check_statuses(lines).values()) == {"ok"}, lines
     assert lines["dashboard"] == f"ok | {ray_session.dashboard}"
 
 
 def test_by_a_port_forward_to_the_dashboard_alone(ray_session: RayCluster) -> None:
-    _, lines, _ = examined(**of(ray_session, RAY_ADDRESS=None))
-    assert verdicts(lines) == {
+    _, lines, _ = run_doctor(**cluster_environment(ray_session, RAY_ADDRESS=None))
+    assert check_statuses(lines) == {
         "address": "skipped",
         **dict.fromkeys(["dashboard", "token", "without the token", "versions", "State API"], "ok"),
     }
@@ -81,11 +81,11 @@ def test_without_the_token(ray_session: RayCluster, tmp_path: Path, content: str
     if content:
         token.write_text(content)
     path = {"RAY_AUTH_TOKEN_PATH": str(token)} if content else {"RAY_AUTH_TOKEN_PATH": None}
-    code, lines, err = examined(**of(ray_session, HOME=str(tmp_path), **path))
+    code, lines, err = run_doctor(**cluster_environment(ray_session, HOME=str(tmp_path), **path))
     assert code == 1
     assert "cluster: token" in err.splitlines()[-1]
     assert lines["token"].startswith("fails | ")
-    assert verdicts(lines) == {
+    assert check_statuses(lines) == {
         "address": "ok",
         "dashboard": "ok",
         "token": "fails",
@@ -101,21 +101,23 @@ def test_without_the_token_the_address_does_not_say_where_the_dashboard_is(
     token = tmp_path / "token"
     token.write_text("0" * 64)
     changes = {"RAY_API_SERVER_ADDRESS": None, "RAY_AUTH_TOKEN_PATH": str(token)}
-    code, lines, _ = examined(**of(ray_session, **changes))
+    code, lines, _ = run_doctor(**cluster_environment(ray_session, **changes))
     assert code == 1
     assert lines["dashboard"].startswith(
         f"fails | {ray_session.address} does not say where it is: "
     )
     assert "RAY_AUTH_TOKEN_PATH" in lines["dashboard"]
     assert "0" * 64 not in json.dumps(lines)
-    assert set(verdicts(lines).values()) == {"ok", "fails", "skipped"}
+    assert set(check_statuses(lines).values()) == {"ok", "fails", "skipped"}
 
 
 def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         closed = f"127.0.0.1:{reserved.getsockname()[1]}"
-    code, lines, _ = examined(
-        **of(ray_session, RAY_ADDRESS=closed, RAY_API_SERVER_ADDRESS=f"http://{closed}")
+    code, lines, _ = run_doctor(
+        **cluster_environment(
+            ray_session, RAY_ADDRESS=closed, RAY_API_SERVER_ADDRESS=f"http://{closed}"
+        )
     )
     assert code == 1
     assert re.match(
@@ -123,7 +125,9 @@ def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
     )
     assert "Connection refused" in lines["dashboard"]
     rest = {
-        verdict for name, verdict in verdicts(lines).items() if name not in ("address", "dashboard")
+        verdict
+        for name, verdict in check_statuses(lines).items()
+        if name not in ("address", "dashboard")
     }
     assert rest == {"skipped"}
 
@@ -136,8 +140,8 @@ def test_one_that_asks_for_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(infra, "_shared_environment", open_to_all)
     with ray_cluster(tmp_path, 1, {}) as cluster:
-        _, lines, _ = examined(**of(cluster))
-    assert verdicts(lines) == {
+        _, lines, _ = run_doctor(**cluster_environment(cluster))
+    assert check_statuses(lines) == {
         **dict.fromkeys(["address", "dashboard", "token", "versions", "State API"], "ok"),
         "without the token": "warning",
     }

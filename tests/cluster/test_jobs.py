@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_jobs.evaluate import score
-from ray_jobs.ingest import on_cluster
-from ray_jobs.predict import predict
+from ray_jobs.batch.evaluate import score
+from ray_jobs.batch.ingest import cluster_executor
+from ray_jobs.batch.predict import predict
 from segan import storage
 from segan.config import Config
-from segan.data.archive import open_archive
-from segan.data.ingest import Options, here, ingest
-from segan.data.records import read_manifest, read_rejects
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.records.format import read_manifest, read_rejects
 from segan.evaluation.score import score_pair
-from segan.evaluation.select import build_ensemble, find_candidates
-from segan.inference.masks import WriteMasks, find_images
-from segan.inference.pipeline import segment
+from segan.evaluation.select import find_candidates
+from segan.inference.masks import MaskWriter, find_images
+from segan.inference.pipeline import run_image_task
 from segan.inference.predictor import Predictor
-from segan.runs import Run
-from segan.training.session import train_here
+from segan.report.ensemble import build_ensemble
+from segan.runs.run import Run
+from segan.training.launch import train_local
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 @pytest.fixture
 def model(bucket: str, configured: Callable[..., Config]) -> str:
     run = Run(f"{bucket}/run")
-    train_here(configured("training.epochs=1"), run)
+    train_local(configured("training.epochs=1"), run)
     return run.uri
 
 
@@ -40,7 +41,9 @@ def test_ingest_on_the_cluster_writes_the_same_records(
     archive: str, records: str, bucket: str
 ) -> None:
     out = f"{bucket}/records"
-    manifest = ingest(open_archive(archive), out, Options(rows_per_shard=12), on_cluster)
+    manifest = ingest(
+        open_archive(archive), out, IngestOptions(rows_per_shard=12), cluster_executor
+    )
     assert manifest.fingerprint == read_manifest(records).fingerprint
     assert manifest.splits == read_manifest(records).splits
 
@@ -52,11 +55,11 @@ def test_one_bad_pair_among_good_ones_is_rejected_by_name(archive: str, bucket: 
     bad = "ISIC-2017_Training_Data/ISIC_0000003.jpg"
     storage.write_bytes(f"{bucket}/archive/{bad}", content[:200])
     found, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
-    manifest = ingest(found, out, Options(rows_per_shard=12), on_cluster)
+    manifest = ingest(found, out, IngestOptions(rows_per_shard=12), cluster_executor)
     (reject,) = read_rejects(out)
     assert reject["name"] == bad
     assert "not a whole image" in reject["reason"]
-    assert sum(manifest.rows(split) for split in manifest.splits) + 1 == len(found.pairs)
+    assert sum(manifest.num_rows(split) for split in manifest.splits) + 1 == len(found.pairs)
 
 
 def test_evaluate_on_the_cluster_gives_the_same_scores(archive: str, model: str) -> None:
@@ -71,7 +74,7 @@ def test_an_ensemble_on_the_cluster_scores_as_here(
 ) -> None:
     runs = [Run(f"{bucket}/{seed}") for seed in range(3)]
     for seed, run in enumerate(runs):
-        train_here(configured("training.epochs=1", f"training.seed={seed}"), run)
+        train_local(configured("training.epochs=1", f"training.seed={seed}"), run)
     model = f"{bucket}/ensemble"
     build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
     pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)
@@ -86,20 +89,20 @@ def test_predict_on_the_cluster_writes_the_same_masks(
 ) -> None:
     images = find_images(f"{archive}/ISIC-2017_Test_v2_Data")
     here, there = f"{bucket}/here", f"{bucket}/there"
-    mine = list(segment(Predictor.load(model), images, WriteMasks(here)))
-    rows = sorted(predict(images, model, WriteMasks(there)), key=lambda row: str(row["id"]))
+    mine = list(run_image_task(Predictor.load(model), images, MaskWriter(here)))
+    rows = sorted(predict(images, model, MaskWriter(there)), key=lambda row: str(row["id"]))
     assert rows == mine
     assert len(rows) == len(images) == 4
     for file in storage.list_files(here):
         content = storage.read_bytes(f"{there}/{file.name}")
         assert content == storage.read_bytes(f"{here}/{file.name}")
         mask = Image.open(io.BytesIO(content))
-        image = Image.open(io.BytesIO(storage.read_bytes(original(images, file.name))))
+        image = Image.open(io.BytesIO(storage.read_bytes(find_image(images, file.name))))
         assert mask.size == image.size
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
 
 
-def original(images: list[str], mask: str) -> str:
+def find_image(images: list[str], mask: str) -> str:
     name = mask.replace("_segmentation.png", "")
     return next(uri for uri in images if f"/{name}." in uri)
 
@@ -112,7 +115,9 @@ def test_real_validation_images_from_the_bucket(isic2017: Path, bucket: str) -> 
             name = uri.removeprefix(f"{isic2017}/")
             storage.write_bytes(f"{bucket}/archive/{name}", Path(uri).read_bytes())
     copied, out = open_archive(f"{bucket}/archive"), f"{bucket}/records"
-    manifest = ingest(copied, out, Options(), on_cluster)
-    assert (manifest.rows("validation"), manifest.rejects) == (150, 0)
+    manifest = ingest(copied, out, IngestOptions(), cluster_executor)
+    assert (manifest.num_rows("validation"), manifest.num_rejects) == (150, 0)
     plain = f"{bucket}/plain"
-    assert manifest.fingerprint == ingest(found, plain, Options(), here(1)).fingerprint
+    assert (
+        manifest.fingerprint == ingest(found, plain, IngestOptions(), local_executor(1)).fingerprint
+    )

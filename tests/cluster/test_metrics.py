@@ -15,28 +15,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.local.cluster import RayCluster
 from infra.observability.dashboard import dashboard
-from ray_jobs.asha import judging
-from ray_jobs.metrics import FIGURES
-from ray_jobs.train import train
+from ray_jobs.training.driver import train
+from ray_jobs.training.metrics import METRICS
+from ray_jobs.tuning.scheduler import decisions_actor
 from segan.config import Config
-from segan.runs import Run
-from tests.cluster.test_train import kill_a_worker
-from tests.infra.dashboards import series
+from segan.runs.run import Run
+from tests.cluster.test_train import kill_worker
+from tests.infra.dashboards import metric_names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
-OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+GPU_METRICS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 STUDY, TRIAL = "watched", "trial_000"
-Found = dict[str, list[tuple[dict[str, str], float]]]
+Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
-def scrape(cluster: RayCluster) -> Found:
+def scrape(cluster: RayCluster) -> Samples:
     """Every sample of every target in the list that Ray keeps, without a token.
 
     Of our own, those of the study: the last test's may be there for some seconds.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    found: Found = {}
+    found: Samples = {}
     for group in json.loads((cluster.folder / "prom_metrics_service_discovery.json").read_text()):
         for target in group["targets"]:
             with direct.open(f"http://{target}/metrics", timeout=30) as response:
@@ -48,25 +48,25 @@ def scrape(cluster: RayCluster) -> Found:
     return found
 
 
-def started(cluster: RayCluster, retries: int, drawn: set[str]) -> Found:
+def wait_for_start(cluster: RayCluster, retries: int, expected: set[str]) -> Samples:
     """What is there once this start of the workers has validated, and none of an earlier one."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
         found = scrape(cluster)
         starts = [value for _, value in found.get("ray_segan_retries", [])]
         ranks = [labels["rank"] for labels, _ in found.get("ray_segan_wait_share", [])]
-        if starts == [retries] and sorted(ranks) == ["0", "1"] and drawn <= found.keys():
+        if starts == [retries] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
             return found
         time.sleep(1)
-    raise TimeoutError(f"missing {drawn - found.keys()}, ranks {ranks}, starts {starts}")
+    raise TimeoutError(f"missing {expected - found.keys()}, ranks {ranks}, starts {starts}")
 
 
-def figures(found: Found) -> dict[str, float]:
+def metric_values(found: Samples) -> dict[str, float]:
     """Ours by name; of those of each rank, rank 0's."""
     return {
         figure.name: value
-        for figure in FIGURES
-        for labels, value in found[figure.series]
+        for figure in METRICS
+        for labels, value in found[figure.prometheus_name]
         if labels.get("rank", "0") == "0"
     }
 
@@ -76,19 +76,21 @@ def test_prometheus_finds_all_that_the_dashboard_draws(
 ) -> None:
     """At each validation the workers wait for a word, which comes once they have been scraped."""
     run = Run(f"{bucket}/studies/{STUDY}/trials/{TRIAL}")
-    config = configured("cluster.workers=2", "training.epochs=2", "training.log_every=1")
-    drawn = series(dashboard()) - (set() if ray.cluster_resources().get("GPU") else OF_GPUS)
+    config = configured("cluster.workers=2", "training.epochs=2", "training.log_every_steps=1")
+    drawn = metric_names(dashboard()) - (
+        set() if ray.cluster_resources().get("GPU") else GPU_METRICS
+    )
 
-    def watch(judge: Any) -> tuple[Found, Found]:
+    def watch(judge: Any) -> tuple[Samples, Samples]:
         try:
-            first = started(ray_session, 0, drawn)
-            kill_a_worker()
-            return first, started(ray_session, 1, drawn)
+            first = wait_for_start(ray_session, 0, drawn)
+            kill_worker()
+            return first, wait_for_start(ray_session, 1, drawn)
         finally:
             for epoch in (1, 2):
-                judge.give.remote(TRIAL, epoch, True)
+                judge.set.remote(TRIAL, epoch, True)
 
-    with judging() as judge, ThreadPoolExecutor(1) as pool:
+    with decisions_actor() as judge, ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch, judge)
         train(config, run, lambda status: None, {"trial": TRIAL, "judge": judge})
     first, second = watching.result()
@@ -97,11 +99,11 @@ def test_prometheus_finds_all_that_the_dashboard_draws(
     assert (labels["run"], labels["trial"]) == (TRIAL, TRIAL)
     lines = [line for line in run.metrics() if line["kind"] == "epoch"]
     steps = [line for line in run.metrics() if line["kind"] == "step"]
-    for line, seen in zip(lines, map(figures, (first, second)), strict=True):
+    for line, seen in zip(lines, map(metric_values, (first, second)), strict=True):
         same = line.keys() & seen.keys()
         assert {"jaccard", "critic_loss", "wait_share", "images_per_second", "k"} <= same
         assert {name: seen[name] for name in same} == pytest.approx({n: line[n] for n in same})
         rates = [step["learning_rate"] for step in steps if step["samples"] == line["samples"]]
         assert [seen["learning_rate"]] == pytest.approx(rates)
         assert seen["checkpoint_seconds"] > 0
-    assert figures(second)["best_jaccard"] == max(line["jaccard"] for line in lines)
+    assert metric_values(second)["best_jaccard"] == max(line["jaccard"] for line in lines)

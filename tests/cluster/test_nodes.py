@@ -19,11 +19,11 @@ import pytest
 
 from infra.local.cluster import ray_cluster, ray_node
 from infra.local.namespaces import INTERFACE, Namespace
-from infra.local.processes import installed
+from infra.local.processes import find_executable
 from infra.local.s3 import S3Server, s3_server
-from segan.runs import Run
-from tests.cluster.submitting import Client, within
-from tests.environment import in_environment
+from segan.runs.run import Run
+from tests.cluster.job_client import JobClient, poll_until
+from tests.environment import temporary_environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -34,8 +34,11 @@ TRAIN = (
     "training.batch_size=4 cluster.threads_per_worker=1 cluster.workers=2 cluster.cpus_per_worker=2"
 )
 # Far more epochs than there is time for, with something to go on from at every step.
-LONG = f"{TRAIN} training.epochs=100000 training.validate_every=100000 training.checkpoint_every=1"
-MOST_SECONDS = 300  # a run hangs where the next step, or the end, takes so long
+ENDLESS_TRAIN = (
+    f"{TRAIN} training.epochs=100000 training.validate_every_epochs=100000 "
+    f"training.checkpoint_every_steps=1"
+)
+PROGRESS_TIMEOUT_S = 300  # a run hangs where the next step, or the end, takes so long
 
 
 @pytest.fixture(autouse=True)
@@ -51,36 +54,36 @@ def hosts(make_hosts: Callable[..., list[Namespace]]) -> list[Namespace]:
 @pytest.fixture
 def store(hosts: list[Namespace], tmp_path: Path) -> Iterator[S3Server]:
     store = hosts[3]
-    with store.inside(), s3_server(tmp_path / "s3", store.ip) as server:
+    with store.enter(), s3_server(tmp_path / "s3", store.ip) as server:
         server.create_bucket(BUCKET.removeprefix("s3://"))
         yield server
 
 
 @pytest.fixture
-def client(hosts: list[Namespace], store: S3Server, tmp_path: Path) -> Iterator[Client]:
+def client(hosts: list[Namespace], store: S3Server, tmp_path: Path) -> Iterator[JobClient]:
     """A head that takes no work and two nodes, each with room for a worker of 2 CPUs and data."""
     environment = store.environment | {"GLOO_SOCKET_IFNAME": INTERFACE}
     head, *nodes = hosts[:3]
     with ExitStack() as stack:
-        with head.inside():
+        with head.enter():
             cluster = stack.enter_context(ray_cluster(tmp_path / "ray", 0, environment, ip=head.ip))
         for number, node in enumerate(nodes):
-            with node.inside():
+            with node.enter():
                 folder = tmp_path / f"node-{number}"
                 stack.enter_context(ray_node(cluster, folder, 3, environment, ip=node.ip))
-        yield Client(cluster)
+        yield JobClient(cluster)
 
 
 @pytest.fixture
 def records(hosts: list[Namespace], store: S3Server) -> None:
     counts = ("--train", "20", "--validation", "4", "--test", "0", "--short-side", "64")
-    with hosts[0].inside():
+    with hosts[0].enter():
         segan(store.environment, "synth", f"{BUCKET}/archive", *counts)
         segan(store.environment, "ingest", f"{BUCKET}/archive", f"{BUCKET}/records", "--local")
 
 
 def segan(environment: Mapping[str, str], *words: str) -> Any:
-    command = [sys.executable, "-m", "segan.cli", *words]
+    command = [sys.executable, "-m", "segan", *words]
     done = subprocess.run(
         command, env=os.environ | dict(environment), capture_output=True, text=True
     )
@@ -90,14 +93,14 @@ def segan(environment: Mapping[str, str], *words: str) -> Any:
 
 @pytest.mark.usefixtures("records")
 def test_one_rank_on_each_of_two_nodes(
-    hosts: list[Namespace], store: S3Server, client: Client
+    hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
-    with hosts[0].inside():
+    with hosts[0].enter():
         code, said = client.submit("train", f"{TRAIN} training.epochs=2")
         assert code == 0, said
         found = segan(store.environment, "runs", "show", f"{RUN}", "--json")
-        nodes = client.ask("v0/nodes")["data"]["result"]["result"]
-        actors = client.ask("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
+        nodes = client.request_api("v0/nodes")["data"]["result"]["result"]
+        actors = client.request_api("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
     assert found["hardware"].startswith("2 workers, 1 on a node of ")
     assert [line["epoch"] for line in found["epochs"]] == [1, 2]
     address = {node["node_id"]: node["node_ip"] for node in nodes}
@@ -105,25 +108,25 @@ def test_one_rank_on_each_of_two_nodes(
     assert sorted(address[worker["node_id"]] for worker in workers) == [hosts[1].ip, hosts[2].ip]
 
 
-def steps() -> int:
-    latest = RUN.latest()
+def latest_step() -> int:
+    latest = RUN.latest_checkpoint()
     return latest.info["progress"]["step"] if latest else 0
 
 
 @contextmanager
-def training(
-    head: Namespace, store: S3Server, client: Client, *overrides: str
+def running_driver(
+    head: Namespace, store: S3Server, client: JobClient, *overrides: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A driver on the head, its training under way on both nodes."""
-    command = [sys.executable, "-m", "segan.cli", *LONG.split(), *overrides]
+    command = [sys.executable, "-m", "segan", *ENDLESS_TRAIN.split(), *overrides]
     environment = os.environ | store.environment | client.cluster.environment
     with (
-        head.inside(),
-        in_environment(store.environment),
+        head.enter(),
+        temporary_environment(store.environment),
         subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as driver,
     ):
         try:
-            assert within(200, steps), "no step was done"
+            assert poll_until(200, latest_step), "no step was done"
             yield driver
         finally:
             driver.kill()
@@ -131,18 +134,20 @@ def training(
 
 @pytest.mark.usefixtures("records")
 def test_an_elastic_run_goes_on_without_a_node_and_ends_without_any(
-    hosts: list[Namespace], store: S3Server, client: Client
+    hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
-    elastic = ("cluster.min_workers=1", "cluster.wait_seconds=10")
-    with training(hosts[0], store, client, *elastic) as driver:
-        hosts[2].cut()
+    elastic = ("cluster.min_workers=1", "cluster.resource_timeout_s=10")
+    with running_driver(hosts[0], store, client, *elastic) as driver:
+        hosts[2].disconnect()
         time.sleep(1)  # for what was under way
-        began, before = time.monotonic(), steps()
-        assert within(MOST_SECONDS, lambda: steps() > before), "nothing goes on on what is left"
+        began, before = time.monotonic(), latest_step()
+        assert poll_until(PROGRESS_TIMEOUT_S, lambda: latest_step() > before), (
+            "nothing goes on on what is left"
+        )
         print(f"from the cut to the next step: {time.monotonic() - began:.0f} s")
         assert driver.poll() is None
-        hosts[1].cut()
-        _, said = driver.communicate(timeout=MOST_SECONDS)
+        hosts[1].disconnect()
+        _, said = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
         assert driver.returncode == 2
         assert "1 workers of 2 CPU" in said.splitlines()[-1]
         assert said.splitlines()[-1].endswith("; nodes have not come back")
@@ -150,43 +155,43 @@ def test_an_elastic_run_goes_on_without_a_node_and_ends_without_any(
 
 @pytest.mark.usefixtures("records")
 def test_a_run_of_fixed_size_says_what_it_misses(
-    hosts: list[Namespace], store: S3Server, client: Client
+    hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
-    with training(hosts[0], store, client, "cluster.max_failures=1") as driver:
-        hosts[2].cut()
-        _, said = driver.communicate(timeout=MOST_SECONDS)
+    with running_driver(hosts[0], store, client, "cluster.max_failures=1") as driver:
+        hosts[2].disconnect()
+        _, said = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
         assert driver.returncode == 1
         assert "2 workers" in said.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("records")
 def test_a_drained_node_is_left_with_a_checkpoint_and_counts_for_no_failure(
-    hosts: list[Namespace], store: S3Server, client: Client
+    hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
     """A worker on the node that a spot notice is for goes on on the other."""
     words = f"{TRAIN} cluster.workers=1 cluster.cpus_per_worker=1 cluster.max_failures=0"
-    words += " training.epochs=50 training.log_every=1"
+    words += " training.epochs=50 training.log_every_steps=1"
     whole = Run(f"{BUCKET}/whole")
-    with hosts[0].inside(), in_environment(store.environment):
+    with hosts[0].enter(), temporary_environment(store.environment):
         with client.start("drained", words) as submitting:
-            assert within(300, RUN.latest), "no checkpoint came"
-            (before,) = nodes_of_workers(client)
-            drain(client, before)
-            assert within(60, lambda: nodes_of_workers(client) - {before}), "no other node"
+            assert poll_until(300, RUN.latest_checkpoint), "no checkpoint came"
+            (before,) = worker_node_ids(client)
+            drain_node(client, before)
+            assert poll_until(60, lambda: worker_node_ids(client) - {before}), "no other node"
             said, _ = submitting.communicate(timeout=600)
         assert submitting.returncode == 0, said
         segan(store.environment, *words.replace(RUN.uri, whole.uri).split(), "--local")
         steps = [line["step"] for line in RUN.metrics() if line["kind"] == "step"]
         assert steps == list(range(1, 50 * 20 // 4 + 1))
-        latest, other = RUN.latest(), whole.latest()
+        latest, other = RUN.latest_checkpoint(), whole.latest_checkpoint()
         assert latest is not None
         assert other is not None
         assert latest.files == other.files
 
 
-def nodes_of_workers(client: Client) -> set[str]:
+def worker_node_ids(client: JobClient) -> set[str]:
     """The nodes that Ray Train's workers are on now."""
-    actors = client.ask("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
+    actors = client.request_api("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
     return {
         actor["node_id"]
         for actor in actors
@@ -194,11 +199,11 @@ def nodes_of_workers(client: Client) -> set[str]:
     }
 
 
-def drain(client: Client, node: str) -> None:
+def drain_node(client: JobClient, node: str) -> None:
     """What a spot notice comes to: the node will be gone in a minute."""
     subprocess.run(
         [
-            installed("ray"),
+            find_executable("ray"),
             "drain-node",
             f"--address={client.cluster.address}",
             f"--node-id={node}",

@@ -9,48 +9,48 @@ import numpy as np
 import pytest
 from ray.data import DataIterator
 
-from ray_jobs import stream
-from ray_jobs.stream import StreamConfig, batches
-from segan.data.batches import Batch, Plan, to_batch
-from segan.data.records import read_manifest, read_shard
-from segan.data.sequence import Sequence
+from ray_jobs.training import stream
+from ray_jobs.training.stream import StreamDataConfig, iter_batches
+from segan.data.records.format import read_manifest, read_shard
+from segan.data.stream.batches import Batch, StreamSpec, to_batch
+from segan.data.stream.sampler import DeterministicSampler
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 EPOCHS = 3
 
 
-def plan_of(records: str, workers: int, start: int = 0, batch_size: int = 4) -> Plan:
-    sequence = Sequence(read_manifest(records), "train", seed=7)
-    return Plan(records, sequence, EPOCHS, start, batch_size, workers)
+def make_spec(records: str, workers: int, start: int = 0, batch_size: int = 4) -> StreamSpec:
+    sequence = DeterministicSampler(read_manifest(records), "train", seed=7)
+    return StreamSpec(records, sequence, EPOCHS, start, batch_size, workers)
 
 
-def through_ray(plan: Plan) -> list[list[Batch]]:
+def batches_through_ray(plan: StreamSpec) -> list[list[Batch]]:
     """Each rank's batches, as its worker would get them; all ranks ask at once."""
-    splits = StreamConfig().configure({"train": plan}, plan.workers)
+    splits = StreamDataConfig().configure({"train": plan}, plan.world_size)
 
     def drain(shard: dict[str, DataIterator]) -> list[Batch]:
-        return list(batches(shard["train"], plan))
+        return list(iter_batches(shard["train"], plan))
 
-    with ThreadPoolExecutor(plan.workers) as pool:
+    with ThreadPoolExecutor(plan.world_size) as pool:
         return list(pool.map(drain, splits))
 
 
-def in_this_process(plan: Plan) -> list[list[Batch]]:
+def batches_in_process(plan: StreamSpec) -> list[list[Batch]]:
     """What each rank is due, straight from the sequence."""
-    manifest = plan.sequence.manifest
-    blocks = plan.sequence.blocks(
+    manifest = plan.sampler.manifest
+    blocks = plan.sampler.blocks(
         plan.start, plan.stop, plan.batch_size, lambda shard: read_shard(plan.records, shard)
     )
     every = [to_batch(block, manifest) for block in blocks]
-    return [every[rank :: plan.workers] for rank in range(plan.workers)]
+    return [every[rank :: plan.world_size] for rank in range(plan.world_size)]
 
 
-def assert_same(found: list[list[Batch]], due: list[list[Batch]]) -> None:
+def assert_same_batches(found: list[list[Batch]], expected: list[list[Batch]]) -> None:
     assert [[b.position for b in rank] for rank in found] == [
-        [b.position for b in rank] for rank in due
+        [b.position for b in rank] for rank in expected
     ]
-    for mine, theirs in zip(chain(*found), chain(*due), strict=True):
+    for mine, theirs in zip(chain(*found), chain(*expected), strict=True):
         assert (mine.ids, mine.epochs) == (theirs.ids, theirs.epochs)
         assert np.array_equal(mine.image, theirs.image)
         assert np.array_equal(mine.mask, theirs.mask)
@@ -58,26 +58,26 @@ def assert_same(found: list[list[Batch]], due: list[list[Batch]]) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_rank_gets_its_part_of_every_step(records: str, workers: int) -> None:
-    plan = plan_of(records, workers)
-    assert_same(through_ray(plan), in_this_process(plan))
+    plan = make_spec(records, workers)
+    assert_same_batches(batches_through_ray(plan), batches_in_process(plan))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_block_holds_the_batches_of_several_steps(records: str, workers: int) -> None:
     # 42 rows in 4 shards: 10.5 a shard, so 5 steps of 2 rows share a block. 3 epochs are 63 of
     # them, and 13 blocks of a rank reach 2 steps past the last.
-    plan = plan_of(records, workers, batch_size=2 // workers)
-    assert stream.steps_of_block(plan) == 5
-    assert stream.SequenceSource(plan).stretches()[-1][1] == plan.stop + 2 * 2
-    assert_same(through_ray(plan), in_this_process(plan))
+    plan = make_spec(records, workers, batch_size=2 // workers)
+    assert stream.steps_per_block(plan) == 5
+    assert stream.SamplerDatasource(plan).row_ranges()[-1][1] == plan.stop + 2 * 2
+    assert_same_batches(batches_through_ray(plan), batches_in_process(plan))
 
 
 def test_every_row_comes_once_an_epoch(records: str) -> None:
     # 42 rows and 6 a step: every epoch is used to its last row.
-    plan = plan_of(records, workers=2, batch_size=3)
+    plan = make_spec(records, workers=2, batch_size=3)
     seen = [
         (epoch, sample_id)
-        for rank in through_ray(plan)
+        for rank in batches_through_ray(plan)
         for batch in rank
         for epoch, sample_id in zip(batch.epochs, batch.ids, strict=True)
     ]
@@ -88,29 +88,31 @@ def test_every_row_comes_once_an_epoch(records: str) -> None:
 
 def test_a_stream_that_starts_later_is_the_rest_of_the_whole(records: str) -> None:
     start = 5 * 2 * 4
-    whole = in_this_process(plan_of(records, workers=2))
-    assert_same(through_ray(plan_of(records, 2, start)), [rank[5:] for rank in whole])
+    whole = batches_in_process(make_spec(records, workers=2))
+    assert_same_batches(
+        batches_through_ray(make_spec(records, 2, start)), [rank[5:] for rank in whole]
+    )
 
 
 def test_records_too_large_for_memory_are_read_shard_by_shard(
     records: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "SHARE_OF_STORE", 0.0)
-    plan = plan_of(records, workers=2)
-    assert stream._keep_in_memory(plan) == {}
-    assert_same(through_ray(plan), in_this_process(plan))
+    plan = make_spec(records, workers=2)
+    assert stream._cache_shards_in_object_store(plan) == {}
+    assert_same_batches(batches_through_ray(plan), batches_in_process(plan))
 
 
 def test_stretches_are_whole_steps_and_bounded_in_number(
     records: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "MOST_TASKS", 3)
-    plan = plan_of(records, workers=2)
-    stretches = stream.SequenceSource(plan).stretches()
+    plan = make_spec(records, workers=2)
+    stretches = stream.SamplerDatasource(plan).row_ranges()
     assert len(stretches) <= 4
     assert stretches[0][0] == 0
     assert stretches[-1][1] == plan.stop
-    assert all((last - first) % plan.rows_per_step == 0 for first, last in stretches)
+    assert all((last - first) % plan.global_batch_size == 0 for first, last in stretches)
 
 
 def test_blocks_are_bounded_whatever_the_number_of_workers(records: str) -> None:
@@ -119,9 +121,11 @@ def test_blocks_are_bounded_whatever_the_number_of_workers(records: str) -> None
     manifest = read_manifest(records)
     (shard, *_) = manifest.shards("train")
     large = shard.model_copy(update={"rows": 5000})
-    sequence = Sequence(manifest.model_copy(update={"splits": {"train": (large,)}}), "train", 0)
+    sequence = DeterministicSampler(
+        manifest.model_copy(update={"splits": {"train": (large,)}}), "train", 0
+    )
     found = [
-        stream.steps_of_block(Plan(records, sequence, 1, 0, 25, workers))
+        stream.steps_per_block(StreamSpec(records, sequence, 1, 0, 25, workers))
         for workers in (1, 2, 4, 8, 64)
     ]
     assert found == [6, 6, 6, 3, 1]

@@ -20,16 +20,17 @@ from infra.check_manifests import ROOT
 from infra.local.cluster import ray_cluster
 from infra.local.s3 import S3Server
 from segan import storage
-from segan.runs import SEGMENTOR, Run
-from segan.search import Study
-from tests.cluster.submitting import Client, within
+from segan.runs.checkpoint import SEGMENTOR_FILE
+from segan.runs.run import Run
+from segan.runs.study import Study
+from tests.cluster.job_client import JobClient, poll_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 BUCKET = "s3://submit-tests"
 TINY = (
     f"data.records={BUCKET}/records network.width=2 augment.crop=64 training.batch_size=4 "
-    "training.log_every=1 cluster.threads_per_worker=1"
+    "training.log_every_steps=1 cluster.threads_per_worker=1"
 )
 TRAIN = f"train {BUCKET}/runs/first {TINY} training.epochs=16 cluster.workers=2"
 TUNE = (
@@ -37,7 +38,7 @@ TUNE = (
     "search.reduction_factor=2 search.grace_period=1"
 )
 # One of each for the whole cluster, started by whoever comes first.
-RAYS_OWN = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
+RAY_SYSTEM_ACTORS = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def joined() -> None:
 
 
 @pytest.fixture(scope="module")
-def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobClient]:
     """A cluster on which `import segan` fails wherever a job's working directory is not."""
     empty = tmp_path_factory.mktemp("site")
     for package in ("segan", "ray_jobs"):
@@ -55,11 +56,11 @@ def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     environment = s3.environment | {"PYTHONPATH": str(empty)}
     s3.create_bucket(BUCKET.removeprefix("s3://"))
     with ray_cluster(tmp_path_factory.mktemp("ray"), 4, environment) as cluster:
-        yield Client(cluster)
+        yield JobClient(cluster)
 
 
 @pytest.fixture(scope="module")
-def records(client: Client, archive: str) -> str:
+def records(client: JobClient, archive: str) -> str:
     """The archive in the bucket, ingested by a job."""
     code, said = client.submit("ingest", f"ingest {archive} {BUCKET}/records --rows-per-shard 12")
     assert code == 0, said
@@ -67,37 +68,37 @@ def records(client: Client, archive: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def stopped(client: Client, records: str) -> int:
+def stopped_epochs(client: JobClient, records: str) -> int:
     """A training of two workers is stopped in the middle; the epochs of its last checkpoint."""
     run = Run(f"{BUCKET}/runs/first")
     with client.start("train-1", TRAIN) as submitting:
-        assert within(600, run.latest), "no checkpoint came"
-        client.ask("jobs/train-1/stop", method="POST")
+        assert poll_until(600, run.latest_checkpoint), "no checkpoint came"
+        client.request_api("jobs/train-1/stop", method="POST")
         submitting.communicate()
-    latest = run.latest()
+    latest = run.latest_checkpoint()
     assert latest is not None
     return int(latest.info["epochs"])
 
 
 @pytest.fixture(scope="module")
-def trained(client: Client, stopped: int) -> Run:
+def trained_run(client: JobClient, stopped: int) -> Run:
     code, said = client.submit("train-2", TRAIN)
     assert code == 0, said
     return Run(f"{BUCKET}/runs/first")
 
 
 @pytest.fixture(scope="module")
-def study(client: Client, records: str) -> Study:
+def study(client: JobClient, records: str) -> Study:
     code, said = client.submit("tune", TUNE)
     assert code == 0, said
     return Study(f"{BUCKET}/studies/first")
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
-def test_without_the_token_nothing_is_taken(client: Client, token: str | None) -> None:
+def test_without_the_token_nothing_is_taken(client: JobClient, token: str | None) -> None:
     for path, method in (("jobs/", "GET"), ("jobs/", "POST"), ("jobs/ingest/logs", "GET")):
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            client.ask(path, token, method)
+            client.request_api(path, token, method)
         assert refusal.value.code in (401, 403)
 
 
@@ -109,61 +110,65 @@ def test_without_the_token_nothing_is_taken(client: Client, token: str | None) -
     ],
 )
 def test_a_mistake_is_a_line_and_an_exit_code(
-    client: Client, command: str, code: int, said: str
+    client: JobClient, command: str, code: int, said: str
 ) -> None:
     name = f"mistake-{code}"
     assert client.submit(name, command)[0] == 1  # the client's own, whatever the job's
-    job = client.job(name)
+    job = client.get_job(name)
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", code)
-    (line,) = client.logs(name)
+    (line,) = client.get_logs(name)
     assert line.startswith("segan: ")
     assert said in line
 
 
-def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(client: Client, stopped: int) -> None:
+def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
+    client: JobClient, stopped: int
+) -> None:
     """In order: after the step under way, and not back at the last epoch's end."""
-    assert client.job("train-1")["status"] == "STOPPED"
+    assert client.get_job("train-1")["status"] == "STOPPED"
     said = re.fullmatch(
         rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
         "the same command goes on from there",
-        client.logs("train-1")[-1],
+        client.get_logs("train-1")[-1],
     )
-    assert said, client.logs("train-1")
+    assert said, client.get_logs("train-1")
     names = [c.name for c in Run(f"{BUCKET}/runs/first").checkpoints()]
     assert int(said[1]) > 5  # the first epoch's
     assert names
     assert 1 <= stopped < 16
-    within(60, lambda: not left_behind(client))
-    assert left_behind(client) == set()
+    poll_until(60, lambda: not leaked_actors(client))
+    assert leaked_actors(client) == set()
 
 
-def test_the_same_command_goes_on_with_the_run(client: Client, stopped: int, trained: Run) -> None:
+def test_the_same_command_goes_on_with_the_run(
+    client: JobClient, stopped: int, trained: Run
+) -> None:
     epochs = [line["epoch"] for line in trained.metrics() if line["kind"] == "epoch"]
     steps = [line["step"] for line in trained.metrics() if line["kind"] == "step"]
     assert epochs == list(range(1, 17))
     assert steps == list(range(1, 16 * 42 // 8 + 1))
     told = [
-        int(n) for n in re.findall(r"^epoch (\d+)/16 ", "\n".join(client.logs("train-2")), re.M)
+        int(n) for n in re.findall(r"^epoch (\d+)/16 ", "\n".join(client.get_logs("train-2")), re.M)
     ]
     assert min(told) > stopped
     assert told[-1] == 16
 
 
-def left_behind(client: Client) -> set[str]:
-    groups = client.alive("placement_groups", "REMOVED")
-    return {*groups, *client.alive("actors", "DEAD")} - RAYS_OWN
+def leaked_actors(client: JobClient) -> set[str]:
+    groups = client.list_alive("placement_groups", "REMOVED")
+    return {*groups, *client.list_alive("actors", "DEAD")} - RAY_SYSTEM_ACTORS
 
 
 def test_a_study(study: Study) -> None:
-    rows = study.rows()
+    rows = study.leaderboard_rows()
     assert len(rows) == 2
     assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
 
 
-def test_evaluate_and_predict(client: Client, trained: Run, archive: str) -> None:
+def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> None:
     code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
     assert code == 0, said
-    scores = json.loads(client.logs("evaluate")[-1])
+    scores = json.loads(client.get_logs("evaluate")[-1])
     assert scores["images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
     code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
@@ -174,7 +179,7 @@ def test_evaluate_and_predict(client: Client, trained: Run, archive: str) -> Non
     assert len(names) == 6
 
 
-REFUSING = """
+IMPORT_BLOCKER = """
 import sys
 
 class Refusing:
@@ -191,19 +196,19 @@ def test_the_best_checkpoint_comes_with_boto3_alone(trained: Run, tmp_path: Path
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     lines = page.split("```python\n")[1].split("```")[0]
     assert 'bucket, run = boto3.client("s3"), "bucket", "runs/first"' in lines
-    program = REFUSING + lines.replace('"bucket"', f'"{BUCKET.removeprefix("s3://")}"')
+    program = IMPORT_BLOCKER + lines.replace('"bucket"', f'"{BUCKET.removeprefix("s3://")}"')
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    best = trained.best()
+    best = trained.best_checkpoint()
     assert best is not None
-    assert (tmp_path / SEGMENTOR).read_bytes() == best.read(SEGMENTOR)
+    assert (tmp_path / SEGMENTOR_FILE).read_bytes() == best.read(SEGMENTOR_FILE)
 
 
-def test_the_keys_are_nowhere(client: Client, trained: Run, study: Study, s3: S3Server) -> None:
+def test_the_keys_are_nowhere(client: JobClient, trained: Run, study: Study, s3: S3Server) -> None:
     """Not in what the dashboard tells, in Ray's own logs, or in what Ray keeps in the bucket."""
     secrets = (s3.access_key, s3.secret_key, client.cluster.token_path.read_text())
     kinds = ("actors", "nodes", "placement_groups", "runtime_envs", "tasks", "workers")
     pages = ["jobs/", "jobs/train-2/logs", *(f"v0/{kind}?detail=true&limit=1000" for kind in kinds)]
-    written = {page: json.dumps(client.ask(page)).encode() for page in pages}
+    written = {page: json.dumps(client.request_api(page)).encode() for page in pages}
     assert b"train-2" in written["jobs/"]
     files = [file for file in client.cluster.folder.rglob("*") if file.is_file()]
     assert any(file.name == "job-driver-train-2.log" for file in files)

@@ -11,59 +11,59 @@ import ray
 
 from infra.local.cluster import RayCluster
 from infra.local.s3 import S3Server
-from ray_jobs.train import train
+from ray_jobs.training.driver import train
 from segan import storage
 from segan.config import Config
-from segan.errors import NotFiniteError, SeganError, StoppedError, UsageError
-from segan.interrupts import Wish
-from segan.runs import Run
-from segan.training.loop import Status
-from segan.training.session import train_here
-from tests.clock import without_times
+from segan.errors import NonFiniteError, SeganError, StoppedError, UsageError
+from segan.runs.run import Run
+from segan.training.launch import train_local
+from segan.training.trainer import TrainingProgress
+from segan.utils.signals import StopRequest
 from tests.cluster.conftest import BUCKET
+from tests.timing import without_timing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def run_on_ray(config: Config, uri: str) -> tuple[Run, list[Status]]:
+def run_on_ray(config: Config, uri: str) -> tuple[Run, list[TrainingProgress]]:
     run, seen = Run(uri), []
     train(config, run, seen.append)
     return run, seen
 
 
-def weights(run: Run) -> list[str]:
+def weight_checksums(run: Run) -> list[str]:
     """Checksums of both networks in the run's last checkpoint."""
-    latest = run.latest()
+    latest = run.latest_checkpoint()
     assert latest is not None
     names = ("segmentor.safetensors", "critic.safetensors")
     return [latest.files[name]["sha256"] for name in names]
 
 
-def numbers(run: Run) -> list[dict[str, object]]:
-    return without_times(run.metrics())
+def metrics_without_times(run: Run) -> list[dict[str, object]]:
+    return without_timing(run.metrics())
 
 
 @pytest.fixture(scope="module")
-def two(s3: S3Server, configured: Callable[..., Config]) -> Config:
-    return configured("cluster.workers=2", "training.epochs=4", "training.log_every=1")
+def two_worker_config(s3: S3Server, configured: Callable[..., Config]) -> Config:
+    return configured("cluster.workers=2", "training.epochs=4", "training.log_every_steps=1")
 
 
 @pytest.fixture(scope="module")
-def whole(two: Config, ray_session: RayCluster) -> tuple[Run, list[Status]]:
+def uninterrupted_run(two: Config, ray_session: RayCluster) -> tuple[Run, list[TrainingProgress]]:
     """A run of two workers from its start to its end, and what was seen of it."""
     return run_on_ray(two, f"{BUCKET}/whole")
 
 
 def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
-    whole: tuple[Run, list[Status]],
+    whole: tuple[Run, list[TrainingProgress]],
 ) -> None:
     run, seen = whole
     # 4 x 42 rows at 8 a step; the loop itself asserts at each checkpoint that ranks are equal.
     steps = [line["step"] for line in run.metrics() if line["kind"] == "step"]
     assert steps == list(range(1, 22))
-    assert seen[-1].samples == seen[-1].total == 21 * 8
+    assert seen[-1].samples == seen[-1].total_samples == 21 * 8
     assert seen[-1].jaccard is not None
-    latest, best = run.latest(), run.best()
+    latest, best = run.latest_checkpoint(), run.best_checkpoint()
     assert latest is not None
     assert best is not None
     assert latest.name == "epoch_00004"
@@ -74,92 +74,92 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
 
 
 def test_two_workers_give_the_same_weights_twice(
-    two: Config, whole: tuple[Run, list[Status]], bucket: str
+    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     again, _ = run_on_ray(two, f"{bucket}/again")
-    assert weights(again) == weights(whole[0])
-    assert numbers(again) == numbers(whole[0])
+    assert weight_checksums(again) == weight_checksums(whole[0])
+    assert metrics_without_times(again) == metrics_without_times(whole[0])
 
 
 def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
-    two: Config, whole: tuple[Run, list[Status]], bucket: str
+    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     killed = []
 
-    def kill_once(status: Status) -> None:
-        if status.validated >= 2 and not killed:
-            killed.append(kill_a_worker())
+    def kill_once(status: TrainingProgress) -> None:
+        if status.num_validations >= 2 and not killed:
+            killed.append(kill_worker())
 
     run = Run(f"{bucket}/killed")
     train(two, run, kill_once)
     assert killed == [True]
-    assert weights(run) == weights(whole[0])
-    assert numbers(run) == numbers(whole[0])
+    assert weight_checksums(run) == weight_checksums(whole[0])
+    assert metrics_without_times(run) == metrics_without_times(whole[0])
 
 
 def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
-    two: Config, whole: tuple[Run, list[Status]], bucket: str
+    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
-    run, wish = Run(f"{bucket}/stopped"), Wish()
+    run, wish = Run(f"{bucket}/stopped"), StopRequest()
 
-    def wish_once(status: Status) -> None:
+    def wish_once(status: TrainingProgress) -> None:
         if status.samples >= 4 * 8:
-            wish.make(signal.SIGTERM)
+            wish.set(signal.SIGTERM)
 
     with pytest.raises(StoppedError, match="stopped after step"):
-        train(two, run, wish_once, wish=wish)
-    latest = run.latest()
+        train(two, run, wish_once, stop_request=wish)
+    latest = run.latest_checkpoint()
     assert latest is not None
     assert 4 * 8 < latest.samples < 21 * 8
     assert len({line["samples"] for line in run.metrics()}) == latest.samples // 8
     train(two, run, lambda status: None)
-    assert weights(run) == weights(whole[0])
-    assert numbers(run) == numbers(whole[0])
+    assert weight_checksums(run) == weight_checksums(whole[0])
+    assert metrics_without_times(run) == metrics_without_times(whole[0])
 
 
 def test_a_torn_checkpoint_is_passed_over_by_all_workers(
     two: Config,
-    whole: tuple[Run, list[Status]],
+    whole: tuple[Run, list[TrainingProgress]],
     bucket: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Torn before the worker group is started again, which takes seconds; the driver is told."""
     run, torn = Run(f"{bucket}/torn"), []
 
-    def kill_and_tear(status: Status) -> None:
-        if status.validated >= 2 and not torn:
-            kill_a_worker()
-            latest = run.latest()
+    def kill_and_tear(status: TrainingProgress) -> None:
+        if status.num_validations >= 2 and not torn:
+            kill_worker()
+            latest = run.latest_checkpoint()
             assert latest is not None
             content = storage.read_bytes(f"{latest.uri}/trainer.pt")
             storage.write_bytes(f"{latest.uri}/trainer.pt", content[:-1])
             torn.append(latest.name)
 
     train(two, run, kill_and_tear)
-    assert weights(run) == weights(whole[0])
-    assert numbers(run) == numbers(whole[0])
+    assert weight_checksums(run) == weight_checksums(whole[0])
+    assert metrics_without_times(run) == metrics_without_times(whole[0])
     assert f"{run}: checkpoint {torn[0]} is not whole and passed over" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_not_tried_again(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
-    before = len(workers())
+    before = len(list_workers())
     # Beyond float32, so the first loss is infinite.
     config = configured("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
-    with pytest.raises(NotFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
+    with pytest.raises(NonFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
         run_on_ray(config, f"{bucket}/wild")
-    assert len(workers()) - before == 2
+    assert len(list_workers()) - before == 2
 
 
 def test_a_finished_run_started_again_has_nothing_to_do(
-    two: Config, whole: tuple[Run, list[Status]]
+    two: Config, whole: tuple[Run, list[TrainingProgress]]
 ) -> None:
     run, _ = whole
-    before = (weights(run), run.metrics())
+    before = (weight_checksums(run), run.metrics())
     _, seen = run_on_ray(two, run.uri)
     assert seen == []
-    assert (weights(run), run.metrics()) == before
+    assert (weight_checksums(run), run.metrics()) == before
 
 
 def test_one_worker_on_the_cluster_is_the_same_as_local(
@@ -168,21 +168,21 @@ def test_one_worker_on_the_cluster_is_the_same_as_local(
     config = configured()
     on_ray, _ = run_on_ray(config, f"{bucket}/ray")
     here = Run(f"{bucket}/here")
-    train_here(config, here)
-    assert weights(on_ray) == weights(here)
-    assert numbers(on_ray) == numbers(here)
+    train_local(config, here)
+    assert weight_checksums(on_ray) == weight_checksums(here)
+    assert metrics_without_times(on_ray) == metrics_without_times(here)
 
 
-def workers() -> list[Any]:
+def list_workers() -> list[Any]:
     """The workers that there are and were."""
     from ray.util.state import list_actors
 
     return list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000)
 
 
-def kill_a_worker() -> bool:
+def kill_worker() -> bool:
     """Ends one process of the worker group, as a machine that fails would."""
-    pid = next(worker.pid for worker in workers() if worker.state == "ALIVE")
+    pid = next(worker.pid for worker in list_workers() if worker.state == "ALIVE")
 
     @ray.remote(num_cpus=0)
     def kill() -> None:

@@ -16,12 +16,12 @@ import pytest
 import ray
 from ray.util.state import list_actors, list_placement_groups
 
-from ray_jobs.ablate import ablate
-from ray_jobs.suggest import Suggesting
-from ray_jobs.tune import search
+from ray_jobs.tuning.ablation import run_ablation
+from ray_jobs.tuning.optuna import StudyOptunaSearch
+from ray_jobs.tuning.study import run_study
 from segan.config import Config
-from segan.evaluation.compare import compare
-from segan.search import Study, Trial
+from segan.evaluation.compare import compare_variants
+from segan.runs.study import Study, Trial
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -29,44 +29,45 @@ STUDY = (
     "search.trials=4",
     "search.reduction_factor=2",
     "training.epochs=4",
-    "training.log_every=1",
+    "training.log_every_steps=1",
     "cluster.cpus_per_worker=0.5",
-    "search.concurrent=1",  # one after the other, so that who is given up is the same every time
+    # One after the other, so that who is given up is the same every time.
+    "search.max_concurrent_trials=1",
 )
 
 
-def alive() -> dict[str, str]:
+def alive_actors() -> dict[str, str]:
     """The class of every actor that is not dead, by its id."""
     return {a.actor_id: a.class_name for a in list_actors(limit=1000) if a.state != "DEAD"}
 
 
-def left_behind(before: dict[str, str]) -> dict[str, Any]:
+def leaked_resources(before: dict[str, str]) -> dict[str, Any]:
     """What still holds a place on the cluster, and the study's actors that are still there."""
     groups = [g for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
-    actors = {name for actor_id, name in alive().items() if actor_id not in before}
+    actors = {name for actor_id, name in alive_actors().items() if actor_id not in before}
     used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-    return {"groups": len(groups), "actors": actors - RAYS_OWN, "cpus": round(used, 3)}
+    return {"groups": len(groups), "actors": actors - RAY_SYSTEM_ACTORS, "cpus": round(used, 3)}
 
 
-def settles(before: dict[str, str], seconds: float = 10) -> dict[str, Any]:
+def wait_for_cleanup(before: dict[str, str], seconds: float = 10) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
-    while any(left_behind(before).values()) and time.monotonic() < deadline:
+    while any(leaked_resources(before).values()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return left_behind(before)
+    return leaked_resources(before)
 
 
-NOTHING = {"groups": 0, "actors": set(), "cpus": 0}
+NO_LEAKS = {"groups": 0, "actors": set(), "cpus": 0}
 # One of each for the whole cluster, started by whoever comes first.
-RAYS_OWN = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
+RAY_SYSTEM_ACTORS = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
 
 
 def test_a_study_gives_trials_up_and_leaves_nothing_behind(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
-    study, told, before = Study(f"{bucket}/study"), [], alive()
-    search(configured(*STUDY), study, lambda *word: told.append(word))
-    assert settles(before) == NOTHING
-    rows = study.leaderboard()
+    study, told, before = Study(f"{bucket}/study"), [], alive_actors()
+    run_study(configured(*STUDY), study, lambda *word: told.append(word))
+    assert wait_for_cleanup(before) == NO_LEAKS
+    rows = study.write_leaderboard()
     assert len(rows) == 4
     assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
     given_up = {row["trial"] for row in rows if row["why"].startswith("given up")}
@@ -77,29 +78,29 @@ def test_a_study_gives_trials_up_and_leaves_nothing_behind(
         assert row["jaccard"] == pytest.approx(max(row["jaccard_curve"]), abs=1e-6)
     assert [row["jaccard"] for row in rows] == sorted((r["jaccard"] for r in rows), reverse=True)
     # Started again, there is nothing to do.
-    search(configured(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
-    assert study.leaderboard() == rows
+    run_study(configured(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
+    assert study.write_leaderboard() == rows
 
 
 def test_optuna_suggests_the_points_and_is_told_of_them_again(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
-    few = ("search.method=optuna", "search.trials=3", "training.epochs=1")
+    few = ("search.algorithm=optuna", "search.trials=3", "training.epochs=1")
     study = Study(f"{bucket}/study")
     config = configured(*STUDY, *few)
-    search(config, study, lambda *word: None)
-    rows = study.leaderboard()
+    run_study(config, study, lambda *word: None)
+    rows = study.write_leaderboard()
     assert sorted(row["trial"] for row in rows) == ["trial_000", "trial_001", "trial_002"]
     assert {row["why"] for row in rows} == {"finished"}
     assert len({row["parameters"]["optimizer.learning_rate"] for row in rows}) == 3
-    again = Suggesting(study, config.search, study.trials())
+    again = StudyOptunaSearch(study, config.search, study.trials())
     assert [t.value for t in again._optuna._ot_study.trials] == [
         pytest.approx(next(r["jaccard"] for r in rows if r["trial"] == trial.name))
         for trial in study.trials()
     ]
 
 
-DRIVER = """
+DRIVER_PROGRAM = """
 import sys
 from ray_jobs.cluster import connect
 from ray_jobs.tune import search
@@ -112,17 +113,17 @@ search(parse_config(json.loads(sys.argv[2])), Study(sys.argv[1]), tell)
 """
 
 
-def checkpointed(trial: Trial) -> int:
-    latest = trial.run.latest()
+def checkpoint_epochs(trial: Trial) -> int:
+    latest = trial.run.latest_checkpoint()
     return int(latest.info["epochs"]) if latest else 0
 
 
 def test_a_study_goes_on_after_its_driver_was_killed(
     bucket: str, configured: Callable[..., Config]
 ) -> None:
-    config = configured(*STUDY, "search.concurrent=2")
-    study, actors = Study(f"{bucket}/study"), alive()
-    command = [sys.executable, "-c", DRIVER, study.uri, config.model_dump_json()]
+    config = configured(*STUDY, "search.max_concurrent_trials=2")
+    study, actors = Study(f"{bucket}/study"), alive_actors()
+    command = [sys.executable, "-c", DRIVER_PROGRAM, study.uri, config.model_dump_json()]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert driver.stdout is not None
     for line in driver.stdout:
@@ -130,24 +131,24 @@ def test_a_study_goes_on_after_its_driver_was_killed(
             break
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    before = {trial.name: checkpointed(trial) for trial in study.trials()}
+    before = {trial.name: checkpoint_epochs(trial) for trial in study.trials()}
     assert any(before.values())
     told: list[tuple[str, int]] = []
-    search(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
-    rows = study.leaderboard()
+    run_study(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
+    rows = study.write_leaderboard()
     assert len(rows) == 4
     assert all(row["why"] != "not over" for row in rows)
     for trial in study.trials():
-        epochs = [line["epoch"] for line in trial.epochs()]
+        epochs = [line["epoch"] for line in trial.epoch_metrics()]
         assert epochs == list(range(1, len(epochs) + 1))  # none twice, none missing
         redone = [epoch for name, epoch in told if name == trial.name and epoch <= before[name]]
         assert redone == []
-    assert settles(actors) == NOTHING
+    assert wait_for_cleanup(actors) == NO_LEAKS
 
 
-def interrupted(after: str, *words: str) -> tuple[int, list[str]]:
+def run_and_interrupt(after: str, *words: str) -> tuple[int, list[str]]:
     """The command's exit code and all lines that it said, where Ctrl-C comes after such a line."""
-    command = [sys.executable, "-m", "segan.cli", *words]
+    command = [sys.executable, "-m", "segan", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said: list[str] = []
@@ -161,21 +162,21 @@ def interrupted(after: str, *words: str) -> tuple[int, list[str]]:
 def test_an_ablation_that_is_interrupted_goes_on_to_every_variants_end(
     bucket: str, configured: Callable[..., Config], tmp_path: Path
 ) -> None:
-    pixels = "{loss.reading: per_level, loss.level_weights: [1, 0, 0, 0, 0, 0, 0]}"
+    pixels = "{loss.reduction: per_level, loss.level_weights: [1, 0, 0, 0, 0, 0, 0]}"
     variants = f"ablation.variants={{paper: {{}}, pixels: {pixels}}}"
     config = configured("cluster.cpus_per_worker=0.5", "ablation.seeds=1", variants)
-    study, before = Study(f"{bucket}/claims"), alive()
+    study, before = Study(f"{bucket}/claims"), alive_actors()
     file = tmp_path / "config.yaml"
     file.write_text(config.model_dump_json())
-    code, said = interrupted("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
+    code, said = run_and_interrupt("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
     assert (code, said[-1]) == (130, "segan: interrupted\n")
     assert not [line for line in said if line.startswith("scoring")]
-    assert settles(before, 30) == NOTHING
-    ablate(config, study, lambda *word: None)
-    assert settles(before) == NOTHING
+    assert wait_for_cleanup(before, 30) == NO_LEAKS
+    run_ablation(config, study, lambda *word: None)
+    assert wait_for_cleanup(before) == NO_LEAKS
     for trial in study.trials():
-        assert [line["epoch"] for line in trial.epochs()] == [1, 2]
-    report = compare(config, study)
+        assert [line["epoch"] for line in trial.epoch_metrics()] == [1, 2]
+    report = compare_variants(config, study)
     assert [(row["over"], row["scored"]) for row in report["variants"]] == [(1, 1), (1, 1)]
     # Given again, there is nothing to do.
-    ablate(config, study, lambda *word: pytest.fail("a trial that is over ran again"))
+    run_ablation(config, study, lambda *word: pytest.fail("a trial that is over ran again"))

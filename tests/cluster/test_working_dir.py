@@ -13,21 +13,21 @@ import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from infra.check_manifests import ROOT, RUNTIME_ENV, pack
+from infra.check_manifests import ROOT, RUNTIME_ENV, package_working_dir
 from infra.local.cluster import RayCluster
 from segan import storage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-WHERE = 'import os, segan; print(segan.__file__, os.environ["PYTHONUNBUFFERED"])'
+LOCATION_PROGRAM = 'import os, segan; print(segan.__file__, os.environ["PYTHONUNBUFFERED"])'
 
 
-def said(cluster: RayCluster, working_dir: str) -> str:
+def job_output(cluster: RayCluster, working_dir: str) -> str:
     """What a job that says where its code lies has printed."""
     client = JobSubmissionClient(cluster.dashboard)
     environment = yaml.safe_load((ROOT / RUNTIME_ENV).read_text())
     job = client.submit_job(
-        entrypoint=shlex.join([sys.executable, "-c", WHERE]),
+        entrypoint=shlex.join([sys.executable, "-c", LOCATION_PROGRAM]),
         runtime_env={**environment, "working_dir": working_dir},
     )
     until = time.monotonic() + 120
@@ -39,7 +39,7 @@ def said(cluster: RayCluster, working_dir: str) -> str:
 
 
 def test_it_is_uploaded_from_here(ray_session: RayCluster) -> None:
-    logs = said(ray_session, str(ROOT))
+    logs = job_output(ray_session, str(ROOT))
     assert re.search(r"/working_dir_files/_ray_pkg_\w+/segan/__init__.py 1\n", logs), logs
 
 
@@ -47,10 +47,10 @@ def test_it_is_an_archive_in_the_bucket(
     ray_session: RayCluster, bucket: str, tmp_path: Path
 ) -> None:
     """With one folder at its top, as `git archive --prefix=segan/` makes it."""
-    packed, archive = pack(ROOT, tmp_path / "packed.zip"), tmp_path / "segan.zip"
+    packed, archive = package_working_dir(ROOT, tmp_path / "packed.zip"), tmp_path / "segan.zip"
     with zipfile.ZipFile(packed) as old, zipfile.ZipFile(archive, "w") as new:
         for name in old.namelist():
             new.writestr(f"segan/{name}", old.read(name))
     storage.write_bytes(f"{bucket}/code/abc.zip", archive.read_bytes())
-    logs = said(ray_session, f"{bucket}/code/abc.zip")
+    logs = job_output(ray_session, f"{bucket}/code/abc.zip")
     assert re.search(r"/working_dir_files/s3_\w+/segan/__init__.py 1\n", logs), logs

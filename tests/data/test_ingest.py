@@ -18,57 +18,62 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segan import storage
-from segan.data.archive import Archive, Pair, open_archive
-from segan.data.folds import into_folds
-from segan.data.ingest import Options, clear_place, here, plan_shards
+from segan.data.archive.folds import k_fold_split
+from segan.data.archive.reader import Archive, Pair, open_archive
+from segan.data.ingest import IngestOptions, clear_output, local_executor, plan_shards
 from segan.data.ingest import ingest as write_records
-from segan.data.records import (
+from segan.data.records.format import (
     MANIFEST,
     Manifest,
     read_manifest,
     read_rejects,
     read_shard,
-    shard_of,
-    to_frames,
+    shard_index,
+    to_samples,
 )
-from segan.data.shards import ShardDone, ShardTask, read_record
-from segan.data.synthetic import draw_archive
+from segan.data.records.shards import ShardResult, ShardTask, read_record
+from segan.data.synthetic import generate_archive
 from segan.errors import SeganError, UsageError
 
-SIZE = (20, 16)
+FRAME_SIZE = (20, 16)
 COUNTS = {"train": 5, "validation": 2, "test": 2}
-HURT = "ISIC_0000002"  # of train
+DAMAGED_ID = "ISIC_0000002"  # of train
 
 
-def draw(place: str) -> None:
+def generate(folder: str) -> None:
     def write(name: str, content: bytes) -> None:
-        storage.write_bytes(storage.join(place, name), content)
+        storage.write_bytes(storage.join(folder, name), content)
 
-    draw_archive(COUNTS, 0, write, 32)
-
-
-def ingest(source: str, out: str, most: float = 1.0, rows_per_shard: int = 250) -> Manifest:
-    return write_records(open_archive(source), out, Options(SIZE, rows_per_shard, most), here(1))
+    generate_archive(COUNTS, 0, write, 32)
 
 
-def hurt(source: Path) -> tuple[Path, Path]:
-    """Image and mask of the pair to damage."""
-    return (
-        source / "ISIC-2017_Training_Data" / f"{HURT}.jpg",
-        source / "ISIC-2017_Training_Part1_GroundTruth" / f"{HURT}_segmentation.png",
+def ingest(source: str, out: str, max_rejects: float = 1.0, rows_per_shard: int = 250) -> Manifest:
+    return write_records(
+        open_archive(source),
+        out,
+        IngestOptions(FRAME_SIZE, rows_per_shard, max_rejects),
+        local_executor(1),
     )
 
 
-def ids(out: str, split: str) -> set[str]:
+def damaged_files(source: Path) -> tuple[Path, Path]:
+    """Image and mask of the pair to damage."""
+    return (
+        source / "ISIC-2017_Training_Data" / f"{DAMAGED_ID}.jpg",
+        source / "ISIC-2017_Training_Part1_GroundTruth" / f"{DAMAGED_ID}_segmentation.png",
+    )
+
+
+def read_ids(out: str, split: str) -> set[str]:
     manifest = read_manifest(out)
     tables = [read_shard(out, shard) for shard in manifest.shards(split)]
     return {name for table in tables for name in table["id"].to_pylist()}
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    draw(str(folder))
+    generate(str(folder))
     return folder
 
 
@@ -88,7 +93,7 @@ def out(tmp_path: Path) -> str:
 Damage = Callable[[Path, Path], Any]
 
 
-def saved_as(mode: str, value: Any = 0) -> Damage:
+def save_mask_as(mode: str, value: Any = 0) -> Damage:
     """Damage that puts another mask of the same size in the mask's place."""
 
     def damage(image: Path, mask: Path) -> None:
@@ -97,13 +102,13 @@ def saved_as(mode: str, value: Any = 0) -> Damage:
     return damage
 
 
-def smudged(image: Path, mask: Path) -> None:
+def smudge(image: Path, mask: Path) -> None:
     pixels = np.array(Image.open(mask))
     pixels[0, :3] = (1, 128, 254)
     Image.fromarray(pixels).save(mask)
 
 
-def cut(image: Path, mask: Path) -> None:
+def truncate(image: Path, mask: Path) -> None:
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
 
 
@@ -115,15 +120,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "{mask}: expected the image's {width} x {height} pixels, found 7 x 5",
     ),
     "mask with values between": (
-        smudged,
+        smudge,
         "{mask}: expected 0 and 255 alone, found 3 pixels between (1, 128, 254)",
     ),
     "mask of 0 and 1": (
-        saved_as("L", 1),
+        save_mask_as("L", 1),
         "{mask}: expected 0 and 255 alone, found {area} pixels between (1)",
     ),
     "mask in colour": (
-        saved_as("RGB"),
+        save_mask_as("RGB"),
         "{mask}: expected a mask with one 8-bit channel, found RGB",
     ),
     "mask that is none": (
@@ -134,7 +139,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda image, mask: image.write_text("an image"),
         "{image}: expected an image, found 8 bytes that are none",
     ),
-    "half an image": (cut, "{image}: not a whole image (image file is truncated"),
+    "half an image": (truncate, "{image}: not a whole image (image file is truncated"),
     "empty image": (
         lambda image, mask: image.write_bytes(b""),
         "{image}: expected an image, found an empty file",
@@ -150,7 +155,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 def test_a_bad_pair_is_rejected_by_name_and_the_rest_goes_on(
     source: Path, out: str, damage: Damage, reason: str
 ) -> None:
-    image, mask = hurt(source)
+    image, mask = damaged_files(source)
     width, height = Image.open(image).size
     expected = reason.format(
         image=image.name, mask=mask.name, width=width, height=height, area=width * height
@@ -158,37 +163,37 @@ def test_a_bad_pair_is_rejected_by_name_and_the_rest_goes_on(
     damage(image, mask)
     manifest = ingest(str(source), out)
     (reject,) = read_rejects(out)
-    assert HURT in reject["name"]
+    assert DAMAGED_ID in reject["name"]
     assert reject["split"] == "train"
     assert reject["reason"].startswith(expected)
-    assert manifest.rejects == 1
-    assert sum(manifest.rows(split) for split in COUNTS) + 1 == sum(COUNTS.values())
-    assert ids(out, "train") == {f"ISIC_000000{i}" for i in (0, 1, 3, 4)}
-    assert ids(out, "validation") == {"ISIC_0000005", "ISIC_0000006"}
+    assert manifest.num_rejects == 1
+    assert sum(manifest.num_rows(split) for split in COUNTS) + 1 == sum(COUNTS.values())
+    assert read_ids(out, "train") == {f"ISIC_000000{i}" for i in (0, 1, 3, 4)}
+    assert read_ids(out, "validation") == {"ISIC_0000005", "ISIC_0000006"}
 
 
 def test_a_shard_of_rejects_alone_is_no_shard(source: Path, out: str) -> None:
     for mask in (source / "ISIC-2017_Validation_Part1_GroundTruth").iterdir():
         mask.write_bytes(b"")
     manifest = ingest(str(source), out)
-    assert manifest.rejects == COUNTS["validation"]
+    assert manifest.num_rejects == COUNTS["validation"]
     assert list(manifest.splits) == ["test", "train"]
     assert len(list(Path(out).glob("*-of-*.parquet"))) == 2
 
 
 def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -> None:
-    cut(*hurt(source))
+    truncate(*damaged_files(source))
     with pytest.raises(SeganError, match="1 of 9 pairs rejected") as caught:
-        ingest(str(source), out, most=0.1)
-    assert f"{HURT}.jpg: not a whole image" in str(caught.value)
+        ingest(str(source), out, max_rejects=0.1)
+    assert f"{DAMAGED_ID}.jpg: not a whole image" in str(caught.value)
     assert not storage.exists(f"{out}/{MANIFEST}")
-    assert ingest(str(source), out, most=1 / 9).rejects == 1
+    assert ingest(str(source), out, max_rejects=1 / 9).num_rejects == 1
 
 
 def test_pairs_without_a_partner_count_as_rejects(source: Path, out: str) -> None:
-    hurt(source)[0].unlink()
+    damaged_files(source)[0].unlink()
     with pytest.raises(SeganError, match="1 of 9 pairs rejected"):
-        ingest(str(source), out, most=0.1)
+        ingest(str(source), out, max_rejects=0.1)
 
 
 # What is written
@@ -197,16 +202,16 @@ def test_pairs_without_a_partner_count_as_rejects(source: Path, out: str) -> Non
 def test_records_are_the_archives_pairs(drawn: Path, out: str) -> None:
     manifest = ingest(str(drawn), out)
     archive = open_archive(str(drawn))
-    assert (manifest.width, manifest.height, manifest.classes) == (*SIZE, 1)
-    assert {split: manifest.rows(split) for split in manifest.splits} == COUNTS
+    assert (manifest.width, manifest.height, manifest.classes) == (*FRAME_SIZE, 1)
+    assert {split: manifest.num_rows(split) for split in manifest.splits} == COUNTS
     for split in COUNTS:
         (shard,) = manifest.shards(split)
         table = read_shard(out, shard)
-        frames = to_frames(table, manifest)
+        frames = to_samples(table, manifest)
         pairs = {pair.id: pair for pair in archive.split(split)}
         assert set(frames.ids) == set(pairs)
         for row, name in enumerate(frames.ids):
-            record = read_record(pairs[name], SIZE)
+            record = read_record(pairs[name], FRAME_SIZE)
             np.testing.assert_array_equal(frames.image[row], record.image)
             np.testing.assert_array_equal(frames.mask[row], record.mask)
             assert record.original_size == (
@@ -216,13 +221,13 @@ def test_records_are_the_archives_pairs(drawn: Path, out: str) -> None:
 
 
 def test_the_order_of_results_changes_nothing(drawn: Path, out: str) -> None:
-    def backwards(tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
-        return here(1)(tasks[::-1])
+    def backwards(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        return local_executor(1)(tasks[::-1])
 
-    archive, options = open_archive(str(drawn)), Options(SIZE, rows_per_shard=2)
-    first = write_records(archive, out, options, here(1))
+    archive, options = open_archive(str(drawn)), IngestOptions(FRAME_SIZE, rows_per_shard=2)
+    first = write_records(archive, out, options, local_executor(1))
     assert write_records(archive, f"{out}-2", options, backwards) == first
-    assert write_records(archive, f"{out}-3", options, here(3)) == first
+    assert write_records(archive, f"{out}-3", options, local_executor(3)) == first
     assert len(first.shards("train")) > 1
 
 
@@ -233,26 +238,26 @@ def test_ingesting_again_gives_the_same_bytes(drawn: Path, out: str) -> None:
 
 def test_another_pixel_is_another_fingerprint(source: Path, out: str) -> None:
     before = ingest(str(source), out).fingerprint
-    saved_as("L", 255)(*hurt(source))
+    save_mask_as("L", 255)(*damaged_files(source))
     assert ingest(str(source), out).fingerprint != before
 
 
 @pytest.mark.integration
 def test_a_bucket_holds_the_same_records(drawn: Path, out: str, bucket: str) -> None:
-    draw(f"{bucket}/archive")
+    generate(f"{bucket}/archive")
     there = ingest(f"{bucket}/archive", f"{bucket}/records", rows_per_shard=2)
     here = ingest(str(drawn), out, rows_per_shard=2)
     assert there.fingerprint == here.fingerprint
     assert there.splits == here.splits
     assert read_manifest(f"{bucket}/records") == there
-    clear_place(f"{bucket}/records")
+    clear_output(f"{bucket}/records")
     assert not [f for f in storage.list_files(f"{bucket}/records") if "-of-" in f.name]
 
 
 # Shards
 
 
-def archive_of(numbers: dict[str, int]) -> Archive:
+def make_archive(numbers: dict[str, int]) -> Archive:
     pairs = [
         Pair(f"{split}-{i}", split, f"/a/{i}.jpg", f"/a/{i}.png")
         for split, number in numbers.items()
@@ -268,22 +273,22 @@ def archive_of(numbers: dict[str, int]) -> Archive:
 def test_every_pair_is_in_the_one_task_of_its_shard(
     numbers: dict[str, int], rows_per_shard: int
 ) -> None:
-    archive = archive_of(numbers)
-    tasks = plan_shards(archive, "/no/records", Options(SIZE, rows_per_shard))
+    archive = make_archive(numbers)
+    tasks = plan_shards(archive, "/no/records", IngestOptions(FRAME_SIZE, rows_per_shard))
     planned = [pair for task in tasks for pair in task.pairs]
     assert sorted(planned, key=repr) == sorted(archive.pairs, key=repr)
     assert len({(task.split, task.index) for task in tasks}) == len(tasks)
     for task in tasks:
         least = -(-numbers[task.split] // rows_per_shard)
-        assert task.of in (1, 2, 4, 8, 16, 32, 64)
-        assert least <= task.of < 2 * least
-        assert {shard_of(pair.id, task.of) for pair in task.pairs} == {task.index}
+        assert task.num_shards in (1, 2, 4, 8, 16, 32, 64)
+        assert least <= task.num_shards < 2 * least
+        assert {shard_index(pair.id, task.num_shards) for pair in task.pairs} == {task.index}
         assert {pair.split for pair in task.pairs} == {task.split}
 
 
 def test_a_shard_holds_a_row_at_least() -> None:
     with pytest.raises(UsageError, match="--rows-per-shard 0: expected at least 1"):
-        plan_shards(archive_of({"train": 1}), "/no/records", Options(SIZE, 0))
+        plan_shards(make_archive({"train": 1}), "/no/records", IngestOptions(FRAME_SIZE, 0))
 
 
 # Records that are there already
@@ -296,23 +301,23 @@ def test_records_of_another_archive_or_size_are_not_replaced(
     with pytest.raises(UsageError, match=f"{out}: records of {drawn} are here .* --overwrite"):
         ingest(str(source), out)
     with pytest.raises(UsageError, match="20 x 16 pixels are here already, and 40 x 30 are asked"):
-        write_records(open_archive(str(drawn)), out, Options((40, 30)), here(1))
+        write_records(open_archive(str(drawn)), out, IngestOptions((40, 30)), local_executor(1))
     assert read_manifest(out) == before
-    assert ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
+    assert read_ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
 def test_clearing_takes_the_records_and_leaves_other_files(drawn: Path, out: str) -> None:
     ingest(str(drawn), out)
     storage.write_bytes(f"{out}/README.md", b"mine")
-    clear_place(out)
+    clear_output(out)
     assert [file.name for file in storage.list_files(out)] == ["README.md"]
 
 
 def test_an_empty_place_is_clear(out: str) -> None:
-    clear_place(out)
+    clear_output(out)
     name = f"{out}/train-00000-of-00001-{0:016x}.parquet"
     storage.write_bytes(name, b"of a job that was stopped")
-    clear_place(out)
+    clear_output(out)
     assert not storage.exists(name)
 
 
@@ -320,44 +325,44 @@ def test_clearing_spares_records_further_down(drawn: Path, out: str) -> None:
     """`--overwrite` at a root of records must not empty those below it."""
     ingest(str(drawn), out)
     below = ingest(str(drawn), f"{out}/below")
-    clear_place(out)
+    clear_output(out)
     assert read_manifest(f"{out}/below") == below
-    assert ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
+    assert read_ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
 def test_clearing_takes_records_and_nothing_else(out: str) -> None:
     """A checkpoint's manifest has the same name."""
     storage.write_json(f"{out}/{MANIFEST}", {"files": {}, "info": {}})
     with pytest.raises(SeganError, match=f"{out}"):
-        clear_place(out)
+        clear_output(out)
     assert storage.exists(f"{out}/{MANIFEST}")
 
 
 # Again, when the archive has changed
 
 
-class Counting:
+class CountingExecutor:
     """`here`, with the number of pairs that were decoded."""
 
     def __init__(self) -> None:
-        self.decoded = 0
+        self.num_decoded = 0
 
-    def __call__(self, tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
-        for one in here(1)(tasks):
-            self.decoded += one.decoded
+    def __call__(self, tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        for one in local_executor(1)(tasks):
+            self.num_decoded += one.num_decoded
             yield one
 
 
-def again(
+def ingest_again(
     source: Path, out: str, rows_per_shard: int = 250, **options: Any
-) -> tuple[Counting, Manifest]:
+) -> tuple[CountingExecutor, Manifest]:
     """Ingests once more; how many pairs were decoded, and the manifest."""
-    counting = Counting()
-    how = Options(SIZE, rows_per_shard, 1.0, **options)
+    counting = CountingExecutor()
+    how = IngestOptions(FRAME_SIZE, rows_per_shard, 1.0, **options)
     return counting, write_records(open_archive(str(source)), out, how, counting)
 
 
-def files(out: str) -> dict[str, bytes]:
+def read_files(out: str) -> dict[str, bytes]:
     return {f.name: storage.read_bytes(f"{out}/{f.name}") for f in storage.list_files(out)}
 
 
@@ -366,23 +371,23 @@ def rename(source: Path, old: str, new: str) -> None:
         path.rename(path.with_name(path.name.replace(old, new)))
 
 
-def add(source: Path, count: int, seed: int = 1) -> None:
+def add_pairs(source: Path, count: int, seed: int = 1) -> None:
     """More training pairs, ISIC_0000100 and on."""
 
     def write(name: str, content: bytes) -> None:
         new = name.replace("ISIC_00000", "ISIC_00001")
         storage.write_bytes(storage.join(str(source), new), content)
 
-    draw_archive({"train": count}, seed, write, 32)
+    generate_archive({"train": count}, seed, write, 32)
 
 
 @pytest.mark.parametrize("rows", [250, 2])
 def test_nothing_new_is_nothing_decoded(source: Path, out: str, rows: int) -> None:
     ingest(str(source), out, rows_per_shard=rows)
-    before = files(out)
-    decoded, _ = again(source, out, rows)
-    assert decoded.decoded == 0
-    assert files(out) == before
+    before = read_files(out)
+    decoded, _ = ingest_again(source, out, rows)
+    assert decoded.num_decoded == 0
+    assert read_files(out) == before
 
 
 @pytest.mark.parametrize(("rows", "more"), [(250, 3), (2, 1), (2, 6), (3, 40)])
@@ -390,57 +395,57 @@ def test_only_new_pairs_are_decoded_and_the_records_are_as_if_made_at_once(
     source: Path, out: str, rows: int, more: int
 ) -> None:
     ingest(str(source), out, rows_per_shard=rows)
-    add(source, more)
-    counting, _ = again(source, out, rows)
-    assert counting.decoded == more
+    add_pairs(source, more)
+    counting, _ = ingest_again(source, out, rows)
+    assert counting.num_decoded == more
     ingest(str(source), f"{out}-fresh", rows_per_shard=rows)
-    assert files(out) == files(f"{out}-fresh")
+    assert read_files(out) == read_files(f"{out}-fresh")
 
 
 def test_other_shards_and_other_splits_decode_nothing(source: Path, out: str) -> None:
     ingest(str(source), out, rows_per_shard=1)
     for rows in (3, 250, 2, 1):
-        counting, _ = again(source, out, rows)
-        assert counting.decoded == 0
-    folded = into_folds(open_archive(str(source)), folds=3, fold=1, seed=0)
-    counting = Counting()
-    manifest = write_records(folded, out, Options(SIZE, 1), counting)
-    assert counting.decoded == 0
-    assert manifest.rows("train") + manifest.rows("validation") == 7
+        counting, _ = ingest_again(source, out, rows)
+        assert counting.num_decoded == 0
+    folded = k_fold_split(open_archive(str(source)), folds=3, fold=1, seed=0)
+    counting = CountingExecutor()
+    manifest = write_records(folded, out, IngestOptions(FRAME_SIZE, 1), counting)
+    assert counting.num_decoded == 0
+    assert manifest.num_rows("train") + manifest.num_rows("validation") == 7
 
 
 def test_a_changed_file_is_noticed_by_its_content(source: Path, out: str) -> None:
     """Not by size or date: both are as they were."""
     before = ingest(str(source), out)
-    _, mask = hurt(source)
+    _, mask = damaged_files(source)
     stat, content = mask.stat(), bytearray(mask.read_bytes())
     pixels = np.array(Image.open(mask))
     Image.fromarray(255 - pixels).save(mask)
     assert mask.read_bytes() != bytes(content)
     os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    counting, after = again(source, out)
-    assert counting.decoded == 1
+    counting, after = ingest_again(source, out)
+    assert counting.num_decoded == 1
     assert after.fingerprint != before.fingerprint
     mask.write_bytes(content)
-    assert again(source, out)[1] == before
+    assert ingest_again(source, out)[1] == before
 
 
 def test_a_file_that_is_gone_is_gone_from_the_records(source: Path, out: str) -> None:
     ingest(str(source), out)
-    for path in hurt(source):
+    for path in damaged_files(source):
         path.unlink()
-    counting, manifest = again(source, out)
-    assert counting.decoded == 0
-    assert (manifest.rows("train"), manifest.inputs) == (4, 8)
+    counting, manifest = ingest_again(source, out)
+    assert counting.num_decoded == 0
+    assert (manifest.num_rows("train"), manifest.num_inputs) == (4, 8)
     assert len(list(Path(out).glob("*-of-*.parquet"))) == 3, "the shards before are cleared away"
 
 
 def test_a_pair_under_another_name_is_not_decoded_again(source: Path, out: str) -> None:
     ingest(str(source), out)
-    rename(source, HURT, "ISIC_0000077")
-    counting, _ = again(source, out)
-    assert counting.decoded == 0
-    assert ids(out, "train") == {f"ISIC_00000{i}" for i in ("00", "01", "03", "04", "77")}
+    rename(source, DAMAGED_ID, "ISIC_0000077")
+    counting, _ = ingest_again(source, out)
+    assert counting.num_decoded == 0
+    assert read_ids(out, "train") == {f"ISIC_00000{i}" for i in ("00", "01", "03", "04", "77")}
 
 
 @pytest.mark.parametrize(
@@ -450,27 +455,27 @@ def test_a_torn_shard_is_made_again(
     source: Path, out: str, damage: Callable[[bytes], bytes]
 ) -> None:
     ingest(str(source), out)
-    before = files(out)
+    before = read_files(out)
     (shard,) = read_manifest(out).shards("train")
     path = Path(out) / shard.name
     path.write_bytes(damage(path.read_bytes()))
-    assert again(source, out)[0].decoded == 5
-    assert files(out) == before
+    assert ingest_again(source, out)[0].num_decoded == 5
+    assert read_files(out) == before
 
 
 def test_until_the_end_the_records_are_those_of_before(source: Path, out: str) -> None:
     before = ingest(str(source), out, rows_per_shard=2)
-    frames = ids(out, "train")
-    add(source, 6)
+    frames = read_ids(out, "train")
+    add_pairs(source, 6)
 
-    def stops(tasks: Sequence[ShardTask]) -> Iterator[ShardDone]:
-        yield from here(1)(tasks[:2])
+    def stops(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        yield from local_executor(1)(tasks[:2])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_records(open_archive(str(source)), out, Options(SIZE, 2), stops)
+        write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 2), stops)
     assert read_manifest(out) == before
-    assert ids(out, "train") == frames
+    assert read_ids(out, "train") == frames
 
 
 # Near-duplicates
@@ -479,7 +484,7 @@ def test_until_the_end_the_records_are_those_of_before(source: Path, out: str) -
 def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
     source: Path, out: str
 ) -> None:
-    draw_archive({"train": 9, "validation": 3}, 3, lambda n, b: _put(source / n, b), 100)
+    generate_archive({"train": 9, "validation": 3}, 3, lambda n, b: _write_file(source / n, b), 100)
     _copy_pair(source, "Training", "ISIC_0000004", "Validation", "ISIC_0000900")
     _copy_pair(source, "Validation", "ISIC_0000010", "Test_v2", "ISIC_0000901")
     kept = ingest(str(source), out)
@@ -488,29 +493,29 @@ def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
         frozenset(("ISIC_0000004", "ISIC_0000900")),
         frozenset(("ISIC_0000010", "ISIC_0000901")),
     }
-    counting, manifest = again(source, out, drop_duplicates=True)
-    assert counting.decoded == 0
-    assert manifest.inputs == kept.inputs
+    counting, manifest = ingest_again(source, out, drop_duplicates=True)
+    assert counting.num_decoded == 0
+    assert manifest.num_inputs == kept.num_inputs
     assert {row["name"].rsplit("/")[-1]: row["reason"] for row in read_rejects(out)} == {
         "ISIC_0000004.jpg": "near-duplicate of ISIC_0000900 in validation",
         "ISIC_0000010.jpg": "near-duplicate of ISIC_0000901 in test",
     }
-    assert "ISIC_0000004" not in ids(out, "train")
-    assert "ISIC_0000900" in ids(out, "validation")
+    assert "ISIC_0000004" not in read_ids(out, "train")
+    assert "ISIC_0000900" in read_ids(out, "validation")
 
 
 def test_duplicates_are_no_bad_files(source: Path, out: str) -> None:
     """What is left out on request does not count towards the share of rejects that stops a job."""
     _copy_pair(source, "Training", "ISIC_0000001", "Validation", "ISIC_0000900")
-    options = Options(SIZE, max_rejects=0.0, drop_duplicates=True)
-    manifest = write_records(open_archive(str(source)), out, options, here(1))
-    assert manifest.rejects >= 1
+    options = IngestOptions(FRAME_SIZE, max_rejects=0.0, drop_duplicates=True)
+    manifest = write_records(open_archive(str(source)), out, options, local_executor(1))
+    assert manifest.num_rejects >= 1
 
 
 def _copy_pair(source: Path, part: str, name: str, other: str, new: str) -> None:
     for folder, suffix in (("Data", ".jpg"), ("Part1_GroundTruth", "_segmentation.png")):
         content = (source / f"ISIC-2017_{part}_{folder}" / f"{name}{suffix}").read_bytes()
-        _put(source / f"ISIC-2017_{other}_{folder}" / f"{new}{suffix}", content)
+        _write_file(source / f"ISIC-2017_{other}_{folder}" / f"{new}{suffix}", content)
 
 
 # Stopped and started again
@@ -519,13 +524,15 @@ def _copy_pair(source: Path, part: str, name: str, other: str, new: str) -> None
 @pytest.mark.timeout(300)
 def test_killed_ten_times_and_finished_the_records_are_the_same(tmp_path: Path, out: str) -> None:
     source, chance = tmp_path / "archive", random.Random(0)
-    draw_archive({"train": 120, "validation": 20}, 0, lambda n, b: _put(source / n, b), 64)
+    generate_archive(
+        {"train": 120, "validation": 20}, 0, lambda n, b: _write_file(source / n, b), 64
+    )
     words = ["--rows-per-shard", "2", "--workers", "2", "--local"]
-    command = [sys.executable, "-m", "segan.cli", "ingest", str(source), out, *words]
+    command = [sys.executable, "-m", "segan", "ingest", str(source), out, *words]
     for _ in range(10):
-        there = _shards(out)
+        there = _count_shards(out)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
-            while _shards(out) == there:
+            while _count_shards(out) == there:
                 assert child.poll() is None, "there is work left to kill it in"
                 time.sleep(0.001)
             time.sleep(chance.random() / 50)
@@ -534,14 +541,14 @@ def test_killed_ten_times_and_finished_the_records_are_the_same(tmp_path: Path, 
     subprocess.run(command, check=True, capture_output=True)
     other = str(tmp_path / "undisturbed")
     subprocess.run([*command[:5], other, *words], check=True, capture_output=True)
-    assert files(out) == files(other)
+    assert read_files(out) == read_files(other)
     assert not list(Path(out).glob(".*")), "what was half written is cleared away"
 
 
-def _put(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def _shards(out: str) -> int:
+def _count_shards(out: str) -> int:
     return len(list(Path(out).glob("*-of-*.parquet")))

@@ -15,32 +15,32 @@ SIZE = (96, 72)
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def archive(counts: dict[str, int], seed: int = 3, short_side: int = 48) -> dict[str, bytes]:
+def generate(counts: dict[str, int], seed: int = 3, short_side: int = 48) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    synthetic.draw_archive(counts, seed, files.__setitem__, short_side)
+    synthetic.generate_archive(counts, seed, files.__setitem__, short_side)
     return files
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return [synthetic.draw_pair(7, index, SIZE) for index in range(60)]
+    return [synthetic.generate_pair(7, index, SIZE) for index in range(60)]
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     counts = {"train": 3, "validation": 1, "test": 1}
-    assert archive(counts) == archive(counts)
-    assert archive(counts) != archive(counts, seed=4)
+    assert generate(counts) == generate(counts)
+    assert generate(counts) != generate(counts, seed=4)
 
 
 def test_a_pair_does_not_depend_on_what_else_is_drawn() -> None:
-    few, many = archive({"train": 2}), archive({"train": 5, "test": 2})
+    few, many = generate({"train": 2}), generate({"train": 5, "test": 2})
     assert few.items() <= many.items()
-    image, mask = synthetic.draw_pair(3, 4, short_side=48)
+    image, mask = synthetic.generate_pair(3, 4, short_side=48)
     stored = many["ISIC-2017_Training_Part1_GroundTruth/ISIC_0000004_segmentation.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), mask)
     assert image.shape[:2] == mask.shape
     assert not np.array_equal(
-        synthetic.draw_pair(3, 5, SIZE)[0], synthetic.draw_pair(3, 4, SIZE)[0]
+        synthetic.generate_pair(3, 5, SIZE)[0], synthetic.generate_pair(3, 4, SIZE)[0]
     )
 
 
@@ -48,7 +48,7 @@ def test_folders_names_and_ids_are_the_archives() -> None:
     files: dict[str, bytes] = {}
     steps: list[int] = []
     counts = {"test": 1, "validation": 1, "train": 2}
-    ids = synthetic.draw_archive(counts, 0, files.__setitem__, 32, steps.append)
+    ids = synthetic.generate_archive(counts, 0, files.__setitem__, 32, steps.append)
     assert ids == ["ISIC_0000000", "ISIC_0000001", "ISIC_0000002", "ISIC_0000003"]
     assert steps == [1, 2, 3, 4]
     folders = ("Training", "Training", "Validation", "Test_v2")
@@ -63,7 +63,7 @@ def test_folders_names_and_ids_are_the_archives() -> None:
 
 
 def test_files_are_a_colour_jpeg_and_a_binary_png_of_one_size() -> None:
-    files = archive({"train": 6})
+    files = generate({"train": 6})
     images = [Image.open(io.BytesIO(files[name])) for name in files if name.endswith("jpg")]
     masks = [Image.open(io.BytesIO(files[name])) for name in files if name.endswith("png")]
     for image, mask in zip(images, masks, strict=True):
@@ -74,7 +74,7 @@ def test_files_are_a_colour_jpeg_and_a_binary_png_of_one_size() -> None:
 
 def test_sizes_spread_about_the_short_side_and_are_mostly_landscape() -> None:
     rng = np.random.default_rng(0)
-    sizes = np.array([synthetic._draw_size(rng, 256) for _ in range(400)])
+    sizes = np.array([synthetic._sample_size(rng, 256) for _ in range(400)])
     short, aspect = sizes.min(axis=1), sizes[:, 0] / sizes[:, 1]
     assert short.min() >= 204
     assert 350 < short.max() <= 412
@@ -85,7 +85,7 @@ def test_sizes_spread_about_the_short_side_and_are_mostly_landscape() -> None:
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (200, 50)])
 def test_any_size_holds_a_lesion(size: tuple[int, int]) -> None:
     for index in range(8):
-        image, mask = synthetic.draw_pair(1, index, size)
+        image, mask = synthetic.generate_pair(1, index, size)
         assert image.shape == (size[1], size[0], 3)
         assert 0.01 < (mask > 0).mean() < 0.75
 
@@ -117,15 +117,17 @@ def test_most_lesions_are_darker_than_their_skin_and_some_hardly(pairs: list[Pai
 def test_a_confounder_changes_the_image_and_never_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = dict.fromkeys(synthetic.CONFOUNDERS, 1.0)
     monkeypatch.setattr(synthetic, "CONFOUNDERS", {})
-    bare = [synthetic.draw_pair(7, index, SIZE) for index in range(12)]
+    bare = [synthetic.generate_pair(7, index, SIZE) for index in range(12)]
     monkeypatch.setattr(synthetic, "CONFOUNDERS", everything)
     for index, (image, mask) in enumerate(bare):
-        dressed, same_mask = synthetic.draw_pair(7, index, SIZE)
+        dressed, same_mask = synthetic.generate_pair(7, index, SIZE)
         np.testing.assert_array_equal(same_mask, mask)
         assert np.abs(dressed.astype(int) - image).max() > 60
 
 
-@pytest.mark.parametrize("add", [synthetic._ink, synthetic._sticker, synthetic._vignette])
+@pytest.mark.parametrize(
+    "add", [synthetic._add_ink, synthetic._add_sticker, synthetic._add_vignette]
+)
 def test_what_would_hide_the_lesion_keeps_clear_of_it(
     add: Callable[[np.random.Generator, np.ndarray, np.ndarray], None], pairs: list[Pair]
 ) -> None:
@@ -139,8 +141,8 @@ def test_what_would_hide_the_lesion_keeps_clear_of_it(
     assert covered > len(pairs) / 3
 
 
-def jaccard(found: np.ndarray, truth: np.ndarray) -> float:
-    return float((found & truth).sum() / (found | truth).sum())
+def jaccard(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
 def test_a_threshold_on_darkness_does_not_solve_it(pairs: list[Pair]) -> None:
@@ -171,9 +173,9 @@ def test_bad_use_says_what_to_mend(
     counts: dict[str, int], seed: int, short_side: int, said: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
-        archive(counts, seed, short_side)
+        generate(counts, seed, short_side)
 
 
 def test_a_size_too_small_to_draw_is_refused() -> None:
     with pytest.raises(UsageError, match=r"size: expected sides of 16 px or more, found \(64, 8\)"):
-        synthetic.draw_pair(0, 0, (64, 8))
+        synthetic.generate_pair(0, 0, (64, 8))

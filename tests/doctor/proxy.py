@@ -14,13 +14,13 @@ from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import urlsplit
 
-CHUNK = 64 * 1024
+CHUNK_SIZE = 64 * 1024
 DATE = re.compile(rb"(?i)(?<=\r\ndate: ).{29}(?=\r\n)")  # every HTTP date is as long as the next
 REFUSAL = b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @dataclass
-class Changes:
+class ProxyFaults:
     """What the proxy does to what passes through it, which else is not touched: it is signed.
 
     Attributes:
@@ -28,19 +28,21 @@ class Changes:
         refuse: says by the head of a request, in small letters, whether it is answered with 501.
     """
 
-    ahead: float = 0.0
-    refuse: Callable[[str], bool] = field(default=lambda head: False)
+    clock_offset_s: float = 0.0
+    should_refuse: Callable[[str], bool] = field(default=lambda head: False)
 
-    def dated(self, answer: bytes) -> bytes:
+    def shift_date(self, answer: bytes) -> bytes:
         def later(found: re.Match[bytes]) -> bytes:
-            moment = parsedate_to_datetime(found[0].decode()) + timedelta(seconds=self.ahead)
+            moment = parsedate_to_datetime(found[0].decode()) + timedelta(
+                seconds=self.clock_offset_s
+            )
             return format_datetime(moment, usegmt=True).encode()
 
         return DATE.sub(later, answer)
 
 
 @contextmanager
-def proxy(server: str, changes: Changes) -> Iterator[str]:
+def run_proxy(server: str, changes: ProxyFaults) -> Iterator[str]:
     """Runs it before the server at a URL; yields its own."""
     to = urlsplit(server)
 
@@ -58,16 +60,18 @@ def proxy(server: str, changes: Changes) -> Iterator[str]:
             # A client waits for the answer before it sends its next request, so that each one
             # begins where something received does.
             with contextlib.suppress(OSError):
-                while chunk := self.request.recv(CHUNK):
-                    if changes.refuse(chunk.partition(b"\r\n\r\n")[0].decode("latin-1").lower()):
+                while chunk := self.request.recv(CHUNK_SIZE):
+                    if changes.should_refuse(
+                        chunk.partition(b"\r\n\r\n")[0].decode("latin-1").lower()
+                    ):
                         self.request.sendall(REFUSAL)
                         return
                     beyond.sendall(chunk)
 
         def answer(self, beyond: socket.socket) -> None:
             with contextlib.suppress(OSError):
-                while chunk := beyond.recv(CHUNK):
-                    self.request.sendall(changes.dated(chunk))
+                while chunk := beyond.recv(CHUNK_SIZE):
+                    self.request.sendall(changes.shift_date(chunk))
                 self.request.shutdown(socket.SHUT_RDWR)
 
     class Listening(socketserver.ThreadingTCPServer):

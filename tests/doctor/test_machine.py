@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from segan.cli import main
+from segan.cli.main import main
 from segan.doctor import checks, machine
-from segan.doctor.checks import Check, Finding, Outcome, Verdict, examine, ok
+from segan.doctor.checks import Check, CheckResult, CheckStatus, Outcome, ok, run_checks
 from segan.errors import SeganError
-from tests.doctor.asking import doctor
+from tests.doctor.command import run_doctor
 
 GB = 10**9
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
@@ -31,15 +31,15 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def verdict(outcome: Outcome) -> str:
-    return outcome.verdict.value
+def status(outcome: Outcome) -> str:
+    return outcome.status.value
 
 
 # The command
 
 
 def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found, err = doctor(capsys)
+    code, found, err = run_doctor(capsys)
     version = ".".join(map(str, sys.version_info[:3]))
     assert found["python"].startswith(f"ok | {version} on Linux ")
     assert found["packages"].startswith("ok | ")
@@ -60,7 +60,7 @@ def test_a_failure_is_said_and_is_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tiny))
-    code, found, err = doctor(capsys)
+    code, found, err = run_doctor(capsys)
     assert code == 1
     assert found["Ray's folder"] == (
         f"fails | {tiny}/ray: 1.0 MB free of 1.0 MB | make room, or let TMPDIR (for Ray "
@@ -72,7 +72,7 @@ def test_a_failure_is_said_and_is_exit_code_1(
 
 def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
     program = (
-        "import sys, segan.doctor.machine, segan.doctor.store, ray_jobs.doctor;"
+        "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.doctor;"
         "sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -92,32 +92,34 @@ def test_each_check_is_made_whatever_becomes_of_the_others(monkeypatch: pytest.M
 
     began = time.monotonic()
     found = list(
-        examine(
+        run_checks(
             [
                 Check("users", users),
                 Check("bug", bug),
-                Check("slow", lambda: time.sleep(60) or ok(""), seconds=0.2),
+                Check("slow", lambda: time.sleep(60) or ok(""), timeout_s=0.2),
                 Check("well", lambda: ok("all")),
             ]
         )
     )
     assert time.monotonic() - began < 10
-    fails = Verdict.FAILS
+    fails = CheckStatus.FAILED
     assert found == [
-        Finding(
+        CheckResult(
             "users", Outcome(fails, "runs/a: expected this, found <AWS_SECRET_ACCESS_KEY>; do that")
         ),
-        Finding("bug", Outcome(fails, "LookupError: two lines")),
-        Finding("slow", Outcome(fails, "not done after 0.2 s", "try again later")),
-        Finding("well", Outcome(Verdict.OK, "all")),
+        CheckResult("bug", Outcome(fails, "LookupError: two lines")),
+        CheckResult("slow", Outcome(fails, "not done after 0.2 s", "try again later")),
+        CheckResult("well", Outcome(CheckStatus.OK, "all")),
     ]
 
 
-@pytest.mark.parametrize("name", checks.SECRETS)
+@pytest.mark.parametrize("name", checks.SECRET_VARIABLES)
 def test_what_a_key_is_is_never_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "0123456789abcdef")
-    (finding,) = examine([Check("c", lambda: Outcome(Verdict.OK, *2 * ["x0123456789abcdefy"]))])
-    assert (finding.outcome.found, finding.outcome.advice) == (f"x<{name}>y", f"x<{name}>y")
+    (finding,) = run_checks(
+        [Check("c", lambda: Outcome(CheckStatus.OK, *2 * ["x0123456789abcdefy"]))]
+    )
+    assert (finding.outcome.message, finding.outcome.advice) == (f"x<{name}>y", f"x<{name}>y")
 
 
 # Python and packages
@@ -129,7 +131,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def project(folder: Path, python: str, *packages: str) -> None:
+def write_pyproject(folder: Path, python: str, *packages: str) -> None:
     text = (
         f'[project]\nname = "segan"\nrequires-python = "{python}"\ndependencies = {[*packages]}\n'
     )
@@ -138,38 +140,38 @@ def project(folder: Path, python: str, *packages: str) -> None:
 
 def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> None:
     wanted = ["numpy>=1", "pillow<2", "nowhere", "torch; sys_platform == 'win32'"]
-    project(checkout, ">=4", *wanted)
-    assert verdict(machine.python()) == "fails"
-    assert machine.python().found.endswith(", expected >=4")
-    outcome = machine.packages()
-    assert verdict(outcome) == "fails"
-    pillow, nowhere = outcome.found.split("; ")
+    write_pyproject(checkout, ">=4", *wanted)
+    assert status(machine.check_python()) == "fails"
+    assert machine.check_python().message.endswith(", expected >=4")
+    outcome = machine.check_packages()
+    assert status(outcome) == "fails"
+    pillow, nowhere = outcome.message.split("; ")
     assert pillow.startswith("pillow ")
     assert pillow.endswith(", expected <2")
     assert nowhere == "no nowhere"
-    project(checkout, ">=3.11", "numpy>=1")
-    assert machine.packages() == ok("1, each as asked for")
+    write_pyproject(checkout, ">=3.11", "numpy>=1")
+    assert machine.check_packages() == ok("1, each as asked for")
 
 
 def test_without_a_checkout_it_is_what_was_installed(checkout: Path) -> None:
-    assert verdict(machine.python()) == "ok"
-    assert verdict(machine.packages()) == "ok"
-    assert verdict(machine.tested_versions()) == "skipped"
+    assert status(machine.check_python()) == "ok"
+    assert status(machine.check_packages()) == "ok"
+    assert status(machine.check_tested_versions()) == "skipped"
 
 
 def test_versions_that_were_not_tested(checkout: Path) -> None:
     (checkout / "constraints.txt").write_text("numpy==0.1\nnowhere==1\n")
-    outcome = machine.tested_versions()
-    assert verdict(outcome) == "warning"
-    assert outcome.found.startswith("numpy ")
-    assert outcome.found.endswith(", tested 0.1")
+    outcome = machine.check_tested_versions()
+    assert status(outcome) == "warning"
+    assert outcome.message.startswith("numpy ")
+    assert outcome.message.endswith(", tested 0.1")
 
 
 # Limits
 
 
 def test_no_disk(tiny: Path) -> None:
-    assert verdict(machine.disk(tiny / "not" / "made" / "yet")) == "fails"
+    assert status(machine.check_disk(tiny / "not" / "made" / "yet")) == "fails"
 
 
 def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,16 +182,16 @@ def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.shutil.disk_usage(tmp_path)
     for total, free, expected in ((100, 11, "ok"), (100, 9, "warning"), (900, 30, "warning")):
         usage(total, free)
-        assert verdict(machine.disk(tmp_path)) == expected
+        assert status(machine.check_disk(tmp_path)) == expected
 
 
 def test_little_shared_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SHARED", tiny)
-    outcome = machine.shared_memory()
-    assert verdict(outcome) == "warning"
+    outcome = machine.check_shared_memory()
+    assert status(outcome) == "warning"
     assert "--shm-size" in outcome.advice
     monkeypatch.setattr(machine, "SHARED", tiny / "none")
-    assert verdict(machine.shared_memory()) == "skipped"
+    assert status(machine.check_shared_memory()) == "skipped"
 
 
 def test_few_open_files() -> None:
@@ -198,9 +200,9 @@ def test_few_open_files() -> None:
         "from segan.doctor.machine import open_files; print(open_files().verdict)"
     )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < machine.FEWEST_FILES:
+    if hard != resource.RLIM_INFINITY and hard < machine.MIN_OPEN_FILES:
         pytest.skip(f"this machine allows {hard} open files alone")
-    for limit, expected in ((1024, "warning"), (machine.FEWEST_FILES, "ok")):
+    for limit, expected in ((1024, "warning"), (machine.MIN_OPEN_FILES, "ok")):
         command = [sys.executable, "-c", program.format(limit)]
         assert subprocess.check_output(command, text=True).strip() == expected
 
@@ -211,11 +213,11 @@ def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        outcome = machine.cores()
+        outcome = machine.check_cores()
     finally:
         os.sched_setaffinity(0, allowed)
-    assert verdict(outcome) == "warning"
-    assert outcome.found == f"1 of {os.cpu_count()} may be used"
+    assert status(outcome) == "warning"
+    assert outcome.message == f"1 of {os.cpu_count()} may be used"
     assert outcome.advice.startswith("cluster.threads_per_worker=1 ")
 
 
@@ -267,12 +269,12 @@ def test_the_limits_of_a_container(
         (tmp_path / name).write_text(f"{content}\n")
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
-    assert machine.cgroup_cpus() == 1.5
-    assert machine.cgroup_memory() == (2 * GB, 3 * GB // 2)
-    outcome = machine.memory()
-    assert verdict(outcome) == "warning"
-    assert outcome.found == "500.0 MB free of 2.0 GB"
-    assert machine.cores().found == f"1.5 of {os.cpu_count()} may be used"
+    assert machine.cgroup_cpu_limit() == 1.5
+    assert machine.cgroup_memory_usage() == (2 * GB, 3 * GB // 2)
+    outcome = machine.check_memory()
+    assert status(outcome) == "warning"
+    assert outcome.message == "500.0 MB free of 2.0 GB"
+    assert machine.check_cores().message == f"1.5 of {os.cpu_count()} may be used"
 
 
 # GPUs: on a machine with one, this very function is what says so
@@ -281,10 +283,12 @@ def test_the_limits_of_a_container(
 def test_without_a_gpu_training_is_on_the_cpu() -> None:
     import torch
 
-    if torch.cuda.is_available() or machine.DRIVER.exists():
+    if torch.cuda.is_available() or machine.NVIDIA_VERSION_FILE.exists():
         pytest.skip("this machine has a GPU")
-    outcome = machine.gpus()
-    assert outcome == Outcome(Verdict.SKIPPED, f"none; torch {torch.__version__} trains on the CPU")
+    outcome = machine.check_gpus()
+    assert outcome == Outcome(
+        CheckStatus.SKIPPED, f"none; torch {torch.__version__} trains on the CPU"
+    )
 
 
 def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +301,8 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "GCC version:  gcc version 12.3.0\n"
     )
     monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
-    machine.DRIVER.write_text(version)
-    outcome = machine.gpus()
-    assert verdict(outcome) == "fails"
-    assert outcome.found.startswith("NVIDIA driver 580.65.06, ")
+    machine.NVIDIA_VERSION_FILE.write_text(version)
+    outcome = machine.check_gpus()
+    assert status(outcome) == "fails"
+    assert outcome.message.startswith("NVIDIA driver 580.65.06, ")
     assert "torch" in outcome.advice

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from segan.evaluation.boundary import perimeter, perimeter_ratio, roughness
 
 
-def mask(*rows: str) -> np.ndarray:
+def parse_mask(*rows: str) -> np.ndarray:
     return np.array([[cell == "#" for cell in row] for row in rows])
 
 
-SQUARE = mask("....", ".##.", ".##.", "....")  # 8 sides around 4 pixels
-COMB = mask("....", "#.#.", "###.", "....")  # 2 + 3 above, 3 below, 1 + 2 + 1 across
+SQUARE = parse_mask("....", ".##.", ".##.", "....")  # 8 sides around 4 pixels
+COMB = parse_mask("....", "#.#.", "###.", "....")  # 2 + 3 above, 3 below, 1 + 2 + 1 across
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ COMB = mask("....", "#.#.", "###.", "....")  # 2 + 3 above, 3 below, 1 + 2 + 1 a
     [
         (SQUARE, 8),
         (COMB, 3 + 3 + 3 + 1),  # down: 2 above the teeth, 1 in the gap, 3 below; across: 3 and 1
-        (mask("##", "##"), 0),  # the frame's edge is no outline
-        (mask("..", ".."), 0),
-        (mask("#.", ".."), 2),
-        (mask("#.", ".#"), 4),
+        (parse_mask("##", "##"), 0),  # the frame's edge is no outline
+        (parse_mask("..", ".."), 0),
+        (parse_mask("#.", ".."), 2),
+        (parse_mask("#.", ".#"), 4),
     ],
 )
 def test_sides_by_hand(found: np.ndarray, sides: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segan.evaluation.metrics import NAMES, confusion
+from segan.evaluation.metrics import SCORE_NAMES, confusion
 from segan.inference.masks import mask_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # the scorer's own
@@ -42,13 +42,13 @@ def save(mask: np.ndarray, path: Path) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
 
 
-def ours(truth: Path, predictions: Path) -> dict[str, np.ndarray]:
+def score_folder(truth: Path, predictions: Path) -> dict[str, np.ndarray]:
     rows = []
     for path in sorted(truth.glob("*.png")):
         name = mask_name(f"{path.stem.removesuffix('_segmentation')}.jpg")
         masks = (np.asarray(Image.open(f)) > 128 for f in (predictions / name, path))
         rows.append(confusion(*masks).scores())
-    return {name: np.array([row[name] for row in rows]) for name in NAMES}
+    return {name: np.array([row[name] for row in rows]) for name in SCORE_NAMES}
 
 
 def test_as_the_challenge_scores_the_real_masks(
@@ -58,17 +58,17 @@ def test_as_the_challenge_scores_the_real_masks(
     assert len(files) == 150
     for index, file in enumerate(files):
         save(perturb(np.asarray(Image.open(file)) > 128, index), tmp_path / file.name)
-    found = ours(isic2017 / TRUTH, tmp_path)
+    found = score_folder(isic2017 / TRUTH, tmp_path)
     assert (found["jaccard"] == 1).sum() == 25, "one in six was left as it is"
     assert (found["jaccard"] == 0).sum() >= 50, "one was emptied and one inverted"
 
     theirs = scorer.SegmentationScore.from_dir(isic2017 / TRUTH, tmp_path).macro_average
-    for name in NAMES:
+    for name in SCORE_NAMES:
         assert found[name].mean() == pytest.approx(theirs[name], abs=1e-9), name
     pairs = scorer.load_image.iter_image_pairs(isic2017 / TRUTH, tmp_path)
     for i, pair in enumerate(pairs):
         one = scorer.SegmentationScore([pair]).macro_average
-        for name in NAMES:
+        for name in SCORE_NAMES:
             assert found[name][i] == pytest.approx(one[name], abs=1e-9), (name, pair.image_id)
 
 
@@ -80,8 +80,8 @@ def test_as_the_challenge_scores_empty_masks(tmp_path: Path, scorer: Any) -> Non
     for i, (truth, prediction) in enumerate(cases):
         save(truth, tmp_path / "truth" / mask_name(f"ISIC_{i:07d}"))
         save(prediction, tmp_path / "predictions" / mask_name(f"ISIC_{i:07d}"))
-    found = ours(tmp_path / "truth", tmp_path / "predictions")
+    found = score_folder(tmp_path / "truth", tmp_path / "predictions")
     assert found["jaccard"].tolist() == [1.0, 0.0, 0.0]
     theirs = scorer.SegmentationScore.from_dir(tmp_path / "truth", tmp_path / "predictions")
-    for name in NAMES:
+    for name in SCORE_NAMES:
         assert found[name].mean() == pytest.approx(theirs.macro_average[name], abs=1e-9), name

@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from segan.ablation import begin, train_all_here
 from segan.config import Config, parse_config
-from segan.data.archive import open_archive
-from segan.data.ingest import Options, here, ingest
-from segan.data.records import read_frames, read_manifest
-from segan.data.synthetic import draw_archive
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.records.format import read_manifest, read_samples
+from segan.data.synthetic import generate_archive
 from segan.errors import StoppedError
 from segan.evaluation.bootstrap import paired_interval
-from segan.evaluation.compare import compare, score_maps
+from segan.evaluation.compare import compare_variants, score_maps
 from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Member
-from segan.search import Study
+from segan.runs.ablation import prepare_trials
+from segan.runs.study import Study
+from segan.training.launch import train_all_local
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "no-critic": {"loss.adversary": "none", "loss.cross_entropy_weight": 1.0},
+    "no-critic": {"loss.critic": "none", "loss.cross_entropy_weight": 1.0},
 }
 
 
@@ -48,14 +49,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    draw_archive({"train": 12, "validation": 4}, 0, write, short_side=100)
+    generate_archive({"train": 12, "validation": 4}, 0, write, short_side=100)
     out = str(folder / "records")
-    ingest(open_archive(str(folder / "archive")), out, Options((90, 68)), here(1))
+    ingest(open_archive(str(folder / "archive")), out, IngestOptions((90, 68)), local_executor(1))
     return out
 
 
-def configured(records: str, seeds: int = 3) -> Config:
-    evaluations = {"padded": {"evaluation.frame": "padded"}}
+def make_config(records: str, seeds: int = 3) -> Config:
+    evaluations = {"padded": {"evaluation.resize_mode": "pad"}}
     return parse_config(
         {
             "data": {"records": records},
@@ -71,30 +72,30 @@ def configured(records: str, seeds: int = 3) -> Config:
 @pytest.fixture(scope="module")
 def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Stopped in its second trial, and gone on with."""
-    config, study = configured(records), Study(str(tmp_path_factory.mktemp("study")))
-    trials = begin(config, study, read_manifest(records).fingerprint)
+    config, study = make_config(records), Study(str(tmp_path_factory.mktemp("study")))
+    trials = prepare_trials(config, study, read_manifest(records).fingerprint)
     told: list[str] = []
     with pytest.raises(StoppedError):
-        train_all_here(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
+        train_all_local(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
     assert [trial.result() is not None for trial in trials] == [True, *[False] * 5]
-    train_all_here(config, trials, lambda name, *_: told.append(name), lambda: False)
+    train_all_local(config, trials, lambda name, *_: told.append(name), lambda: False)
     assert sorted(told) == sorted([trial.name for trial in trials] * 2)  # none was done twice
     return study
 
 
 @pytest.fixture(scope="module")
 def report(study: Study, records: str) -> dict[str, Any]:
-    return compare(configured(records), study)
+    return compare_variants(make_config(records), study)
 
 
-def jaccards(study: Study, records: str, variant: str) -> np.ndarray:
+def mean_jaccards(study: Study, records: str, variant: str) -> np.ndarray:
     """Of each image, the mean over seeds, by the checkpoints' own thresholds."""
-    frames = read_frames(records, read_manifest(records), "validation")
+    frames = read_samples(records, read_manifest(records), "validation")
     rows = []
     for seed in range(3):
-        best = study.trial(f"{variant}-seed{seed}").run.best()
+        best = study.get_trial(f"{variant}-seed{seed}").run.best_checkpoint()
         assert best is not None
-        maps = Member.of(best)(torch.tensor(frames.image)).numpy()
+        maps = Member.from_checkpoint(best)(torch.tensor(frames.image)).numpy()
         drawn = maps > np.float32(best.threshold)
         rows.append(confusion(drawn, frames.mask != 0).scores()["jaccard"][:, 0])
     return np.mean(rows, axis=0)
@@ -104,7 +105,7 @@ def test_the_report_is_of_the_best_checkpoints_at_their_thresholds(
     study: Study, records: str, report: dict[str, Any]
 ) -> None:
     paper, rival = report["variants"]
-    mine, theirs = (jaccards(study, records, name) for name in VARIANTS)
+    mine, theirs = (mean_jaccards(study, records, name) for name in VARIANTS)
     assert paper["jaccard"]["mean"] == pytest.approx(mine.mean())
     assert rival["jaccard"]["mean"] == pytest.approx(theirs.mean())
     assert paper["difference"] is None
@@ -118,7 +119,8 @@ def test_the_report_says_how_steady_the_trainings_were(
 ) -> None:
     paper = report["variants"][0]
     curves = [
-        [line["jaccard"] for line in study.trial(f"paper-seed{seed}").epochs()] for seed in range(3)
+        [line["jaccard"] for line in study.get_trial(f"paper-seed{seed}").epoch_metrics()]
+        for seed in range(3)
     ]
     assert paper["last"] == pytest.approx(np.mean([curve[1] for curve in curves]))
     assert paper["swing"] == pytest.approx(np.mean([abs(a - b) for a, b in curves]))
@@ -141,19 +143,19 @@ def test_it_is_kept_and_is_the_same_again(
 ) -> None:
     kept = json.loads(Path(study.uri, "ablation.json").read_text())
     assert kept == json.loads(json.dumps(report))
-    assert compare(configured(records), study) == report
+    assert compare_variants(make_config(records), study) == report
 
 
 def test_a_study_that_has_only_begun_has_a_report(records: str, tmp_path: Path) -> None:
-    config, study = configured(records), Study(str(tmp_path))
-    begin(config, study, read_manifest(records).fingerprint)
-    paper = compare(config, study)["variants"][0]
+    config, study = make_config(records), Study(str(tmp_path))
+    prepare_trials(config, study, read_manifest(records).fingerprint)
+    paper = compare_variants(config, study)["variants"][0]
     assert (paper["scored"], paper["over"], paper["jaccard"], paper["last"]) == (0, 0, None, None)
 
 
 def test_what_was_not_finite_diverged(records: str, tmp_path: Path) -> None:
-    config, study = configured(records), Study(str(tmp_path))
-    trials = begin(config, study, read_manifest(records).fingerprint)
-    trials[0].finish("diverged: a loss is not finite", 1.0)
-    paper = compare(config, study)["variants"][0]
+    config, study = make_config(records), Study(str(tmp_path))
+    trials = prepare_trials(config, study, read_manifest(records).fingerprint)
+    trials[0].mark_done("diverged: a loss is not finite", 1.0)
+    paper = compare_variants(config, study)["variants"][0]
     assert (paper["over"], paper["diverged"]) == (1, 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segan.evaluation.metrics import NAMES, confusion
+from segan.evaluation.metrics import SCORE_NAMES, confusion
 
 Rows = list[list[int]]
 
@@ -45,7 +45,7 @@ def test_by_hand(
         found.true_negative,
     ) == counts
     values = found.scores()
-    assert tuple(values) == NAMES == ("accuracy", "dice", "jaccard")
+    assert tuple(values) == SCORE_NAMES == ("accuracy", "dice", "jaccard")
     assert tuple(map(float, values.values())) == pytest.approx(scores)
 
 

@@ -8,27 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segan.data.archive import Pair
-from segan.data.images import RejectedError
+from segan.data.archive.images import RejectedError
+from segan.data.archive.reader import Pair
 from segan.evaluation.score import score_pair, summarise
 from segan.inference.predictor import Predictor
-from tests.inference.models import untrained
+from tests.inference.models import untrained_predictor
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return untrained()
+    return untrained_predictor()
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Image.Image:
+def image(tmp_path: Path) -> Image.Image:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (77, 130, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     return image
 
 
-def pair(folder: Path, truth: np.ndarray) -> Pair:
+def make_pair(folder: Path, truth: np.ndarray) -> Pair:
     Image.fromarray(np.where(truth, 255, 0).astype(np.uint8)).save(folder / "mask.png")
     return Pair("ISIC_0000000", "test", f"{folder}/image.png", f"{folder}/mask.png")
 
@@ -39,7 +39,7 @@ def test_its_own_mask_scores_1_and_the_opposite_0(
     mask = predictor(picture).mask
     assert 0 < mask.mean() < 1
     for truth, value in ((mask, 1.0), (~mask, 0.0)):
-        scores = score_pair(predictor, pair(tmp_path, truth))
+        scores = score_pair(predictor, make_pair(tmp_path, truth))
         assert scores == {
             "id": "ISIC_0000000", "accuracy": value, "dice": value, "jaccard": value
         }  # fmt: skip
@@ -47,7 +47,7 @@ def test_its_own_mask_scores_1_and_the_opposite_0(
 
 def test_an_empty_truth_by_hand(predictor: Predictor, picture: Image.Image, tmp_path: Path) -> None:
     found = predictor(picture).mask
-    scores = score_pair(predictor, pair(tmp_path, np.zeros_like(found)))
+    scores = score_pair(predictor, make_pair(tmp_path, np.zeros_like(found)))
     # What is right is what is not found; nothing of what is found is.
     assert scores["accuracy"] == pytest.approx(1 - found.mean())
     assert (scores["dice"], scores["jaccard"]) == (0.0, 0.0)
@@ -56,7 +56,7 @@ def test_an_empty_truth_by_hand(predictor: Predictor, picture: Image.Image, tmp_
 @pytest.mark.usefixtures("picture")
 def test_a_mask_of_another_size_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match="130 x 77 pixels, found 77 x 130"):
-        score_pair(predictor, pair(tmp_path, np.zeros((130, 77), bool)))
+        score_pair(predictor, make_pair(tmp_path, np.zeros((130, 77), bool)))
 
 
 def test_the_mean_over_images() -> None:

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from segan import storage
-from segan.cli import main
-from segan.data.archive import open_archive
-from segan.data.ingest import Options, here, ingest
-from segan.data.synthetic import draw_archive
+from segan.cli.main import main
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.synthetic import generate_archive
 from segan.errors import SeganError, StorageError, UsageError
 from segan.evaluation.score import score_pair, summarise
-from segan.evaluation.select import MEMBERS, build_ensemble, find_candidates
-from segan.inference.ensemble import Ensemble, read_ensemble
+from segan.evaluation.select import NUM_MEMBERS, find_candidates
 from segan.inference.predictor import Predictor
-from segan.runs import Run
-from segan.training.session import train_here
-from tests.inference.models import content, copy, run_of, tiny
+from segan.report.ensemble import build_ensemble
+from segan.runs.ensemble import Ensemble, read_ensemble
+from segan.runs.run import Run
+from segan.training.launch import train_local
+from tests.inference.models import copy_files, read_files, run_uri, tiny_config
 
 WIDTH, HEIGHT = 80, 64
 
@@ -29,14 +30,14 @@ WIDTH, HEIGHT = 80, 64
 def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("archive"))
     sizes = {"train": 8, "validation": 4, "test": 3}
-    draw_archive(sizes, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
+    generate_archive(sizes, 0, lambda name, body: storage.write_bytes(f"{uri}/{name}", body), 64)
     return uri
 
 
 @pytest.fixture(scope="module")
 def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("drawn"))
-    ingest(open_archive(archive), uri, Options((WIDTH, HEIGHT)), here(1))
+    ingest(open_archive(archive), uri, IngestOptions((WIDTH, HEIGHT)), local_executor(1))
     return uri
 
 
@@ -46,7 +47,7 @@ def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("study"))
     write_study(uri, [f"t{seed}" for seed in range(4)])
     for seed in range(4):
-        train_here(tiny(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
+        train_local(tiny_config(records, f"training.seed={seed}"), Run(f"{uri}/trials/t{seed}"))
     return uri
 
 
@@ -57,7 +58,7 @@ def test_from_a_study_to_scores_side_by_side(
     assert main(["ensemble", "build", "--study", study, "--out", out, "--greedy", "--json"]) == 0
     built = Ensemble.model_validate_json(capsys.readouterr().out)
     assert built == read_ensemble(out)
-    assert len({member.uri.split("/trials/")[1][:2] for member in built.members}) == MEMBERS
+    assert len({member.uri.split("/trials/")[1][:2] for member in built.members}) == NUM_MEMBERS
 
     assert main(["evaluate", out, archive, "--local", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -84,8 +85,11 @@ def test_the_best_of_a_trained_study(
 ) -> None:
     candidates = find_candidates(study)
     jaccards = [c.jaccard for c in candidates]
-    assert jaccards == sorted(Run(f"{study}/trials/t{i}").best().jaccard for i in range(4))[::-1]
-    members = [word for c in candidates[1:] for word in ("--member", run_of(c))]
+    assert (
+        jaccards
+        == sorted(Run(f"{study}/trials/t{i}").best_checkpoint().jaccard for i in range(4))[::-1]
+    )
+    members = [word for c in candidates[1:] for word in ("--member", run_uri(c))]
     assert main(["ensemble", "build", *members, "--out", f"{tmp_path}/e"]) == 0
     assert [m.uri for m in read_ensemble(f"{tmp_path}/e").members] == [
         c.uri for c in candidates[1:]
@@ -108,7 +112,7 @@ def test_wrong_use_at_the_prompt(
 
 def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
     for trial in ("t0", "t1"):
-        copy(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
+        copy_files(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
     write_study(f"{tmp_path}/small", ["t0", "t1", "begun"])
     with pytest.raises(UsageError, match=r"found 2: .*t0, .*t1; without one: .*begun"):
         find_candidates(f"{tmp_path}/small")
@@ -116,10 +120,10 @@ def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
 
 def test_other_records_are_refused(study: str, archive: str, tmp_path: Path) -> None:
     records = f"{tmp_path}/records"
-    ingest(open_archive(archive), records, Options((90, 68)), here(1))
+    ingest(open_archive(archive), records, IngestOptions((90, 68)), local_executor(1))
     with pytest.raises(UsageError, match="--records"):
         build_ensemble(f"{tmp_path}/out", find_candidates(study), records)
-    assert content(f"{tmp_path}/out") == {}
+    assert read_files(f"{tmp_path}/out") == {}
 
 
 def test_where_there_is_no_study_it_says_so(tmp_path: Path) -> None:

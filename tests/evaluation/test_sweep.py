@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segan.evaluation.metrics import NAMES, confusion
-from segan.evaluation.sweep import THRESHOLDS, Sweep
+from segan.evaluation.metrics import SCORE_NAMES, confusion
+from segan.evaluation.sweep import Sweep
+from segan.inference.thresholds import THRESHOLDS
 
 SEEDS = st.integers(0, 2**31)
 
 
-def maps(seed: int, images: int, classes: int = 1) -> tuple[Tensor, Tensor]:
+def random_maps(seed: int, images: int, classes: int = 1) -> tuple[Tensor, Tensor]:
     """Random maps, half of their values at thresholds exactly as float32 has them, 0 and 1."""
     rng = np.random.default_rng(seed)
     shape = (images, classes, 5, 6)
@@ -26,14 +27,14 @@ def maps(seed: int, images: int, classes: int = 1) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(probability), torch.from_numpy(truth).byte()
 
 
-def sweep_of(probability: Tensor, truth: Tensor) -> Sweep:
+def make_sweep(probability: Tensor, truth: Tensor) -> Sweep:
     sweep = Sweep.empty(probability.shape[1])
-    sweep.add(probability, truth)
+    sweep.update(probability, truth)
     return sweep
 
 
-def row(probabilities: list[float], truth: list[int]) -> Sweep:
-    return sweep_of(
+def sweep_row(probabilities: list[float], truth: list[int]) -> Sweep:
+    return make_sweep(
         torch.tensor(probabilities).reshape(1, 1, 1, -1), torch.tensor(truth).reshape(1, 1, 1, -1)
     )
 
@@ -46,40 +47,40 @@ def test_thresholds_lie_between_0_and_1_in_steps_of_a_200th() -> None:
 @given(seed=SEEDS, images=st.integers(1, 4), classes=st.integers(1, 3))
 @settings(max_examples=15)
 def test_each_threshold_is_scored_as_by_itself(seed: int, images: int, classes: int) -> None:
-    probability, truth = maps(seed, images, classes)
-    sweep = sweep_of(probability, truth)
+    probability, truth = random_maps(seed, images, classes)
+    sweep = make_sweep(probability, truth)
     for i, threshold in enumerate(THRESHOLDS):
         above = (probability > np.float32(threshold)).numpy()
         scores = confusion(above, truth.numpy() > 0).scores()
-        assert list(scores) == list(NAMES)
-        for name in NAMES:
+        assert list(scores) == list(SCORE_NAMES)
+        for name in SCORE_NAMES:
             assert sweep.curve(name)[i] == pytest.approx(scores[name].mean(), abs=1e-12), threshold
 
 
 @given(seed=SEEDS, cut=st.integers(1, 4))
 @settings(max_examples=15)
 def test_two_parts_add_up_to_the_whole(seed: int, cut: int) -> None:
-    probability, truth = maps(seed, 5, 2)
-    whole = sweep_of(probability, truth)
-    first, second = (sweep_of(probability[p], truth[p]) for p in (slice(cut), slice(cut, None)))
-    in_turn = sweep_of(probability[:cut], truth[:cut])
-    in_turn.add(probability[cut:], truth[cut:])
+    probability, truth = random_maps(seed, 5, 2)
+    whole = make_sweep(probability, truth)
+    first, second = (make_sweep(probability[p], truth[p]) for p in (slice(cut), slice(cut, None)))
+    in_turn = make_sweep(probability[:cut], truth[:cut])
+    in_turn.update(probability[cut:], truth[cut:])
     for both in (in_turn, Sweep(first.sums + second.sums, first.count + second.count)):
         assert both.count == whole.count == 5
         np.testing.assert_allclose(both.sums, whole.sums, atol=1e-12)
 
 
 def test_no_images_add_nothing() -> None:
-    probability, truth = maps(0, 3)
-    sweep = sweep_of(probability, truth)
+    probability, truth = random_maps(0, 3)
+    sweep = make_sweep(probability, truth)
     before = sweep.sums.copy()
-    sweep.add(probability[:0], truth[:0])
+    sweep.update(probability[:0], truth[:0])
     assert sweep.count == 3
     np.testing.assert_array_equal(sweep.sums, before)
 
 
 def test_the_curve_of_one_row_by_hand() -> None:
-    curve = row([0.8, 0.6, 0.2, 0.1], [1, 0, 1, 0]).curve()
+    curve = sweep_row([0.8, 0.6, 0.2, 0.1], [1, 0, 1, 0]).curve()
     # Above t:   below 0.1 all four, 2/4;   0.1 to 0.2 three, 2/3;   0.2 to 0.6 two, 1/3;
     # 0.6 to 0.8 one of the two lesion pixels, 1/2;   from 0.8 none, 0/2.
     for threshold, expected in (
@@ -91,36 +92,36 @@ def test_the_curve_of_one_row_by_hand() -> None:
 
 def test_the_best_threshold_is_the_middle_of_those_as_good() -> None:
     # From 0.2 to 0.795 only the lesion is above: 120 thresholds, whose middle is 0.2 + 60 / 200.
-    sweep = row([0.8, 0.2], [1, 0])
+    sweep = sweep_row([0.8, 0.2], [1, 0])
     assert sweep.best_threshold() == pytest.approx(0.5)
-    assert sweep.at(0.5) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
+    assert sweep.scores_at(0.5) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
 
 
 def test_the_best_threshold_stands_alone() -> None:
     # 0.3 < p <= 0.305 separates at one threshold only, 0.3.
-    assert row([0.302, 0.3], [1, 0]).best_threshold() == pytest.approx(0.3)
+    assert sweep_row([0.302, 0.3], [1, 0]).best_threshold() == pytest.approx(0.3)
 
 
 def test_at_takes_the_nearest_threshold() -> None:
-    sweep = row([0.41, 0.2], [1, 0])
+    sweep = sweep_row([0.41, 0.2], [1, 0])
     # 0.409 is nearest to 0.41, which 0.41 is not above; 0.4 is below it.
-    assert sweep.at(0.409)["jaccard"] == 0.0
-    assert sweep.at(0.402)["jaccard"] == 1.0
+    assert sweep.scores_at(0.409)["jaccard"] == 0.0
+    assert sweep.scores_at(0.402)["jaccard"] == 1.0
     # At 0.41 nothing is found: half of the pixels are right.
-    assert sweep.at(0.41) == {"accuracy": 0.5, "dice": 0.0, "jaccard": 0.0}
+    assert sweep.scores_at(0.41) == {"accuracy": 0.5, "dice": 0.0, "jaccard": 0.0}
 
 
 def test_classes_count_the_same() -> None:
     probability = torch.tensor([[0.9, 0.1], [0.9, 0.9]]).reshape(1, 2, 1, 2)
     truth = torch.tensor([[1, 0], [1, 0]]).reshape(1, 2, 1, 2)
     # At 0.5 the first class is found whole, 1, and the second with a pixel too many, 1/2.
-    assert sweep_of(probability, truth).at(0.5)["jaccard"] == pytest.approx(0.75)
+    assert make_sweep(probability, truth).scores_at(0.5)["jaccard"] == pytest.approx(0.75)
 
 
 def test_an_image_without_a_lesion_counts_1_where_none_is_found() -> None:
-    sweep = row([0.3, 0.1], [0, 0])
-    assert sweep.at(0.295)["jaccard"] == 0.0
-    assert sweep.at(0.3) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
+    sweep = sweep_row([0.3, 0.1], [0, 0])
+    assert sweep.scores_at(0.295)["jaccard"] == 0.0
+    assert sweep.scores_at(0.3) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
 
 
 def test_a_curve_needs_an_image() -> None:
@@ -129,6 +130,8 @@ def test_a_curve_needs_an_image() -> None:
 
 
 def test_half_precision_maps_are_taken() -> None:
-    probability, truth = maps(0, 2)
+    probability, truth = random_maps(0, 2)
     half = probability.to(torch.bfloat16)
-    np.testing.assert_array_equal(sweep_of(half, truth).sums, sweep_of(half.float(), truth).sums)
+    np.testing.assert_array_equal(
+        make_sweep(half, truth).sums, make_sweep(half.float(), truth).sums
+    )

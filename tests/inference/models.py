@@ -15,7 +15,8 @@ from segan import storage
 from segan.config import Config, load_config, parse_config
 from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
-from segan.runs import Checkpoint, Run
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.run import Run
 
 FRAME = (90, 68)  # width, height
 
@@ -32,7 +33,7 @@ def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
     return segmentor.eval()
 
 
-def untrained(seeds: Sequence[int] = (0,), **sections: dict[str, Any]) -> Predictor:
+def untrained_predictor(seeds: Sequence[int] = (0,), **sections: dict[str, Any]) -> Predictor:
     """A model in memory alone, a member for each seed, with thresholds of one half."""
     config = small_config(**sections)
     members = [
@@ -53,25 +54,25 @@ def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, thresh
         "config": config.model_dump(mode="json"),
     }
     weights = save(small_segmentor(config, epoch).state_dict())
-    return run.save(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri
+    return run.save_checkpoint(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri
 
 
-def tiny(records: str = "", *overrides: str) -> Config:
+def tiny_config(records: str = "", *overrides: str) -> Config:
     """Of a run that trains in a second."""
     ours = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
     here = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
     return load_config(None, [*ours, *here, *overrides])
 
 
-def run_of(checkpoint: Checkpoint) -> str:
+def run_uri(checkpoint: Checkpoint) -> str:
     return checkpoint.uri.rsplit("/checkpoints/", 1)[0]
 
 
-def content(uri: str) -> dict[str, bytes]:
+def read_files(uri: str) -> dict[str, bytes]:
     """Every file below a URI, by name."""
     return {f.name: storage.read_bytes(f"{uri}/{f.name}") for f in storage.list_files(uri)}
 
 
-def copy(source: str, target: str) -> None:
-    for name, body in content(source).items():
+def copy_files(source: str, target: str) -> None:
+    for name, body in read_files(source).items():
         storage.write_bytes(f"{target}/{name}", body)

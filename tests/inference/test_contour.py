@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segan.inference.contour import contour
+from segan.inference.contour import find_contours
 
 
-def filled(polygons: list[list[list[list[float]]]], shape: tuple[int, int]) -> np.ndarray:
+def fill_polygons(polygons: list[list[list[list[float]]]], shape: tuple[int, int]) -> np.ndarray:
     """Where a ray to the left from a pixel's centre crosses the rings an odd number of times."""
     inside = np.zeros(shape, bool)
     rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
@@ -28,7 +28,7 @@ def filled(polygons: list[list[list[list[float]]]], shape: tuple[int, int]) -> n
 def test_a_square_has_its_corners_cut() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1:3, 1:4] = True  # pixels' centres from (1.5, 1.5) to (3.5, 2.5)
-    (ring,) = contour(mask)[0]
+    (ring,) = find_contours(mask)[0]
     corners = {(1.5, 1), (3.5, 1), (4, 1.5), (4, 2.5), (3.5, 3), (1.5, 3), (1, 2.5), (1, 1.5)}
     assert {tuple(point) for point in ring} == corners
     assert ring[0] == ring[-1]
@@ -36,7 +36,7 @@ def test_a_square_has_its_corners_cut() -> None:
 
 
 def test_a_whole_image_is_outlined_along_its_edge() -> None:
-    (ring,) = contour(np.ones((2, 3), bool))[0]
+    (ring,) = find_contours(np.ones((2, 3), bool))[0]
     assert (min(x for x, _ in ring), max(x for x, _ in ring)) == (0, 3)
     assert (min(y for _, y in ring), max(y for _, y in ring)) == (0, 2)
 
@@ -45,17 +45,17 @@ def test_a_hole_is_a_ring_of_its_part() -> None:
     mask = np.ones((5, 9), bool)
     mask[2, 2] = False
     mask[:, 5] = False
-    assert sorted(len(polygon) for polygon in contour(mask)) == [1, 2]
+    assert sorted(len(polygon) for polygon in find_contours(mask)) == [1, 2]
 
 
 def test_where_there_is_no_lesion_there_is_no_contour() -> None:
-    assert contour(np.zeros((3, 4), bool)) == []
+    assert find_contours(np.zeros((3, 4), bool)) == []
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
 def test_the_mask_can_be_had_back(mask: np.ndarray) -> None:
-    polygons = contour(mask)
-    np.testing.assert_array_equal(filled(polygons, mask.shape), mask)
+    polygons = find_contours(mask)
+    np.testing.assert_array_equal(fill_polygons(polygons, mask.shape), mask)
     points = [point for polygon in polygons for ring in polygon for point in ring]
     assert all(2 * x % 1 == 0 and 2 * y % 1 == 0 for x, y in points)
 
@@ -64,4 +64,4 @@ def test_the_mask_can_be_had_back(mask: np.ndarray) -> None:
 def test_where_a_lesion_lies_in_its_image_is_where_its_contour_is(offset: tuple[int, int]) -> None:
     mask = np.zeros((60, 60), bool)
     mask[offset[0] : offset[0] + 8, offset[1] : offset[1] + 20] = True
-    np.testing.assert_array_equal(filled(contour(mask), mask.shape), mask)
+    np.testing.assert_array_equal(fill_polygons(find_contours(mask), mask.shape), mask)

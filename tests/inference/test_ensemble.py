@@ -18,33 +18,35 @@ from safetensors.torch import load, save
 
 from segan import storage
 from segan.config import Config
-from segan.data.records import (
+from segan.data.records.format import (
     Record,
     make_manifest,
-    read_frames,
     read_manifest,
+    read_samples,
     write_manifest,
     write_shard,
 )
 from segan.errors import StorageError, UsageError
 from segan.evaluation.metrics import confusion
-from segan.evaluation.select import build_ensemble, choose_greedily, find_candidates
-from segan.evaluation.sweep import THRESHOLDS
-from segan.inference.ensemble import read_ensemble
+from segan.evaluation.select import find_candidates, select_members_greedily
 from segan.inference.frames import segment_frames
 from segan.inference.predictor import Member, Predictor, read_segmentor
+from segan.inference.thresholds import THRESHOLDS
 from segan.networks.segmentor import Segmentor, build_segmentor
-from segan.runs import REPORT, SEGMENTOR, Checkpoint, Run
-from tests.inference.models import FRAME, content, copy, run_of, tiny
+from segan.report.ensemble import build_ensemble
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.runs.ensemble import read_ensemble
+from segan.runs.run import REPORT_FILES, Run
+from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_config
 
 WIDTH, HEIGHT = FRAME
 
-CLAIMED = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
-TRUE_TO = ("a", "d", "e")  # the truth is what these three draw together
+CLAIMED_JACCARDS = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
+TRUTH_RUNS = ("a", "d", "e")  # the truth is what these three draw together
 
 
 @pytest.fixture(scope="module")
-def craft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+def write_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
     """Writes a run with one checkpoint of a given segmentor."""
     root = tmp_path_factory.mktemp("crafted")
 
@@ -63,17 +65,19 @@ def craft(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]
             "metrics": {"accuracy": 0.9, "dice": 0.8, "jaccard": jaccard, "threshold": 0.5},
             "fingerprint": fingerprint,
             "frame": {"width": size[0], "height": size[1]},
-            "config": (config or tiny()).model_dump(mode="json"),
+            "config": (config or tiny_config()).model_dump(mode="json"),
         }
         weights = {key: value.contiguous() for key, value in segmentor.state_dict().items()}
-        return Run(str(root / name)).save(checkpoint, {SEGMENTOR: save(weights)}, info)
+        return Run(str(root / name)).save_checkpoint(
+            checkpoint, {SEGMENTOR_FILE: save(weights)}, info
+        )
 
     return craft
 
 
-def constant(probability: float) -> Segmentor:
+def constant_segmentor(probability: float) -> Segmentor:
     """A segmentor whose maps are `probability` everywhere: only the last bias is not 0."""
-    segmentor = build_segmentor(tiny().network)
+    segmentor = build_segmentor(tiny_config().network)
     for parameter in segmentor.parameters():
         parameter.data.zero_()
     odds = torch.tensor(probability / (1 - probability))
@@ -81,26 +85,29 @@ def constant(probability: float) -> Segmentor:
     return segmentor
 
 
-def together(checkpoints: Sequence[Checkpoint], threshold: float) -> Predictor:
-    members = [Member.of(checkpoint) for checkpoint in checkpoints]
-    return Predictor(members, checkpoints[0].size, threshold, "three")
+def make_ensemble(checkpoints: Sequence[Checkpoint], threshold: float) -> Predictor:
+    members = [Member.from_checkpoint(checkpoint) for checkpoint in checkpoints]
+    return Predictor(members, checkpoints[0].frame_size, threshold, "three")
 
 
-def noise(count: int) -> np.ndarray:
+def noise_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def crafted(
+def candidate_runs(
     craft: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Checkpoint], str]:
     """Five runs a to e, and the records that they claim to be trained on."""
-    images, names = noise(5), "abcde"
+    images, names = noise_images(5), "abcde"
     networks = {
-        name: build_segmentor(tiny().network, seed).eval() for seed, name in enumerate("abcde")
+        name: build_segmentor(tiny_config().network, seed).eval()
+        for seed, name in enumerate("abcde")
     }
-    maps = {n: segment_frames(net, torch.tensor(images), tiny()) for n, net in networks.items()}
-    mean = sum(maps[n] for n in TRUE_TO) / 3
+    maps = {
+        n: segment_frames(net, torch.tensor(images), tiny_config()) for n, net in networks.items()
+    }
+    mean = sum(maps[n] for n in TRUTH_RUNS) / 3
     truth = (mean > mean.median()).numpy().astype(np.uint8)
     uri = str(tmp_path_factory.mktemp("records"))
     rows = [Record(str(i), images[i], truth[i], (100, 80)) for i in range(5)]
@@ -111,10 +118,10 @@ def crafted(
     splits: dict[str, Sequence] = {"train": shards[:1], "validation": shards}
     manifest = make_manifest((HEIGHT, WIDTH, 1), splits, [], "crafted")
     write_manifest(uri, manifest, [])
-    config = tiny(uri)
+    config = tiny_config(uri)
     made = [
         craft(n, networks[n], jaccard, manifest.fingerprint, config=config)
-        for n, jaccard in zip(names, CLAIMED, strict=True)
+        for n, jaccard in zip(names, CLAIMED_JACCARDS, strict=True)
     ]
     return made, uri
 
@@ -131,10 +138,10 @@ def ensemble(crafted: tuple[list[Checkpoint], str], tmp_path: Path) -> str:
 
 def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint]) -> None:
     # (0.2 + 0.3 + 0.7) / 3 = 0.4; two of three are below 0.35, and still the mean is above it.
-    members = [craft(f"constant{p}", constant(p)) for p in (0.2, 0.3, 0.7)]
+    members = [craft(f"constant{p}", constant_segmentor(p)) for p in (0.2, 0.3, 0.7)]
     image = Image.new("RGB", (50, 90))
     for threshold, lesion in ((0.35, True), (0.45, False)):
-        found = together(members, threshold)(image)
+        found = make_ensemble(members, threshold)(image)
         assert found.probability.shape == found.mask.shape == (90, 50)
         np.testing.assert_allclose(found.probability, 0.4, rtol=1e-5)
         assert (found.mask == lesion).all()
@@ -143,15 +150,17 @@ def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint
 def test_each_member_keeps_its_own_threshold_beside_the_ensembles(
     craft: Callable[..., Checkpoint],
 ) -> None:
-    members = [craft(f"own{p}", constant(p)) for p in (0.2, 0.45, 0.85)]  # the mean is 0.5
-    found = list(together(members, 0.4).compare(Image.new("RGB", (64, 64))))
+    members = [
+        craft(f"own{p}", constant_segmentor(p)) for p in (0.2, 0.45, 0.85)
+    ]  # the mean is 0.5
+    found = list(make_ensemble(members, 0.4).predict_members(Image.new("RGB", (64, 64))))
     assert [bool(one.mask.all()) for one in found] == [False, False, True, True]
 
 
 def test_threshold_is_the_best_of_a_brute_force_search(
     crafted: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    curve = brute_force(crafted[0][:3], crafted[1])
+    curve = brute_force_curve(crafted[0][:3], crafted[1])
     written = read_ensemble(ensemble)
     np.testing.assert_allclose(written.jaccard_curve, curve, atol=1e-6)
     best = THRESHOLDS[curve >= curve.max()]
@@ -159,18 +168,18 @@ def test_threshold_is_the_best_of_a_brute_force_search(
     assert written.scores["jaccard"] == pytest.approx(curve.max(), abs=1e-12)
 
 
-def brute_force(members: Sequence[Checkpoint], records: str) -> np.ndarray:
+def brute_force_curve(members: Sequence[Checkpoint], records: str) -> np.ndarray:
     """Jaccard of the members' mean map on validation at each threshold, one after the other."""
-    images = torch.tensor(noise(5))
+    images = torch.tensor(noise_images(5))
     maps = [segment_frames(read_segmentor(m), images, m.config).numpy() for m in members]
     mean = np.add.reduce(maps) / np.float32(len(maps))
-    truth = truth_of(records)
+    truth = read_truth(records)
     masks = (mean > np.float32(threshold) for threshold in THRESHOLDS)
     return np.array([confusion(mask, truth).scores()["jaccard"].mean() for mask in masks])
 
 
-def truth_of(records: str) -> np.ndarray:
-    return read_frames(records, read_manifest(records), "validation").mask != 0
+def read_truth(records: str) -> np.ndarray:
+    return read_samples(records, read_manifest(records), "validation").mask != 0
 
 
 # The choice
@@ -189,7 +198,7 @@ def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
     found = build_ensemble(f"{tmp_path}/greedy", runs, greedy=True)
 
     def score(members: Sequence[Checkpoint]) -> float:
-        return float(brute_force(members, records).max())
+        return float(brute_force_curve(members, records).max())
 
     second = max(runs[1:], key=lambda c: score([runs[0], c]))
     third = max((c for c in runs[1:] if c is not second), key=lambda c: score([runs[0], second, c]))
@@ -205,12 +214,12 @@ def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
 def test_greedy_by_hand() -> None:
     # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Of equals, the earliest.
     scores = {"ab": 5, "ac": 7, "ad": 7, "acb": 6, "acd": 8}
-    chosen = choose_greedily("abcd", lambda members: scores["".join(members)])
+    chosen = select_members_greedily("abcd", lambda members: scores["".join(members)])
     assert chosen == ["a", "c", "d"]
 
 
 def test_candidates_come_from_different_runs(crafted: tuple[list[Checkpoint], str]) -> None:
-    runs = [run_of(c) for c in crafted[0]]
+    runs = [run_uri(c) for c in crafted[0]]
     found = find_candidates(None, [runs[1], crafted[0][0].uri, runs[0], runs[4], runs[1]])
     assert [c.uri for c in found] == [crafted[0][i].uri for i in (0, 1, 4)]
 
@@ -219,7 +228,7 @@ def test_candidates_come_from_different_runs(crafted: tuple[list[Checkpoint], st
 def test_of_one_runs_checkpoints_the_best_counts(
     order: tuple[int, int], crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
 ) -> None:
-    both = [craft("two", constant(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)]
+    both = [craft("two", constant_segmentor(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)]
     named = [both[order[0]].uri, both[order[1]].uri, crafted[0][0].uri]
     with pytest.raises(UsageError, match="found 2"):
         find_candidates(None, named)
@@ -230,7 +239,7 @@ def test_of_one_runs_checkpoints_the_best_counts(
 def test_the_same_weights_in_two_runs_count_once(
     crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
 ) -> None:
-    twin = craft("twin", build_segmentor(tiny().network, 0))
+    twin = craft("twin", build_segmentor(tiny_config().network, 0))
     with pytest.raises(UsageError, match="found 2"):
         find_candidates(None, [twin.uri, crafted[0][0].uri, crafted[0][1].uri])
 
@@ -248,8 +257,8 @@ def test_unknown_member_is_refused(tmp_path: Path) -> None:
     [
         ("frame", {"size": (128, HEIGHT)}),
         ("data fingerprint", {"fingerprint": "other"}),
-        ("number of classes", {"config": tiny("", "network.classes=2")}),
-        ("validation split", {"config": tiny("", "data.validation=test")}),
+        ("number of classes", {"config": tiny_config("", "network.classes=2")}),
+        ("validation split", {"config": tiny_config("", "data.validation=test")}),
     ],
 )
 def test_members_that_differ_are_refused(
@@ -260,8 +269,8 @@ def test_members_that_differ_are_refused(
     tmp_path: Path,
 ) -> None:
     runs, records = crafted
-    same = {"fingerprint": runs[0].info["fingerprint"], "config": tiny(records)}
-    other = craft(f"other {what}", constant(0.5), 0.4, **(same | difference))
+    same = {"fingerprint": runs[0].info["fingerprint"], "config": tiny_config(records)}
+    other = craft(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
     with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
     assert storage.list_files(f"{tmp_path}/out") == []
@@ -272,8 +281,8 @@ def test_a_checkpoint_that_fails_its_checksum_is_refused(
 ) -> None:
     runs, records = crafted
     fingerprint = runs[0].info["fingerprint"]
-    bad = craft("bad", constant(0.1), 0.99, fingerprint, config=tiny(records))
-    weights = f"{bad.uri}/{SEGMENTOR}"
+    bad = craft("bad", constant_segmentor(0.1), 0.99, fingerprint, config=tiny_config(records))
+    weights = f"{bad.uri}/{SEGMENTOR_FILE}"
     storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"!")
     with pytest.raises(StorageError, match="checksum"):
         build_ensemble(f"{tmp_path}/out", [bad, *runs])
@@ -283,16 +292,16 @@ def test_a_checkpoint_that_fails_its_checksum_is_refused(
 def test_a_place_in_use_is_left_as_it_is(
     crafted: tuple[list[Checkpoint], str], ensemble: str, tmp_path: Path
 ) -> None:
-    before = content(ensemble)
+    before = read_files(ensemble)
     with pytest.raises(UsageError, match="--overwrite"):
         build_ensemble(ensemble, crafted[0], greedy=True)
-    assert content(ensemble) == before
+    assert read_files(ensemble) == before
     build_ensemble(ensemble, crafted[0], greedy=True, overwrite=True)
     assert read_ensemble(ensemble).rule == "greedy"
     storage.write_bytes(f"{tmp_path}/mine/thesis.txt", b"words")
     with pytest.raises(UsageError, match=r"thesis\.txt"):
         build_ensemble(f"{tmp_path}/mine", crafted[0], overwrite=True)
-    assert content(f"{tmp_path}/mine") == {"thesis.txt": b"words"}
+    assert read_files(f"{tmp_path}/mine") == {"thesis.txt": b"words"}
 
 
 # In storage
@@ -301,9 +310,9 @@ def test_a_place_in_use_is_left_as_it_is(
 def test_everything_that_using_it_takes_is_inside(
     crafted: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    files = content(ensemble)
-    weights = {f"{i}/{SEGMENTOR}" for i in (1, 2, 3)}
-    assert set(files) == {"ensemble.json", "card.md", *REPORT} | weights
+    files = read_files(ensemble)
+    weights = {f"{i}/{SEGMENTOR_FILE}" for i in (1, 2, 3)}
+    assert set(files) == {"ensemble.json", "card.md", *REPORT_FILES} | weights
     written = json.loads(files["ensemble.json"])
     manifest = read_manifest(crafted[1])
     assert written["fingerprint"] == manifest.fingerprint
@@ -312,17 +321,17 @@ def test_everything_that_using_it_takes_is_inside(
     assert len(written["jaccard_curve"]) == len(THRESHOLDS)
     assert written["candidates"] == {c.uri: c.jaccard for c in crafted[0]}
     for i, (member, source) in enumerate(zip(written["members"], crafted[0], strict=False), 1):
-        weights = files[f"{i}/{SEGMENTOR}"]
+        weights = files[f"{i}/{SEGMENTOR_FILE}"]
         assert member["uri"] == source.uri
-        assert member["files"][SEGMENTOR]["sha256"] == storage.sha256(weights)
+        assert member["files"][SEGMENTOR_FILE]["sha256"] == storage.sha256(weights)
         assert member["k"] == float(load(weights)["logistic.k"])
         assert member["info"]["metrics"]["jaccard"] == source.jaccard
         assert member["info"]["config"]["network"]["width"] == 2
-        assert member["info"]["config"]["evaluation"]["frame"] == "whole"
+        assert member["info"]["config"]["evaluation"]["resize_mode"] == "native"
 
 
 def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
-    card, written = content(ensemble)["card.md"].decode(), read_ensemble(ensemble)
+    card, written = read_files(ensemble)["card.md"].decode(), read_ensemble(ensemble)
     scores = [f"{written.scores['jaccard']:.4f}", f"{written.threshold:g}"]
     sources = [member.uri for member in written.members]
     data = [written.fingerprint, "3 train, 5 validation", f"{WIDTH} x {HEIGHT}"]
@@ -337,7 +346,7 @@ def test_half_an_ensemble_is_none(ensemble: str) -> None:
 
 
 def test_damaged_weights_and_descriptions_are_refused(ensemble: str) -> None:
-    storage.write_bytes(f"{ensemble}/2/{SEGMENTOR}", b"short")
+    storage.write_bytes(f"{ensemble}/2/{SEGMENTOR_FILE}", b"short")
     with pytest.raises(StorageError, match=r"2/segmentor.safetensors: 5 bytes"):
         Predictor.load(ensemble)
     storage.write_json(f"{ensemble}/ensemble.json", {"members": []})
@@ -354,27 +363,27 @@ def test_one_way_loads_checkpoint_run_and_ensemble(
     best = crafted[0][0]
     for uri, members, threshold in (
         (best.uri, 1, 0.5),
-        (run_of(best), 1, 0.5),
+        (run_uri(best), 1, 0.5),
         (ensemble, 3, read_ensemble(ensemble).threshold),
     ):
         model = Predictor.load(uri)
         assert (len(model.members), model.threshold) == (members, threshold)
-        assert model.size == (WIDTH, HEIGHT)
+        assert model.frame_size == (WIDTH, HEIGHT)
         assert Predictor.load(model.name, 0.25).threshold == 0.25
-        assert model(Image.fromarray(noise(1)[0])).mask.shape == (HEIGHT, WIDTH)
+        assert model(Image.fromarray(noise_images(1)[0])).mask.shape == (HEIGHT, WIDTH)
 
 
 def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) -> None:
-    copy(ensemble, f"{tmp_path}/moved")
-    image = Image.fromarray(noise(1)[0])
+    copy_files(ensemble, f"{tmp_path}/moved")
+    image = Image.fromarray(noise_images(1)[0])
     there, here = Predictor.load(f"{tmp_path}/moved"), Predictor.load(ensemble)
     assert all(m.name.startswith(f"{tmp_path}/moved/") for m in there.members)
     np.testing.assert_array_equal(there(image).probability, here(image).probability)
 
 
 def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
-    image = Image.fromarray(noise(1)[0]).resize((300, 200))
-    together, apart = Predictor.load(ensemble), Predictor.load(ensemble, one_at_a_time=True)
+    image = Image.fromarray(noise_images(1)[0]).resize((300, 200))
+    together, apart = Predictor.load(ensemble), Predictor.load(ensemble, low_memory=True)
     assert together(image).probability.tobytes() == apart(image).probability.tobytes()
     assert all(member.read() is member.read() for member in together.members)
     assert not any(member.read() is member.read() for member in apart.members)

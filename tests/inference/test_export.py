@@ -19,10 +19,10 @@ from torch.optim.swa_utils import update_bn
 
 from segan import storage
 from segan.config import Config
-from segan.data.synthetic import draw_pair
+from segan.data.synthetic import generate_pair
 from segan.errors import SeganError
 from segan.inference import export as exporting
-from segan.inference.export import WholeModel, export
+from segan.inference.export import EnsembleModule, export
 from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from tests.inference.models import small_config
@@ -32,31 +32,31 @@ FRAME = (108, 81)
 THRESHOLD = 0.5
 
 
-def settled(config: Config, seed: int) -> Segmentor:
+def calibrated_segmentor(config: Config, seed: int) -> Segmentor:
     """A segmentor whose norms know images, and whose maps are as smooth as a trained one's.
 
     Untrained weights blow up what two programs round differently; a large k makes up for it.
     """
     segmentor = build_segmentor(config.network, seed)
-    images = np.stack([draw_pair(9, i, (192, 160))[0] for i in range(8)])
+    images = np.stack([generate_pair(9, i, (192, 160))[0] for i in range(8)])
     update_bn([torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255], segmentor)
     segmentor.logistic.set_k(3.0 + seed)
     return segmentor.eval()
 
 
-def model(*ways: dict[str, Any]) -> Predictor:
+def make_predictor(*evaluations: dict[str, Any]) -> Predictor:
     """A member for each way of putting frames in."""
     members = []
-    for seed, way in enumerate(ways):
+    for seed, way in enumerate(evaluations):
         config = small_config(evaluation=way)
-        read = functools.cache(functools.partial(settled, config, seed))
+        read = functools.cache(functools.partial(calibrated_segmentor, config, seed))
         members.append(Member(read, config, 0.5, f"seed {seed}", f"sha of {seed}"))
     return Predictor(members, FRAME, THRESHOLD, "two")
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return model({"frame": "whole"}, {"frame": "resized"})
+    return make_predictor({"resize_mode": "native"}, {"resize_mode": "resize"})
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def exported(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def picture(seed: int, width: int, height: int) -> Image.Image:
-    return Image.fromarray(draw_pair(seed, 0, (width, height))[0])
+def synthetic_image(seed: int, width: int, height: int) -> Image.Image:
+    return Image.fromarray(generate_pair(seed, 0, (width, height))[0])
 
 
 def test_the_readmes_program_runs_without_torch_and_gives_the_models_mask(
@@ -76,7 +76,7 @@ def test_the_readmes_program_runs_without_torch_and_gives_the_models_mask(
 ) -> None:
     program = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.S)
     assert program
-    image = picture(1, 340, 256)
+    image = synthetic_image(1, 340, 256)
     image.save(exported / "photograph.jpg", quality=95)
     alone = "import sys\nsys.modules['torch'] = None  # importing it fails\n"
     keep = "np.save('mask.npy', mask)\nnp.save('probability.npy', np.asarray(probability))\n"
@@ -94,11 +94,11 @@ def test_any_size_and_number_of_images(
     predictor: Predictor, exported: Path, shape: tuple[int, int, int]
 ) -> None:
     count, height, width = shape
-    images = np.stack([np.asarray(picture(i, width, height)) for i in range(count)])
+    images = np.stack([np.asarray(synthetic_image(i, width, height)) for i in range(count)])
     x = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    found = exporting.load(exported / "model.onnx")(x)
+    found = exporting.load_exported(exported / "model.onnx")(x)
     with torch.inference_mode():
-        expected = WholeModel(predictor)(torch.from_numpy(x)).numpy()
+        expected = EnsembleModule(predictor)(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
@@ -114,18 +114,18 @@ def test_the_file_says_what_model_json_says(exported: Path) -> None:
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     held = session.get_modelmeta().custom_metadata_map
     del about["checked"]  # known only once it was written
-    assert {key: _value(text, about[key]) for key, text in held.items()} == about
+    assert {key: _from_metadata(text, about[key]) for key, text in held.items()} == about
     (takes,) = session.get_inputs()
     assert (takes.name, takes.type) == ("image", "tensor(float)")
     assert [isinstance(side, str) for side in takes.shape] == [True, False, True, True]
 
 
-def _value(text: str, like: Any) -> Any:
+def _from_metadata(text: str, like: Any) -> Any:
     return text if isinstance(like, str) else json.loads(text)
 
 
 def test_torchs_own_format_gives_the_very_maps(tmp_path: Path) -> None:
-    one = model({"frame": "padded"})
+    one = make_predictor({"resize_mode": "pad"})
     about = export(one, str(tmp_path), "torch")
     assert about["checked"]["greatest_difference"] == 0
     kept = {"model.json": ""}
@@ -150,16 +150,16 @@ def test_safetensors_are_the_members_weights(predictor: Predictor, tmp_path: Pat
 def test_nothing_is_left_of_a_file_that_gives_other_maps(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_models(whole: WholeModel, size: Any, about: Any, file: Path) -> None:
+    def other_models(whole: EnsembleModule, size: Any, about: Any, file: Path) -> None:
         shutil.copy(exported / "model.onnx", file)
 
     monkeypatch.setattr(exporting, "_trace", other_models)
     with pytest.raises(SeganError, match=r"differ by 0\.\d+ .* nothing was written"):
-        export(model({"frame": "whole"}), f"{tmp_path}/out", "onnx")
+        export(make_predictor({"resize_mode": "native"}), f"{tmp_path}/out", "onnx")
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(SeganError, match=r"onnxscript is not installed.*segan\[export\]"):
-        exporting._need("onnxscript")
+        exporting._import_optional("onnxscript")

@@ -10,10 +10,10 @@ from torch import Tensor
 from segan.inference.frames import segment_frames
 from tests.inference.models import small_config, small_segmentor
 
-MODES = ["whole", "padded", "resized"]
+MODES = ["native", "pad", "resize"]
 
 
-def frames(height: int, width: int, images: int = 2) -> Tensor:
+def random_frames(height: int, width: int, images: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (images, height, width, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -25,7 +25,7 @@ def segment(pixels: Tensor, mode: str, classes: int = 1, flips: bool = False) ->
     return segment_frames(small_segmentor(config), pixels, config)
 
 
-def direct(pixels: Tensor) -> Tensor:
+def segment_directly(pixels: Tensor) -> Tensor:
     x = pixels.permute(0, 3, 1, 2).contiguous().float() / 255
     with torch.no_grad():
         return small_segmentor(small_config())(x)
@@ -34,7 +34,7 @@ def direct(pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(135, 180), (64, 64), (68, 90), (33, 129), (65, 33)], ids=str)
 def test_a_map_is_as_large_as_its_frame(mode: str, size: tuple[int, int]) -> None:
-    maps = segment(frames(*size), mode, classes=2)
+    maps = segment(random_frames(*size), mode, classes=2)
     assert maps.shape == (2, 2, *size)
     assert maps.dtype == torch.float32
     assert 0 <= maps.min() < maps.max() <= 1
@@ -42,8 +42,8 @@ def test_a_map_is_as_large_as_its_frame(mode: str, size: tuple[int, int]) -> Non
 
 
 def test_whole_is_the_frame_as_it_is() -> None:
-    pixels = frames(68, 90)
-    torch.testing.assert_close(segment(pixels, "whole"), direct(pixels))
+    pixels = random_frames(68, 90)
+    torch.testing.assert_close(segment(pixels, "native"), segment_directly(pixels))
 
 
 @pytest.mark.parametrize(
@@ -54,29 +54,29 @@ def test_whole_is_the_frame_as_it_is() -> None:
 def test_padded_mirrors_out_to_a_multiple_of_64(
     size: tuple[int, int], padding: tuple[int, int]
 ) -> None:
-    pixels = frames(*size)
+    pixels = random_frames(*size)
     edges = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0))
     mirrored = torch.from_numpy(np.pad(pixels.numpy(), edges, mode="reflect"))
-    expected = direct(mirrored)[..., : size[0], : size[1]]
-    torch.testing.assert_close(segment(pixels, "padded"), expected)
+    expected = segment_directly(mirrored)[..., : size[0], : size[1]]
+    torch.testing.assert_close(segment(pixels, "pad"), expected)
 
 
 def test_resized_squeezes_to_the_crop_and_back() -> None:
     # A frame of one colour is that colour at any size, and the map is brought back bilinearly.
     pixels = torch.tensor([200, 30, 90], dtype=torch.uint8).expand(1, 100, 150, 3)
-    square = direct(pixels[:, :64, :64])
+    square = segment_directly(pixels[:, :64, :64])
     expected = torch.nn.functional.interpolate(square, (100, 150), mode="bilinear")
-    torch.testing.assert_close(segment(pixels, "resized"), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(segment(pixels, "resize"), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_frame_of_the_crops_size_is_put_in_as_it_is(mode: str) -> None:
-    pixels = frames(64, 64)
-    torch.testing.assert_close(segment(pixels, mode), direct(pixels))
+    pixels = random_frames(64, 64)
+    torch.testing.assert_close(segment(pixels, mode), segment_directly(pixels))
 
 
 def test_the_modes_differ_on_other_frames() -> None:
-    pixels = frames(68, 90)
+    pixels = random_frames(68, 90)
     whole, padded, resized = (segment(pixels, mode) for mode in MODES)
     assert not torch.allclose(whole, padded)
     assert not torch.allclose(whole, resized)
@@ -84,7 +84,7 @@ def test_the_modes_differ_on_other_frames() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
-    pixels = frames(68, 90)  # [B, H, W, 3], whose maps are [B, 1, H, W]
+    pixels = random_frames(68, 90)  # [B, H, W, 3], whose maps are [B, 1, H, W]
     total = segment(pixels, mode)
     for axes in ([1], [2], [1, 2]):
         total = total + segment(pixels.flip(axes), mode).flip([axis + 1 for axis in axes])
@@ -95,12 +95,12 @@ def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_with_flips_a_mirrored_frame_has_the_mirrored_map(axis: int) -> None:
-    pixels = frames(68, 90)
-    mirrored = segment(pixels.flip(axis), "whole", flips=True)
-    torch.testing.assert_close(mirrored, segment(pixels, "whole", flips=True).flip(axis + 1))
+    pixels = random_frames(68, 90)
+    mirrored = segment(pixels.flip(axis), "native", flips=True)
+    torch.testing.assert_close(mirrored, segment(pixels, "native", flips=True).flip(axis + 1))
 
 
 def test_a_segmentor_in_training_is_refused() -> None:
     config = small_config()
     with pytest.raises(AssertionError, match="batch statistics"):
-        segment_frames(small_segmentor(config).train(), frames(64, 64), config)
+        segment_frames(small_segmentor(config).train(), random_frames(64, 64), config)

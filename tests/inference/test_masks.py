@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from segan.errors import SeganError, StorageError
-from segan.inference.figures import figures
-from segan.inference.masks import WriteMasks, find_images, mask_name
-from segan.inference.pipeline import Row, segment
+from segan.inference.masks import MaskWriter, find_images, mask_name
+from segan.inference.pipeline import Row, run_image_task
 from segan.inference.predictor import Predictor
-from tests.inference.models import untrained
+from segan.inference.region_stats import region_stats
+from tests.inference.models import untrained_predictor
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return untrained()
+    return untrained_predictor()
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -70,11 +70,13 @@ def test_images_that_would_share_a_mask_are_an_error(
         find_images(str(tmp_path))
 
 
-def write(predictor: Predictor, out: Path, *images: Path, maps: tuple[str, ...] = ()) -> list[Row]:
-    return list(segment(predictor, map(str, images), WriteMasks(str(out), maps)))
+def write_masks(
+    predictor: Predictor, out: Path, *images: Path, maps: tuple[str, ...] = ()
+) -> list[Row]:
+    return list(run_image_task(predictor, map(str, images), MaskWriter(str(out), maps)))
 
 
-def noise(path: Path, width: int, height: int) -> Image.Image:
+def save_noise(path: Path, width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(path)
@@ -82,8 +84,8 @@ def noise(path: Path, width: int, height: int) -> Image.Image:
 
 
 def test_a_mask_is_written_at_its_images_size(predictor: Predictor, tmp_path: Path) -> None:
-    image = noise(tmp_path / "ISIC_0000007.png", 130, 77)
-    (row,) = write(predictor, tmp_path / "out", tmp_path / "ISIC_0000007.png")
+    image = save_noise(tmp_path / "ISIC_0000007.png", 130, 77)
+    (row,) = write_masks(predictor, tmp_path / "out", tmp_path / "ISIC_0000007.png")
     expected = predictor(image)
     assert 0 < expected.mask.mean() < 1
     file = tmp_path / "out" / "ISIC_0000007_segmentation.png"
@@ -94,7 +96,7 @@ def test_a_mask_is_written_at_its_images_size(predictor: Predictor, tmp_path: Pa
         "bytes": file.stat().st_size,
         "width": 130,
         "height": 77,
-        **dataclasses.asdict(figures(expected)),
+        **dataclasses.asdict(region_stats(expected)),
     }
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     written = Image.open(file)
@@ -103,11 +105,11 @@ def test_a_mask_is_written_at_its_images_size(predictor: Predictor, tmp_path: Pa
 
 
 def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
-    model = untrained(seeds=(0, 1, 2))
-    image = noise(tmp_path / "a.png", 130, 77)
+    model = untrained_predictor(seeds=(0, 1, 2))
+    image = save_noise(tmp_path / "a.png", 130, 77)
     out = tmp_path / "out"
-    (row,) = write(model, out, tmp_path / "a.png", maps=("probability", "disagreement"))
-    *members, whole = model.compare(image)
+    (row,) = write_masks(model, out, tmp_path / "a.png", maps=("probability", "disagreement"))
+    *members, whole = model.predict_members(image)
     alone = np.stack([member.probability for member in members])
     spread = alone.max(0) - alone.min(0)
     for kind, expected in (("probability", whole.probability), ("disagreement", spread)):
@@ -125,9 +127,9 @@ def test_what_is_no_image_is_rejected_and_the_others_are_written(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    noise(tmp_path / "whole.png", 90, 68)
+    save_noise(tmp_path / "whole.png", 90, 68)
     names = ("broken.jpg", "whole.png", "gone.jpg")
-    rows = write(predictor, tmp_path / "out", *(tmp_path / name for name in names))
+    rows = write_masks(predictor, tmp_path / "out", *(tmp_path / name for name in names))
     assert [row["id"] for row in rows] == ["broken", "whole", "gone"]
     assert "broken.jpg: expected an image" in rows[0]["reject"]
     assert rows[2]["reject"] == "gone.jpg: not found"

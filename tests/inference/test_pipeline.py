@@ -11,58 +11,58 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from segan.data.images import RejectedError
+from segan.data.archive.images import RejectedError
 from segan.errors import StorageError
-from segan.inference.pipeline import Row, Size, segment
+from segan.inference.pipeline import ImageSize, Row, run_image_task
 from segan.inference.predictor import Predictor
-from tests.inference.models import untrained
+from tests.inference.models import untrained_predictor
 
 BATCH = 3
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return untrained((0, 1), evaluation={"batch_size": BATCH})
+    return untrained_predictor((0, 1), evaluation={"batch_size": BATCH})
 
 
-def picture(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     width, height = (int(side) for side in rng.integers(40, 120, 2))
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @dataclass
-class Draw:
+class RandomImageTask:
     """Items are seeds; those in `broken` are no images, and those in `lost` cannot be written."""
 
     broken: tuple[int, ...] = ()
-    lost: tuple[int, ...] = ()
-    read_: list[int] = field(default_factory=list)
+    unwritable: tuple[int, ...] = ()
+    read_items: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, item: int) -> Image.Image:
         with self.lock:
-            self.read_.append(item)
+            self.read_items.append(item)
         if item in self.broken:
             raise RejectedError(f"{item}: broken")
-        return picture(item)
+        return random_image(item)
 
-    def finish(self, predictor: Predictor, item: int, maps: Tensor, size: Size) -> Row:
-        if item in self.lost:
+    def process(self, predictor: Predictor, item: int, maps: Tensor, size: ImageSize) -> Row:
+        if item in self.unwritable:
             raise StorageError(f"{item}: no room")
         return {"id": item, "maps": maps.numpy(), "size": size}
 
-    def reject(self, item: int, error: RejectedError) -> Row:
+    def on_error(self, item: int, error: RejectedError) -> Row:
         return {"id": item, "reject": str(error)}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 11])
 def test_each_image_has_its_own_maps_in_turn(predictor: Predictor, count: int) -> None:
-    rows = list(segment(predictor, range(count), Draw(), threads=3))
+    rows = list(run_image_task(predictor, range(count), RandomImageTask(), threads=3))
     assert [row["id"] for row in rows] == list(range(count))
     for seed, row in enumerate(rows):
-        image = picture(seed)
-        alone = predictor.maps(predictor.frame(image)[None])[0]
+        image = random_image(seed)
+        alone = predictor.predict_proba(predictor.preprocess(image)[None])[0]
         # Whatever its company was: one's rounding of the logistic, and no more.
         np.testing.assert_allclose(row["maps"], alone.numpy(), rtol=1e-6)
         assert row["size"] == image.size
@@ -70,27 +70,27 @@ def test_each_image_has_its_own_maps_in_turn(predictor: Predictor, count: int) -
 
 @pytest.mark.parametrize("broken", [(0,), (1, 2), (3, 4, 5), tuple(range(7))])
 def test_rejects_keep_their_places(predictor: Predictor, broken: tuple[int, ...]) -> None:
-    rows = list(segment(predictor, range(7), Draw(broken)))
+    rows = list(run_image_task(predictor, range(7), RandomImageTask(broken)))
     assert [row["id"] for row in rows] == list(range(7))
     assert tuple(row["id"] for row in rows if "reject" in row) == broken
 
 
 def test_what_fails_ends_everything(predictor: Predictor) -> None:
     with pytest.raises(StorageError, match="5: no room"):
-        list(segment(predictor, range(1000), Draw(lost=(5,))))
+        list(run_image_task(predictor, range(1000), RandomImageTask(unwritable=(5,))))
 
 
 def test_it_reads_no_further_ahead_than_it_must(predictor: Predictor) -> None:
-    drawn, work = [], Draw()
+    drawn, work = [], RandomImageTask()
 
     def endless() -> Iterator[int]:
         while True:
             drawn.append(len(drawn))
             yield drawn[-1]
 
-    rows = segment(predictor, endless(), work)
+    rows = run_image_task(predictor, endless(), work)
     for _ in range(4 * BATCH):
         next(rows)
     # Of the 12 taken the last came when two batches were being finished and two being read.
-    assert len(work.read_) <= len(drawn) <= 12 + 4 * BATCH
+    assert len(work.read_items) <= len(drawn) <= 12 + 4 * BATCH
     rows.close()

@@ -14,16 +14,16 @@ from PIL import Image
 from segan import storage
 from segan.errors import StorageError, UsageError
 from segan.inference import predictions
-from segan.inference.masks import WriteMasks
-from segan.inference.pipeline import segment
-from segan.inference.predictions import Predicted, Predictions, read_predictions
+from segan.inference.masks import MaskWriter
+from segan.inference.pipeline import run_image_task
+from segan.inference.predictions import PredictionRow, PredictionTable, read_predictions
 from segan.inference.predictor import Predictor
-from tests.inference.models import untrained
+from tests.inference.models import untrained_predictor
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return untrained((0, 1, 2))
+    return untrained_predictor((0, 1, 2))
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def images(tmp_path: Path) -> list[str]:
     return [f"{tmp_path}/{name}.png" for name in "abcd"]
 
 
-def run(work: WriteMasks, predictor: Predictor, images: list[str]) -> list[str]:
+def predict_missing(work: MaskWriter, predictor: Predictor, images: list[str]) -> list[str]:
     """Does what is missing, and says which images those were."""
-    with Predictions(work, predictor) as kept:
-        missing = kept.missing(images)
-        for row in segment(predictor, missing, work):
+    with PredictionTable(work, predictor) as kept:
+        missing = kept.find_missing(images)
+        for row in run_image_task(predictor, missing, work):
             kept.add(row)
     return [Path(image).stem for image in missing]
 
@@ -46,61 +46,63 @@ def run(work: WriteMasks, predictor: Predictor, images: list[str]) -> list[str]:
 def test_rows_are_read_back_as_they_were(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
-    work = WriteMasks(f"{tmp_path}/out")
-    assert run(work, predictor, images) == ["a", "b", "c", "d"]
+    work = MaskWriter(f"{tmp_path}/out")
+    assert predict_missing(work, predictor, images) == ["a", "b", "c", "d"]
     rows = read_predictions(work.out)
-    assert rows == [Predicted(**row) for row in segment(predictor, images, work)]
-    assert "expected an image" in rows[3].reject
+    assert rows == [PredictionRow(**row) for row in run_image_task(predictor, images, work)]
+    assert "expected an image" in rows[3].error
     with open(f"{work.out}/predictions.csv") as file:
         header = next(csv.reader(file))
-    assert header == [field.name for field in dataclasses.fields(Predicted)]
+    assert header == [field.name for field in dataclasses.fields(PredictionRow)]
 
 
 def test_only_rejects_and_what_is_not_whole_are_done_again(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
-    work = WriteMasks(f"{tmp_path}/out")
-    run(work, predictor, images)
-    assert run(work, predictor, images) == ["d"]
+    work = MaskWriter(f"{tmp_path}/out")
+    predict_missing(work, predictor, images)
+    assert predict_missing(work, predictor, images) == ["d"]
     Path(f"{work.out}/b_segmentation.png").write_bytes(b"half")
-    assert run(work, predictor, images) == ["b", "d"]
-    with_maps = WriteMasks(work.out, ("probability",))
-    assert run(with_maps, predictor, images) == ["a", "b", "c", "d"]
-    assert run(with_maps, predictor, images) == ["d"]
+    assert predict_missing(work, predictor, images) == ["b", "d"]
+    with_maps = MaskWriter(work.out, ("probability",))
+    assert predict_missing(with_maps, predictor, images) == ["a", "b", "c", "d"]
+    assert predict_missing(with_maps, predictor, images) == ["d"]
     # Another folder's image of the same name is another image.
     Image.open(images[0]).save(tmp_path / "other.png")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "other.png").rename(tmp_path / "elsewhere" / "a.png")
-    assert run(work, predictor, [f"{tmp_path}/elsewhere/a.png"]) == ["a"]
+    assert predict_missing(work, predictor, [f"{tmp_path}/elsewhere/a.png"]) == ["a"]
 
 
 def test_what_was_done_before_a_failure_is_kept(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
-    work = WriteMasks(f"{tmp_path}/out")
+    work = MaskWriter(f"{tmp_path}/out")
 
     def stopped_after_two() -> None:
-        with Predictions(work, predictor) as kept:
-            for row in segment(predictor, images[:2], work):
+        with PredictionTable(work, predictor) as kept:
+            for row in run_image_task(predictor, images[:2], work):
                 kept.add(row)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped_after_two()
-    assert run(work, predictor, images) == ["c", "d"]
+    assert predict_missing(work, predictor, images) == ["c", "d"]
     assert [row.id for row in read_predictions(work.out)] == ["a", "b", "c", "d"]
 
 
 def test_the_table_is_written_now_and_then(
     predictor: Predictor, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = WriteMasks(f"{tmp_path}/out")
-    rows = segment(predictor, images, work)
-    kept = Predictions(work, predictor)
+    work = MaskWriter(f"{tmp_path}/out")
+    rows = run_image_task(predictor, images, work)
+    kept = PredictionTable(work, predictor)
     kept.add(next(rows))
     assert read_predictions(work.out) == []
     now = time.monotonic()
-    monkeypatch.setattr(predictions.time, "monotonic", lambda: now + predictions.EVERY + 1)
+    monkeypatch.setattr(
+        predictions.time, "monotonic", lambda: now + predictions.SAVE_INTERVAL_S + 1
+    )
     kept.add(next(rows))
     assert [row.id for row in read_predictions(work.out)] == ["a", "b"]
 
@@ -111,23 +113,23 @@ def test_the_table_is_written_now_and_then(
 def test_another_models_masks_are_not_mixed_in(
     predictor: Predictor, images: list[str], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    work = WriteMasks(f"{tmp_path}/out")
-    run(work, predictor, images)
+    work = MaskWriter(f"{tmp_path}/out")
+    predict_missing(work, predictor, images)
     member = predictor.members[0]
     others = {
         "other": dataclasses.replace(member, sha256="another"),
         "flipped": dataclasses.replace(
-            member, config=untrained(evaluation={"flips": True}).members[0].config
+            member, config=untrained_predictor(evaluation={"flips": True}).members[0].config
         ),
     }
     members = [others.get(change.get("members", ""), member), *predictor.members[1:]]
     threshold = change.get("threshold", predictor.threshold)
-    other = Predictor(members, predictor.size, threshold, "other")
+    other = Predictor(members, predictor.frame_size, threshold, "other")
     with pytest.raises(UsageError, match=r"out: masks of untrained with .* other are asked for"):
-        Predictions(work, other)
-    moved = Predictor(predictor.members, predictor.size, predictor.threshold, "moved")
-    assert Predictions(work, moved).missing(images) == images[3:]
-    assert Predictions(work, other, overwrite=True).missing(images) == images
+        PredictionTable(work, other)
+    moved = Predictor(predictor.members, predictor.frame_size, predictor.threshold, "moved")
+    assert PredictionTable(work, moved).find_missing(images) == images[3:]
+    assert PredictionTable(work, other, overwrite=True).find_missing(images) == images
     assert not storage.exists(f"{work.out}/predictions.csv")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from segan.errors import StorageError
 from segan.inference.frames import segment_frames
 from segan.inference.predictor import Predictor
-from segan.runs import Run
+from segan.runs.run import Run
 from tests.inference.models import FRAME, save_checkpoint, small_config, small_segmentor
 
 
@@ -25,13 +25,13 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def random_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
-def weights_of(predictor: Predictor, epoch: int) -> bool:
+def has_weights_of(predictor: Predictor, epoch: int) -> bool:
     expected = small_segmentor(small_config(), epoch).state_dict()
     found = predictor.members[0].read().state_dict()
     return all(torch.equal(found[name], expected[name]) for name in expected)
@@ -39,8 +39,8 @@ def weights_of(predictor: Predictor, epoch: int) -> bool:
 
 def test_a_runs_best_checkpoint_is_loaded(run: Run) -> None:
     predictor = Predictor.load(run.uri)
-    assert weights_of(predictor, 2)
-    assert (predictor.size, predictor.threshold) == (FRAME, 0.45)
+    assert has_weights_of(predictor, 2)
+    assert (predictor.frame_size, predictor.threshold) == (FRAME, 0.45)
     assert predictor.name == f"{run.uri}/checkpoints/epoch_00002"
     assert predictor.members[0].config == small_config()
     assert not predictor.members[0].read().training
@@ -48,7 +48,7 @@ def test_a_runs_best_checkpoint_is_loaded(run: Run) -> None:
 
 def test_a_checkpoint_is_loaded_by_its_own_name(run: Run) -> None:
     predictor = Predictor.load(f"{run.uri}/checkpoints/epoch_00003", threshold=0.9)
-    assert weights_of(predictor, 3)
+    assert has_weights_of(predictor, 3)
     assert predictor.threshold == 0.9
 
 
@@ -57,8 +57,8 @@ def test_the_steepness_comes_with_the_weights(run: Run) -> None:
 
 
 def test_flips_are_taken_instead_of_the_runs(run: Run) -> None:
-    image = picture(*FRAME)
-    plain, flipped = Predictor.load(run.uri), Predictor.load(run.uri, flips=True)
+    image = random_image(*FRAME)
+    plain, flipped = Predictor.load(run.uri), Predictor.load(run.uri, tta=True)
     config = small_config(evaluation={"flips": True})
     assert flipped.members[0].config == config
     frames = torch.from_numpy(np.array(image))[None]
@@ -66,13 +66,13 @@ def test_flips_are_taken_instead_of_the_runs(run: Run) -> None:
     np.testing.assert_allclose(flipped(image).probability, expected, atol=1e-6)
     assert not np.allclose(plain(image).probability, expected, atol=1e-3)
     save_checkpoint(run, config, 4, 0.8, 0.5)  # the best now, which flips by itself
-    assert Predictor.load(run.uri).members[0].config.evaluation.flips
-    assert not Predictor.load(run.uri, flips=False).members[0].config.evaluation.flips
+    assert Predictor.load(run.uri).members[0].config.evaluation.tta
+    assert not Predictor.load(run.uri, tta=False).members[0].config.evaluation.tta
 
 
 @pytest.mark.parametrize("size", [FRAME, (33, 200), (301, 77), (1, 1)], ids=str)
 def test_a_mask_has_its_images_size(run: Run, size: tuple[int, int]) -> None:
-    found = Predictor.load(run.uri)(picture(*size))
+    found = Predictor.load(run.uri)(random_image(*size))
     assert found.probability.shape == found.mask.shape == (size[1], size[0])
     assert (found.probability.dtype, found.mask.dtype) == (np.float32, np.bool_)
     assert found.probability.min() >= 0
@@ -80,7 +80,7 @@ def test_a_mask_has_its_images_size(run: Run, size: tuple[int, int]) -> None:
 
 
 def test_a_mask_is_where_the_probability_is_above_the_threshold(run: Run) -> None:
-    image = picture(120, 100)
+    image = random_image(120, 100)
     middle = float(np.median(Predictor.load(run.uri)(image).probability))
     found = Predictor.load(run.uri, middle)(image)
     np.testing.assert_array_equal(found.mask, found.probability > np.float32(middle))
@@ -88,7 +88,7 @@ def test_a_mask_is_where_the_probability_is_above_the_threshold(run: Run) -> Non
 
 
 def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
-    predictor, image = Predictor.load(run.uri), picture(*FRAME)
+    predictor, image = Predictor.load(run.uri), random_image(*FRAME)
     frames = torch.from_numpy(np.array(image))[None]
     (member,) = predictor.members
     expected = segment_frames(member.read(), frames, member.config)[0, 0]
@@ -96,7 +96,7 @@ def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
 
 
 def test_a_map_is_brought_back_bilinearly(run: Run) -> None:
-    predictor, image = Predictor.load(run.uri), picture(*FRAME)
+    predictor, image = Predictor.load(run.uri), random_image(*FRAME)
     large = image.resize((FRAME[0] * 3, FRAME[1] * 3), Image.Resampling.NEAREST)
     frame = large.resize(FRAME, Image.Resampling.BILINEAR)
     small = Image.fromarray(predictor(frame).probability)
@@ -106,7 +106,7 @@ def test_a_map_is_brought_back_bilinearly(run: Run) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
 def test_images_of_any_kind_are_taken(run: Run, mode: str) -> None:
-    predictor, image = Predictor.load(run.uri), picture(80, 60, mode)
+    predictor, image = Predictor.load(run.uri), random_image(80, 60, mode)
     expected = predictor(image.convert("RGB"))
     np.testing.assert_array_equal(predictor(image).probability, expected.probability)
 

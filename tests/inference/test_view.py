@@ -12,12 +12,12 @@ from PIL import Image
 
 from segan.inference.masks import encode_mask
 from segan.inference.predictor import Member, Predictor
-from segan.inference.view import Reading, encode_picture
+from segan.inference.view import ImageSegmentation, encode_preview
 from tests.inference.models import FRAME, small_config, small_segmentor
 
 
 @pytest.fixture(scope="module")
-def three() -> Predictor:
+def predictor() -> Predictor:
     """Three members in memory, with thresholds of their own."""
     config = small_config()
     segmentors = [small_segmentor(config, seed) for seed in range(3)]
@@ -34,32 +34,32 @@ def image() -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (101, 143, 3), dtype=np.uint8))
 
 
-def read(predictor: Predictor, image: Image.Image, picture: str = "") -> Reading:
-    maps = predictor.maps(predictor.frame(image)[None])[0]
-    return Reading(predictor, maps, image.size, picture)
+def segment_image(predictor: Predictor, image: Image.Image, picture: str = "") -> ImageSegmentation:
+    maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
+    return ImageSegmentation(predictor, maps, image.size, picture)
 
 
 def test_a_reading_is_a_prediction(three: Predictor, image: Image.Image) -> None:
-    np.testing.assert_array_equal(read(three, image).mask(), three(image).mask)
+    np.testing.assert_array_equal(segment_image(three, image).mask(), three(image).mask)
 
 
 def test_frames_that_go_together_are_not_mixed_up(three: Predictor, image: Image.Image) -> None:
     images = [image, image.transpose(Image.Transpose.ROTATE_180), image.resize((64, 64))]
-    together = three.maps(torch.stack([three.frame(one) for one in images]))
+    together = three.predict_proba(torch.stack([three.preprocess(one) for one in images]))
     assert together.shape == (3, 3, FRAME[1], FRAME[0])
     for one, maps in zip(images, together, strict=True):
-        alone = three.maps(three.frame(one)[None])[0]
+        alone = three.predict_proba(three.preprocess(one)[None])[0]
         # oneDNN's sums of several frames are others, by 3e-4 with these weights; frames by more.
         torch.testing.assert_close(maps, alone, atol=5e-3, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
 def test_figures_are_those_of_the_masks(three: Predictor, image: Image.Image) -> None:
-    *own, whole = three.compare(image)
-    found = read(three, image).outlined()
+    *own, whole = three.predict_members(image)
+    found = segment_image(three, image).to_contour()
     assert (found.width, found.height, found.threshold) == (143, 101, 0.485)
     assert found.area == whole.mask.sum()
-    assert found.share == pytest.approx(whole.mask.sum() / (143 * 101))
+    assert found.area_fraction == pytest.approx(whole.mask.sum() / (143 * 101))
     assert [member.area for member in found.members] == [one.mask.sum() for one in own]
     assert [member.threshold for member in found.members] == [0.4, 0.5, 0.6]
     some = own[0].mask | own[1].mask | own[2].mask
@@ -70,18 +70,18 @@ def test_figures_are_those_of_the_masks(three: Predictor, image: Image.Image) ->
 
 def test_one_member_has_nobody_to_disagree_with(three: Predictor, image: Image.Image) -> None:
     one = Predictor(three.members[:1], FRAME, 0.4, "one")
-    assert read(one, image).outlined().disagreement is None
+    assert segment_image(one, image).to_contour().disagreement is None
 
 
 def test_no_lesion_to_anybody_is_no_disagreement(three: Predictor, image: Image.Image) -> None:
     members = [Member(m.read, m.config, 1, m.name) for m in three.members]  # nothing is above 1
-    found = read(Predictor(members, FRAME, 1, "none"), image).outlined()
+    found = segment_image(Predictor(members, FRAME, 1, "none"), image).to_contour()
     assert (found.area, found.disagreement, found.contour.coordinates) == (0, 0, [])
 
 
 def test_areas_at_every_threshold_are_the_masks(three: Predictor, image: Image.Image) -> None:
-    reading = read(three, image)
-    found = reading.view(0.4321)
+    reading = segment_image(three, image)
+    found = reading.to_view(0.4321)
     assert len(found.thresholds) == 200  # the sweep's 199, the model's among them, and this one
     assert found.thresholds == sorted(found.thresholds)
     for threshold, area in zip(found.thresholds, found.areas, strict=True):
@@ -90,19 +90,21 @@ def test_areas_at_every_threshold_are_the_masks(three: Predictor, image: Image.I
 
 
 def test_maps_are_within_half_a_step_of_sixteen_bits(three: Predictor, image: Image.Image) -> None:
-    reading = read(three, image)
-    found = reading.view()
+    reading = segment_image(three, image)
+    found = reading.to_view()
     shape = (found.frame.height, found.frame.width)
     assert shape == FRAME[::-1]
     for text, map_ in zip(
-        [found.map, *found.maps], [reading.maps.mean(0), *reading.maps], strict=True
+        [found.probability, *found.member_probabilities],
+        [reading.maps.mean(0), *reading.maps],
+        strict=True,
     ):
         values = np.frombuffer(base64.b64decode(text), "<u2").reshape(shape) / 65535
         np.testing.assert_allclose(values, map_.numpy(), atol=0.5 / 65535 + 1e-6)
 
 
 def test_a_mask_as_a_file_is_black_and_white(three: Predictor, image: Image.Image) -> None:
-    mask = read(three, image).mask()
+    mask = segment_image(three, image).mask()
     stored = Image.open(io.BytesIO(encode_mask(mask)))
     assert (stored.format, stored.mode) == ("PNG", "L")
     np.testing.assert_array_equal(np.asarray(stored), mask * np.uint8(255))
@@ -114,6 +116,6 @@ def test_a_mask_as_a_file_is_black_and_white(three: Predictor, image: Image.Imag
 def test_a_picture_is_at_most_a_screen_long(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    text = encode_picture(Image.new("RGB", size, (200, 120, 90)))
+    text = encode_preview(Image.new("RGB", size, (200, 120, 90)))
     picture = Image.open(io.BytesIO(base64.b64decode(text)))
     assert (picture.format, picture.size) == ("JPEG", expected)

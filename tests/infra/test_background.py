@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.background import holder
+from infra.local.background import running_pid
 from infra.local.supervise import descendants
-from tests.infra.observing import child, none_left, wait_for
+from tests.infra.process_utils import all_exited, child_process, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-JOINED = """
+DRIVER_PROGRAM = """
 import boto3, ray
 ray.init(logging_level="error")
 buckets = [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]]
@@ -27,10 +27,10 @@ print(ray.cluster_resources()["CPU"] >= 4, buckets)
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "cluster"
-    say("stop", tmp_path / "cluster")
+    run_background("stop", tmp_path / "cluster")
 
 
-def say(action: str, folder: Path) -> str:
+def run_background(action: str, folder: Path) -> str:
     """What it says; it has to succeed, and says all to people."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_A"))}
     done = subprocess.run(
@@ -44,30 +44,32 @@ def say(action: str, folder: Path) -> str:
 
 
 def test_it_starts_once_and_ends_whole(folder: Path) -> None:
-    assert say("stop", folder) == "not running\n"
-    said = say("start", folder)
+    assert run_background("stop", folder) == "not running\n"
+    said = run_background("start", folder)
     assert said.startswith("started\n")
-    pid, environment = holder(folder), folder / "environment"
+    pid, environment = running_pid(folder), folder / "environment"
     assert pid is not None
     assert f"source {environment}" in said
     assert stat.S_IMODE(environment.stat().st_mode) == 0o600
-    assert say("start", folder) == said.replace("started", "already running")
-    assert holder(folder) == pid
+    assert run_background("start", folder) == said.replace("started", "already running")
+    assert running_pid(folder) == pid
     bare = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     script = f'. {environment}; exec {sys.executable} -c "$0"'
-    done = subprocess.run(["sh", "-c", script, JOINED], env=bare, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", script, DRIVER_PROGRAM], env=bare, capture_output=True, text=True
+    )
     assert done.stdout == "True ['segan']\n", done.stderr
     pids = [pid, *descendants(pid)]
-    assert say("stop", folder).startswith("stopped")
-    assert wait_for(lambda: none_left(pids))
+    assert run_background("stop", folder).startswith("stopped")
+    assert wait_for(lambda: all_exited(pids))
     assert not environment.exists()
-    assert say("stop", folder) == "not running\n"
+    assert run_background("stop", folder) == "not running\n"
 
 
 def test_a_pid_that_is_now_another_programs_is_left_alone(folder: Path) -> None:
     folder.mkdir()
-    with child(["sleep", "1000"], os.environ) as other:
+    with child_process(["sleep", "1000"], os.environ) as other:
         (folder / "pid").write_text(f"{other.pid}\n")
-        assert say("stop", folder) == "not running\n"
+        assert run_background("stop", folder) == "not running\n"
         time.sleep(0.2)
         assert other.poll() is None

@@ -15,7 +15,13 @@ import ray
 from infra.local.cluster import RayCluster
 from infra.local.s3 import S3Server
 from infra.local.supervise import descendants
-from tests.infra.observing import child, listening_addresses, none_left, said, wait_for
+from tests.infra.process_utils import (
+    all_exited,
+    child_process,
+    listening_addresses,
+    read_line,
+    wait_for,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -106,13 +112,13 @@ def test_no_process_is_left(tmp_path_factory: pytest.TempPathFactory, end: str) 
         folder = folder / ("long" * 10)  # and so Ray's own folder has to be elsewhere
     command = [sys.executable, "-c", HEAD_AND_DRIVER, str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
-    with child(command, environment) as parent:
-        orphan, ray_folder = int(said(parent)), Path(said(parent))
+    with child_process(command, environment) as parent:
+        orphan, ray_folder = int(read_line(parent)), Path(read_line(parent))
         pids = descendants(parent.pid)
         assert orphan in pids
         assert len(pids) > 10
         if end == "in good order":
             parent.communicate("\n")
     assert parent.returncode == (0 if end == "in good order" else -signal.SIGKILL)
-    assert wait_for(lambda: none_left(pids), 30)
+    assert wait_for(lambda: all_exited(pids), 30)
     assert ray_folder.is_relative_to(folder) == ray_folder.exists() == (end == "by SIGKILL")

@@ -18,9 +18,19 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.check_manifests import ROOT, Deployment, load, pack, problems, render, renderer
+from infra.check_manifests import (
+    ROOT,
+    Deployment,
+    find_problems,
+    load_deployment,
+    package_working_dir,
+    render,
+    render_command,
+)
 
-pytestmark = pytest.mark.skipif(not renderer(), reason="neither kustomize nor kubectl is here")
+pytestmark = pytest.mark.skipif(
+    not render_command(), reason="neither kustomize nor kubectl is here"
+)
 
 Tree = dict[str, Any]
 CLUSTERS = ["infra/kuberay/small", "infra/kuberay/large"]
@@ -46,16 +56,16 @@ def schemas() -> dict[str, Tree]:
 
 @pytest.fixture(scope="session")
 def deployment() -> Deployment:
-    return load()
+    return load_deployment()
 
 
 @pytest.fixture
-def changed(deployment: Deployment) -> Deployment:
+def deployment_copy(deployment: Deployment) -> Deployment:
     """A copy to make mistakes in."""
     return copy.deepcopy(deployment)
 
 
-def refused(resources: list[Tree], schemas: dict[str, Tree]) -> list[str]:
+def schema_errors(resources: list[Tree], schemas: dict[str, Tree]) -> list[str]:
     """What KubeRay's API would say."""
     return [
         f"{resource['kind']} {'.'.join(map(str, error.absolute_path))}: {error.message}"
@@ -67,13 +77,13 @@ def refused(resources: list[Tree], schemas: dict[str, Tree]) -> list[str]:
 
 def test_everything_fits_together(deployment: Deployment) -> None:
     assert sorted(deployment.kuberay) == sorted([*CLUSTERS, *JOBS, SERVICE])
-    assert problems(deployment) == []
+    assert find_problems(deployment) == []
 
 
 def test_a_job_that_waits_counts_the_nodes_that_may_come(changed: Deployment) -> None:
-    job(changed)["entrypoint"] += " cluster.workers=2 cluster.wait_seconds=900"
-    job(changed)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
-    assert problems(changed) == []
+    small_train_spec(changed)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
+    small_train_spec(changed)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
+    assert find_problems(changed) == []
 
 
 @pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS, SERVICE])
@@ -84,13 +94,13 @@ def test_kuberay_knows_every_field(
     rays = [r["kind"] for r in resources if r["apiVersion"] == "ray.io/v1"]
     kind = "RayJob" if overlay in JOBS else "RayService" if overlay == SERVICE else "RayCluster"
     assert rays == [kind]
-    assert refused(resources, schemas) == []
+    assert schema_errors(resources, schemas) == []
 
 
 def test_a_job_brings_the_cluster_of_its_overlay(deployment: Deployment) -> None:
     for size in ("small", "large"):
-        (cluster,) = of_kind(deployment, f"infra/kuberay/{size}", "RayCluster")
-        (job,) = of_kind(deployment, f"infra/kuberay/jobs/{size}-train", "RayJob")
+        (cluster,) = resources_of_kind(deployment, f"infra/kuberay/{size}", "RayCluster")
+        (job,) = resources_of_kind(deployment, f"infra/kuberay/jobs/{size}-train", "RayJob")
         assert job["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
@@ -103,9 +113,9 @@ def test_with_the_optional_components(
     tree["components"] = [f"../../components/{name}" for name in ("irsa", "job", "kueue")]
     job.write_text(yaml.safe_dump(tree))
     changed.kuberay = {"with components": render(job.parent)}
-    assert problems(changed) == []
-    assert refused(changed.kuberay["with components"], schemas) == []
-    (rendered,) = of_kind(changed, "with components", "RayJob")
+    assert find_problems(changed) == []
+    assert schema_errors(changed.kuberay["with components"], schemas) == []
+    (rendered,) = resources_of_kind(changed, "with components", "RayJob")
     assert rendered["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "segan"}
     assert "segan-s3" not in yaml.safe_dump(rendered)
 
@@ -127,7 +137,7 @@ def test_ray_takes_the_runtime_environment(deployment: Deployment) -> None:
 
 
 def test_the_working_directory_is_small(tmp_path: Path) -> None:
-    packed = pack(ROOT, tmp_path / "working_dir.zip")
+    packed = package_working_dir(ROOT, tmp_path / "working_dir.zip")
     names = zipfile.ZipFile(packed).namelist()
     assert packed.stat().st_size < MEBIBYTE
     assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli.py"} <= set(names)
@@ -149,124 +159,126 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 Mistake = Callable[[Deployment], None]
 Table = dict[str, tuple[Mistake, str]]
-OF_THE_SCHEMA: Table = {}
-OF_OURS: Table = {}
+SCHEMA_MISTAKES: Table = {}
+CHECK_MISTAKES: Table = {}
 
 
-def mistake(said: str, table: Table = OF_OURS) -> Callable[[Mistake], Mistake]:
-    def keep(make: Mistake) -> Mistake:
-        table[make.__name__.replace("_", " ")] = make, said
+def mistake(message: str, table: Table = CHECK_MISTAKES) -> Callable[[Mistake], Mistake]:
+    def register(make: Mistake) -> Mistake:
+        table[make.__name__.replace("_", " ")] = make, message
         return make
 
-    return keep
+    return register
 
 
-def of_kind(deployment: Deployment, where: str, kind: str) -> list[Tree]:
+def resources_of_kind(deployment: Deployment, where: str, kind: str) -> list[Tree]:
     return [r for r in deployment.kuberay[where] if r["kind"] == kind]
 
 
-def spec(deployment: Deployment) -> Tree:
+def small_cluster_spec(deployment: Deployment) -> Tree:
     """Of the small cluster."""
-    (cluster,) = of_kind(deployment, CLUSTERS[0], "RayCluster")
+    (cluster,) = resources_of_kind(deployment, CLUSTERS[0], "RayCluster")
     return cluster["spec"]
 
 
-def worker(deployment: Deployment) -> Tree:
-    return spec(deployment)["workerGroupSpecs"][0]["template"]["spec"]
+def worker_pod_spec(deployment: Deployment) -> Tree:
+    return small_cluster_spec(deployment)["workerGroupSpecs"][0]["template"]["spec"]
 
 
-def job(deployment: Deployment) -> Tree:
+def small_train_spec(deployment: Deployment) -> Tree:
     """Of small-train."""
-    (found,) = of_kind(deployment, "infra/kuberay/jobs/small-train", "RayJob")
+    (found,) = resources_of_kind(deployment, "infra/kuberay/jobs/small-train", "RayJob")
     return found["spec"]
 
 
-def service(deployment: Deployment) -> Tree:
-    (found,) = of_kind(deployment, SERVICE, "RayService")
+def service_spec(deployment: Deployment) -> Tree:
+    (found,) = resources_of_kind(deployment, SERVICE, "RayService")
     return found["spec"]
 
 
-def machine(deployment: Deployment) -> Tree:
+def gpu_node_config(deployment: Deployment) -> Tree:
     return deployment.aws["available_node_types"]["gpu"]["node_config"]
 
 
-@mistake("RayCluster spec: Additional properties are not allowed ('rayversion'", OF_THE_SCHEMA)
+@mistake("RayCluster spec: Additional properties are not allowed ('rayversion'", SCHEMA_MISTAKES)
 def a_misspelt_field(d: Deployment) -> None:
-    spec(d)["rayversion"] = spec(d).pop("rayVersion")
+    small_cluster_spec(d)["rayversion"] = small_cluster_spec(d).pop("rayVersion")
 
 
-@mistake("spec.workerGroupSpecs.0.maxReplicas: '4' is not of type 'integer'", OF_THE_SCHEMA)
+@mistake("spec.workerGroupSpecs.0.maxReplicas: '4' is not of type 'integer'", SCHEMA_MISTAKES)
 def a_string_where_a_number_belongs(d: Deployment) -> None:
-    spec(d)["workerGroupSpecs"][0]["maxReplicas"] = "4"
+    small_cluster_spec(d)["workerGroupSpecs"][0]["maxReplicas"] = "4"
 
 
-@mistake("spec.authOptions.mode: 'tokens' is not one of", OF_THE_SCHEMA)
+@mistake("spec.authOptions.mode: 'tokens' is not one of", SCHEMA_MISTAKES)
 def a_mode_that_does_not_exist(d: Deployment) -> None:
-    spec(d)["authOptions"]["mode"] = "tokens"
+    small_cluster_spec(d)["authOptions"]["mode"] = "tokens"
 
 
 @mistake("infra/kuberay/small: RayCluster spec.headGroupSpec.rayStartParams.num-cpus: expected")
 def a_head_that_takes_work(d: Deployment) -> None:
-    del spec(d)["headGroupSpec"]["rayStartParams"]["num-cpus"]
+    del small_cluster_spec(d)["headGroupSpec"]["rayStartParams"]["num-cpus"]
 
 
 @mistake("infra/kuberay/small: RayCluster spec.authOptions: expected mode token")
 def a_cluster_without_a_token(d: Deployment) -> None:
-    del spec(d)["authOptions"]
+    del small_cluster_spec(d)["authOptions"]
 
 
 @mistake("spec.rayVersion: 2.59.0, constraints.txt has 2.60.0")
 def an_older_ray(d: Deployment) -> None:
-    spec(d)["rayVersion"] = "2.59.0"
+    small_cluster_spec(d)["rayVersion"] = "2.59.0"
 
 
 @mistake(
     "containers[0].image: registry.example.com/segan:2.59.0-gpu, expected .../segan:2.60.0-gpu"
 )
 def an_older_image(d: Deployment) -> None:
-    worker(d)["containers"][0]["image"] = "registry.example.com/segan:2.59.0-gpu"
+    worker_pod_spec(d)["containers"][0]["image"] = "registry.example.com/segan:2.59.0-gpu"
 
 
 @mistake(
     "containers[0].image: registry.example.com/segan:2.60.0-cpu, expected .../segan:2.60.0-gpu"
 )
 def the_cpu_image_on_a_gpu(d: Deployment) -> None:
-    worker(d)["containers"][0]["image"] = "registry.example.com/segan:2.60.0-cpu"
+    worker_pod_spec(d)["containers"][0]["image"] = "registry.example.com/segan:2.60.0-cpu"
 
 
 @mistake("workerGroupSpecs[0].template.spec.securityContext: expected runAsNonRoot")
 def a_pod_that_may_be_root(d: Deployment) -> None:
-    del worker(d)["securityContext"]["runAsNonRoot"]
+    del worker_pod_spec(d)["securityContext"]["runAsNonRoot"]
 
 
 @mistake("spec.headGroupSpec.template.spec.containers[0].securityContext: expected")
 def a_container_that_may_gain_rights(d: Deployment) -> None:
-    del spec(d)["headGroupSpec"]["template"]["spec"]["containers"][0]["securityContext"]
+    del small_cluster_spec(d)["headGroupSpec"]["template"]["spec"]["containers"][0][
+        "securityContext"
+    ]
 
 
 @mistake("containers[0]: /dev/shm: expected a Memory volume of 8.4Gi or more")  # 0.3 x 28 Gi
 def a_small_dev_shm(d: Deployment) -> None:
-    worker(d)["volumes"][0]["emptyDir"]["sizeLimit"] = "64Mi"
+    worker_pod_spec(d)["volumes"][0]["emptyDir"]["sizeLimit"] = "64Mi"
 
 
 @mistake("containers[0].resources: limits")
 def fewer_gpus_requested_than_the_limit(d: Deployment) -> None:
-    worker(d)["containers"][0]["resources"]["requests"]["nvidia.com/gpu"] = "0"
+    worker_pod_spec(d)["containers"][0]["resources"]["requests"]["nvidia.com/gpu"] = "0"
 
 
 @mistake("secret segan-bucket: docs/cluster.md does not say how to make it")
 def a_secret_that_nobody_makes(d: Deployment) -> None:
-    worker(d)["containers"][0]["envFrom"] = [{"secretRef": {"name": "segan-bucket"}}]
+    worker_pod_spec(d)["containers"][0]["envFrom"] = [{"secretRef": {"name": "segan-bucket"}}]
 
 
 @mistake("containers[0].env AWS_SECRET_ACCESS_KEY: a key in clear")
 def a_key_in_clear(d: Deployment) -> None:
-    worker(d)["containers"][0]["env"] = [{"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}]
+    worker_pod_spec(d)["containers"][0]["env"] = [{"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}]
 
 
 @mistake("serviceAccountName: expected one of ['segan']")
 def an_account_that_nobody_makes(d: Deployment) -> None:
-    worker(d)["serviceAccountName"] = "ray"
+    worker_pod_spec(d)["serviceAccountName"] = "ray"
 
 
 @mistake("no NetworkPolicy beside it")
@@ -277,12 +289,12 @@ def ports_open_to_all_pods(d: Deployment) -> None:
 
 @mistake("autoscalerOptions.version: expected v2")
 def the_old_autoscaler(d: Deployment) -> None:
-    spec(d)["autoscalerOptions"]["version"] = "v1"
+    small_cluster_spec(d)["autoscalerOptions"]["version"] = "v1"
 
 
 @mistake("replicas: expected minReplicas <= replicas <= maxReplicas")
 def more_replicas_than_the_most(d: Deployment) -> None:
-    spec(d)["workerGroupSpecs"][0]["replicas"] = 2
+    small_cluster_spec(d)["workerGroupSpecs"][0]["replicas"] = 2
 
 
 @mistake(
@@ -290,54 +302,56 @@ def more_replicas_than_the_most(d: Deployment) -> None:
     "need 2, minReplicas of the worker groups hold 1"
 )
 def more_gpus_than_there_are(d: Deployment) -> None:
-    job(d)["entrypoint"] += " cluster.workers=2"
+    small_train_spec(d)["entrypoint"] += " cluster.workers=2"
 
 
 @mistake("0 for reading data need 2, maxReplicas of the worker groups hold 1")
 def more_gpus_than_can_come(d: Deployment) -> None:
-    job(d)["entrypoint"] += " cluster.workers=2 cluster.wait_seconds=900"
+    small_train_spec(d)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
 
 
 @mistake(
     "1 workers of 7 cpu and 1 for reading data need 8, minReplicas of the worker groups hold 7"
 )
 def no_cpu_left_for_reading_data(d: Deployment) -> None:
-    job(d)["entrypoint"] += " cluster.cpus_per_worker=7"
+    small_train_spec(d)["entrypoint"] += " cluster.cpus_per_worker=7"
 
 
 @mistake("entrypoint: ray_jobs/configs/papers.yaml: not in the working directory")
 def a_configuration_that_is_not_there(d: Deployment) -> None:
-    job(d)["entrypoint"] = job(d)["entrypoint"].replace("paper.yaml", "papers.yaml")
+    small_train_spec(d)["entrypoint"] = small_train_spec(d)["entrypoint"].replace(
+        "paper.yaml", "papers.yaml"
+    )
 
 
 @mistake("entrypoint: ray_jobs/configs/paper.yaml: not in the working directory")
 def a_configuration_that_is_ignored(d: Deployment) -> None:
-    d.uploaded.remove("ray_jobs/configs/paper.yaml")
+    d.working_dir_files.remove("ray_jobs/configs/paper.yaml")
 
 
 @mistake("entrypoint: configuration cluster.worker: unknown key; the nearest known one is cluster.")
 def an_override_of_nothing(d: Deployment) -> None:
-    job(d)["entrypoint"] += " cluster.worker=1"
+    small_train_spec(d)["entrypoint"] += " cluster.worker=1"
 
 
 @mistake("entrypoint: expected python -m ray_jobs.JOB")
 def a_command_of_another_package(d: Deployment) -> None:
-    job(d)["entrypoint"] = "python train.py"
+    small_train_spec(d)["entrypoint"] = "python train.py"
 
 
 @mistake("shutdownAfterJobFinishes: expected true")
 def a_cluster_that_outlives_its_job(d: Deployment) -> None:
-    job(d)["shutdownAfterJobFinishes"] = False
+    small_train_spec(d)["shutdownAfterJobFinishes"] = False
 
 
 @mistake("backoffLimit: expected a positive number")
 def a_job_that_is_tried_once(d: Deployment) -> None:
-    del job(d)["backoffLimit"]
+    del small_train_spec(d)["backoffLimit"]
 
 
 @mistake("runtimeEnvYAML env_vars.AWS_SECRET_ACCESS_KEY: keys have no place here")
 def a_key_in_a_runtime_environment(d: Deployment) -> None:
-    job(d)["runtimeEnvYAML"] += '  AWS_SECRET_ACCESS_KEY: "abc"\n'
+    small_train_spec(d)["runtimeEnvYAML"] += '  AWS_SECRET_ACCESS_KEY: "abc"\n'
 
 
 @mistake("runtimeEnvYAML env_vars: not all that ray_jobs/runtime_env.yaml has")
@@ -347,20 +361,22 @@ def two_runtime_environments(d: Deployment) -> None:
 
 @mistake("RayService spec: ray-worker: expected SEGAN_SERVE_TOKEN from a Secret")
 def a_service_without_a_token(d: Deployment) -> None:
-    del service(d)["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
-        "env"
-    ]
+    del service_spec(d)["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"][
+        "containers"
+    ][0]["env"]
 
 
 @mistake("RayService spec.serveConfigV2: 1 validation error for ServeDeploySchema")
 def an_option_that_serve_does_not_know(d: Deployment) -> None:
-    service(d)["serveConfigV2"] = service(d)["serveConfigV2"].replace("port: 8000", "port: http")
+    service_spec(d)["serveConfigV2"] = service_spec(d)["serveConfigV2"].replace(
+        "port: 8000", "port: http"
+    )
 
 
 @mistake("RayService spec.serveConfigV2: ray_jobs/service.py: not in the working directory")
 def an_application_that_is_not_there(d: Deployment) -> None:
-    config = service(d)["serveConfigV2"]
-    service(d)["serveConfigV2"] = config.replace("ray_jobs.serve:", "ray_jobs.service:")
+    config = service_spec(d)["serveConfigV2"]
+    service_spec(d)["serveConfigV2"] = config.replace("ray_jobs.serve:", "ray_jobs.service:")
 
 
 @mistake("ray_jobs/runtime_env.yaml: env_vars.WANDB_API_KEY: keys have no place here")
@@ -395,25 +411,25 @@ def a_dashboard_for_the_whole_network(d: Deployment) -> None:
 
 @mistake("available_node_types.gpu.node_config.SecurityGroupIds: missing")
 def ssh_open_to_the_world(d: Deployment) -> None:
-    del machine(d)["SecurityGroupIds"]
+    del gpu_node_config(d)["SecurityGroupIds"]
 
 
 @mistake("available_node_types.gpu.node_config.InstanceMarketOptions: expected spot")
 def workers_at_full_price(d: Deployment) -> None:
-    del machine(d)["InstanceMarketOptions"]
+    del gpu_node_config(d)["InstanceMarketOptions"]
 
 
-@pytest.mark.parametrize("name", OF_THE_SCHEMA)
+@pytest.mark.parametrize("name", SCHEMA_MISTAKES)
 def test_kuberay_would_refuse(name: str, changed: Deployment, schemas: dict[str, Tree]) -> None:
-    make, said = OF_THE_SCHEMA[name]
+    make, said = SCHEMA_MISTAKES[name]
     make(changed)
-    found = refused(changed.kuberay[CLUSTERS[0]], schemas)
+    found = schema_errors(changed.kuberay[CLUSTERS[0]], schemas)
     assert any(said in line for line in found), found
 
 
-@pytest.mark.parametrize("name", OF_OURS)
+@pytest.mark.parametrize("name", CHECK_MISTAKES)
 def test_a_mistake_is_named(name: str, changed: Deployment) -> None:
-    make, said = OF_OURS[name]
+    make, said = CHECK_MISTAKES[name]
     make(changed)
-    found = problems(changed)
+    found = find_problems(changed)
     assert any(said in line for line in found), found

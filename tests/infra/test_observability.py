@@ -11,25 +11,27 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.check_manifests import ROOT, render, renderer
-from infra.observability.dashboard import FILE, dashboard, text
-from ray_jobs.metrics import FIGURES, LONGEST_TAG, tags_of
-from segan.training.loop import Status
-from tests.infra.dashboards import expressions, series
+from infra.check_manifests import ROOT, render, render_command
+from infra.observability.dashboard import DASHBOARD_FILE, dashboard, dashboard_json
+from ray_jobs.training.metrics import MAX_TAG_LENGTH, METRICS, run_tags
+from segan.training.trainer import TrainingProgress
+from tests.infra.dashboards import expressions, metric_names
 
-HERE = ROOT / "infra/observability"
+OBSERVABILITY = ROOT / "infra/observability"
 
 
 def test_the_file_is_what_the_table_gives() -> None:
-    assert FILE.read_text() == text(), "python -m infra.observability.dashboard writes it"
+    assert DASHBOARD_FILE.read_text() == dashboard_json(), (
+        "python -m infra.observability.dashboard writes it"
+    )
 
 
 def test_the_dashboard_draws_every_figure_and_no_other() -> None:
-    drawn = {name for name in series(dashboard()) if name.startswith("ray_segan_")}
-    assert drawn == {figure.series for figure in FIGURES}
+    drawn = {name for name in metric_names(dashboard()) if name.startswith("ray_segan_")}
+    assert drawn == {figure.prometheus_name for figure in METRICS}
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+@pytest.mark.parametrize("figure", METRICS, ids=lambda figure: figure.name)
 def test_a_figure_says_what_it_is_in_what_unit(figure: Any) -> None:
     assert figure.what[0].isupper()
     assert figure.unit
@@ -38,8 +40,8 @@ def test_a_figure_says_what_it_is_in_what_unit(figure: Any) -> None:
 def test_what_a_status_has_of_figures_are_its_fields() -> None:
     """The others come with a validation's report, or from the board."""
     reported = {"wait_share", "validation_seconds", "checkpoint_seconds", "retries"}
-    fields = {field.name for field in dataclasses.fields(Status)}
-    assert {figure.name for figure in FIGURES} - fields == reported
+    fields = {field.name for field in dataclasses.fields(TrainingProgress)}
+    assert {figure.name for figure in METRICS} - fields == reported
 
 
 def test_panels_have_units_legends_and_places_of_their_own() -> None:
@@ -65,24 +67,24 @@ def test_variables_are_those_that_the_expressions_use() -> None:
         ("s3://bucket/runs/first", ("first", "", "")),
         ("first", ("first", "", "")),
         ("s3://b/studies/lr/trials/trial_007", ("trial_007", "lr", "trial_007")),
-        (f"/runs/{'x' * 200}", ("x" * LONGEST_TAG, "", "")),
+        (f"/runs/{'x' * 200}", ("x" * MAX_TAG_LENGTH, "", "")),
     ],
 )
 def test_the_tags_of_a_run(uri: str, tags: tuple[str, str, str]) -> None:
-    assert tuple(tags_of(uri).values()) == tags
+    assert tuple(run_tags(uri).values()) == tags
 
 
 def test_prometheus_reads_the_list_that_ray_keeps() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
-    (job,) = yaml.safe_load((HERE / "prometheus.yaml").read_text())["scrape_configs"]
+    (job,) = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())["scrape_configs"]
     (found,) = job["file_sd_configs"]
     assert [Path(file).name for file in found["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
 
 
-@pytest.mark.skipif(not renderer(), reason="neither kustomize nor kubectl is here")
+@pytest.mark.skipif(not render_command(), reason="neither kustomize nor kubectl is here")
 def test_beside_kuberay_pods_are_found_and_the_dashboard_comes_along() -> None:
-    found = {resource["kind"]: resource for resource in render(HERE)}
+    found = {resource["kind"]: resource for resource in render(OBSERVABILITY)}
     policy = next(r for r in render(ROOT / "infra/kuberay/small") if r["kind"] == "NetworkPolicy")
     monitor, config = found["PodMonitor"], found["ConfigMap"]
     assert monitor["metadata"]["namespace"] == policy["metadata"]["namespace"]

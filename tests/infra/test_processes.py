@@ -10,75 +10,80 @@ from pathlib import Path
 import pytest
 
 from infra.local.processes import (
-    PORTS,
-    TWIN,
-    EndedEarlyError,
-    Program,
+    GRPC_PORT_OFFSET,
+    PORT_RANGE,
+    EarlyExitError,
     StartError,
+    SupervisedProcess,
+    find_executable,
     free_ports,
-    insisting,
-    installed,
-    running,
+    retry_start,
+    run_supervised,
 )
 from infra.local.supervise import descendants
-from tests.infra.observing import child, none_left, said, wait_for
+from tests.infra.process_utils import all_exited, child_process, read_line, wait_for
 
 # Deaf to SIGTERM; with a child in a session of its own, whose own child is left an orphan.
-STUBBORN = """
+SIGTERM_IGNORING_SCRIPT = """
 trap '' TERM
 setsid sh -c 'trap "" TERM; (sleep 1000 &) ; sleep 1000' &
 echo running
 sleep 1000
 """
 
-PARENT = """
+PARENT_PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from infra.local.processes import running
 
 command = ["sleep", "1000"]
-with running(command, folder=Path(sys.argv[1]), environment=os.environ, grace=1) as program:
+with running(command, folder=Path(sys.argv[1]), environment=os.environ,
+    grace_period_s=1) as program:
     print(program.supervisor.pid, program.pid, flush=True)
     time.sleep(1000)
 """
 
 
-def start(folder: Path, script: str, grace: float = 0.2) -> AbstractContextManager[Program]:
-    return running(["sh", "-c", script], folder=folder, environment=os.environ, grace=grace)
+def start(
+    folder: Path, script: str, grace: float = 0.2
+) -> AbstractContextManager[SupervisedProcess]:
+    return run_supervised(
+        ["sh", "-c", script], folder=folder, environment=os.environ, grace_period_s=grace
+    )
 
 
 def test_a_stubborn_tree_is_gone_afterwards(tmp_path: Path) -> None:
-    with start(tmp_path, STUBBORN) as program:
+    with start(tmp_path, SIGTERM_IGNORING_SCRIPT) as program:
         assert wait_for(lambda: len(descendants(program.supervisor.pid)) == 5)
         pids = [program.supervisor.pid, *descendants(program.supervisor.pid)]
-    assert none_left(pids)
+    assert all_exited(pids)
 
 
 def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path: Path) -> None:
-    with start(tmp_path, "exec sleep 1000", grace=60) as program:
+    with start(tmp_path, "exec sleep 1000", grace_period_s=60) as program:
         begun = time.monotonic()
     assert time.monotonic() - begun < 5
-    assert none_left([program.pid])
+    assert all_exited([program.pid])
 
 
 def test_a_program_that_ends_by_itself_takes_its_children_along(tmp_path: Path) -> None:
-    with start(tmp_path, "setsid sleep 1000 & echo $! > child", grace=60) as program:
+    with start(tmp_path, "setsid sleep 1000 & echo $! > child", grace_period_s=60) as program:
         assert wait_for(lambda: program.supervisor.poll() is not None)
-        assert none_left([int((tmp_path / "child").read_text())])
+        assert all_exited([int((tmp_path / "child").read_text())])
 
 
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
 def test_nothing_outlives_a_sigkill(tmp_path: Path, victim: str) -> None:
-    command = [sys.executable, "-c", PARENT, str(tmp_path)]
-    with child(command, os.environ) as parent:
-        supervisor, program = map(int, said(parent).split())
+    command = [sys.executable, "-c", PARENT_PROGRAM, str(tmp_path)]
+    with child_process(command, os.environ) as parent:
+        supervisor, program = map(int, read_line(parent).split())
         os.kill({"parent": parent.pid, "supervisor": supervisor}[victim], signal.SIGKILL)
-        assert wait_for(lambda: none_left([program, supervisor]))
+        assert wait_for(lambda: all_exited([program, supervisor]))
 
 
 def test_a_program_that_never_starts_tells_why(tmp_path: Path) -> None:
     with (
-        pytest.raises(EndedEarlyError, match="the disk is on fire"),
+        pytest.raises(EarlyExitError, match="the disk is on fire"),
         start(tmp_path, "echo the disk is on fire; exit 1") as program,
     ):
         program.wait_until(lambda: False, seconds=10)
@@ -94,13 +99,13 @@ def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
 
 def test_a_missing_program_is_named() -> None:
     with pytest.raises(StartError, match="no-such-program"):
-        installed("no-such-program")
+        find_executable("no-such-program")
 
 
 def test_insisting_tries_again_only_after_an_early_end() -> None:
     outcomes: list[StartError | str] = [
-        EndedEarlyError("taken"),
-        EndedEarlyError("taken"),
+        EarlyExitError("taken"),
+        EarlyExitError("taken"),
         "started",
     ]
 
@@ -110,14 +115,14 @@ def test_insisting_tries_again_only_after_an_early_end() -> None:
             raise outcome
         return outcome
 
-    assert insisting(attempt) == "started"
+    assert retry_start(attempt) == "started"
     outcomes[:] = [StartError("broken"), "started"]
     with pytest.raises(StartError, match="broken"):
-        insisting(attempt)
+        retry_start(attempt)
 
 
 def test_free_ports_are_different_and_out_of_the_way() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
     lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert all(port in PORTS and port + TWIN < lowest_ephemeral for port in ports)
+    assert all(port in PORT_RANGE and port + GRPC_PORT_OFFSET < lowest_ephemeral for port in ports)

@@ -20,12 +20,18 @@ from infra.local import s3 as s3_module
 from infra.local.processes import StartError
 from infra.local.s3 import S3Server, s3_server
 from infra.local.supervise import descendants
-from tests.infra.observing import child, listening_addresses, none_left, said, wait_for
+from tests.infra.process_utils import (
+    all_exited,
+    child_process,
+    listening_addresses,
+    read_line,
+    wait_for,
+)
 
 pytestmark = pytest.mark.integration
 
 
-def client_of(server: S3Server) -> Any:
+def s3_client(server: S3Server) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=server.endpoint,
@@ -34,8 +40,8 @@ def client_of(server: S3Server) -> Any:
     )
 
 
-def buckets_of(server: S3Server) -> list[str]:
-    return [bucket["Name"] for bucket in client_of(server).list_buckets()["Buckets"]]
+def bucket_names(server: S3Server) -> list[str]:
+    return [bucket["Name"] for bucket in s3_client(server).list_buckets()["Buckets"]]
 
 
 def test_boto3_and_pyarrow_need_only_the_environment(bucket: str) -> None:
@@ -52,20 +58,20 @@ def test_boto3_and_pyarrow_need_only_the_environment(bucket: str) -> None:
 @pytest.mark.parametrize("keys", [{"secret_key": "wrong"}, {"access_key": "who"}])
 def test_wrong_keys_are_refused(s3: S3Server, keys: dict[str, Any]) -> None:
     with pytest.raises(ClientError) as refusal:
-        client_of(replace(s3, **keys)).list_buckets()
+        s3_client(replace(s3, **keys)).list_buckets()
     assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
 def test_a_bucket_is_not_made_by_writing_to_it(s3: S3Server) -> None:
     with pytest.raises(ClientError, match="NoSuchBucket"):
-        client_of(s3).put_object(Bucket="never-made", Key="key", Body=b"")
+        s3_client(s3).put_object(Bucket="never-made", Key="key", Body=b"")
 
 
 def test_making_a_bucket_twice_keeps_what_is_in_it(s3: S3Server, bucket: str) -> None:
     name = bucket.removeprefix("s3://")
-    client_of(s3).put_object(Bucket=name, Key="key", Body=b"kept")
+    s3_client(s3).put_object(Bucket=name, Key="key", Body=b"kept")
     s3.create_bucket(name)
-    assert client_of(s3).get_object(Bucket=name, Key="key")["Body"].read() == b"kept"
+    assert s3_client(s3).get_object(Bucket=name, Key="key")["Body"].read() == b"kept"
 
 
 def test_it_listens_on_loopback_only(s3: S3Server) -> None:
@@ -79,19 +85,19 @@ def test_the_secret_key_is_neither_in_its_log_nor_in_its_command(s3: S3Server) -
 
 
 def test_it_is_not_ready_before_objects_can_be_read(s3: S3Server) -> None:
-    assert s3.answers()
+    assert s3.is_ready()
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         closed = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-    assert not replace(s3, master=closed).answers()
+    assert not replace(s3, master=closed).is_ready()
 
 
 def test_two_servers_keep_apart(s3: S3Server, tmp_path: Path) -> None:
     with s3_server(tmp_path) as second:
         assert second.secret_key == s3.secret_key  # the one in the environment
         second.create_bucket("of-the-second")
-        assert buckets_of(second) == ["of-the-second"]
-        assert "of-the-second" not in buckets_of(s3)
-    assert none_left([second.pid])
+        assert bucket_names(second) == ["of-the-second"]
+        assert "of-the-second" not in bucket_names(s3)
+    assert all_exited([second.pid])
 
 
 def test_a_taken_port_is_exchanged_for_another(
@@ -102,7 +108,7 @@ def test_a_taken_port_is_exchanged_for_another(
     with socket.create_server(("127.0.0.1", free[0])):
         monkeypatch.setattr(s3_module, "free_ports", lambda count: choices.pop(0))
         with s3_server(tmp_path) as server:
-            assert server.answers()
+            assert server.is_ready()
     assert not choices
 
 
@@ -113,19 +119,19 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command_line_says_how_to_use_it_and_keeps_what_is_stored(tmp_path: Path) -> None:
-    with from_the_command_line(tmp_path, signal.SIGKILL) as first:
+    with cli_server(tmp_path, signal.SIGKILL) as first:
         first.put_object(Bucket="mine", Key="key", Body=b"value")
-    with from_the_command_line(tmp_path, signal.SIGTERM) as second:
+    with cli_server(tmp_path, signal.SIGTERM) as second:
         assert second.get_object(Bucket="mine", Key="key")["Body"].read() == b"value"
 
 
 @contextmanager
-def from_the_command_line(folder: Path, end: signal.Signals) -> Iterator[Any]:
+def cli_server(folder: Path, end: signal.Signals) -> Iterator[Any]:
     """A client of a server started from the command line, with keys of its own."""
     command = [sys.executable, "-m", "infra.local.s3", "--folder", str(folder), "--bucket", "mine"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-    with child(command, environment) as terminal:
-        matches = [re.fullmatch(r"export (\w+)=(\S+)", said(terminal)) for _ in range(5)]
+    with child_process(command, environment) as terminal:
+        matches = [re.fullmatch(r"export (\w+)=(\S+)", read_line(terminal)) for _ in range(5)]
         exports = {match[1]: match[2] for match in matches if match}
         pids = descendants(terminal.pid)
         assert len(pids) == 2
@@ -139,7 +145,7 @@ def from_the_command_line(folder: Path, end: signal.Signals) -> Iterator[Any]:
         terminal.send_signal(end)
         terminal.wait()
     assert terminal.returncode == (0 if end == signal.SIGTERM else -end)
-    assert wait_for(lambda: none_left(pids))
+    assert wait_for(lambda: all_exited(pids))
     for port in ports:  # nobody could tidy up after the SIGKILL
         for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
             assert end == signal.SIGKILL

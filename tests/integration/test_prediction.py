@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from segan import storage
-from segan.cli import main
-from segan.evaluation.metrics import NAMES
+from segan.cli.main import main
+from segan.evaluation.metrics import SCORE_NAMES
 from segan.inference.predictions import read_predictions
-from segan.runs import Run
+from segan.runs.run import Run
 from tests.inference.models import save_checkpoint, small_config
 
 pytestmark = [
@@ -32,7 +32,7 @@ def scorer() -> Any:
     )
 
 
-def segan(*words: str) -> Any:
+def run_cli(*words: str) -> Any:
     """The JSON that a command answers."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -50,8 +50,8 @@ def test_the_challenges_scorer_gives_what_evaluate_gives(
     model, masks = Run(f"{bucket}/run"), f"{bucket}/masks"
     save_checkpoint(model, small_config(), 1, 0.5, 0.45)
 
-    rows = segan("predict", model.uri, f"{bucket}/archive/{IMAGES}", masks)
-    found = segan("evaluate", model.uri, f"{bucket}/archive", "--split", "validation")
+    rows = run_cli("predict", model.uri, f"{bucket}/archive/{IMAGES}", masks)
+    found = run_cli("evaluate", model.uri, f"{bucket}/archive", "--split", "validation")
 
     assert len(rows) == found["images"] == 150
     assert [row.id for row in read_predictions(masks)] == [row["id"] for row in rows]
@@ -60,5 +60,5 @@ def test_the_challenges_scorer_gives_what_evaluate_gives(
         content = storage.read_bytes(f"{masks}/{row['mask']}")
         (tmp_path / row["mask"]).write_bytes(content)
     theirs = scorer.SegmentationScore.from_dir(isic2017 / TRUTH, tmp_path).macro_average
-    for name in NAMES:
+    for name in SCORE_NAMES:
         assert found[name] == pytest.approx(theirs[name], abs=1e-12), name

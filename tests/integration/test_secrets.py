@@ -18,18 +18,19 @@ import pytest
 
 from infra.check_manifests import ROOT
 from infra.local.s3 import S3Server, s3_server
-from segan import patience, s3, storage
+from segan import storage
 from segan.errors import SeganError
-from tests.faults import Fault, Faults, faulty
+from segan.storage import retry, s3
+from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 BUCKET = "s3://secrets"
 TINY = (
     f"data.records={BUCKET}/records network.width=2 augment.crop=64 training.batch_size=4 "
-    "training.epochs=1 training.log_every=1 cluster.threads_per_worker=1"
+    "training.epochs=1 training.log_every_steps=1 cluster.threads_per_worker=1"
 )
-WHOLE_WAY = {
+PIPELINE_COMMANDS = {
     "synth": f"{BUCKET}/archive --train 8 --validation 2 --test 2 --short-side 64",
     "ingest": f"{BUCKET}/archive {BUCKET}/records --width 72 --height 64 --local --debug",
     "train": f"{BUCKET}/run {TINY} --local --debug",
@@ -37,15 +38,15 @@ WHOLE_WAY = {
     "predict": f"{BUCKET}/run {BUCKET}/archive/ISIC-2017_Test_v2_Data out --local --debug",
     "runs ls": f"{BUCKET} --json",
 }
-MISTAKES = {
+FAILING_COMMANDS = {
     "no bucket": f"evaluate s3://never-made/run {BUCKET}/archive --local --debug",
     "no run": f"evaluate {BUCKET}/nothing {BUCKET}/archive --local --debug",
     "no records": f"train {BUCKET}/run data.records={BUCKET}/nothing --local --debug",
     "wrong use": f"train {BUCKET}/run network.widht=3 --local --debug",
 }
-HERE = ("synth", "ingest", "train")  # in a local folder too
+LOCAL_COMMANDS = ("synth", "ingest", "train")  # in a local folder too
 # In one process, which imports torch once; each command's words go to a file of its name.
-COMMANDS = """
+COMMANDS_PROGRAM = """
 import json, os, sys
 from segan.cli import main
 
@@ -58,7 +59,7 @@ for name, words, environment in json.load(sys.stdin):
     sys.stdout.flush()
 """
 # Code and status of answers, each of another way through what reads them.
-REFUSALS = {
+ERROR_STATUSES = {
     "ExpiredToken": 400,
     "SignatureDoesNotMatch": 403,
     "RequestTimeTooSkewed": 403,
@@ -71,7 +72,7 @@ REFUSALS = {
 
 
 @pytest.fixture(scope="module")
-def planted(clean_environment: None) -> dict[str, str]:
+def planted_secrets(clean_environment: None) -> dict[str, str]:
     """Every secret by where it is; the keys to the store are the ones that are used."""
     secrets = {
         "AWS_ACCESS_KEY_ID": "PLANTEDKEYID00000001",
@@ -97,13 +98,13 @@ def server(planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def faults(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
-    with faulty(server.endpoint, tmp_path_factory.mktemp("faults")) as proxy:
+def faults(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    with run_fault_proxy(server.endpoint, tmp_path_factory.mktemp("faults")) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="module")
-def folder(
+def commands_folder(
     server: S3Server, planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Where the whole way was gone, and all mistakes made: what each command said, and wrote."""
@@ -113,16 +114,18 @@ def folder(
     # SeaweedFS takes no session token with a user's lasting keys.
     keys = everything | {"AWS_SESSION_TOKEN": ""}
     wrong = keys | {"AWS_SECRET_ACCESS_KEY": planted["AWS_SECRET_ACCESS_KEY"][:-1]}
-    here = {name: WHOLE_WAY[name].replace(BUCKET, f"{folder}/root") for name in HERE}
+    here = {
+        name: PIPELINE_COMMANDS[name].replace(BUCKET, f"{folder}/root") for name in LOCAL_COMMANDS
+    }
     commands = [
         *((f"{name} here", f"{name} {words}", everything) for name, words in here.items()),
-        *((name, f"{name} {words}", keys) for name, words in WHOLE_WAY.items()),
-        *((name, words, keys) for name, words in MISTAKES.items()),
+        *((name, f"{name} {words}", keys) for name, words in PIPELINE_COMMANDS.items()),
+        *((name, words, keys) for name, words in FAILING_COMMANDS.items()),
         ("wrong key", f"runs ls {BUCKET}", wrong),
         ("wrong token", f"runs ls {BUCKET}", everything),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS],
+        [sys.executable, "-c", COMMANDS_PROGRAM],
         input=json.dumps(commands),
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": f"{folder}/tmp"},
@@ -131,11 +134,15 @@ def folder(
         check=True,
     )
     codes = {name: int(code) for name, code in (x.split("\t") for x in done.stdout.splitlines())}
-    assert [name for name, code in codes.items() if code] == [*MISTAKES, "wrong key", "wrong token"]
+    assert [name for name, code in codes.items() if code] == [
+        *FAILING_COMMANDS,
+        "wrong key",
+        "wrong token",
+    ]
     return folder
 
 
-def found(planted: Mapping[str, str], content: bytes) -> list[str]:
+def find_secrets(planted: Mapping[str, str], content: bytes) -> list[str]:
     """Which of the secrets are in it, as they are or in base 64."""
     forms = {
         name: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1])
@@ -144,7 +151,7 @@ def found(planted: Mapping[str, str], content: bytes) -> list[str]:
     return [name for name, both in forms.items() if any(one in content for one in both)]
 
 
-def unpacked(name: str, content: bytes) -> bytes:
+def decompress(name: str, content: bytes) -> bytes:
     """What is compressed in a Parquet file, beside the file itself."""
     if not name.endswith(".parquet"):
         return content
@@ -155,9 +162,9 @@ def unpacked(name: str, content: bytes) -> bytes:
 
 def test_the_search_finds_what_is_there(planted: dict[str, str]) -> None:
     for name, value in planted.items():
-        assert found(planted, b"x" + value.encode() + b"y") == [name]
-        assert found(planted, base64.b64encode(value.encode())) == [name]
-    assert found(planted, b"nothing") == []
+        assert find_secrets(planted, b"x" + value.encode() + b"y") == [name]
+        assert find_secrets(planted, base64.b64encode(value.encode())) == [name]
+    assert find_secrets(planted, b"nothing") == []
 
 
 def test_nothing_in_the_bucket_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
@@ -166,26 +173,32 @@ def test_nothing_in_the_bucket_has_a_secret(folder: Path, planted: dict[str, str
     assert any(name.startswith("run/checkpoints/") for name in names)
     assert any(name.startswith("run/tensorboard/") for name in names)
     for name in names:
-        content = unpacked(name, storage.read_bytes(f"{BUCKET}/{name}"))
-        assert found(planted, content) == [], name
+        content = decompress(name, storage.read_bytes(f"{BUCKET}/{name}"))
+        assert find_secrets(planted, content) == [], name
 
 
 def test_nothing_said_or_written_here_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
     said = {path.stem: path.read_bytes() for path in folder.glob("*.said")}
-    assert said.keys() >= {*WHOLE_WAY, *MISTAKES, "train here", "wrong key", "wrong token"}
+    assert said.keys() >= {
+        *PIPELINE_COMMANDS,
+        *FAILING_COMMANDS,
+        "train here",
+        "wrong key",
+        "wrong token",
+    }
     assert b"Traceback" in said["no bucket"]
     assert (folder / "root" / "run" / "run.json").is_file()
     assert b"access refused" in said["wrong key"]
     token = Path.home() / ".ray" / "auth_token"
     for path in (*folder.rglob("*"), *Path.home().rglob("*")):
         if path.is_file() and path != token:
-            content = unpacked(path.name, path.read_bytes())
-            assert found(planted, content) == [], path
+            content = decompress(path.name, path.read_bytes())
+            assert find_secrets(planted, content) == [], path
 
 
-@pytest.mark.parametrize("fault", [*REFUSALS, "refuse", "reset", "cut"])
+@pytest.mark.parametrize("fault", [*ERROR_STATUSES, "refuse", "reset", "cut"])
 def test_no_error_of_the_store_has_a_secret(
-    faults: Faults,
+    faults: FaultProxy,
     planted: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -195,17 +208,17 @@ def test_no_error_of_the_store_has_a_secret(
     for name in planted.keys() - {"the token's file"}:
         monkeypatch.setenv(name, planted[name])
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
-    monkeypatch.setenv(patience.VARIABLE, "0.5")
-    kind = "answer" if fault in REFUSALS else fault
-    status = REFUSALS.get(fault, 503)
-    faults.order(Fault(kind, times=None, status=status, code=fault, seconds=60))
+    monkeypatch.setenv(retry.TIMEOUT_VARIABLE, "0.5")
+    kind = "answer" if fault in ERROR_STATUSES else fault
+    status = ERROR_STATUSES.get(fault, 503)
+    faults.inject(Fault(kind, times=None, status=status, code=fault, seconds=60))
     uri = f"{BUCKET}/file"
     calls = (
         storage.read_bytes,
         storage.exists,
         storage.list_files,
         storage.delete_folder,
-        storage.OpenFile,
+        storage.RandomAccessFile,
         storage.check_access,
         lambda uri: storage.write_bytes(uri, b""),
     )
@@ -216,9 +229,9 @@ def test_no_error_of_the_store_has_a_secret(
             trace = "".join(traceback.format_exception(caught.value)).encode()
             assert str(caught.value).encode() in trace
             for content in (trace, pickle.dumps(caught.value), caplog.text.encode()):
-                assert found(planted, content) == []
+                assert find_secrets(planted, content) == []
     finally:
-        faults.heal()
+        faults.clear()
 
 
 def test_a_password_in_the_endpoint_is_not_repeated(
@@ -229,14 +242,14 @@ def test_a_password_in_the_endpoint_is_not_repeated(
     for call in (storage.check_access, storage.read_bytes, storage.list_files):
         with pytest.raises(SeganError, match="AWS_ENDPOINT_URL: expected") as caught:
             call(f"{BUCKET}/file")
-        assert found(planted, str(caught.value).encode()) == []
+        assert find_secrets(planted, str(caught.value).encode()) == []
 
 
 def test_what_storage_keeps_open_is_in_no_pickle(
     server: S3Server, folder: Path, planted: dict[str, str]
 ) -> None:
     """What is sent between processes holds URIs; a connection, which holds keys, cannot be sent."""
-    with storage.OpenFile(f"{BUCKET}/run/run.json") as file:
-        assert found(planted, pickle.dumps(file)) == []
+    with storage.RandomAccessFile(f"{BUCKET}/run/run.json") as file:
+        assert find_secrets(planted, pickle.dumps(file)) == []
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         pickle.dumps(s3.shared_client())

@@ -30,11 +30,11 @@ VARIANTS = {
 SIZES = [(128, 128), (135, 180), (180, 135), (33, 33), (33, 64), (64, 65), (97, 127)]
 
 
-def narrow(**options: object) -> NetworkConfig:
+def narrow_config(**options: object) -> NetworkConfig:
     return NetworkConfig(width=2, **options)
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
+def random_input(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -48,7 +48,7 @@ class Architecture:
     """The part that both networks share; a subclass says how one is built and run."""
 
     build: Callable[..., nn.Module]
-    biased: set[str]  # convolutions that no norm follows
+    convs_with_bias: set[str]  # convolutions that no norm follows
 
     def channels(self, config: NetworkConfig) -> int:
         return 3
@@ -58,7 +58,7 @@ class Architecture:
 
     @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
     def config(self, request: pytest.FixtureRequest) -> NetworkConfig:
-        return narrow(**request.param)
+        return narrow_config(**request.param)
 
     def test_same_seed_same_weights_whatever_was_drawn_before(self, config: NetworkConfig) -> None:
         torch.manual_seed(1)
@@ -71,12 +71,12 @@ class Architecture:
         assert all(torch.equal(first[name], again[name]) for name in first)
 
     def test_another_seed_other_weights(self) -> None:
-        one, other = (dict(type(self).build(narrow(), s).named_parameters()) for s in (5, 6))
+        one, other = (dict(type(self).build(narrow_config(), s).named_parameters()) for s in (5, 6))
         assert not any(torch.equal(one[n], other[n]) for n in one if n.endswith("weight"))
 
     def test_saved_and_loaded_draws_the_same(self, config: NetworkConfig) -> None:
         network = type(self).build(config, 0)
-        x = noise(2, self.channels(config), 64, 64)
+        x = random_input(2, self.channels(config), 64, 64)
         network(x)  # a training forward moves what running statistics there are
         other = type(self).build(config, 1)
         other.load_state_dict(load(save(network.state_dict())))
@@ -87,7 +87,7 @@ class Architecture:
 
     def test_every_parameter_is_reached(self, config: NetworkConfig) -> None:
         network = type(self).build(config, 0)
-        outputs = self.levels(network, noise(2, self.channels(config), 64, 64))
+        outputs = self.levels(network, random_input(2, self.channels(config), 64, 64))
         sum(level.square().sum() for level in outputs).backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name
@@ -99,8 +99,8 @@ class Architecture:
         for name, conv in convolutions(type(self).build(config, 0)):
             # A global convolution's four count as one.
             found[conv.bias is not None].add(re.sub(r"\.(tall_flat|flat_tall)\.\d$", "", name))
-        assert found[True] == self.biased
-        assert found[False].isdisjoint(self.biased)
+        assert found[True] == self.convs_with_bias
+        assert found[False].isdisjoint(self.convs_with_bias)
 
     def test_initial_weights_have_the_variance_of_the_authors_code(self) -> None:
         network = type(self).build(NetworkConfig(width=8), 0)
@@ -124,46 +124,46 @@ class Architecture:
 
 class TestSegmentor(Architecture):
     build = staticmethod(build_segmentor)
-    biased = {"down.0.0", "out"}  # noqa: RUF012
+    convs_with_bias = {"down.0.0", "out"}  # noqa: RUF012
 
     def levels(self, network: nn.Module, x: Tensor) -> list[Tensor]:
         return [network(x)]
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_a_map_is_as_large_as_its_image(self, size: tuple[int, int]) -> None:
-        maps = build_segmentor(narrow())(noise(2, 3, *size))
+        maps = build_segmentor(narrow_config())(random_input(2, 3, *size))
         assert maps.shape == (2, 1, *size)
         assert maps.dtype == torch.float32
 
     def test_maps_are_probabilities_one_a_class(self, config: NetworkConfig) -> None:
-        maps = build_segmentor(config)(noise(2, 3, 64, 67))
+        maps = build_segmentor(config)(random_input(2, 3, 64, 67))
         assert maps.shape == (2, config.classes, 64, 67)
         assert 0 <= maps.min() < maps.max() <= 1
 
     def test_the_logistic_is_the_last_step(self) -> None:
-        segmentor, x = build_segmentor(narrow()).eval(), noise(1, 3, 64, 64)
+        segmentor, x = build_segmentor(narrow_config()).eval(), random_input(1, 3, 64, 64)
         segmentor.logistic.set_k(0.3)
         with torch.no_grad():
-            expected = 1 / (1 + torch.exp(-segmentor.scores(x) / 0.3))
+            expected = 1 / (1 + torch.exp(-segmentor.logits(x) / 0.3))
             torch.testing.assert_close(segmentor(x), expected)
 
     @pytest.mark.parametrize("size", [(32, 32), (33, 32), (20, 200)], ids=str)
     def test_an_image_too_small_to_halve_six_times_is_refused(self, size: tuple[int, int]) -> None:
         with pytest.raises(AssertionError, match="S needs 33 pixels a side"):
-            build_segmentor(narrow())(noise(2, 3, *size))
+            build_segmentor(narrow_config())(random_input(2, 3, *size))
 
     def test_in_evaluation_an_image_does_not_see_its_neighbours(self) -> None:
         # In double precision, as the sums of single ones depend on how a batch is cut for them.
-        segmentor = build_segmentor(narrow()).double().eval()
-        x = noise(3, 3, 64, 64).double()
+        segmentor = build_segmentor(narrow_config()).double().eval()
+        x = random_input(3, 3, 64, 64).double()
         with torch.no_grad():
             torch.testing.assert_close(segmentor(x)[1:2], segmentor(x[1:2]))
 
     def test_size_at_the_papers_width(self) -> None:
         # reference/segan.md: 159.7 million parameters and 19.6 GMAC an image of 128 x 128.
-        segmentor = on_paper(Segmentor)
+        segmentor = build_on_meta(Segmentor)
         assert count_parameters(segmentor) == 159_668_161
-        assert multiply_adds(segmentor) == pytest.approx(19.6e9, rel=1e-3)
+        assert count_macs(segmentor) == pytest.approx(19.6e9, rel=1e-3)
 
     @pytest.mark.parametrize(
         ("global_from", "expected"),
@@ -173,21 +173,21 @@ class TestSegmentor(Architecture):
     def test_global_convolutions_are_the_decoders(
         self, global_from: int, expected: list[int]
     ) -> None:
-        segmentor = build_segmentor(narrow(global_from=global_from))
+        segmentor = build_segmentor(narrow_config(global_from=global_from))
         assert [i for i, b in enumerate(segmentor.up) if is_global(b[0])] == expected
         assert not any(is_global(module) for module in segmentor.down.modules())
 
     def test_every_block_but_the_first_is_normalised(self) -> None:
-        segmentor = build_segmentor(narrow())
+        segmentor = build_segmentor(narrow_config())
         normed = [isinstance(block[1], nn.BatchNorm2d) for block in segmentor.down]
         assert normed == [False, True, True, True, True, True]
         assert all(isinstance(block[1], nn.BatchNorm2d) for block in segmentor.up)
 
     def test_blocks_halve_and_double_the_widths_of_figure_1(self) -> None:
-        segmentor, found = build_segmentor(narrow()), []
+        segmentor, found = build_segmentor(narrow_config()), []
         for block in [*segmentor.down, *segmentor.up]:
             block.register_forward_hook(lambda _, __, y: found.append(tuple(y.shape[1:])))
-        segmentor(noise(2, 3, 128, 128))
+        segmentor(random_input(2, 3, 128, 128))
         down = [(2, 64, 64), (4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
         up = [(32, 4, 4), (16, 8, 8), (8, 16, 16), (4, 32, 32), (2, 64, 64), (2, 128, 128)]
         assert found == down + up
@@ -207,25 +207,27 @@ class TestSegmentor(Architecture):
     def test_width_inside_residual_blocks(
         self, options: dict[str, float], inner: list[int]
     ) -> None:
-        segmentor = build_segmentor(narrow(**options))
+        segmentor = build_segmentor(narrow_config(**options))
         blocks = [m for m in segmentor.modules() if isinstance(m, Residual)]
         assert [block.branch[0].out_channels for block in blocks] == inner
 
     def test_where_the_residual_activation_stands_changes_the_maps(self) -> None:
-        x = noise(2, 3, 64, 64)
-        after = build_segmentor(narrow())
-        before = build_segmentor(narrow(residual_activation="before"))
+        x = random_input(2, 3, 64, 64)
+        after = build_segmentor(narrow_config())
+        before = build_segmentor(narrow_config(residual_activation="before"))
         before.load_state_dict(after.state_dict())
         assert not torch.allclose(after(x), before(x))
 
     def test_only_norms_and_steepness_are_buffers(self) -> None:
-        names = {name.rsplit(".", 1)[-1] for name, _ in build_segmentor(narrow()).named_buffers()}
+        names = {
+            name.rsplit(".", 1)[-1] for name, _ in build_segmentor(narrow_config()).named_buffers()
+        }
         assert names == {"running_mean", "running_var", "num_batches_tracked", "k"}
 
 
 class TestCritic(Architecture):
     build = staticmethod(build_critic)
-    biased = {"blocks.0.0"}  # noqa: RUF012
+    convs_with_bias = {"blocks.0.0"}  # noqa: RUF012
 
     def channels(self, config: NetworkConfig) -> int:
         return 3 * config.classes
@@ -234,7 +236,7 @@ class TestCritic(Architecture):
         return network(x)
 
     def test_levels_are_the_image_and_six_halvings(self, config: NetworkConfig) -> None:
-        x = noise(2, 3 * config.classes, 128, 128)
+        x = random_input(2, 3 * config.classes, 128, 128)
         levels = build_critic(config)(x)
         assert levels[0] is x
         assert [tuple(level.shape[1:]) for level in levels[1:]] == [
@@ -243,15 +245,15 @@ class TestCritic(Architecture):
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_any_size_passes(self, size: tuple[int, int]) -> None:
-        levels = build_critic(narrow())(noise(2, 3, *size))
+        levels = build_critic(narrow_config())(random_input(2, 3, *size))
         assert len(levels) == 7
         assert all(level.isfinite().all() for level in levels)
 
     def test_size_at_the_papers_width(self) -> None:
         # reference/segan.md: 14.5 million parameters and 2.37 GMAC an image of 128 x 128.
-        critic = on_paper(Critic)
+        critic = build_on_meta(Critic)
         assert count_parameters(critic) == 14_484_352
-        assert multiply_adds(critic) == pytest.approx(2.37e9, rel=2e-3)
+        assert count_macs(critic) == pytest.approx(2.37e9, rel=2e-3)
 
     @pytest.mark.parametrize(
         ("global_from", "expected"),
@@ -259,11 +261,11 @@ class TestCritic(Architecture):
         [(3, [0, 1, 2, 3, 5]), (4, [0, 1, 2, 3]), (7, [0, 1, 2, 3]), (9, [0, 1, 2]), (14, [])],
     )
     def test_global_convolutions(self, global_from: int, expected: list[int]) -> None:
-        critic = build_critic(narrow(global_from=global_from))
+        critic = build_critic(narrow_config(global_from=global_from))
         assert [i for i, b in enumerate(critic.blocks) if is_global(b[0])] == expected
 
     def test_every_block_but_the_first_is_normalised(self) -> None:
-        normed = [isinstance(b[1], nn.BatchNorm2d) for b in build_critic(narrow()).blocks]
+        normed = [isinstance(b[1], nn.BatchNorm2d) for b in build_critic(narrow_config()).blocks]
         assert normed == [False, True, True, True, True, True]
 
     def test_has_no_buffers(self, config: NetworkConfig) -> None:
@@ -274,9 +276,9 @@ class TestCritic(Architecture):
 
     @pytest.mark.parametrize("scope", ["all", "convolutions"])
     def test_clamp(self, scope: str) -> None:
-        critic = build_critic(narrow())
+        critic = build_critic(narrow_config())
         before = {name: p.clone() for name, p in critic.named_parameters()}
-        critic.clamp(0.05, scope)
+        critic.clip_weights(0.05, scope)
         inside = {f"{name}.weight" for name, _ in convolutions(critic)}
         for name, parameter in critic.named_parameters():
             clamped = scope == "all" or name in inside or name.startswith("blocks.0.")
@@ -300,23 +302,23 @@ def is_global(module: nn.Module) -> bool:
     return isinstance(module, GlobalConvolution)
 
 
-def on_paper(network: Callable[[NetworkConfig], nn.Module]) -> nn.Module:
+def build_on_meta(network: Callable[[NetworkConfig], nn.Module]) -> nn.Module:
     """At the paper's width, with shapes but no numbers."""
     with torch.device("meta"):
         return network(NetworkConfig())
 
 
-def multiply_adds(network: nn.Module) -> float:
+def count_macs(network: nn.Module) -> float:
     with FlopCounterMode(display=False) as counter:
         network(torch.empty(1, 3, 128, 128, device="meta"))
     return counter.get_total_flops() / 2
 
 
 def test_the_scalar_critic_has_one_score_an_image() -> None:
-    critic, x = build_critic(narrow(), scalar=True), noise(3, 3, 64, 64)
+    critic, x = build_critic(narrow_config(), scalar=True), random_input(3, 3, 64, 64)
     (scores,) = critic(x)
     assert scores.shape == (3,)
-    plain = build_critic(narrow())
+    plain = build_critic(narrow_config())
     plain.load_state_dict({k: v for k, v in critic.state_dict().items() if "head" not in k})
     expected = plain(x)[-1].mean((2, 3)) @ critic.head.weight[0] + critic.head.bias
     torch.testing.assert_close(scores, expected)
@@ -326,8 +328,8 @@ def test_the_scalar_critic_has_one_score_an_image() -> None:
 
 @pytest.mark.parametrize("scalar", [False, True])
 def test_spectral_norm_bounds_every_layer_of_the_critic(scalar: bool) -> None:
-    critic = build_critic(narrow(spectral_norm=True), scalar=scalar)
-    x = noise(2, 3, 64, 64)
+    critic = build_critic(narrow_config(spectral_norm=True), scalar=scalar)
+    x = random_input(2, 3, 64, 64)
     for _ in range(50):  # a power iteration each
         critic(x)
     found = {
@@ -340,7 +342,9 @@ def test_spectral_norm_bounds_every_layer_of_the_critic(scalar: bool) -> None:
 
 
 def test_spectral_norm_starts_from_the_same_weights() -> None:
-    free, bound = (dict(build_critic(narrow(spectral_norm=s)).named_parameters()) for s in (0, 1))
+    free, bound = (
+        dict(build_critic(narrow_config(spectral_norm=s)).named_parameters()) for s in (0, 1)
+    )
     for name, weight in free.items():
         original = name.replace(".weight", ".parametrizations.weight.original")
         assert torch.equal(weight, bound.get(original, bound.get(name))), name

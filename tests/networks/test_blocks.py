@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segan.networks.blocks import GlobalConvolution, Residual, convolution
 
 
-def ones(network: nn.Module) -> nn.Module:
+def fill_with_ones(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         nn.init.ones_(parameter)
     return network
@@ -24,7 +24,7 @@ def impulse(side: int) -> Tensor:
 
 
 def test_a_global_convolution_reaches_its_whole_square_twice() -> None:
-    y = ones(GlobalConvolution(1, 1, 3, bias=False))(impulse(5))
+    y = fill_with_ones(GlobalConvolution(1, 1, 3, bias=False))(impulse(5))
     # Each branch of ones spreads the pixel over 3 x 3, and the two are summed.
     expected = torch.zeros(1, 1, 5, 5)
     expected[..., 1:4, 1:4] = 2
@@ -33,7 +33,7 @@ def test_a_global_convolution_reaches_its_whole_square_twice() -> None:
 
 def test_the_branches_of_a_global_convolution_go_the_two_ways_round() -> None:
     x = torch.ones(1, 1, 3, 3)
-    block = ones(GlobalConvolution(1, 1, 3, bias=True))
+    block = fill_with_ones(GlobalConvolution(1, 1, 3, bias=True))
     # In the middle: 3 ones and the bias make 4 on the first axis. The second sums 4 4 4 and its
     # own bias: 13. Two branches: 26. In a corner a sum has 2 terms: (2 + 1) * 2 + 1 = 7, twice.
     assert block(x)[0, 0, 1, 1] == 26
@@ -41,7 +41,7 @@ def test_the_branches_of_a_global_convolution_go_the_two_ways_round() -> None:
 
 
 def test_a_strided_global_convolution_takes_every_second_pixel_of_the_full_one() -> None:
-    full, strided = (ones(GlobalConvolution(2, 1, 5, s, bias=False)) for s in (1, 2))
+    full, strided = (fill_with_ones(GlobalConvolution(2, 1, 5, s, bias=False)) for s in (1, 2))
     x = torch.rand(1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
     assert strided(x).shape == (1, 1, 6, 4)  # ceil(11 / 2), ceil(8 / 2)
     torch.testing.assert_close(strided(x), full(x)[..., ::2, ::2])
@@ -62,7 +62,7 @@ def test_a_global_convolution_has_two_pairs_of_thin_kernels(kernel: int) -> None
     [(7, 8, 4), (7, 9, 5), (5, 33, 17), (4, 8, 4), (4, 9, 4), (3, 3, 2)],
 )
 def test_a_stride_halves(kernel: int, side: int, out: int) -> None:
-    plain = convolution(1, 1, kernel, 2, False, global_from=99)
+    plain = convolution(1, 1, kernel, 2, False, global_conv_min_kernel=99)
     assert isinstance(plain, nn.Conv2d)
     assert plain(torch.ones(1, 1, side, side)).shape == (1, 1, out, out)
 
@@ -81,7 +81,7 @@ def test_a_residual_block_around_an_empty_branch(after: bool, expected: list[flo
 
 
 def test_a_residual_block_adds_its_branch() -> None:
-    block = Residual(1, 2, nn.ReLU, after=True)
+    block = Residual(1, 2, nn.ReLU, activate_after_sum=True)
     last = block.branch[-1]
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, -3.0)

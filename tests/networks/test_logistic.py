@@ -13,11 +13,11 @@ from segan.config import NetworkConfig
 from segan.networks.logistic import AdaptiveLogistic
 from segan.networks.segmentor import build_segmentor
 
-STEEPNESS = st.floats(0.05, 1.0)
-SCORES = st.floats(-2.0, 2.0)
+K_VALUES = st.floats(0.05, 1.0)
+LOGITS = st.floats(-2.0, 2.0)
 
 
-def at(z: float, k: float) -> float:
+def logistic(z: float, k: float) -> float:
     return AdaptiveLogistic(k)(torch.tensor(z, dtype=torch.float64)).item()
 
 
@@ -33,7 +33,7 @@ def at(z: float, k: float) -> float:
     ],
 )
 def test_values_by_hand(z: float, k: float, p: float) -> None:
-    assert at(z, k) == pytest.approx(p, abs=1e-6)
+    assert logistic(z, k) == pytest.approx(p, abs=1e-6)
 
 
 def test_k_of_1_is_the_sigmoid() -> None:
@@ -48,17 +48,17 @@ def test_slope_at_0_is_a_quarter_of_1_over_k(k: float) -> None:
     assert z.grad.item() == pytest.approx(1 / (4 * k), rel=1e-6)
 
 
-@given(SCORES, STEEPNESS, STEEPNESS)
+@given(LOGITS, K_VALUES, K_VALUES)
 @settings(max_examples=50)
 def test_a_smaller_k_is_sharper(z: float, one: float, other: float) -> None:
     sharp, soft = min(one, other), max(one, other)
-    assert abs(at(z, sharp) - 0.5) >= abs(at(z, soft) - 0.5) - 1e-12
+    assert abs(logistic(z, sharp) - 0.5) >= abs(logistic(z, soft) - 0.5) - 1e-12
 
 
-@given(SCORES, STEEPNESS)
+@given(LOGITS, K_VALUES)
 @settings(max_examples=50)
 def test_turned_about_one_half(z: float, k: float) -> None:
-    assert at(-z, k) == pytest.approx(1 - at(z, k), abs=1e-12)
+    assert logistic(-z, k) == pytest.approx(1 - logistic(z, k), abs=1e-12)
 
 
 def test_k_travels_with_the_weights() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from segan import storage
-from segan.data.archive import open_archive
-from segan.data.ingest import Options, here, ingest
-from segan.data.synthetic import draw_archive
-from tests.training.tiny import FRAME, ROWS
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.synthetic import generate_archive
+from tests.training.helpers import FRAME, ROWS
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     def write(name: str, content: bytes) -> None:
         storage.write_bytes(storage.join(source, name), content)
 
-    draw_archive({"train": ROWS, "validation": 3}, 0, write, short_side=100)
-    options = Options(FRAME, rows_per_shard=8)
-    manifest = ingest(open_archive(source), out, options, here(1))
+    generate_archive({"train": ROWS, "validation": 3}, 0, write, short_side=100)
+    options = IngestOptions(FRAME, rows_per_shard=8)
+    manifest = ingest(open_archive(source), out, options, local_executor(1))
     assert [len(manifest.shards(split)) for split in ("train", "validation")] == [4, 1]
     return out

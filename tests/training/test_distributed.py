@@ -12,71 +12,71 @@ from torch import nn
 
 from segan.config import parse_config
 from segan.training.distributed import (
-    Council,
-    average_running_statistics,
-    largest_difference,
+    HostCollectives,
+    all_reduce_sum,
+    max_replica_divergence,
     rank,
     single_process_group,
-    sum_over_ranks,
+    sync_batch_norm_stats,
     world_size,
 )
-from segan.training.step import Adversaries
-from tests.training.spawning import spawn_ranks
+from segan.training.step import SegAN
+from tests.training.ranks import spawn_ranks
 
 STEPS = 20
 RANKS = 2
 
 
-def as_rank(index: int, folder: Path) -> None:
+def run_rank(index: int, folder: Path) -> None:
     """One of two ranks, in a process of its own; leaves what it found in a file."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=index, world_size=RANKS)
-    both = Adversaries(parse_config({"network": {"width": 2}}), torch.device("cpu"))
+    model = SegAN(parse_config({"network": {"width": 2}}), torch.device("cpu"))
     data = torch.Generator().manual_seed(index)
     for _ in range(STEPS):
         image = torch.rand(2, 3, 64, 64, generator=data)
-        both.step(image, (torch.rand(2, 1, 64, 64, generator=data) > 0.5).float())
-    before = buffers(both.segmentor)
-    average_running_statistics(both.segmentor)
-    same = largest_difference(both.segmentor)
+        model.train_step(image, (torch.rand(2, 1, 64, 64, generator=data) > 0.5).float())
+    before = clone_stats(model.segmentor)
+    sync_batch_norm_stats(model.segmentor)
+    same = max_replica_divergence(model.segmentor)
     with torch.no_grad():
-        both.critic.blocks[0][0].tall_flat[0].bias[1] = 7.0 + 0.5 * index
+        model.critic.blocks[0][0].tall_flat[0].bias[1] = 7.0 + 0.5 * index
     values = torch.tensor([1.0 + 9 * index, 2.0 + 18 * index])
     found = {
         "rank": (rank(), world_size()),
-        "segmentor": dict(both.segmentor.named_parameters()),
-        "critic": dict(both.critic.named_parameters()),
+        "segmentor": dict(model.segmentor.named_parameters()),
+        "critic": dict(model.critic.named_parameters()),
         "before": before,
-        "after": buffers(both.segmentor),
-        "sum": sum_over_ranks(values),
+        "after": clone_stats(model.segmentor),
+        "sum": all_reduce_sum(values),
         "values": values,
-        "norm": averaged_norm(index),
+        "norm": synced_norm_stats(index),
         "same": same,
-        "council": said_in_council(index),
-        "apart": largest_difference(both.critic),
+        "council": run_collectives(index),
+        "apart": max_replica_divergence(model.critic),
     }
     torch.save(found, folder / f"rank{index}.pt")
     dist.destroy_process_group()
 
 
-def said_in_council(index: int) -> tuple[list[bool], bool, list[Any]]:
+def run_collectives(index: int) -> tuple[list[bool], bool, list[Any]]:
     """Rank 1 alone has a wish, in its third call."""
-    council = Council()
-    words = [council.any_before(index == 1 and call == 3) for call in range(1, 6)]
-    return words, council.last_word(), council.gather({"rank": index})
+    collectives = HostCollectives()
+    answers = [collectives.any_rank_async(index == 1 and call == 3) for call in range(1, 6)]
+    return answers, collectives.wait(), collectives.all_gather_object({"rank": index})
 
 
-def averaged_norm(index: int) -> tuple[list[float], list[float]]:
+def synced_norm_stats(index: int) -> tuple[list[float], list[float]]:
     """A norm whose statistics are set by hand, after the average."""
     norm = nn.BatchNorm2d(2)
     norm.running_mean.copy_(torch.tensor([[1.0, -4.0], [3.0, 8.0]][index]))
     norm.running_var.copy_(torch.tensor([[1.0, 0.25], [2.0, 0.75]][index]))
-    average_running_statistics(norm)
+    sync_batch_norm_stats(norm)
     return norm.running_mean.tolist(), norm.running_var.tolist()
 
 
-def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+def clone_stats(network: nn.Module) -> dict[str, torch.Tensor]:
     return {
         n: b.clone() for n, b in network.named_buffers() if n.rsplit("_", 1)[-1] in ("mean", "var")
     }
@@ -85,7 +85,7 @@ def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return spawn_ranks(as_rank, RANKS, folder, 110)
+    return spawn_ranks(run_rank, RANKS, folder, 110)
 
 
 def test_ranks_know_their_place(ranks: list[dict[str, Any]]) -> None:
@@ -129,10 +129,10 @@ def test_a_wish_of_one_is_heard_by_all_a_call_later(ranks: list[dict[str, Any]])
 
 def test_the_last_wish_is_not_lost() -> None:
     with single_process_group():
-        council = Council()
-        assert not council.any_before(True)
-        assert council.last_word()
-        assert not council.last_word()
+        council = HostCollectives()
+        assert not council.any_rank_async(True)
+        assert council.wait()
+        assert not council.wait()
 
 
 def test_the_largest_difference_is_found_on_every_rank(ranks: list[dict[str, Any]]) -> None:
@@ -144,10 +144,10 @@ def test_alone_in_a_group_of_its_own() -> None:
     for _ in range(2):  # a second group in the same process does not meet the first
         with single_process_group():
             assert (rank(), world_size()) == (0, 1)
-            assert sum_over_ranks(torch.tensor([1.5, 2.0])).tolist() == [1.5, 2.0]
+            assert all_reduce_sum(torch.tensor([1.5, 2.0])).tolist() == [1.5, 2.0]
             norm = nn.BatchNorm2d(1)
             norm.running_mean.fill_(3.0)
-            average_running_statistics(norm)
+            sync_batch_norm_stats(norm)
             assert norm.running_mean.item() == 3.0
     assert not dist.is_initialized()
 

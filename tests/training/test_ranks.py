@@ -12,35 +12,35 @@ import torch
 import torch.distributed as dist
 
 from segan.config import Config, parse_config
-from segan.data.batches import Batch, Plan, to_batch
-from segan.data.records import read_shard
-from segan.errors import NotFiniteError
-from segan.runs import Run
+from segan.data.records.format import read_shard
+from segan.data.stream.batches import Batch, StreamSpec, to_batch
+from segan.errors import NonFiniteError
+from segan.runs.run import Run
 from segan.training import state
 from segan.training.distributed import (
+    batch_norm_stats,
     flatten,
     rank,
-    running_statistics,
     single_process_group,
     world_size,
 )
-from segan.training.loop import Training, Watchers
-from segan.training.session import find_start, make_plan, open_training
-from segan.training.step import Adversaries
-from tests.training.spawning import spawn_ranks
-from tests.training.tiny import BATCH, configure, lines, same_weights, scalars
+from segan.training.launch import build_trainer, find_resume_checkpoint, resolve_resume
+from segan.training.step import SegAN
+from segan.training.trainer import Callbacks, Trainer
+from tests.training.helpers import BATCH_SIZE, configure, metric_lines, same_weights, scalar_steps
+from tests.training.ranks import spawn_ranks
 
 pytestmark = pytest.mark.timeout(400)
 
 RANKS = 2
 STEPS = 16  # of 2 x 2 images, the same 4 as with one worker
-STOPS = (2, 5, 6, 12)  # 6 ends an epoch, 12 begins one
+STOP_STEPS = (2, 5, 6, 12)  # 6 ends an epoch, 12 begins one
 
 
-def configured(records: str, steps: int) -> Config:
+def configure_ranks(records: str, steps: int) -> Config:
     return configure(
         records,
-        training={"batch_size": BATCH // RANKS, "checkpoint_every": steps},
+        training={"batch_size": BATCH_SIZE // RANKS, "checkpoint_every": steps},
         cluster={"workers": RANKS},
     )
 
@@ -52,39 +52,44 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def varied(records: str, sections: dict[str, dict[str, Any]]) -> Config:
-    tree = configured(records, 0).model_dump()
+def configure_variant(records: str, sections: dict[str, dict[str, Any]]) -> Config:
+    tree = configure_ranks(records, 0).model_dump()
     for name, section in sections.items():
         tree[name] |= section
     return parse_config(tree)
 
 
-def batches(plan: Plan) -> Iterator[Batch]:
+def rank_batches(spec: StreamSpec) -> Iterator[Batch]:
     """This rank's, dealt out as Ray Data does."""
-    manifest = plan.sequence.manifest
-    blocks = plan.sequence.blocks(
-        plan.start, plan.stop, plan.batch_size, lambda shard: read_shard(plan.records, shard)
+    manifest = spec.sampler.manifest
+    blocks = spec.sampler.blocks(
+        spec.start, spec.stop, spec.batch_size, lambda shard: read_shard(spec.records, shard)
     )
     for i, table in enumerate(blocks):
         if i % world_size() == rank():
             yield to_batch(table, manifest)
 
 
-def as_rank(index: int, folder: Path, records: str) -> None:
+def run_rank(index: int, folder: Path, records: str) -> None:
     """One of two ranks; leaves what it found in a file."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=index, world_size=RANKS)
     found = {
-        "undisturbed": train(configured(records, 0), Run(f"{folder}/undisturbed")),
-        "stopped": [stop(configured(records, 4), Run(f"{folder}/stopped"), n) for n in STOPS],
-        "after": train(configured(records, 4), Run(f"{folder}/stopped")),
-        "not finite": spoil(configured(records, 0), Run(f"{folder}/spoilt")),
+        "undisturbed": train(configure_ranks(records, 0), Run(f"{folder}/undisturbed")),
+        "stopped": [
+            train_until_stop(configure_ranks(records, 4), Run(f"{folder}/stopped"), n)
+            for n in STOP_STEPS
+        ],
+        "after": train(configure_ranks(records, 4), Run(f"{folder}/stopped")),
+        "not finite": train_with_inf_weight(configure_ranks(records, 0), Run(f"{folder}/spoilt")),
         "variants": [
             (
-                train(varied(records, sections), Run(f"{folder}/whole-{name}")),
-                stop(varied(records, sections), Run(f"{folder}/halved-{name}"), 8),
-                train(varied(records, sections), Run(f"{folder}/halved-{name}")),
+                train(configure_variant(records, sections), Run(f"{folder}/whole-{name}")),
+                train_until_stop(
+                    configure_variant(records, sections), Run(f"{folder}/halved-{name}"), 8
+                ),
+                train(configure_variant(records, sections), Run(f"{folder}/halved-{name}")),
             )
             for name, sections in VARIANTS.items()
         ],
@@ -93,66 +98,66 @@ def as_rank(index: int, folder: Path, records: str) -> None:
     dist.destroy_process_group()
 
 
-def train(config: Config, run: Run, watchers: Watchers | None = None) -> dict[str, Any]:
+def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[str, Any]:
     """A training from where the run stands; rank 0 says where that is, as the driver does."""
-    said: list[Any] = [make_plan(config, run) if rank() == 0 else None]
-    dist.broadcast_object_list(said, src=0)
-    (plan,) = said
-    training = open_training(config, run, plan, watchers or Watchers())
-    begun = statistics(training.adversaries)
-    training.train(batches(plan))
+    broadcast: list[Any] = [resolve_resume(config, run) if rank() == 0 else None]
+    dist.broadcast_object_list(broadcast, src=0)
+    (spec,) = broadcast
+    trainer = build_trainer(config, run, spec, callbacks or Callbacks())
+    begun = clone_stats(trainer.model)
+    trainer.train(rank_batches(spec))
     return {
-        "start": plan.start,
-        "step": training.step,
-        "stopped": training.stopped,
+        "start": spec.start,
+        "step": trainer.step,
+        "stopped": trainer.stopped,
         "begun": begun,
-        "statistics": statistics(training.adversaries),
+        "statistics": clone_stats(trainer.model),
     }
 
 
-def stop(config: Config, run: Run, step: int) -> dict[str, Any]:
+def train_until_stop(config: Config, run: Run, step: int) -> dict[str, Any]:
     """Rank 1 alone wishes an end, once the step is done."""
-    asked = [0]
+    num_calls = [0]
 
-    def wish() -> bool:
-        asked[0] += 1
-        return rank() == 1 and asked[0] + before >= step
+    def should_stop() -> bool:
+        num_calls[0] += 1
+        return rank() == 1 and num_calls[0] + before >= step
 
-    start = find_start(run, print)
-    before = start.samples // BATCH if start else 0
-    return train(config, run, Watchers(stop=wish))
+    start = find_resume_checkpoint(run, print)
+    before = start.samples // BATCH_SIZE if start else 0
+    return train(config, run, Callbacks(should_stop=should_stop))
 
 
-def spoil(config: Config, run: Run) -> dict[str, Any]:
+def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
     """A weight of rank 1 becomes infinite after 7 steps, so that it alone meets NaN in the 8th."""
-    plan = make_plan(config, run)
-    training = open_training(config, run, plan, Watchers())
+    spec = resolve_resume(config, run)
+    trainer = build_trainer(config, run, spec, Callbacks())
     before: dict[str, Any] = {}
 
-    def spoilt(source: Iterator[Batch]) -> Iterator[Batch]:
+    def with_inf_weight(source: Iterator[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(source, 1):
             if number == 8:
                 if rank() == 1:
                     with torch.no_grad():
-                        next(training.adversaries.segmentor.parameters()).fill_(torch.inf)
-                before.update({"weights": weights(training), "ids": batch.ids})
+                        next(trainer.model.segmentor.parameters()).fill_(torch.inf)
+                before.update({"weights": clone_weights(trainer), "ids": batch.ids})
             yield batch
 
     try:
-        training.train(spoilt(batches(plan)))
-    except NotFiniteError as error:
-        return before | {"said": str(error), "after": weights(training)}
+        trainer.train(with_inf_weight(rank_batches(spec)))
+    except NonFiniteError as error:
+        return before | {"said": str(error), "after": clone_weights(trainer)}
     return before
 
 
-def weights(training: Training) -> dict[str, torch.Tensor]:
-    both = training.adversaries
+def clone_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    both = trainer.model
     named = [*both.segmentor.named_parameters("S"), *both.critic.named_parameters("C")]
     return {name: parameter.detach().clone() for name, parameter in named}
 
 
-def statistics(adversaries: Adversaries) -> torch.Tensor:
-    return flatten(running_statistics(adversaries.segmentor)).clone()
+def clone_stats(model: SegAN) -> torch.Tensor:
+    return flatten(batch_norm_stats(model.segmentor)).clone()
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +167,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path, records: str) -> list[dict[str, Any]]:
-    return spawn_ranks(as_rank, RANKS, folder, 360, records)
+    return spawn_ranks(run_rank, RANKS, folder, 360, records)
 
 
 Ranks = list[dict[str, Any]]
@@ -187,9 +192,11 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(ranks: Ranks, folder: P
     assert [found["after"]["step"] for found in ranks] == [STEPS, STEPS]
     whole, stopped = Run(f"{folder}/undisturbed"), Run(f"{folder}/stopped")
     assert same_weights(whole, stopped)
-    assert lines(whole) == lines(stopped)
-    assert scalars(stopped, "step/critic_loss") == [BATCH * n for n in range(1, STEPS + 1)]
-    one, other = whole.latest(), stopped.latest()
+    assert metric_lines(whole) == metric_lines(stopped)
+    assert scalar_steps(stopped, "step/critic_loss") == [
+        BATCH_SIZE * n for n in range(1, STEPS + 1)
+    ]
+    one, other = whole.latest_checkpoint(), stopped.latest_checkpoint()
     assert one is not None
     assert other is not None
     assert one.files == other.files
@@ -198,15 +205,15 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(ranks: Ranks, folder: P
 def test_the_segmentor_for_use_has_the_mean_of_the_statistics(ranks: Ranks, folder: Path) -> None:
     """And so has each of another number of ranks that goes on: here one, from two."""
     run = Run(f"{folder}/stopped")
-    within = next(c for c in run.checkpoints() if not c.validated)
+    within = next(c for c in run.checkpoints() if not c.is_validated)
     trainer = torch.load(io.BytesIO(within.read(state.TRAINER)), weights_only=True)
     rows = trainer["running_statistics"]
     assert rows.shape[0] == RANKS
     assert not torch.equal(rows[0], rows[1])
     with single_process_group():
-        alone = Adversaries(within.config, torch.device("cpu"))
-        state.restore(alone, within, torch.device("cpu"))
-        torch.testing.assert_close(statistics(alone), (rows[0] + rows[1]) / 2)
+        alone = SegAN(within.config, torch.device("cpu"))
+        state.load_checkpoint(alone, within, torch.device("cpu"))
+        torch.testing.assert_close(clone_stats(alone), (rows[0] + rows[1]) / 2)
 
 
 def test_the_rank_that_was_not_finite_is_named_and_all_stop(ranks: Ranks) -> None:
@@ -227,7 +234,10 @@ def test_variants_go_on_with_two_ranks(ranks: Ranks, folder: Path) -> None:
             assert (whole["step"], halved["step"], after["step"]) == (STEPS, 9, STEPS)
             assert torch.equal(whole["statistics"], after["statistics"])
     for name in VARIANTS:
-        one, other = Run(f"{folder}/whole-{name}").latest(), Run(f"{folder}/halved-{name}").latest()
+        one, other = (
+            Run(f"{folder}/whole-{name}").latest_checkpoint(),
+            Run(f"{folder}/halved-{name}").latest_checkpoint(),
+        )
         assert one is not None
         assert other is not None
         assert one.files == other.files, name

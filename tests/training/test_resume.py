@@ -23,76 +23,77 @@ from hypothesis import strategies as st
 from segan import storage
 from segan.config import Config
 from segan.errors import StoppedError, StorageError
-from segan.runs import Run
-from segan.training.loop import Status, Watchers
-from segan.training.session import make_plan, train_here
-from tests.training.tiny import (
-    BATCH,
-    ENDS,
+from segan.runs.run import Run
+from segan.training.launch import resolve_resume, train_local
+from segan.training.trainer import Callbacks, TrainingProgress
+from tests.training.helpers import (
+    BATCH_SIZE,
+    EPOCH_END_SAMPLES,
     STEPS,
     configure,
-    lines,
+    load_weights,
+    metric_lines,
     same_weights,
-    scalars,
-    weights,
+    scalar_steps,
 )
 
-POINTS = [BATCH * n for n in range(1, STEPS + 1)]
+STEP_SAMPLES = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
 FILES = ("segmentor.safetensors", "critic.safetensors", "trainer.pt")
 
 
-class KilledError(Exception):
+class AbortError(Exception):
     """What a test breaks a training off with."""
 
 
-def every(records: str, steps: int) -> Config:
+def configure_checkpoints(records: str, steps: int) -> Config:
     return configure(records, training={"checkpoint_every": steps})
 
 
 @pytest.fixture(scope="module")
-def undisturbed(records: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def uninterrupted_run(records: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that saved at the ends of epochs alone and never stopped."""
     run = Run(str(tmp_path_factory.mktemp("runs") / "undisturbed"))
-    train_here(configure(records), run)
+    train_local(configure(records), run)
     return run
 
 
 @pytest.fixture(scope="module")
-def killed_once(records: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed_run_folder(records: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run(str(tmp_path_factory.mktemp("runs") / "killed"))
-    with pytest.raises(KilledError):
-        train_here(every(records, 2), run, kill_at(11))
+    with pytest.raises(AbortError):
+        train_local(configure_checkpoints(records, 2), run, kill_at(11))
     return Path(run.uri)
 
 
 @pytest.fixture
-def killed(killed_once: Path, tmp_path: Path) -> Run:
+def killed_run(killed_once: Path, tmp_path: Path) -> Run:
     """A run that saved every second step and was killed in step 11."""
     return Run(str(shutil.copytree(killed_once, tmp_path / "killed")))
 
 
-def kill_at(step: int) -> Watchers:
-    def observe(status: Status) -> None:
-        if status.samples == step * BATCH:
-            raise KilledError
+def kill_at(step: int) -> Callbacks:
+    def observe(status: TrainingProgress) -> None:
+        if status.samples == step * BATCH_SIZE:
+            raise AbortError
 
-    return Watchers(observe=observe)
+    return Callbacks(on_step_end=observe)
 
 
-def wish_at(step: int) -> Watchers:
+def request_stop_at(step: int) -> Callbacks:
     """Wishes an end from the end of a step on."""
     seen = [0]
-    return Watchers(
-        observe=lambda status: seen.append(status.samples), stop=lambda: seen[-1] >= step * BATCH
+    return Callbacks(
+        on_step_end=lambda status: seen.append(status.samples),
+        should_stop=lambda: seen[-1] >= step * BATCH_SIZE,
     )
 
 
 def assert_same(run: Run, other: Run) -> None:
     assert same_weights(run, other)
-    assert lines(run) == lines(other)
-    assert scalars(run, "step/critic_loss") == POINTS
-    assert scalars(run, "epoch/jaccard") == list(ENDS.values())
-    one, two = run.latest(), other.latest()
+    assert metric_lines(run) == metric_lines(other)
+    assert scalar_steps(run, "step/critic_loss") == STEP_SAMPLES
+    assert scalar_steps(run, "epoch/jaccard") == list(EPOCH_END_SAMPLES.values())
+    one, two = run.latest_checkpoint(), other.latest_checkpoint()
     assert one is not None
     assert two is not None
     # Adam's moments and the running statistics too.
@@ -108,11 +109,11 @@ def test_checkpoints_within_epochs_change_nothing(
 ) -> None:
     run, saved = Run(str(tmp_path / "run")), []
 
-    def observe(status: Status) -> None:
-        latest = run.latest()
+    def observe(status: TrainingProgress) -> None:
+        latest = run.latest_checkpoint()
         saved.append(latest.name if latest else None)
 
-    train_here(every(records, 5), run, Watchers(observe=observe))
+    train_local(configure_checkpoints(records, 5), run, Callbacks(on_step_end=observe))
     assert_same(run, undisturbed)
     # After steps 5, 10 and 15; epochs end with steps 6, 11 and 16.
     names = ["step_0000005", "epoch_00001", "step_0000010", "epoch_00002", "step_0000015"]
@@ -121,25 +122,25 @@ def test_checkpoints_within_epochs_change_nothing(
 
 def test_a_step_that_ends_a_validated_epoch_is_saved_once(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
-    with pytest.raises(KilledError):
-        train_here(every(records, 6), run, kill_at(7))
+    with pytest.raises(AbortError):
+        train_local(configure_checkpoints(records, 6), run, kill_at(7))
     assert [c.name for c in run.checkpoints()] == ["epoch_00001"]
 
 
 def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed: Run) -> None:
-    latest = killed.latest()
+    latest = killed.latest_checkpoint()
     assert latest is not None
     assert (latest.name, latest.samples, latest.info["epochs"]) == ("step_0000010", 40, 1)
-    assert not latest.validated
+    assert not latest.is_validated
     assert latest.info["metrics"]["step"] == 10
-    best = killed.best()
+    best = killed.best_checkpoint()
     assert best is not None
     assert best.name == "epoch_00001"
     assert [c.name for c in killed.checkpoints()] == ["epoch_00001", "step_0000008", "step_0000010"]
 
 
 def test_how_often_is_saved_may_change(killed: Run, records: str) -> None:
-    train_here(every(records, 0), killed)
+    train_local(configure_checkpoints(records, 0), killed)
 
 
 # Going on
@@ -152,17 +153,17 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
     undisturbed: Run, records: str, tmp_path_factory: pytest.TempPathFactory, stops: Any, steps: int
 ) -> None:
     run = Run(str(tmp_path_factory.mktemp("stopped") / "run"))
-    config = every(records, steps)
+    config = configure_checkpoints(records, steps)
     for step in sorted(stops):
-        began = make_plan(config, run).start
+        began = resolve_resume(config, run).start
         with contextlib.suppress(StoppedError):
-            train_here(config, run, wish_at(step))
+            train_local(config, run, request_stop_at(step))
         # A wish is followed a step after it was heard, and heard after a step at the earliest.
-        expected = min(max(step + 1, began // BATCH + 2), STEPS)
-        latest = run.latest()
+        expected = min(max(step + 1, began // BATCH_SIZE + 2), STEPS)
+        latest = run.latest_checkpoint()
         assert latest is not None
-        assert latest.samples == expected * BATCH
-    train_here(config, run)
+        assert latest.samples == expected * BATCH_SIZE
+    train_local(config, run)
     assert_same(run, undisturbed)
 
 
@@ -172,11 +173,11 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 def test_a_run_killed_anywhere_goes_on_from_its_last_checkpoint(
     steps: int, killed_in: int, kept: int, undisturbed: Run, records: str, tmp_path: Path
 ) -> None:
-    run, config = Run(str(tmp_path / "run")), every(records, steps)
-    with pytest.raises(KilledError):
-        train_here(config, run, kill_at(killed_in))
-    assert make_plan(config, run).start == kept * BATCH
-    train_here(config, run)
+    run, config = Run(str(tmp_path / "run")), configure_checkpoints(records, steps)
+    with pytest.raises(AbortError):
+        train_local(config, run, kill_at(killed_in))
+    assert resolve_resume(config, run).start == kept * BATCH_SIZE
+    train_local(config, run)
     assert_same(run, undisturbed)
 
 
@@ -184,20 +185,22 @@ def test_a_kill_between_metrics_and_manifest_leaves_both_consistent(
     killed: Run, undisturbed: Run, records: str
 ) -> None:
     """The save of step 10 got as far as its files: metrics are further than the checkpoints."""
-    assert lines(killed)[-1]["step"] == 10
+    assert metric_lines(killed)[-1]["step"] == 10
     storage.delete_file(f"{killed}/checkpoints/step_0000010/manifest.json")
-    assert make_plan(every(records, 2), killed).start == 8 * BATCH
-    train_here(every(records, 2), killed)
+    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
+    train_local(configure_checkpoints(records, 2), killed)
     assert_same(killed, undisturbed)
 
 
 def test_what_is_shown_goes_on_too(killed: Run, undisturbed: Run, records: str) -> None:
-    seen: list[Status] = []
-    train_here(every(records, 2), killed, Watchers(observe=seen.append))
-    by_step = {line["step"]: line for line in lines(undisturbed) if line["kind"] == "step"}
+    seen: list[TrainingProgress] = []
+    train_local(configure_checkpoints(records, 2), killed, Callbacks(on_step_end=seen.append))
+    by_step = {line["step"]: line for line in metric_lines(undisturbed) if line["kind"] == "step"}
     first = seen[0]
-    assert (first.samples, first.validated) == (44, 1)
-    best = undisturbed.metrics()[ENDS[1] // BATCH]["jaccard"]  # the line after six steps
+    assert (first.samples, first.num_validations) == (44, 1)
+    best = undisturbed.metrics()[EPOCH_END_SAMPLES[1] // BATCH_SIZE][
+        "jaccard"
+    ]  # the line after six steps
     assert (first.jaccard, first.best_jaccard) == (best, best)
     assert first.critic_loss == by_step[11]["critic_loss"]
 
@@ -205,9 +208,9 @@ def test_what_is_shown_goes_on_too(killed: Run, undisturbed: Run, records: str) 
 def test_losses_are_shown_before_the_next_is_logged(records: str, tmp_path: Path) -> None:
     run, seen = Run(str(tmp_path / "run")), []
     config = configure(records, training={"checkpoint_every": 5, "log_every": 4})
-    with pytest.raises(KilledError):
-        train_here(config, run, kill_at(6))
-    train_here(config, run, Watchers(observe=seen.append))
+    with pytest.raises(AbortError):
+        train_local(config, run, kill_at(6))
+    train_local(config, run, Callbacks(on_step_end=seen.append))
     logged = {line["step"]: line["critic_loss"] for line in run.metrics()}
     assert [s.critic_loss for s in seen if s.samples == 24] == [logged[4], logged[6]]
 
@@ -215,18 +218,18 @@ def test_losses_are_shown_before_the_next_is_logged(records: str, tmp_path: Path
 # Damage
 
 
-def flip(content: bytes) -> bytes:
+def flip_middle_byte(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def other_samples(content: bytes) -> bytes:
+def change_samples(content: bytes) -> bytes:
     assert content.count(b'"samples": 40') == 1
     return content.replace(b'"samples": 40', b'"samples": 36')
 
 
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "flipped": flip,
+CORRUPTIONS: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": flip_middle_byte,
     "torn": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "no JSON": lambda content: b"<html>503</html>",
@@ -234,14 +237,14 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def damage(uri: str, how: Callable[[bytes], bytes]) -> None:
-    storage.write_bytes(uri, how(storage.read_bytes(uri)))
+def corrupt(uri: str, corruption: Callable[[bytes], bytes]) -> None:
+    storage.write_bytes(uri, corruption(storage.read_bytes(uri)))
 
 
 @pytest.mark.parametrize(
     ("file", "how"),
     [(file, how) for file in FILES for how in ("flipped", "torn")]
-    + [("manifest.json", how) for how in DAMAGE if how != "flipped"],
+    + [("manifest.json", how) for how in CORRUPTIONS if how != "flipped"],
 )
 def test_a_damaged_latest_is_passed_over_and_named(
     file: str,
@@ -251,13 +254,13 @@ def test_a_damaged_latest_is_passed_over_and_named(
     records: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = every(records, 2)
-    damage(f"{killed}/checkpoints/step_0000010/{file}", DAMAGE[how])
-    assert make_plan(config, killed).start == 8 * BATCH
+    config = configure_checkpoints(records, 2)
+    corrupt(f"{killed}/checkpoints/step_0000010/{file}", CORRUPTIONS[how])
+    assert resolve_resume(config, killed).start == 8 * BATCH_SIZE
     said = capsys.readouterr().err
     assert f"{killed}: checkpoint step_0000010 is not whole and passed over: " in said
     assert file in said
-    train_here(config, killed)
+    train_local(config, killed)
     assert_same(killed, undisturbed)
 
 
@@ -265,23 +268,25 @@ def test_a_missing_file_is_damage(
     killed: Run, records: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage.delete_file(f"{killed}/checkpoints/step_0000010/trainer.pt")
-    assert make_plan(every(records, 2), killed).start == 8 * BATCH
+    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
     assert "found no such file" in capsys.readouterr().err
 
 
 def test_a_changed_number_in_a_manifest_is_damage(
     killed: Run, records: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(f"{killed}/checkpoints/step_0000010/manifest.json", other_samples)
-    assert make_plan(every(records, 2), killed).start == 8 * BATCH
+    corrupt(f"{killed}/checkpoints/step_0000010/manifest.json", change_samples)
+    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
     assert "step_0000010" in capsys.readouterr().err
 
 
 def test_what_was_passed_over_goes_with_the_next_save(killed: Run, records: str) -> None:
-    damage(f"{killed}/checkpoints/step_0000010/manifest.json", DAMAGE["torn"])
+    corrupt(f"{killed}/checkpoints/step_0000010/manifest.json", CORRUPTIONS["torn"])
     storage.write_bytes(f"{killed}/checkpoints/step_0000009/half", b"")
-    with pytest.raises(KilledError):
-        train_here(every(records, 1), killed, kill_at(10))  # after the save of step 9
+    with pytest.raises(AbortError):
+        train_local(
+            configure_checkpoints(records, 1), killed, kill_at(10)
+        )  # after the save of step 9
     folders = {n.split("/")[0] for n in storage.iter_names(f"{killed}/checkpoints", "")}
     assert folders == {"epoch_00001", "step_0000008", "step_0000009"}
 
@@ -290,22 +295,22 @@ def test_two_damaged_ones_fall_back_to_the_third(
     killed: Run, undisturbed: Run, records: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("step_0000008", "step_0000010"):
-        damage(f"{killed}/checkpoints/{name}/critic.safetensors", flip)
-    assert make_plan(every(records, 2), killed).start == ENDS[1]
+        corrupt(f"{killed}/checkpoints/{name}/critic.safetensors", flip_middle_byte)
+    assert resolve_resume(configure_checkpoints(records, 2), killed).start == EPOCH_END_SAMPLES[1]
     said = capsys.readouterr().err
     assert "step_0000008" in said
     assert "step_0000010" in said
-    train_here(every(records, 2), killed)
+    train_local(configure_checkpoints(records, 2), killed)
     assert_same(killed, undisturbed)
 
 
 def test_where_none_is_whole_nothing_begins_from_zero(killed: Run, records: str) -> None:
     before = killed.metrics()
-    damage(f"{killed}/checkpoints/epoch_00001/trainer.pt", flip)
-    damage(f"{killed}/checkpoints/step_0000008/manifest.json", DAMAGE["torn"])
+    corrupt(f"{killed}/checkpoints/epoch_00001/trainer.pt", flip_middle_byte)
+    corrupt(f"{killed}/checkpoints/step_0000008/manifest.json", CORRUPTIONS["torn"])
     storage.delete_file(f"{killed}/checkpoints/step_0000010/critic.safetensors")
     with pytest.raises(StorageError) as caught:
-        train_here(every(records, 2), killed)
+        train_local(configure_checkpoints(records, 2), killed)
     said = str(caught.value)
     assert said.startswith(f"{killed}: none of its checkpoints is whole (")
     for word in ("epoch_00001: trainer.pt: expected sha256", "step_0000008: ", "no such file"):
@@ -320,20 +325,20 @@ def test_an_older_segans_checkpoints_are_named(killed: Run, records: str) -> Non
         return json.dumps(manifest).encode()
 
     for name in ("epoch_00001", "step_0000008", "step_0000010"):
-        damage(f"{killed}/checkpoints/{name}/manifest.json", older)
+        corrupt(f"{killed}/checkpoints/{name}/manifest.json", older)
     with pytest.raises(StorageError, match="epoch_00001: an older segan's, which this one cannot"):
-        make_plan(every(records, 2), killed)
+        resolve_resume(configure_checkpoints(records, 2), killed)
 
 
 def test_half_a_first_save_is_no_checkpoint(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
     storage.write_bytes(f"{run}/checkpoints/step_0000002/critic.safetensors", b"half")
-    assert make_plan(every(records, 2), run).start == 0
+    assert resolve_resume(configure_checkpoints(records, 2), run).start == 0
 
 
 # With everything that a training can hold
 
-EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "averaged": {"training": {"ema": 0.9}, "optimizer": {"warmup": 0.3}},
     "spectral norm": {"network": {"spectral_norm": True}, "optimizer": {"clamp": None}},
     "no critic": {"loss": {"adversary": "none", "cross_entropy_weight": 1.0}},
@@ -341,26 +346,28 @@ EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_that_was_stopped_ends_as_one_that_was_not(
     name: str, records: str, tmp_path: Path
 ) -> None:
-    config = configure(records, **EXTRAS[name])
+    config = configure(records, **VARIANTS[name])
     whole, stopped = Run(str(tmp_path / "whole")), Run(str(tmp_path / "stopped"))
-    train_here(config, whole)
+    train_local(config, whole)
     with pytest.raises(StoppedError):
-        train_here(config, stopped, wish_at(7))
-    train_here(config, stopped)
+        train_local(config, stopped, request_stop_at(7))
+    train_local(config, stopped)
     assert_same(stopped, whole)
 
 
 def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path) -> None:
     plain, averaged = Run(str(tmp_path / "plain")), Run(str(tmp_path / "averaged"))
-    train_here(configure(records), plain)
-    train_here(configure(records, training={"ema": 0.9}), averaged)
-    own, mean = weights(plain), weights(averaged)
+    train_local(configure(records), plain)
+    train_local(configure(records, training={"ema": 0.9}), averaged)
+    own, mean = load_weights(plain), load_weights(averaged)
     assert not torch.equal(own["out.weight"], mean["out.weight"])
-    trainer = torch.load(io.BytesIO(averaged.latest().read("trainer.pt")), weights_only=True)
+    trainer = torch.load(
+        io.BytesIO(averaged.latest_checkpoint().read("trainer.pt")), weights_only=True
+    )
     # Beside the average S itself is trained as if there were none.
     assert all(torch.equal(trainer["segmentor"][name], own[name]) for name in own)
     assert trainer["average_steps"] == STEPS
@@ -368,22 +375,35 @@ def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path)
 
 # Signals
 
-LONG = ("training.epochs=400", "training.checkpoint_every=3", "training.log_every=1")
+LONG_RUN_OVERRIDES = (
+    "training.epochs=400",
+    "training.checkpoint_every_steps=3",
+    "training.log_every_steps=1",
+)
 
 
 @contextlib.contextmanager
-def on_the_command_line(records: str, run: Run) -> Any:
+def cli_training(records: str, run: Run) -> Any:
     """`segan train --local` in a process of its own, once it has saved something."""
-    tiny = ["network.width=2", "augment.crop=64", "training.batch_size=4"]
-    ours = [f"data.records={records}", "cluster.threads_per_worker=1", *LONG]
-    command = [sys.executable, "-m", "segan.cli", "train", run.uri, "--local", *tiny, *ours]
+    overrides = ["network.width=2", "augment.crop=64", "training.batch_size=4"]
+    run_overrides = [f"data.records={records}", "cluster.threads_per_worker=1", *LONG_RUN_OVERRIDES]
+    command = [
+        sys.executable,
+        "-m",
+        "segan",
+        "train",
+        run.uri,
+        "--local",
+        *overrides,
+        *run_overrides,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            until = time.monotonic() + 90
-            while run.latest() is None:
+            deadline = time.monotonic() + 90
+            while run.latest_checkpoint() is None:
                 assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < until, "no checkpoint came"
+                assert time.monotonic() < deadline, "no checkpoint came"
                 time.sleep(0.1)
             yield process
         finally:
@@ -397,14 +417,14 @@ def test_a_signal_stops_a_training_in_order(
     number: int, code: int, records: str, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    with on_the_command_line(records, run) as process:
+    with cli_training(records, run) as process:
         process.send_signal(number)
         began = time.monotonic()
         said = process.communicate(timeout=20)[1]
         assert time.monotonic() - began < 20
-    latest = run.latest()
+    latest = run.latest_checkpoint()
     assert latest is not None
-    step = latest.samples // BATCH
+    step = latest.samples // BATCH_SIZE
     assert process.returncode == code
     assert said.splitlines()[-1] == (
         f"segan: {run}: stopped after step {step}, with a checkpoint; "

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segan.config import LogisticConfig, OptimizerConfig
-from segan.training.schedule import learning_rate, steepness
+from segan.training.schedule import learning_rate, logistic_k
 
-SCALED = LogisticConfig(scaled=True)
+STRETCHED = LogisticConfig(stretch_to_run=True)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ SCALED = LogisticConfig(scaled=True)
     ],
 )
 def test_steepness_of_the_paper(epoch: int, k: float) -> None:
-    assert steepness(epoch, 300, LogisticConfig()) == pytest.approx(k, abs=1e-12)
+    assert logistic_k(epoch, 300, LogisticConfig()) == pytest.approx(k, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_steepness_of_the_paper(epoch: int, k: float) -> None:
     ],
 )
 def test_steepness_scaled_to_the_run(epochs: int, decays: list[int]) -> None:
-    ks = [steepness(epoch, epochs, SCALED) for epoch in range(epochs)]
+    ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     assert ks == pytest.approx([max(0.3, 0.9**n) for n in decays])
 
 
@@ -55,8 +55,8 @@ def test_steepness_scaled_to_the_run(epochs: int, decays: list[int]) -> None:
     range(1, 8),
 )
 def test_scaled_counts_no_decay_too_many(needed: int) -> None:
-    config = LogisticConfig(scaled=True, final_k=round(0.9**needed, 7))
-    ks = [steepness(epoch, needed + 1, config) for epoch in range(needed + 1)]
+    config = LogisticConfig(stretch_to_run=True, final_k=round(0.9**needed, 7))
+    ks = [logistic_k(epoch, needed + 1, config) for epoch in range(needed + 1)]
     assert ks == pytest.approx([0.9**n for n in range(needed + 1)])
 
 
@@ -64,7 +64,7 @@ def test_scaled_counts_no_decay_too_many(needed: int) -> None:
 @example(13)
 @settings(max_examples=60)
 def test_scaled_falls_from_first_to_least_k(epochs: int) -> None:
-    ks = [steepness(epoch, epochs, SCALED) for epoch in range(epochs)]
+    ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     assert ks[0] == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(ks))
     assert min(ks) >= 0.3
@@ -77,7 +77,7 @@ def test_scaled_falls_from_first_to_least_k(epochs: int) -> None:
 @example(25)
 @settings(max_examples=60)
 def test_scaled_spreads_evenly(epochs: int) -> None:
-    ks = [steepness(epoch, epochs, SCALED) for epoch in range(epochs)]
+    ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     # The first and last k have half a stretch each.
     between = [ks.count(k) for k in set(ks) - {ks[0], ks[-1]}]
     assert max(between) - min(between) <= 1
@@ -85,8 +85,8 @@ def test_scaled_spreads_evenly(epochs: int) -> None:
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_constant_k(scaled: bool) -> None:
-    config = LogisticConfig(initial_k=0.5, final_k=0.5, scaled=scaled)
-    assert {steepness(epoch, 60, config) for epoch in range(60)} == {0.5}
+    config = LogisticConfig(initial_k=0.5, final_k=0.5, stretch_to_run=scaled)
+    assert {logistic_k(epoch, 60, config) for epoch in range(60)} == {0.5}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_learning_rate_falls_in_a_line(samples: int, rate: float) -> None:
     [(0, 0.0), (50, 0.25 * 0.95), (100, 0.5 * 0.9), (200, 0.8), (500, 0.5), (1000, 0.0)],
 )
 def test_a_warm_up_rises_under_the_line(samples: int, share: float) -> None:
-    found = learning_rate(samples, 1000, 1, OptimizerConfig(warmup=0.2))
+    found = learning_rate(samples, 1000, 1, OptimizerConfig(warmup_fraction=0.2))
     assert found == pytest.approx(0.003 * share)
 
 
@@ -116,7 +116,7 @@ def test_constant_learning_rate() -> None:
 
 @pytest.mark.parametrize(("rule", "rate"), [("none", 0.003), ("linear", 0.012), ("sqrt", 0.006)])
 def test_what_four_workers_do_to_the_learning_rate(rule: str, rate: float) -> None:
-    config = OptimizerConfig(workers_rule=rule)
+    config = OptimizerConfig(lr_scaling=rule)
     assert learning_rate(0, 100, 4, config) == pytest.approx(rate)
     assert learning_rate(50, 100, 4, config) == pytest.approx(rate / 2)
     assert learning_rate(0, 100, 1, config) == pytest.approx(0.003)

@@ -1,0 +1,86 @@
+"""Ray Serve for as long as a command runs, on a cluster or on a Ray of the command's own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import tempfile
+from collections.abc import Iterator
+
+import ray
+from ray import serve
+
+from ray_jobs.cluster.connect import ensure_auth_token
+from segan.errors import SeganError, UsageError
+
+APP_NAME = "segan"  # of the application
+
+
+@contextlib.contextmanager
+def local_ray(debug: bool) -> Iterator[None]:
+    """A Ray on this machine's loopback that nobody else joins, gone with the block."""
+    level = logging.INFO if debug else logging.ERROR
+    ensure_auth_token()
+    with tempfile.TemporaryDirectory(prefix="segan-") as folder:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=debug,
+            logging_level=level,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SeganError where nothing can listen there: Serve would try for a minute."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SeganError(
+                f"{host}:{port}: cannot listen there ({reason}); --port takes another"
+            ) from None
+
+
+def gpus_per_replica() -> int:
+    """How many a replica takes of this cluster: one where there are any."""
+    return min(1, int(ray.cluster_resources().get("GPU", 0)))
+
+
+@contextlib.contextmanager
+def serve_app(
+    application: serve.Application, host: str, port: int, request_timeout_s: float, debug: bool
+) -> Iterator[None]:
+    """Answers HTTP at `host` and `port` while the block runs; Serve ends with it.
+
+    Args:
+        timeout: seconds in which a request is answered, or ended with 408.
+
+    Raises:
+        UsageError: Serve runs already on this cluster, with options of its own.
+    """
+    if running := serve.status().proxies:
+        raise UsageError(
+            f"Ray Serve runs already on this cluster ({len(running)} proxies), with its own "
+            "address; deploy ray_jobs.serve:build there (docs/serving.md), or use --local"
+        )
+    if not debug:
+        # Serve's own log files keep everything.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    options = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
+    logging_config = {"enable_access_log": False}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logging_config)
+        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
+        yield
+    finally:
+        serve.shutdown()

@@ -1,0 +1,36 @@
+"""The configuration of a run: its schema with the paper's defaults, and how it is loaded."""
+
+from segan.config.load import iter_fields, load_config, parse_config
+from segan.config.schema import (
+    AugmentConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LogisticConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PerformanceConfig,
+    TrainingConfig,
+)
+from segan.config.search import AblationConfig, SearchConfig
+
+__all__ = [
+    "AblationConfig",
+    "AugmentConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LogisticConfig",
+    "LossConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "PerformanceConfig",
+    "SearchConfig",
+    "TrainingConfig",
+    "iter_fields",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,164 @@
+"""Archives: images and masks as a challenge serves them, or as a table lists them.
+
+An archive is a local folder or an `s3://` prefix in one of the layouts of
+`segan.data.archive.layouts`,
+zips of such folders in one or as one, or a CSV table of URIs (`segan.data.archive.tables`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from segan import storage
+from segan.data.archive import layouts, tables, zips
+from segan.data.archive.images import RejectedError, decode_image, decode_mask
+from segan.data.archive.layouts import MASK_SUFFIX
+from segan.data.archive.pairs import Archive, Pair, check_rejects, make_reject
+from segan.data.archive.sources import FileEntry, Listing, list_folder, list_zip
+from segan.errors import NotFoundError, SeganError
+
+__all__ = [
+    "MASK_SUFFIX",
+    "Archive",
+    "Pair",
+    "check_rejects",
+    "open_archive",
+    "read_file",
+    "read_image",
+    "read_mask",
+]
+
+_EXPECTED = (
+    "expected folders such as ISIC-2017_Training_Data with .jpg files beside "
+    "ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files, such folders as zips, or "
+    "a .csv with the columns image and mask"
+)
+
+_Key = tuple[str, str, str]  # split, id, data set
+_FilesByKey = dict[_Key, tuple[FileEntry, layouts.FileRole]]
+
+
+def open_archive(uri: str) -> Archive:
+    """Lists an archive and pairs its images with its masks; no image is opened yet.
+
+    Files that are neither image nor mask by their folder and name (superpixels, CSV files,
+    licences) are not part of an archive. Every other file is in a pair, or among the rejects with
+    a reason: an image without its mask, a link that leads out of the folder, a zip that is not
+    whole.
+
+    Args:
+        uri: a folder, an `s3://` prefix, a `.zip` or a `.csv`.
+
+    Raises:
+        SeganError: there is no image in it; it is a zip that is not whole, or a table without the
+            columns that it needs.
+        StorageError: it cannot be reached.
+    """
+    uri = storage.normalise(uri)
+    storage.check_access(uri)
+    if uri.lower().endswith(".csv") and storage.exists(uri):
+        return tables.read_table(uri)
+    if zips.is_zip(uri) and storage.exists(uri):
+        return _pair_files(uri, list_zip(uri))
+    if not storage.is_s3(uri) and os.path.isfile(uri):
+        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found a file of another kind")
+    return _pair_files(uri, list_folder(uri))
+
+
+def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_member) -> bytes:
+    """A file of an archive whole, be it a member of a zip or a file of its own.
+
+    Args:
+        read_member: for who reads many; see `segan.data.archive.zips.ZipReader`.
+
+    Raises:
+        RejectedError: it is not there, too large, or damaged in its zip.
+        StorageError: it cannot be reached.
+    """
+    inside = zips.split_uri(uri)
+    try:
+        if inside:
+            return read_member(*inside)
+        content, size = _read_at_most(uri, zips.MAX_BYTES)
+        if content is not None:
+            return content
+        found = f"{size} bytes; expected at most {zips.MAX_BYTES}"
+    except NotFoundError:
+        found = "not found"
+    raise RejectedError(f"{storage.basename(uri)}: {found}")
+
+
+def read_image(uri: str) -> Image.Image:
+    """An image, whole, upright and in RGB; raises as `read_file`, and RejectedError."""
+    return decode_image(storage.basename(uri), read_file(uri))
+
+
+def read_mask(uri: str, size: tuple[int, int]) -> np.ndarray:
+    """A mask as uint8 [H, W] of 0 and 255; raises as `read_file`, and RejectedError.
+
+    Args:
+        size: (width, height) that it must have: its image's, pixels.
+    """
+    return decode_mask(storage.basename(uri), read_file(uri), size)
+
+
+def _read_at_most(uri: str, max_bytes: int) -> tuple[bytes | None, str]:
+    """A file's content, unless it has more than `most` bytes, and how many it has."""
+    if storage.is_s3(uri):  # one request, where a look at the size first would be another
+        content = bytearray()
+        for chunk in storage.read_chunks(uri):
+            content += chunk
+            if len(content) > max_bytes:
+                return None, f"more than {max_bytes}"
+        return bytes(content), str(len(content))
+    with storage.RandomAccessFile(uri) as file:
+        return file.read_at(0, file.size) if file.size <= max_bytes else None, str(file.size)
+
+
+def _pair_files(uri: str, listing: Listing) -> Archive:
+    archive = Archive(uri)
+    images, masks, rejects = _classify_files(listing)
+    if not images:
+        first = next((f"{row['name']}: {row['reason']}" for row in rejects), "none of these")
+        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found {first}")
+    used: dict[tuple[str, str], str] = {}
+    for key, (image, role) in sorted(images.items()):
+        if key not in masks:
+            reason = f"no mask; expected {role.partner_name} among the split's masks"
+            archive.rejects.append(make_reject(image.name, role.split, reason))
+            continue
+        mask, _ = masks.pop(key)
+        first = used.setdefault(key[:2], image.name)
+        if first == image.name:
+            archive.pairs.append(Pair(role.id, role.split, image.uri, mask.uri))
+            continue
+        reason = f"another data set's file of this id in the split; {first} is used"
+        archive.rejects += [make_reject(one.name, role.split, reason) for one in (image, mask)]
+    for _, (mask, role) in sorted(masks.items()):
+        reason = f"no image; expected {role.partner_name} among the split's images"
+        archive.rejects.append(make_reject(mask.name, role.split, reason))
+    archive.rejects += rejects
+    return archive
+
+
+def _classify_files(listing: Listing) -> tuple[_FilesByKey, _FilesByKey, list[dict[str, str]]]:
+    """Images and masks by split, id and data set, and what cannot be used of them."""
+    images: _FilesByKey = {}
+    masks: _FilesByKey = {}
+    rejects = sorted(listing.rejects, key=lambda row: row["name"])
+    for entry in sorted(listing.entries):
+        role = layouts.classify_path(entry.path)
+        if role is None:
+            continue
+        if entry.error:
+            rejects.append(make_reject(entry.name, role.split, entry.error))
+            continue
+        first, _ = (masks if role.is_mask else images).setdefault(role.pair_key, (entry, role))
+        if first is not entry:
+            reason = f"another file of this id in the split; {first.name} is used"
+            rejects.append(make_reject(entry.name, role.split, reason))
+    return images, masks, rejects

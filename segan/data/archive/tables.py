@@ -1,0 +1,122 @@
+"""Tables: archives of any layout, as a CSV that names images and masks.
+
+    image,mask,split,id,group
+    photographs/17.jpg,masks/17.png,train,17,patient 4
+
+`image` and `mask` are names below the table's own folder (members of zips there too, as
+`all.zip!/17.jpg`), absolute paths, or `s3://` URIs. `split` is train where there is no such column,
+`id` the image's name without its ending, and `group` empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from segan import storage
+from segan.data.archive.pairs import Archive, Pair, make_reject
+from segan.errors import SeganError, UsageError
+
+REQUIRED_COLUMNS = ("image", "mask")
+OPTIONAL_COLUMNS = ("split", "id", "group")
+SPLITS = ("train", "validation", "test")
+
+
+def read_table(uri: str) -> Archive:
+    """The pairs that a CSV lists; a row that cannot be used is among the rejects.
+
+    Raises:
+        SeganError: it is no CSV in UTF-8, its header lacks a column or names one almost, or it
+            has no rows.
+        StorageError: it, or a bucket that it names, cannot be reached.
+    """
+    folder, _, table = uri.rpartition("/")
+    columns, rows = _parse(uri)
+    archive = Archive(uri)
+    used: dict[tuple[str, str], int] = {}
+    for line, values in rows:
+        name, split = f"{table}, line {line}", ""
+        try:
+            if len(values) != len(columns):
+                raise UsageError(f"expected {len(columns)} fields, found {len(values)}")
+            row = dict(zip(columns, (value.strip() for value in values), strict=True))
+            split = row.get("split", "train")
+            pair = _make_pair(folder, row)
+            first = used.setdefault((pair.split, pair.id), line)
+            if first != line:
+                raise UsageError(f"id: expected one of its own, found {pair.id!r} of line {first}")
+            archive.pairs.append(pair)
+        except UsageError as error:
+            archive.rejects.append(make_reject(name, split if split in SPLITS else "", str(error)))
+    if not archive.num_inputs:
+        raise SeganError(f"{uri}: no images found; expected a row for each below the header")
+    for bucket in sorted(_buckets(archive.pairs)):
+        storage.check_access(bucket)
+    archive.pairs.sort(key=lambda pair: (pair.split, pair.id))
+    return archive
+
+
+def _parse(uri: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns, and the rows with the lines that they end on; blank lines are none."""
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SeganError(f"{uri}: expected UTF-8, found other bytes ({error.reason})") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise SeganError(f"{uri}, line {reader.line_num}: expected CSV ({error})") from None
+    columns = [column.strip().lower() for column in rows[0][1]] if rows else []
+    _check_header(f"{uri}, line {rows[0][0] if rows else 1}", columns)
+    return columns, rows[1:]
+
+
+def _check_header(header: str, columns: Sequence[str]) -> None:
+    shown = ", ".join(columns) or "nothing"
+    where = f"{header}: expected the columns {' and '.join(REQUIRED_COLUMNS)}"
+    where += f" (and {', '.join(OPTIONAL_COLUMNS)} where wanted), with commas between"
+    if missing := [column for column in REQUIRED_COLUMNS if column not in columns]:
+        raise SeganError(f"{where}; found no {' and no '.join(missing)}, but {shown}")
+    for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
+        if columns.count(column) > 1:
+            raise SeganError(f"{where}; found {column} twice")
+    # A misspelt `group` would part what belongs together, and nobody would see it.
+    for column in set(columns) - {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}:
+        if close := difflib.get_close_matches(column, OPTIONAL_COLUMNS, 1, 0.8):
+            raise SeganError(f"{where}; found {column!r}: rename it to {close[0]} or to another")
+
+
+def _make_pair(folder: str, row: Mapping[str, str]) -> Pair:
+    """A row's pair; raises UsageError for what cannot be used of it."""
+    image, mask = (_resolve(folder, column, row[column]) for column in REQUIRED_COLUMNS)
+    split = row.get("split", "train")
+    if split not in SPLITS:
+        raise UsageError(f"split: expected {', '.join(SPLITS)}, found {split!r}")
+    sample_id = row.get("id") or PurePosixPath(image).stem
+    if "/" in sample_id or "\\" in sample_id or not sample_id.isprintable():
+        raise UsageError(f"id: expected a name without slashes, found {sample_id!r}")
+    return Pair(sample_id, split, image, mask, row.get("group", ""))
+
+
+def _resolve(folder: str, column: str, value: str) -> str:
+    if not value:
+        raise UsageError(f"{column}: expected a name or a URI, found nothing")
+    try:
+        if value.startswith("/") or storage.is_s3(value):
+            return storage.normalise(value)
+        return storage.join(folder, value)
+    except UsageError as error:
+        raise UsageError(
+            f"{column}: expected a name below the table's folder, an absolute path or an s3:// "
+            f"URI ({error})"
+        ) from None
+
+
+def _buckets(pairs: Sequence[Pair]) -> set[str]:
+    uris = [uri for pair in pairs for uri in (pair.image, pair.mask or "")]
+    return {f"s3://{urlsplit(uri).netloc}" for uri in uris if storage.is_s3(uri)}

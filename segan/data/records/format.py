@@ -1,0 +1,366 @@
+"""Records: what ingest writes and training reads, Parquet shards beside a manifest.
+
+    <root>/records/<name>/   manifest.json  train-00000-of-00008-1f0c...parquet ...
+                             rejects.parquet  traits.parquet  portrait.json  portrait.html
+
+Samples fall into shards by the hash of their id, so each shard is a random sample of its split
+and a batch drawn from one shard is as mixed as one drawn from all. A shard's name ends with its
+checksum: a changed shard is another file, and the one before is there until nothing names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segan import storage
+from segan.errors import StorageError, UsageError
+
+MANIFEST = "manifest.json"
+REJECTS = "rejects.parquet"
+DECODER_VERSION = "2"  # changes when the same file would become other pixels
+_SHARD = re.compile(
+    r"(?P<split>\w+)-(?P<index>\d{5})-of-(?P<of>\d{5})-(?P<sha>[0-9a-f]{16})\.parquet"
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        mask: uint8 [classes, H, W] of 0 and 1.
+        original_size: (width, height) in pixels that the original had.
+        sources: sha256 of the image's file and of the mask's, as hex.
+    """
+
+    id: str
+    image: np.ndarray
+    mask: np.ndarray
+    original_size: tuple[int, int]
+    source_digests: tuple[str, str] = ("", "")
+
+
+class Shard(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    num_rows: int
+    bytes: int
+    sha256: str
+    content_digest: str  # digest of ids and pixels, whatever the encoding
+
+    @property
+    def prefix(self) -> str:
+        """Which part of its split it is: its name without the checksum."""
+        return self.name.rpartition("-")[0]
+
+
+class Manifest(BaseModel):
+    """What the records are; written last, so its presence says that they are whole.
+
+    Attributes:
+        height, width: pixels of every frame.
+        classes: label maps of every mask.
+        splits: shards of each split, in the order of their names.
+        inputs: pairs that the archive has, with and without a partner: rows and rejects together.
+        rejects: pairs of the archive that are not here, with reasons in rejects.parquet.
+        fingerprint: changes when any id or pixel does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    height: int
+    width: int
+    classes: int
+    splits: dict[str, tuple[Shard, ...]]
+    num_inputs: int
+    num_rejects: int
+    source: str
+    fingerprint: str
+
+    def num_rows(self, split: str) -> int:
+        return sum(shard.num_rows for shard in self.shards(split))
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        if split not in self.splits:
+            raise UsageError(
+                f"split {split!r}: the records have {', '.join(self.splits) or 'none'}"
+            )
+        return self.splits[split]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of a shard as arrays: image uint8 [B, H, W, 3], mask uint8 [B, classes, H, W]."""
+
+    ids: list[str]
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def record_schema(height: int, width: int, classes: int) -> pa.Schema:
+    """Pixels are fixed-size binary, so a column of them is an array without a copy."""
+    return pa.schema(
+        {
+            "id": pa.string(),
+            "image": pa.binary(height * width * 3),
+            "mask": pa.binary(classes * height * width),
+            "original_width": pa.int32(),
+            "original_height": pa.int32(),
+            "image_sha256": pa.string(),
+            "mask_sha256": pa.string(),
+        },
+        # Rows decoded in another way are not taken over by a later ingest.
+        metadata={"decoder": DECODER_VERSION},
+    )
+
+
+def shard_index(sample_id: str, num_shards: int) -> int:
+    """The shard, 0 to shards - 1, that a sample belongs to."""
+    digest = hashlib.blake2b(sample_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % num_shards
+
+
+def shard_prefix(split: str, index: int, num_shards: int) -> str:
+    """The beginning of a shard's name: which part of its split it is."""
+    return f"{split}-{index:05d}-of-{num_shards:05d}"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What the name of a shard's file says."""
+
+    name: str
+    split: str
+    index: int
+    num_shards: int
+    sha256_prefix: str  # the first 16 hex digits of the file's sha256
+
+
+def parse_shard_name(name: str) -> ShardFile | None:
+    """A shard's file by its name; None for any other file."""
+    if (match := _SHARD.fullmatch(name)) is None:
+        return None
+    return ShardFile(name, match["split"], int(match["index"]), int(match["of"]), match["sha"])
+
+
+def write_shard(
+    uri: str, prefix: str, records: Sequence[Record], height: int, width: int, classes: int
+) -> Shard:
+    """Writes one shard of records below `uri`, whole or not at all.
+
+    Args:
+        place: of `shard_place`; the file's name is this and its checksum.
+    """
+    table = _to_table(records, record_schema(height, width, classes))
+    sink = io.BytesIO()
+    # Pixels of photographs hardly compress and masks do so very well.
+    compression = dict.fromkeys(table.column_names, "none") | {"mask": "zstd"}
+    pq.write_table(
+        table,
+        sink,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=False,  # the least and greatest of pixels tell nobody anything
+        row_group_size=512,
+    )
+    content = sink.getvalue()
+    sha = storage.sha256(content)
+    name = f"{prefix}-{sha[:16]}.parquet"
+    storage.write_bytes(storage.join(uri, name), content)
+    return Shard(
+        name=name,
+        num_rows=len(records),
+        bytes=len(content),
+        sha256=sha,
+        content_digest=_digest(
+            f"{r.id}\n".encode() + r.image.tobytes() + r.mask.tobytes() for r in records
+        ),
+    )
+
+
+def read_shard(uri: str, shard: Shard) -> pa.Table:
+    """The rows of a shard, its checksum verified.
+
+    Raises:
+        StorageError: the file is missing, or is not the one that the manifest names.
+    """
+    name = storage.join(uri, shard.name)
+    content = storage.read_bytes(name)
+    if storage.sha256(content) != shard.sha256:
+        raise StorageError(
+            f"{name}: {len(content)} bytes that do not match the manifest's checksum "
+            f"({shard.bytes} bytes expected); ingest again"
+        )
+    return pq.read_table(io.BytesIO(content)).combine_chunks()
+
+
+def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> list[Record]:
+    """The records of a shard that an ingest left, told by its name alone; none where the file is
+    gone, torn, or holds frames of another kind."""
+    try:
+        content = storage.read_bytes(storage.join(uri, file.name))
+    except StorageError:
+        return []
+    if storage.sha256(content)[:16] != file.sha256_prefix:
+        return []
+    table = pq.read_table(io.BytesIO(content)).combine_chunks()
+    if not table.schema.equals(record_schema(height, width, 1), check_metadata=True):
+        return []
+    frames = _to_samples(table, height, width, 1)
+    rest = table.drop_columns(["image", "mask"]).to_pylist()
+    return [
+        Record(
+            row["id"],
+            image,
+            mask,
+            (row["original_width"], row["original_height"]),
+            (row["image_sha256"], row["mask_sha256"]),
+        )
+        for row, image, mask in zip(rest, frames.image, frames.mask, strict=True)
+    ]
+
+
+def make_manifest(
+    geometry: tuple[int, int, int],
+    splits: Mapping[str, Sequence[Shard]],
+    rejects: Sequence[dict[str, str]],
+    source: str,
+) -> Manifest:
+    """What is to be said of these shards.
+
+    Args:
+        geometry: height, width, classes.
+        rejects: rows of name, split, reason.
+        source: URI of the archive.
+    """
+    height, width, classes = geometry
+    parts = [f"{height}x{width}x{classes}".encode()]
+    parts += [f"{s} {shard.content_digest}".encode() for s in sorted(splits) for shard in splits[s]]
+    return Manifest(
+        height=height,
+        width=width,
+        classes=classes,
+        splits={split: tuple(shards) for split, shards in splits.items()},
+        num_inputs=sum(shard.num_rows for shards in splits.values() for shard in shards)
+        + len(rejects),
+        num_rejects=len(rejects),
+        source=source,
+        fingerprint=_digest(parts),
+    )
+
+
+def write_manifest(uri: str, manifest: Manifest, rejects: Sequence[dict[str, str]]) -> None:
+    """Completes the records with the table of rejects and the manifest, in that order."""
+    columns = pa.schema([(key, pa.string()) for key in ("name", "split", "reason")])
+    write_table(uri, REJECTS, pa.Table.from_pylist(list(rejects), columns))
+    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump())
+
+
+def write_table(uri: str, name: str, table: pa.Table) -> None:
+    """Writes a Parquet file below `uri`, whole or not at all."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(uri, name), sink.getvalue())
+
+
+def read_manifest(uri: str) -> Manifest:
+    """Raises StorageError where there are no whole records at `uri`."""
+    if not uri:
+        raise UsageError(
+            "data.records: expected the URI of records; write them with `segan ingest`"
+        )
+    storage.check_access(uri)
+    name = storage.join(uri, MANIFEST)
+    if not storage.exists(name):
+        raise StorageError(
+            f"{uri}: no records here (no {MANIFEST}); write them with `segan ingest`"
+        )
+    try:
+        return Manifest.model_validate(storage.read_json(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise StorageError(f"{name}: not a manifest of records ({where}: {first['msg']})") from None
+
+
+def read_rejects(uri: str) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = pq.read_table(
+        io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS)))
+    ).to_pylist()
+    return rows
+
+
+def to_samples(table: pa.Table, manifest: Manifest) -> Samples:
+    """Rows of records as arrays; views of the table's memory where it lies in one piece."""
+    return _to_samples(table, manifest.height, manifest.width, manifest.classes)
+
+
+def _to_samples(table: pa.Table, height: int, width: int, classes: int) -> Samples:
+    return Samples(
+        ids=table["id"].to_pylist(),
+        image=_pixel_array(table["image"]).reshape(-1, height, width, 3),
+        mask=_pixel_array(table["mask"]).reshape(-1, classes, height, width),
+    )
+
+
+def read_samples(
+    uri: str, manifest: Manifest, split: str, rank: int = 0, world_size: int = 1
+) -> Samples:
+    """A split's frames, or one rank's share of them: every n-th row of each shard."""
+    rows_of_rank = slice(rank, None, world_size)
+    parts = []
+    for shard in manifest.shards(split):
+        samples = to_samples(read_shard(uri, shard), manifest)
+        # Copies, so that the shard's own memory is let go.
+        parts.append(
+            Samples(
+                samples.ids[rows_of_rank],
+                samples.image[rows_of_rank].copy(),
+                samples.mask[rows_of_rank].copy(),
+            )
+        )
+    return Samples(
+        ids=[sample_id for part in parts for sample_id in part.ids],
+        image=np.concatenate([part.image for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+    )
+
+
+def _pixel_array(column: pa.ChunkedArray) -> np.ndarray:
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    size = array.type.byte_width
+    pixels = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return pixels[array.offset * size : (array.offset + len(array)) * size]
+
+
+def _to_table(records: Sequence[Record], columns: pa.Schema) -> pa.Table:
+    return pa.table(
+        {
+            "id": [r.id for r in records],
+            "image": pa.array([r.image.tobytes() for r in records], columns.field("image").type),
+            "mask": pa.array([r.mask.tobytes() for r in records], columns.field("mask").type),
+            "original_width": pa.array([r.original_size[0] for r in records], pa.int32()),
+            "original_height": pa.array([r.original_size[1] for r in records], pa.int32()),
+            "image_sha256": [r.source_digests[0] for r in records],
+            "mask_sha256": [r.source_digests[1] for r in records],
+        },
+        schema=columns,
+    )
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""One shard of records from the pairs that fall into it: the work that a job spreads out.
+
+A pair whose files an earlier ingest has decoded, told by their checksums, is taken over from the
+shard that holds it. So an ingest that was stopped goes on where it was, new files in an archive
+are all that is decoded, and a file that changed is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from segan import storage
+from segan.data.archive import zips
+from segan.data.archive.images import RejectedError, decode_frame, decode_mask_frame
+from segan.data.archive.reader import Pair, read_file
+from segan.data.profile import image_stats
+from segan.data.records.format import (
+    Record,
+    Samples,
+    Shard,
+    ShardFile,
+    read_existing_shard,
+    shard_prefix,
+    write_shard,
+)
+from segan.errors import StorageError
+
+STATS_SCHEMA = image_stats.SCHEMA.append(pa.field("split", pa.string()))
+PREFETCH_PAIRS = 4  # pairs whose files are on their way while others are decoded
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to write below `out`.
+
+    Attributes:
+        size: (width, height) of the frames, pixels.
+        earlier: shards that are there already and may hold some of the pairs, likely ones first.
+        dropped: why a pair is not to be in the records, by its id.
+    """
+
+    out: str
+    split: str
+    index: int
+    num_shards: int
+    size: tuple[int, int]
+    pairs: tuple[Pair, ...]
+    existing_shards: tuple[ShardFile, ...] = ()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a task's pairs.
+
+    Attributes:
+        shard: None where every pair was rejected.
+        rejects: rows of name, split, reason.
+        traits: a row for each record, of `SCHEMA`.
+        decoded: pairs that were decoded, and not taken over.
+    """
+
+    task: ShardTask
+    shard: Shard | None
+    rejects: list[dict[str, str]]
+    stats: pa.Table
+    num_decoded: int
+
+
+def write_task(task: ShardTask) -> ShardResult:
+    """Reads the pairs of a task and writes their shard."""
+    records: list[Record] = []
+    rejects: list[dict[str, str]] = []
+    cache, decoded = _ShardCache(task), 0
+    for pair, content in _prefetch(task.pairs, task.excluded):
+        try:
+            if isinstance(content, RejectedError):
+                raise content
+            sources = (storage.sha256(content[0]), storage.sha256(content[1]))
+            record = cache.get(pair.id, sources)
+            if record is None:
+                record = _decode(pair, content, sources, task.size)
+                decoded += 1
+            records.append(record)
+        except RejectedError as error:
+            rejects.append({"name": pair.image, "split": task.split, "reason": str(error)})
+    return ShardResult(
+        task, _write_records(task, records), rejects, _compute_stats(task.split, records), decoded
+    )
+
+
+def read_record(pair: Pair, size: tuple[int, int]) -> Record:
+    """Reads, checks and resizes one pair: the image bilinear with antialiasing, the mask nearest.
+
+    Args:
+        size: (width, height) in pixels of the frame, 180 x 135 in the paper.
+
+    Raises:
+        RejectedError: with a reason that names the file, what was expected and what was found.
+    """
+    content = _read_pair(pair, read_file)
+    return _decode(pair, content, (storage.sha256(content[0]), storage.sha256(content[1])), size)
+
+
+class _ShardCache:
+    """Records of earlier shards by their files' checksums; a shard is read when it is needed."""
+
+    def __init__(self, task: ShardTask):
+        self._task = task
+        self._unread = list(task.existing_shards)
+        self._known: dict[tuple[str, str], Record] = {}
+
+    def get(self, sample_id: str, sources: tuple[str, str]) -> Record | None:
+        width, height = self._task.size
+        while sources not in self._known and self._unread:
+            file = self._unread.pop(0)
+            for record in read_existing_shard(self._task.out, file, height, width):
+                self._known[record.source_digests] = record
+        found = self._known.get(sources)
+        # The same files may be here under another name too.
+        return found and Record(
+            sample_id, found.image, found.mask, found.original_size, found.source_digests
+        )
+
+
+def _prefetch(
+    pairs: tuple[Pair, ...], excluded: Mapping[str, str]
+) -> Iterator[tuple[Pair, tuple[bytes, bytes] | RejectedError]]:
+    """Each pair with the content of its files, or why it has none; a few are read in advance."""
+
+    def read(pair: Pair) -> tuple[bytes, bytes] | RejectedError:
+        if pair.id in excluded:
+            return RejectedError(excluded[pair.id])
+        try:
+            return _read_pair(pair, lambda uri: read_file(uri, members.read))
+        except RejectedError as error:
+            return error
+
+    included = [pair for pair in pairs if pair.id not in excluded]
+    wanted = [*(pair.image for pair in included), *(pair.mask or "" for pair in included)]
+    with zips.ZipReader(wanted) as members, ThreadPoolExecutor(PREFETCH_PAIRS) as pool:
+        futures = [pool.submit(read, pair) for pair in pairs[:PREFETCH_PAIRS]]
+        for number, pair in enumerate(pairs):
+            content = futures.pop(0).result()
+            if number + PREFETCH_PAIRS < len(pairs):
+                futures.append(pool.submit(read, pairs[number + PREFETCH_PAIRS]))
+            yield pair, content
+
+
+def _read_pair(pair: Pair, read: Callable[[str], bytes]) -> tuple[bytes, bytes]:
+    assert pair.mask is not None, "a record needs its mask"
+    return _read_or_reject(pair.image, read), _read_or_reject(pair.mask, read)
+
+
+def _read_or_reject(uri: str, read: Callable[[str], bytes]) -> bytes:
+    try:
+        return read(uri)
+    except StorageError as error:
+        # A bucket that does not answer stops the job; a file on disk that cannot be read will
+        # not be readable later either.
+        if storage.is_s3(uri):
+            raise
+        raise RejectedError(str(error)) from None
+
+
+def _decode(
+    pair: Pair, content: tuple[bytes, bytes], sources: tuple[str, str], size: tuple[int, int]
+) -> Record:
+    assert pair.mask is not None, "a record needs its mask"
+    image, original = decode_frame(storage.basename(pair.image), content[0], size)
+    mask = decode_mask_frame(storage.basename(pair.mask), content[1], original, size)
+    return Record(pair.id, image, mask[None], original, sources)
+
+
+def _write_records(task: ShardTask, records: list[Record]) -> Shard | None:
+    if not records:
+        return None
+    width, height = task.size
+    place = shard_prefix(task.split, task.index, task.num_shards)
+    return write_shard(task.out, place, records, height, width, 1)
+
+
+def _compute_stats(split: str, records: list[Record]) -> pa.Table:
+    if not records:
+        return STATS_SCHEMA.empty_table()
+    frames = Samples(
+        [record.id for record in records],
+        np.stack([record.image for record in records]),
+        np.stack([record.mask for record in records]),
+    )
+    stats = image_stats.compute_stats(frames, [record.original_size for record in records])
+    return stats.append_column(STATS_SCHEMA.field("split"), [[split] * len(records)])

@@ -1,0 +1,103 @@
+"""What the training loop is fed: a worker's share of the sequence, a batch at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from segan.data.records.format import Manifest, Shard, read_shard, to_samples
+from segan.data.stream.sampler import DeterministicSampler
+from segan.errors import UsageError
+from segan.runs.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of the sequence.
+
+    Attributes:
+        position: of the first row in the sequence.
+        epochs: int [B], the epoch of each row; a batch may straddle two.
+        image: uint8 [B, H, W, 3].
+        mask: uint8 [B, classes, H, W] of 0 and 1.
+    """
+
+    position: int
+    epochs: list[int]
+    ids: list[str]
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """The rows of a run: where it stands, where it ends, and how much each step takes.
+
+    Attributes:
+        start: rows seen before; the next step takes rows start to start + batch_size * workers.
+        checkpoint: which the run goes on from, at `start`; None at its beginning.
+
+    Raises:
+        UsageError: one step would take more than the whole training split.
+    """
+
+    records: str
+    sampler: DeterministicSampler
+    epochs: int
+    start: int
+    batch_size: int
+    world_size: int
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.sampler.num_rows
+        if self.global_batch_size > rows:
+            raise UsageError(
+                f"training.batch_size {self.batch_size} with {self.world_size} workers takes "
+                f"{self.global_batch_size} images a step, but split {self.sampler.split!r} has "
+                f"{rows}; use a smaller batch"
+            )
+
+    def with_world_size(self, world_size: int) -> StreamSpec:
+        """The same rows for another number of workers."""
+        return dataclasses.replace(self, world_size=world_size)
+
+    @property
+    def stop(self) -> int:
+        """Just past the last row; what is left of the last epoch below a full step is not used."""
+        remaining = self.sampler.num_rows * self.epochs - self.start
+        return self.start + remaining - remaining % self.global_batch_size
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * self.world_size
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is no step left."""
+        return self.start >= self.stop
+
+
+def to_batch(table: pa.Table, manifest: Manifest) -> Batch:
+    """A block of the sequence as arrays."""
+    samples = to_samples(table, manifest)
+    position = table["position"][0].as_py()
+    return Batch(position, table["epoch"].to_pylist(), samples.ids, samples.image, samples.mask)
+
+
+def local_batches(spec: StreamSpec) -> Iterator[Batch]:
+    """The batches of a run with one worker, read in this process."""
+    assert spec.world_size == 1, "several workers are fed by Ray Data"
+    manifest = spec.sampler.manifest
+
+    @functools.lru_cache(maxsize=16)
+    def load(shard: Shard) -> pa.Table:
+        return read_shard(spec.records, shard)
+
+    for table in spec.sampler.blocks(spec.start, spec.stop, spec.batch_size, load):
+        yield to_batch(table, manifest)

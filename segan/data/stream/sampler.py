@@ -1,0 +1,92 @@
+"""The stream's order: records as one unbroken sequence over all epochs.
+
+The sequence is epoch 0 in one order, epoch 1 in another, and so on, with nothing between them: a
+batch may hold the last images of one epoch and the first of the next, and no row is left out. The
+order is a function of (seed, epoch, sample id) alone. A step takes the next `batch x workers`
+rows, rank r the r-th part of them, so where a run stands is one number: the rows it has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from segan.data.records.format import Manifest, Shard
+
+LoadShard = Callable[[Shard], pa.Table]
+
+
+@dataclass(frozen=True)
+class ShardSlice:
+    """Rows first to last - 1 of a shard, in the order that an epoch gives the shard's rows."""
+
+    epoch: int
+    shard: Shard
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class DeterministicSampler:
+    """The training split of some records, over and over, in seeded order."""
+
+    manifest: Manifest
+    split: str
+    seed: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one epoch."""
+        return self.manifest.num_rows(self.split)
+
+    def shard_slices(self, start: int, stop: int) -> Iterator[ShardSlice]:
+        """The pieces that make up rows start to stop - 1 of the sequence, in their order."""
+        position = start - start % self.num_rows if self.num_rows else stop
+        while position < stop:
+            epoch = position // self.num_rows
+            for shard in self._shuffled_shards(epoch):
+                first, last = max(start - position, 0), min(stop - position, shard.num_rows)
+                if first < last:
+                    yield ShardSlice(epoch, shard, first, last)
+                position += shard.num_rows
+
+    def blocks(self, start: int, stop: int, size: int, load: LoadShard) -> Iterator[pa.Table]:
+        """Rows start to stop - 1 as tables of `size` rows, with columns epoch and position added.
+
+        Args:
+            start, stop: rows of the sequence; `size` must divide their distance.
+            load: reads a shard; called once for each piece.
+        """
+        assert (stop - start) % size == 0, "a block is always full"
+        pending: list[pa.Table] = []
+        position = start
+        for shard_slice in self.shard_slices(start, stop):
+            pending.append(self._take_rows(shard_slice, load(shard_slice.shard), position))
+            position += shard_slice.stop - shard_slice.start
+            while sum(table.num_rows for table in pending) >= size:
+                table = pa.concat_tables(pending)
+                yield table.slice(0, size).combine_chunks()
+                pending = [table.slice(size)]
+
+    def _shuffled_shards(self, epoch: int) -> list[Shard]:
+        shards = self.manifest.shards(self.split)
+        return sorted(shards, key=lambda shard: _order_key(self.seed, epoch, shard.prefix))
+
+    def _take_rows(self, shard_slice: ShardSlice, table: pa.Table, position: int) -> pa.Table:
+        keys = [
+            _order_key(self.seed, shard_slice.epoch, sample_id)
+            for sample_id in table["id"].to_pylist()
+        ]
+        order = sorted(range(len(keys)), key=keys.__getitem__)[shard_slice.start : shard_slice.stop]
+        rows = table.select(["id", "image", "mask"]).take(pa.array(order, pa.int64()))
+        epochs = pa.array(np.full(len(order), shard_slice.epoch, np.int32))
+        positions = pa.array(np.arange(position, position + len(order), dtype=np.int64))
+        return rows.append_column("epoch", epochs).append_column("position", positions)
+
+
+def _order_key(seed: int, epoch: int, name: str) -> bytes:
+    return hashlib.blake2b(f"order/{seed}/{epoch}/{name}".encode(), digest_size=16).digest()

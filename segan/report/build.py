@@ -1,0 +1,214 @@
+"""The numbers of a report: of a run, of a study and its best run, or of an ensemble."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import yaml
+
+from segan import storage
+from segan.config import Config
+from segan.errors import UsageError
+from segan.evaluation.result import EvaluationResult, FrozenModel
+from segan.report.search import SearchSummary, summarise_search
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.ensemble import Ensemble, is_ensemble, read_ensemble
+from segan.runs.listing import describe_run, non_default_values, run_not_found
+from segan.runs.provenance import package_versions
+from segan.runs.run import Run
+from segan.runs.study import STUDY_FILE, Study
+
+TargetKind = Literal["run", "study", "ensemble"]
+
+
+@dataclass(frozen=True)
+class ReportTarget:
+    """What a report is of.
+
+    Attributes:
+        members: the checkpoint that is looked at, or the three of an ensemble.
+        threshold: of the mean of the members' maps.
+        run: where the checkpoint comes from; None of an ensemble.
+    """
+
+    kind: TargetKind
+    uri: str
+    members: tuple[Checkpoint, ...]
+    threshold: float
+    run: Run | None = None
+    study: Study | None = None
+    ensemble: Ensemble | None = None
+
+    @property
+    def config(self) -> Config:
+        """Of its first member."""
+        return self.members[0].config
+
+    @property
+    def records(self) -> str:
+        """URI of the records that it was validated on."""
+        return self.ensemble.records if self.ensemble else self.config.data.records
+
+
+class ModelInfo(FrozenModel):
+    """A checkpoint that is looked at: `epoch` is the one it was saved after, `uri` where it was."""
+
+    uri: str
+    epoch: int
+    threshold: float
+    sha256: str
+
+
+class Provenance(FrozenModel):
+    """What it takes to do it again.
+
+    Attributes:
+        command: with every key that is not the default.
+        config: those keys, each with its value and the default.
+        fingerprint: of the records.
+        git_commit, packages, python, hardware, started: as it ran; of an ensemble, whose build
+            keeps no note of them, those of the report's writing.
+    """
+
+    command: str
+    config: dict[str, dict[str, Any]]
+    records: str
+    fingerprint: str
+    git_commit: str | None
+    packages: dict[str, str]
+    python: str
+    hardware: str | None
+    started: str | None
+
+
+class Report(FrozenModel):
+    """What report.json says. Fields may be added; those that are here keep name and meaning.
+
+    Attributes:
+        written: UTC.
+        frame: width and height in pixels, of all that was scored.
+        trained_on: name of the split, and `splits` how many images each has.
+        epochs: lines of the run's metrics, with the learning rate; none of an ensemble.
+        search: of a study.
+    """
+
+    kind: TargetKind
+    uri: str
+    written_at: str
+    models: tuple[ModelInfo, ...]
+    frame: dict[str, int]
+    trained_on: str
+    splits: dict[str, int]
+    result: EvaluationResult
+    epochs: tuple[dict[str, Any], ...]
+    search: SearchSummary | None
+    provenance: Provenance
+
+
+def find_target(uri: str) -> ReportTarget:
+    """The run, study or ensemble at a URI.
+
+    Raises:
+        UsageError: it has no validated checkpoint yet.
+        StorageError: there is none.
+    """
+    uri = storage.normalise(uri)
+    storage.check_access(uri)
+    if is_ensemble(uri):
+        ensemble = read_ensemble(uri)
+        members = tuple(ensemble.checkpoints(uri))
+        return ReportTarget("ensemble", uri, members, ensemble.threshold, ensemble=ensemble)
+    if storage.exists(storage.join(uri, STUDY_FILE)):
+        study = Study(uri)
+        bests = [
+            (trial.run, best) for trial in study.trials() if (best := trial.run.best_checkpoint())
+        ]
+        if not bests:
+            raise UsageError(f"{uri}: no trial has a validated checkpoint yet; report it later")
+        run, best = max(bests, key=lambda one: one[1].jaccard)
+        return ReportTarget("study", uri, (best,), best.threshold, run, study)
+    if not storage.exists(storage.join(uri, "run.json")):
+        raise run_not_found(uri)
+    run = Run(uri)
+    if (found := run.best_checkpoint()) is None:
+        raise UsageError(f"{uri}: no validated checkpoint yet; report it later")
+    return ReportTarget("run", uri, (found,), found.threshold, run)
+
+
+def build_report(
+    target: ReportTarget, result: EvaluationResult, splits: Mapping[str, int], records: str
+) -> Report:
+    """All that there is to say; `splits` are the records' sizes, `records` their URI."""
+    return Report(
+        kind=target.kind,
+        uri=target.uri,
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        models=tuple(_model_info(target, number) for number in range(len(target.members))),
+        frame=dict(zip(("width", "height"), target.members[0].frame_size, strict=True)),
+        trained_on=target.config.data.train,
+        splits=dict(splits),
+        result=result,
+        epochs=tuple(describe_run(target.run.uri)["epochs"]) if target.run else (),
+        search=summarise_search(target.study) if target.study else None,
+        provenance=_make_provenance(target, records),
+    )
+
+
+def _model_info(target: ReportTarget, number: int) -> ModelInfo:
+    member = target.members[number]
+    source = target.ensemble.members[number].uri if target.ensemble else member.uri
+    return ModelInfo(
+        uri=source,
+        epoch=member.info["epochs"],
+        threshold=member.threshold,
+        sha256=member.files["segmentor.safetensors"]["sha256"],
+    )
+
+
+def _make_provenance(target: ReportTarget, records: str) -> Provenance:
+    facts: dict[str, Any] = {"git_commit": None, "hardware": None, "started": None}
+    facts |= {"packages": package_versions(), "python": platform.python_version()}
+    if target.run:
+        description = target.run.description()
+        facts |= {key: description.get(key) for key in facts}
+    if target.ensemble:
+        config: dict[str, Any] = {}
+        arguments = ["segan ensemble build"]
+        arguments += [f"--member {shlex.quote(member.uri)}" for member in target.ensemble.members]
+        arguments += [f"--records {shlex.quote(records)}", f"--out {shlex.quote(target.uri)}"]
+    else:
+        config = non_default_values(_requested_config(target))
+        verb = "tune" if target.kind == "study" else "train"
+        arguments = [f"segan {verb} {shlex.quote(target.uri)}"]
+        arguments += [
+            shlex.quote(f"{key}={_to_argument(values['value'])}") for key, values in config.items()
+        ]
+    return Provenance(
+        command=" \\\n    ".join(arguments),
+        config=config,
+        records=records,
+        fingerprint=str(target.members[0].info["fingerprint"]),
+        **facts,
+    )
+
+
+def _requested_config(target: ReportTarget) -> dict[str, Any]:
+    """The configuration that the command was given: a study's, not that of its trial."""
+    tree = target.config.model_dump(mode="json")
+    if target.study:
+        for section, branch in target.study.config().items():
+            tree[section] = tree.get(section, {}) | branch
+    return tree
+
+
+def _to_argument(value: Any) -> str:
+    """A value as `segan` reads it on the command line: as YAML."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value)

@@ -1,0 +1,75 @@
+"""Building an ensemble: chosen members, threshold, card and report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segan import storage
+from segan.data.records.format import read_manifest, read_samples
+from segan.evaluation.probability_cache import ProbabilityCache
+from segan.evaluation.result import evaluate_members
+from segan.evaluation.select import NUM_MEMBERS, check_compatible, make_choice, select_members
+from segan.report.card import render_card
+from segan.report.write import CachedEvaluation, try_write_report
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.ensemble import Ensemble, Rule, check_output, describe_member, write_ensemble
+
+
+def build_ensemble(
+    out: str,
+    candidates: Sequence[Checkpoint],
+    records: str = "",
+    greedy: bool = False,
+    overwrite: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Ensemble:
+    """Chooses three of the candidates, finds their threshold on validation, and writes them.
+
+    Args:
+        out: URI of the ensemble.
+        candidates: what `find_candidates` gave.
+        records: URI of the records; "" for those that the best candidate was trained on.
+        greedy: takes the greedy choice; the default one stands beside it in `choices`.
+        tell: is given a line for each model that runs over the validation frames, and for the
+            report, which the best candidate's `evaluation.report` wishes or not.
+
+    Raises:
+        UsageError: the place is in use, or the candidates do not fit together or the records.
+        StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
+    """
+    out = storage.normalise(out)
+    check_output(out, overwrite, NUM_MEMBERS)
+    data = candidates[0].config.data
+    records = records or data.records
+    manifest = read_manifest(records)
+    check_compatible(candidates, manifest, records)
+    rule: Rule = "greedy" if greedy else "best"
+    with tempfile.TemporaryDirectory() as folder:
+        frames = read_samples(records, manifest, data.validation)
+        maps = ProbabilityCache(frames, Path(folder), log)
+        selections = select_members(candidates, maps, greedy)
+        members, sweep = selections[rule]
+        threshold = sweep.best_threshold()
+        ensemble = Ensemble(
+            members=tuple(describe_member(member) for member in members),
+            threshold=threshold,
+            scores=sweep.scores_at(threshold),
+            jaccard_curve=tuple(round(float(j), 6) for j in sweep.curve()),
+            rule=rule,
+            choices={name: make_choice(*selections[name]) for name in selections},
+            candidates={candidate.uri: candidate.jaccard for candidate in candidates},
+            records=storage.normalise(records),
+            fingerprint=manifest.fingerprint,
+            splits={split: manifest.num_rows(split) for split in manifest.splits},
+            train_split=data.train,
+            validation_split=data.validation,
+            frame={"width": manifest.width, "height": manifest.height},
+            classes=manifest.classes,
+        )
+        result = evaluate_members(maps, data.validation, members, threshold)
+        write_ensemble(out, ensemble, members, render_card(out, ensemble, result), overwrite)
+        if candidates[0].config.evaluation.report:
+            try_write_report(out, log, CachedEvaluation(maps, result))
+    return ensemble

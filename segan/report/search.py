@@ -1,0 +1,111 @@
+"""A study's search for its report: what was tried, and how ASHA's rungs thinned it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from segan.evaluation.result import FrozenModel
+from segan.runs.study import Study, Trial
+
+
+class TrialSummary(FrozenModel):
+    """
+    Attributes:
+        jaccards: epoch and best Jaccard so far, which is what ASHA judges by, of each validation.
+        epochs: done.
+        why: how it ended.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    jaccard: float
+    threshold: float | None
+    epoch: int
+    epochs: int
+    reason: str
+    best_jaccards: tuple[tuple[int, float], ...]
+
+
+class Rung(FrozenModel):
+    """A rung of ASHA: the trials that were judged there, and those that went on from it.
+
+    Attributes:
+        epoch: the first that is judged by it.
+        cutoff: the best Jaccard so far of the poorest that went on; None where none did.
+    """
+
+    epoch: int
+    num_reached: int
+    num_promoted: int
+    cutoff: float | None
+
+
+class SearchSummary(FrozenModel):
+    """
+    Attributes:
+        trials: the best first.
+        rungs: none without early stopping.
+        epochs: trained by all trials together, and `whole` if none had been given up.
+    """
+
+    algorithm: str
+    trials: tuple[TrialSummary, ...]
+    rungs: tuple[Rung, ...]
+    epochs_trained: int
+    epochs_without_stopping: int
+
+
+def summarise_search(study: Study) -> SearchSummary:
+    """What became of a study's trials."""
+    config = study.config()
+    search, epochs = config["search"], config["training"]["epochs"]
+    trials = {trial.name: trial for trial in study.trials()}
+    summaries = tuple(
+        TrialSummary(
+            name=row["trial"],
+            best_jaccards=best_so_far(trials[row["trial"]]),
+            **{key: row[key] for key in ("parameters", "jaccard", "threshold", "epoch", "epochs")},
+            reason=row["why"],
+        )
+        for row in study.leaderboard_rows()
+    )
+    rungs = rung_epochs(search["grace_period"], search["reduction_factor"], epochs)
+    return SearchSummary(
+        algorithm=search["method"],
+        trials=summaries,
+        rungs=tuple(
+            summarise_rung(epoch, summaries) for epoch in rungs if search["early_stopping"]
+        ),
+        epochs_trained=sum(trial.epochs for trial in summaries),
+        epochs_without_stopping=len(summaries) * epochs,
+    )
+
+
+def best_so_far(trial: Trial) -> tuple[tuple[int, float], ...]:
+    """Epoch and best Jaccard up to it, of each validation of a trial."""
+    lines = trial.epoch_metrics()
+    bests = accumulate((line["jaccard"] for line in lines), max)
+    return tuple((line["epoch"], best) for line, best in zip(lines, bests, strict=True))
+
+
+def rung_epochs(grace: int, factor: float, epochs: int) -> list[int]:
+    """The epochs, before the last, at which ASHA judges: grace, grace x factor, x factor^2 ..."""
+    found, at = [], float(min(grace, epochs))
+    while math.ceil(at) < epochs:
+        found.append(math.ceil(at))
+        at *= factor
+    return found
+
+
+def summarise_rung(epoch: int, trials: Sequence[TrialSummary]) -> Rung:
+    """A rung from what its trials did: who went on was validated again."""
+    reached, promoted = 0, []
+    for trial in trials:
+        later_scores = [score for at, score in trial.best_jaccards if at >= epoch]
+        reached += bool(later_scores)
+        promoted += later_scores[:1] if len(later_scores) > 1 or trial.reason == "finished" else []
+    cutoff = min(promoted, default=None)
+    return Rung(epoch=epoch, num_reached=reached, num_promoted=len(promoted), cutoff=cutoff)

@@ -1,0 +1,97 @@
+"""Writes a report: report.html for people, report.json for programs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from segan import storage
+from segan.data.records.format import Manifest, read_manifest, read_samples
+from segan.errors import UsageError
+from segan.evaluation.probability_cache import ProbabilityCache
+from segan.evaluation.result import EvaluationResult, evaluate_members
+from segan.report.build import Report, ReportTarget, build_report, find_target
+from segan.report.cases import build_cases, build_disagreement_cases
+from segan.report.page import render_page
+from segan.runs.run import REPORT_FILES
+
+Log = Callable[[str], None]
+
+
+class CachedEvaluation(NamedTuple):
+    """Maps and findings of a model that has just been looked at."""
+
+    maps: ProbabilityCache
+    result: EvaluationResult
+
+
+def write_report(
+    uri: str,
+    out: str = "",
+    records: str = "",
+    log: Log = lambda _: None,
+    cached: CachedEvaluation | None = None,
+) -> Report:
+    """One pass over the validation frames with each model, and what there is to say of it.
+
+    Args:
+        uri: of a run, a study or an ensemble.
+        out: URI of the page, see `page_of`; the numbers lie beside it, in .json.
+        records: URI of the records; "" for those that were trained on.
+        tell: is given a line for each model that runs over the frames.
+        seen: spares the pass.
+
+    Raises:
+        UsageError: there is no validated checkpoint yet, or the records are others.
+        StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
+    """
+    target = find_target(uri)
+    records = storage.normalise(records or target.records)
+    manifest = read_manifest(records)
+    _check_records(target, manifest, records)
+    split = target.config.data.validation
+    with tempfile.TemporaryDirectory() as folder:
+        if cached is None:
+            maps = ProbabilityCache(read_samples(records, manifest, split), Path(folder), log)
+            cached = CachedEvaluation(
+                maps, evaluate_members(maps, split, target.members, target.threshold)
+            )
+        sizes = {name: manifest.num_rows(name) for name in manifest.splits}
+        report = build_report(target, cached.result, sizes, records)
+        page = render_page(
+            report,
+            target.run.metrics() if target.run else [],
+            build_cases(*cached, target.members),
+            build_disagreement_cases(*cached, target.members),
+        )
+    place = page_uri(uri, out)
+    storage.write_json(f"{place.removesuffix('.html')}.json", report.model_dump(mode="json"))
+    storage.write_bytes(place, page.encode())
+    return report
+
+
+def try_write_report(uri: str, log: Log, cached: CachedEvaluation | None = None) -> None:
+    """A report of what has just ended well, and stays so where the report fails."""
+    try:
+        write_report(uri, log=log, cached=cached)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log(f"no report ({reason}); segan report {uri} writes it")
+    else:
+        log(f"report: {page_uri(uri)}")
+
+
+def page_uri(uri: str, out: str = "") -> str:
+    """Where the page of what is at `uri` lies, or will: report.html in it, or `out`."""
+    return storage.normalise(out) if out else storage.join(storage.normalise(uri), REPORT_FILES[1])
+
+
+def _check_records(target: ReportTarget, manifest: Manifest, records: str) -> None:
+    trained = target.members[0].info["fingerprint"]
+    if manifest.fingerprint != trained:
+        raise UsageError(
+            f"{records}: data fingerprint {manifest.fingerprint}, but {target.uri} was trained on "
+            f"{trained}; name its own records with --records"
+        )

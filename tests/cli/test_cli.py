@@ -1,0 +1,465 @@
+"""The command: from drawn pairs to masks in this process, and what wrong use says."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from segan.cli.main import app, main
+from segan.config import iter_fields, load_config
+from segan.data.archive.reader import open_archive
+
+
+def list_commands(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its words, those of groups too."""
+    found = {}
+    for name, command in group.commands.items():
+        words = f"{before}{name}"
+        found |= (
+            list_commands(command, f"{words} ")
+            if hasattr(command, "commands")
+            else {words: command}
+        )
+    return found
+
+
+COMMANDS = list_commands(typer.main.get_command(app))
+TINY_OVERRIDES = [
+    "network.width=2",
+    "training.batch_size=4",
+    "training.epochs=1",
+    "augment.crop=64",
+    "cluster.threads_per_worker=1",
+]
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command left: exit code, stdout, stderr."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def run_cli(*words: object) -> CommandResult:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return CommandResult(code, out.getvalue(), err.getvalue())
+
+
+def error_message(code: int, *words: object) -> str:
+    """The one line on stderr of a command that fails at once."""
+    done = run_cli(*words)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert re.fullmatch(r"segan: .+\n", done.stderr), done.stderr
+    return done.stderr.removeprefix("segan: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each command of the whole way left, its output in <command>.json."""
+    root = tmp_path_factory.mktemp("world")
+    archive, run = root / "archive", root / "run"
+    train = ["train", run, f"data.records={root}/records", *TINY_OVERRIDES]
+    counts = ["--train", 8, "--validation", 2, "--test", 3, "--short-side", 64]
+    assert run_cli("synth", archive, *counts).exit_code == 0
+    for words in (
+        ["ingest", archive, root / "records", "--width", 72, "--height", 64],
+        train,
+        ["evaluate", run, archive, "--split", "test"],
+        ["predict", run, archive / "ISIC-2017_Test_v2_Data", root / "masks"],
+    ):
+        done = run_cli(*words, "--local", "--json")
+        assert done.exit_code == 0, done.stderr
+        (root / f"{words[0]}.json").write_text(done.stdout)
+    return root
+
+
+def read_output(world: Path, command: str) -> Any:
+    """stdout of a command of the whole way: JSON and nothing else."""
+    return json.loads((world / f"{command}.json").read_text())
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) > 0
+
+
+# The whole way
+
+
+def test_ingest_reports_the_records(world: Path) -> None:
+    manifest = read_output(world, "ingest")
+    rows = {split: sum(s["rows"] for s in shards) for split, shards in manifest["splits"].items()}
+    assert rows == {"train": 8, "validation": 2, "test": 3}
+    assert (manifest["width"], manifest["height"], manifest["rejects"]) == (72, 64, 0)
+    assert manifest == json.loads((world / "records" / "manifest.json").read_text())
+
+
+def test_train_reports_its_best_checkpoint(world: Path) -> None:
+    best = read_output(world, "train")
+    assert best["checkpoint"] == f"{world}/run/checkpoints/epoch_00001"
+    assert (Path(best["checkpoint"]) / "segmentor.safetensors").is_file()
+    assert 0 <= best["jaccard"] <= best["dice"] <= 1
+    assert "jaccard_curve" not in best
+
+
+def test_the_summary_is_the_mean_of_the_rows(world: Path) -> None:
+    found = read_output(world, "evaluate")
+    assert (found["images"], found["split"]) == (3, "test")
+    assert [row["id"] for row in found["scores"]] == [f"ISIC_00000{i}" for i in (10, 11, 12)]
+    for name in ("accuracy", "dice", "jaccard"):
+        assert found[name] == pytest.approx(np.mean([row[name] for row in found["scores"]]))
+    assert found["threshold"] == read_output(world, "train")["threshold"]
+
+
+def test_a_mask_has_the_images_size_and_the_challenges_name(world: Path) -> None:
+    rows = read_output(world, "predict")
+    assert sorted(path.name for path in (world / "masks").iterdir()) == [
+        *(f"ISIC_00000{i}_segmentation.png" for i in (10, 11, 12)),
+        "predictions.csv",
+        "predictions.json",
+    ]
+    for row in rows:
+        mask = Image.open(world / "masks" / row["mask"])
+        image = Image.open(world / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
+        assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
+        assert set(np.unique(np.asarray(mask))) <= {0, 255}
+        assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
+        assert not row["reject"]
+
+
+def test_the_scores_are_those_of_the_masks_written(world: Path) -> None:
+    scores = {row["id"]: row for row in read_output(world, "evaluate")["scores"]}
+    for pair in open_archive(str(world / "archive")).split("test"):
+        assert pair.mask
+        found = read_mask(world / "masks" / f"{pair.id}_segmentation.png")
+        truth = read_mask(pair.mask)
+        both, either = (found & truth).sum(), (found | truth).sum()
+        assert scores[pair.id]["jaccard"] == pytest.approx(both / either)
+        assert scores[pair.id]["accuracy"] == pytest.approx((found == truth).mean())
+
+
+def test_without_json_a_table_is_for_people(world: Path) -> None:
+    done = run_cli("evaluate", world / "run", world / "archive", "--local", "--split", "validation")
+    assert done.exit_code == 0
+    assert all(word in done.stdout for word in ("validation", "accuracy", "dice", "jaccard"))
+    assert "scoring 2/2" in done.stderr
+
+
+def test_a_threshold_is_taken_instead_of_the_models(world: Path) -> None:
+    words = ["evaluate", world / "run", world / "archive", "--local", "--json", "--threshold"]
+    everything, nothing = run_cli(*words, 0).json, run_cli(*words, 1).json
+    assert (everything["threshold"], nothing["threshold"]) == (0, 1)
+    assert nothing["dice"] == 0
+    assert everything["accuracy"] == pytest.approx(1 - nothing["accuracy"])
+
+
+def test_a_checkpoint_is_a_model_too(world: Path, tmp_path: Path) -> None:
+    image = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+    checkpoint = world / "run" / "checkpoints" / "epoch_00001"
+    assert run_cli("predict", checkpoint, image, tmp_path, "--local").exit_code == 0
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "ISIC_0000010_segmentation.png"),
+        read_mask(world / "masks" / "ISIC_0000010_segmentation.png"),
+    )
+
+
+def test_a_finished_run_stays_as_it_is(world: Path) -> None:
+    words = [
+        "train",
+        world / "run",
+        f"data.records={world}/records",
+        *TINY_OVERRIDES,
+        "--local",
+        "--json",
+    ]
+    assert run_cli(*words).json == read_output(world, "train")
+    assert "started with network.width 2, now asked for 4" in error_message(
+        2, *words, "network.width=4"
+    )
+
+
+def test_the_same_seed_draws_the_same_archive(world: Path, tmp_path: Path) -> None:
+    assert (
+        run_cli(
+            "synth", tmp_path, "--train", 1, "--validation", 0, "--test", 0, "--short-side", 64
+        ).exit_code
+        == 0
+    )
+    name = "ISIC-2017_Training_Data/ISIC_0000000.jpg"
+    assert (tmp_path / name).read_bytes() == (world / "archive" / name).read_bytes()
+
+
+# What is not as it should be
+
+
+def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_path: Path) -> None:
+    good = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        (images / name).write_bytes(good.read_bytes())
+    (images / "b.jpg").write_bytes(good.read_bytes()[:500])
+    done = run_cli("predict", world / "run", images, masks, "--local", "--json")
+    assert done.exit_code == 1
+    assert "not segmented: b.jpg: not a whole image" in done.stderr
+    assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
+    assert [bool(row["reject"]) for row in done.json] == [False, True, False]
+    assert sorted(path.name for path in masks.glob("*.png")) == [
+        "a_segmentation.png",
+        "c_segmentation.png",
+    ]
+
+
+def test_predicting_again_does_what_is_missing(world: Path, tmp_path: Path) -> None:
+    images = world / "archive" / "ISIC-2017_Test_v2_Data"
+    words = ["predict", world / "run", images, tmp_path, "--local", "--json"]
+    first = run_cli(*words)
+    assert "are there already" not in first.stderr
+    changed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    cut, gone, kept = sorted(changed)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    gone.unlink()
+    again = run_cli(*words)
+    assert "1 of 3 masks are there already" in again.stderr
+    assert again.json == first.json
+    assert [path.stat().st_mtime_ns != changed[path] for path in (cut, gone, kept)] == [1, 1, 0]
+    assert "3 of 3 masks are there already\n0 masks written" in run_cli(*words[:-1]).stderr
+    said = error_message(2, *words, "--threshold", 0.999)
+    assert f"{tmp_path}: masks of " in said
+    assert "and 0.999 of" in said
+    assert run_cli(*words, "--threshold", 0.999, "--overwrite").json != first.json
+
+
+def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
+    words = ["export", world / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
+    about = run_cli(*words, "--json").json
+    assert about == json.loads((tmp_path / "model.json").read_text())
+    assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
+    assert (tmp_path / about["file"]).is_file()
+    assert "weights equal bit for bit" in run_cli(*words).stderr
+
+
+def test_a_disagreement_map_needs_members(world: Path, tmp_path: Path) -> None:
+    words = ["predict", world / "run", world / "archive", tmp_path, "--local"]
+    assert "--disagreement needs an ensemble" in error_message(2, *words, "--disagreement")
+
+
+@pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])
+def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: str) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name in ("a.jpg", second):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(images / name)
+    done = run_cli("predict", world / "run", images, masks, "--local")
+    written = len(list(masks.rglob("*.png"))) if masks.exists() else 0
+    assert done.exit_code != 0 or written == 2
+
+
+VARIANTS = "ablation.variants={paper: {}, dice: {loss.dice_weight: 1}}"
+
+
+def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) -> None:
+    words = [
+        "ablate",
+        tmp_path / "study",
+        "--local",
+        f"data.records={world}/records",
+        *TINY_OVERRIDES,
+    ]
+    words += ["ablation.seeds=1", VARIANTS]
+    report = run_cli(*words, "--json")
+    assert report.exit_code == 0, report.stderr
+    assert [row["variant"] for row in report.json["variants"]] == ["paper", "dice"]
+    assert [row["over"] for row in report.json["variants"]] == [1, 1]
+    assert "dice-seed0  epoch 1  Jaccard 0." in report.stderr
+    shown = run_cli(*words)
+    assert shown.exit_code == 0
+    assert "less paper" in shown.stdout
+    assert f"{report.json['variants'][1]['jaccard']['mean']:.4f}" in shown.stdout
+    assert "epoch 1" not in shown.stderr  # nothing was trained again
+
+
+def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path) -> None:
+    words = ["ablate", tmp_path / "study", "--local", f"data.records={world}/records"]
+    assert error_message(2, *words).startswith("ablation.variants: expected variants to compare")
+    wrong = "ablation.variants={paper: {}, dice: {loss.dice: 1}}"
+    assert error_message(2, *words, wrong).startswith(
+        "ablation dice: configuration loss.dice: unknown"
+    )
+    assert not (tmp_path / "study").exists()
+
+
+def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "ISIC-2017_Training_Data").mkdir()
+    (tmp_path / "ISIC-2017_Training_Data" / "a.jpg").write_bytes(b"")
+    done = run_cli("ingest", tmp_path, tmp_path / "records", "--local")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"segan: {tmp_path}: 1 of 1 pairs rejected")
+    assert not (tmp_path / "records").exists()
+
+
+def test_records_are_not_replaced_unasked(world: Path) -> None:
+    words = ["ingest", world / "archive", world / "records", "--local", "--width", 90]
+    assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in error_message(2, *words)
+
+
+def test_overwriting_writes_the_same_records_again(world: Path, tmp_path: Path) -> None:
+    words = ["ingest", world / "archive", tmp_path, "--local", "--json"]
+    first = run_cli(*words).json
+    assert run_cli(*words, "--overwrite").json == first
+
+
+@pytest.mark.parametrize("command", ["ingest", "evaluate", "predict"])
+def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "empty").mkdir()
+    words: list[object] = [tmp_path / "empty", tmp_path / "out"]
+    if command != "ingest":
+        words = [world / "run", *words[: 1 if command == "evaluate" else 2]]
+    said = error_message(1, command, *words, "--local")
+    assert said.startswith(f"{tmp_path}/empty: no images found; expected ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "RUN", "ARCHIVE", "--split", "tset"], "no pairs in split 'tset'; it has"),
+        (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a whole one"),
+        (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
+        (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
+        (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
+        (["train", "OUT", "data.records=NONE"], "no records here (no manifest.json)"),
+        (["train", "OUT", "data.records=RUN"], "no records here"),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_line(
+    world: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    places = {"RUN": world / "run", "ARCHIVE": world / "archive", "RECORDS": world / "records"}
+    places |= {"NONE": tmp_path / "NONE", "OUT": tmp_path / "out"}
+
+    def put(text: str) -> str:
+        return re.sub("|".join(places), lambda match: str(places[match[0]]), text)
+
+    assert put(said) in error_message(1, *map(put, words), "--local")
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bogus"], "--bogus"),
+        (["bogus"], "bogus"),
+        (["train"], "run"),
+        (["train", "run", "--bogus"], "--bogus"),
+        (["synth", "out", "--train", "many"], "--train"),
+        (["synth", "out", "--train", "-1"], "greater than or equal to 0"),
+        (["synth", "out", "--short-side", "8"], "greater than or equal to 32"),
+        (["synth", "gs://bucket/x"], "expected a local path or s3://bucket/prefix"),
+        (["ingest", "a", "b", "--max-rejects", "2"], "less than or equal to 1"),
+        (["evaluate", "r", "a", "--threshold", "1.5"], "less than or equal to 1"),
+        (["train", "run", "width=8"], "expected section.key=value, as in network.width=8"),
+        (["train", "run", "netwrk.width=8"], "nearest known one is network"),
+        (["train", "run", "network.widht=8"], "nearest known one is network.width"),
+        (["train", "run", "network.width=0"], "greater than or equal to 1, found 0"),
+        (["train", "run", "--config", "none.yaml"], "none.yaml: cannot be read (No such file"),
+        (["train", "run", "--local", "cluster.workers=2"], "--local trains with 1"),
+        (["train", "run", "--local"], "data.records: expected the URI of records"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in error_message(2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crop_larger_than_the_frames_is_said(world: Path, tmp_path: Path) -> None:
+    words = ["train", tmp_path, f"data.records={world}/records", "--local"]
+    said = error_message(2, *words, "training.batch_size=4")
+    assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
+    assert "takes 25 images a step, but split 'train' has 8" in error_message(
+        2, *words, "augment.crop=64"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_the_commands_and_no_error() -> None:
+    done = run_cli()
+    assert done.exit_code == 2
+    assert all(name.split()[0] in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+
+
+def test_debug_adds_the_traceback() -> None:
+    done = run_cli("train", "run", "--local", "--debug", "network.width=0")
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("segan: configuration network.width: ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_carries_an_example_that_would_be_understood(name: str) -> None:
+    done = run_cli(*name.split(), "--help")
+    assert (done.exit_code, done.stderr) == (0, "")
+    example = COMMANDS[name].epilog
+    assert example
+    assert example in " ".join(done.stdout.split())
+    assert example.startswith(f"segan {name} ")
+    COMMANDS[name].make_context(name, shlex.split(example)[1 + len(name.split()) :])
+
+
+def test_every_knob_is_shown_with_its_value() -> None:
+    shown = run_cli("config", "network.width=8", "--json")
+    assert shown.exit_code == 0
+    assert shown.json == load_config(None, ["network.width=8"]).model_dump(mode="json")
+    table = run_cli("config").stdout
+    assert [key for key, _ in iter_fields() if key not in table] == []
+
+
+# As a program
+
+
+def run_program(*words: object) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).parent / "segan"
+    return subprocess.run(
+        [script, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_program_gives_its_exit_code_and_streams(world: Path) -> None:
+    shown = run_program("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Usage: segan" in shown.stdout
+    wrong = run_program("train", "run", "netwrk.width=8")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert (
+        wrong.stderr
+        == "segan: configuration netwrk: unknown key; the nearest known one is network\n"
+    )
+
+
+def test_the_programs_json_is_all_of_stdout(world: Path) -> None:
+    done = run_program("evaluate", world / "run", world / "archive", "--local", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == read_output(world, "evaluate")

@@ -1,0 +1,74 @@
+"""What goes to people and what to programs."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from segan.cli.console import (
+    echo,
+    preserve_stdout,
+    print_json,
+    print_table,
+    progress_bar,
+    redirect_stdout_to_stderr,
+    spinner,
+    stderr_console,
+)
+
+
+def test_only_results_reach_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray prints its warnings to stdout, in the middle of what a program would read."""
+    stdout = sys.stdout
+    with preserve_stdout():
+        print("help, before any job")
+        redirect_stdout_to_stderr()
+        print("(raylet) WARNING: 8 PYTHON worker processes have been started")
+        echo("for people")
+        print_json({"a": 1})
+        print_table("title", ["a"], [["b"]])
+    assert sys.stdout is stdout
+    out, err = capsys.readouterr()
+    before, result, *shown = out.splitlines()
+    assert (before, json.loads(result), shown[0]) == ("help, before any job", {"a": 1}, "title")
+    assert "raylet" not in out
+    assert "raylet" in err
+    assert "for people" in err
+
+
+def test_progress_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("predicting", 40, completed=4) as advance:
+        for _ in range(36):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    # A line at each tenth after the one that was there before.
+    assert [line.split(",")[0] for line in lines] == [f"predicting {n}/40" for n in range(8, 41, 4)]
+    assert all(re.fullmatch(r"\S+ \d+/40, [\d.]+/s, \d:\d\d:\d\d left", line) for line in lines)
+    with progress_bar("pulling", 2_000, in_bytes=True) as advance:
+        advance(2_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"pulling 2.0 kB of 2.0 kB, .*B/s, 0:00:00 left", line)
+
+
+def test_progress_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stderr_console, "_force_terminal", True)
+    monkeypatch.setattr(stderr_console, "_width", 100)
+    with progress_bar("predicting", 3) as advance:
+        for _ in range(3):
+            advance(1)
+    shown = capsys.readouterr().err
+    assert "predicting" in shown
+    assert "3/3" in shown
+    assert re.search(r"\d/s", shown)
+    with spinner("exporting"):
+        pass
+    assert "exporting" in capsys.readouterr().err
+
+
+def test_waiting_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with spinner("exporting"):
+        assert capsys.readouterr().err == "exporting\n"
+    assert capsys.readouterr().err == ""

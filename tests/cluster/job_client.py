@@ -1,0 +1,80 @@
+"""Ray's own client of its job API, as a person at another machine uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from infra.check_manifests import ROOT, RUNTIME_ENV
+from infra.local.cluster import RayCluster
+from infra.local.processes import find_executable
+
+
+@dataclass(frozen=True)
+class JobClient:
+    """Someone with the dashboard's address and the token, and without keys to the bucket."""
+
+    cluster: RayCluster
+
+    def start(self, name: str, command: str) -> subprocess.Popen[str]:
+        entrypoint = shlex.split(f"python -m ray_jobs.{command}")
+        options = ["--working-dir", ".", "--runtime-env", RUNTIME_ENV, "--submission-id", name]
+        return subprocess.Popen(
+            [find_executable("ray"), "job", "submit", *options, "--", *entrypoint],
+            cwd=ROOT,
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submit(self, name: str, command: str) -> tuple[int, str]:
+        """The client's exit code and all that it said, once the job is over."""
+        with self.start(name, command) as client:
+            said, _ = client.communicate()
+        return client.returncode, said
+
+    def request_api(self, path: str, token: str | None = "ours", method: str = "GET") -> Any:
+        if token == "ours":
+            token = self.cluster.token_path.read_text()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(
+            f"{self.cluster.dashboard}/api/{path}", headers=headers, method=method
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    def get_job(self, name: str) -> dict[str, Any]:
+        return self.request_api(f"jobs/{name}")
+
+    def get_logs(self, name: str) -> list[str]:
+        """The job's own lines, as the job API gives them."""
+        lines = self.request_api(f"jobs/{name}/logs")["logs"].splitlines()
+        began = next(i for i, line in enumerate(lines) if line.startswith("Running entrypoint"))
+        return lines[began + 1 :]
+
+    def list_alive(self, kind: str, end_state: str) -> list[str]:
+        """What the cluster still has of `kind`."""
+        found = self.request_api(f"v0/{kind}?limit=1000")["data"]["result"]["result"]
+        return [one.get("class_name") or one["name"] for one in found if one["state"] != end_state]
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_A"))}
+        inherited.pop("PYTHONPATH", None)
+        wanted = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        return inherited | {name: self.cluster.environment[name] for name in wanted}
+
+
+def poll_until(seconds: float, condition: Callable[[], Any]) -> Any:
+    """What `found` gives as soon as it is something, or in the end nothing."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return value

@@ -1,0 +1,597 @@
+"""Fetching: whole files, whatever breaks on the way, from a real server of this test's own."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segan import storage
+from segan.cli.main import main
+from segan.data.download import partial, remote
+from segan.data.download.isic import DATASETS, FetchResult, fetch_files
+from segan.errors import StorageError
+from segan.storage import s3
+
+FILES = DATASETS["isic2016"].files
+FILE = FILES[0]
+MIB = 2**20
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` by path, as well as it is told to."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.if_range = True
+        self.size: int | None = None  # instead of the true one
+        self.send_etag = True  # an ETag that is the content's hash
+        self.interruptions: list[
+            tuple[str, int]
+        ] = []  # "drop" or "stall", after so many bytes; one a GET
+        self.redirects: dict[str, str] = {}
+        self.statuses: list[int] = []  # instead of an answer, one a request
+        self.headers: dict[str, str] = {}
+        self.on_get: Callable[[], None] = lambda: None
+        self.gets: list[str | None] = []  # each GET's Range
+        self.bytes_sent = 0
+        self.stopped = threading.Event()
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/mirror"
+
+    def put(self, name: str, body: bytes) -> bytes:
+        self.files[f"/mirror/{name}"] = body
+        return body
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed is no news."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.respond(send=False)
+
+    def do_GET(self) -> None:
+        self.server.gets.append(self.headers.get("Range"))
+        self.server.on_get()
+        self.respond(send=True)
+
+    def respond(self, send: bool) -> None:
+        server = self.server
+        if self.path in server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects[self.path])
+            self.end_headers()
+            return
+        body = server.files.get(self.path)
+        if server.statuses or body is None:
+            self.send_response(server.statuses.pop(0) if server.statuses else 404)
+            self.end_headers()
+            return
+        name = f'"{hashlib.md5(body).hexdigest()}"'
+        asked = self.headers.get("Range")
+        same = not server.if_range or self.headers.get("If-Range", name) == name
+        start = int(asked.removeprefix("bytes=")[:-1]) if server.ranges and asked and same else 0
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if server.send_etag:
+            self.send_header("ETag", name)
+        self.send_header("Content-Length", str((server.size or len(body)) - start))
+        for header in server.headers.items():
+            self.send_header(*header)
+        self.end_headers()
+        if send:
+            self.send_body(body[start:])
+
+    def send_body(self, body: bytes) -> None:
+        how, size = (
+            self.server.interruptions.pop(0) if self.server.interruptions else ("", len(body))
+        )
+        self.wfile.write(body[:size])
+        self.server.bytes_sent += min(size, len(body))
+        if how == "stall":
+            self.server.stopped.wait(60)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.stopped.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "STALL_SECONDS", 2)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
+def destination(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "place")
+    return storage.join(request.getfixturevalue("bucket"), "place")
+
+
+@contextlib.contextmanager
+def no_progress(*_: object) -> Iterator[Callable[[int], None]]:
+    yield lambda _: None
+
+
+def fetch(base: str, place: str, *files: str) -> list[FetchResult]:
+    return list(fetch_files(files or (FILE,), base, place, no_progress, lambda _: None))
+
+
+def error_message(base: str, place: str, *files: str) -> str:
+    with pytest.raises(StorageError) as caught:
+        fetch(base, place, *files)
+    return str(caught.value)
+
+
+def list_names(place: str) -> list[str]:
+    return [file.name for file in storage.list_files(place)]
+
+
+def read_only_file(place: str) -> bytes:
+    """The one file that is there; nothing is left beside it."""
+    assert list_names(place) == [FILE]
+    return storage.read_bytes(storage.join(place, FILE))
+
+
+# Whole, and once
+
+
+@pytest.mark.parametrize("size", [1, 3 * MIB, partial.PART_SIZE, 2 * partial.PART_SIZE + 5])
+def test_a_file_arrives_as_it_was(server: Server, place: str, size: int) -> None:
+    body = server.put(FILE, content(size))
+    uri = storage.join(place, FILE)
+    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, False, 0)]
+    assert read_only_file(place) == body
+    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, True, 0)]
+    assert server.gets == [None]
+
+
+def test_what_has_another_size_is_fetched_anew(server: Server, place: str) -> None:
+    body = server.put(FILE, content(1000))
+    storage.write_bytes(storage.join(place, FILE), body[:-1])
+    assert not fetch(server.base, place)[0].skipped
+    assert read_only_file(place) == body
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("size", [5, 2 * partial.PART_SIZE + 5])
+def test_a_bucket_is_a_mirror_too(place: str, bucket: str, size: int) -> None:
+    base = storage.join(bucket, "mirror")
+    storage.write_bytes(storage.join(base, FILE), content(size))
+    assert not fetch(base, place)[0].skipped
+    assert read_only_file(place) == content(size)
+    assert error_message(base, place, FILES[1]) == f"{base}/{FILES[1]}: not found; check --base"
+
+
+# What breaks on the way
+
+
+@pytest.mark.parametrize("how", ["drop", "stall"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_connection_that_breaks_is_gone_on_with(
+    server: Server, place: str, how: str, ranges: bool
+) -> None:
+    body = server.put(FILE, content(3 * MIB))
+    server.ranges, server.interruptions = ranges, [(how, MIB), (how, MIB + 7)]
+    fetch(server.base, place)
+    assert read_only_file(place) == body
+    second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges it begins at 0 each time
+    assert server.gets == [None, f"bytes={MIB}-", f"bytes={second}-"]
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, place: str) -> None:
+    body = server.put(FILE, content(1000))
+    server.statuses = [503, 429, 500]
+    fetch(server.base, place)
+    assert read_only_file(place) == body
+
+
+def test_a_server_that_always_breaks_off_is_given_up(server: Server, place: str) -> None:
+    server.put(FILE, content(1000))
+    server.interruptions = [("drop", 400), *[("drop", 0)] * 20]
+    said = error_message(server.base, place)
+    assert said.startswith(f"{server.base}/{FILE}: the connection was closed after 400 of 1000")
+    assert "and so 6 times in a row; what has come is kept: give the same command again" in said
+    assert len(server.gets) == 1 + remote.MAX_ATTEMPTS - 1
+    assert FILE not in list_names(place)
+
+
+def test_what_came_before_is_not_asked_for_again(server: Server, place: str) -> None:
+    body = server.put(FILE, content(3 * partial.PART_SIZE))
+    server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 5]
+    error_message(server.base, place)
+    server.interruptions, server.gets, server.bytes_sent = [], [], 0
+    kept = partial.PART_SIZE * 2 + (0 if storage.is_s3(place) else 9)  # a bucket keeps whole parts
+    assert fetch(server.base, place)[0].resumed_bytes == kept
+    assert (server.gets, server.bytes_sent) == ([f"bytes={kept}-"], len(body) - kept)
+    assert read_only_file(place) == body
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("size", [500, 1000, 1500])
+def test_two_versions_are_never_joined(server: Server, place: str, ranges: bool, size: int) -> None:
+    """The file changes while its connection is broken, and once more between two commands."""
+    server.put(FILE, content(1000))
+    server.ranges, server.interruptions = ranges, [("drop", 400), ("drop", 300), *[("drop", 0)] * 6]
+    changes = iter([lambda: None, lambda: server.put(FILE, content(size, 1))])
+    server.on_get = lambda: next(changes, lambda: None)()
+    error_message(server.base, place)
+    server.interruptions = []
+    body = server.put(FILE, content(size, 2))
+    assert fetch(server.base, place)[0].resumed_bytes == 0
+    assert read_only_file(place) == body
+
+
+def test_a_server_that_heeds_no_if_range_joins_nothing_either(server: Server, place: str) -> None:
+    server.put(FILE, content(1000))
+    server.if_range, server.interruptions = False, [("drop", 400)]
+    changes = iter([lambda: None, lambda: server.put(FILE, content(1000, 1))])
+    server.on_get = lambda: next(changes, lambda: None)()
+    fetch(server.base, place)
+    assert read_only_file(place) == content(1000, 1)
+    assert server.gets == [None, "bytes=400-", None]
+
+
+def test_what_has_no_version_begins_again(server: Server, place: str) -> None:
+    body = server.put(FILE, content(1000))
+    server.send_etag, server.interruptions = False, [("drop", 400)]
+    fetch(server.base, place)
+    assert read_only_file(place) == body
+    assert server.gets == [None, None]
+
+
+def test_what_changes_all_the_time_is_given_up(server: Server, place: str) -> None:
+    server.put(FILE, content(1000))
+    numbers = iter(range(100))
+    server.interruptions = [("drop", 400)] * 100
+    server.on_get = lambda: server.put(FILE, content(1000, next(numbers))) and None
+    assert "begun 3 times and always changed" in error_message(server.base, place)
+
+
+@pytest.mark.integration
+def test_a_part_is_sent_once(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    plain = s3.create_client
+
+    def counting(**options: Any) -> Any:
+        client = plain(**options)
+        client.meta.events.register(
+            "provide-client-params.s3.UploadPart",
+            lambda params, **_: sent.append(params["PartNumber"]),
+        )
+        return client
+
+    monkeypatch.setattr(s3, "client", counting)
+    body = server.put(FILE, content(4 * partial.PART_SIZE + 1))
+    server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 5]
+    error_message(server.base, bucket)
+    fetch(server.base, bucket)
+    assert sent == [1, 2, 3, 4, 5]
+    assert read_only_file(bucket) == body
+
+
+@pytest.mark.integration
+def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: str) -> None:
+    body = server.put(FILE, content(2 * partial.PART_SIZE))
+    server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 5]
+    error_message(server.base, bucket)
+    note = storage.read_json(f"{bucket}/{FILE}.partial")
+    s3.create_client().abort_multipart_upload(
+        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=note["upload"]
+    )
+    assert fetch(server.base, bucket)[0].resumed_bytes == 0
+    assert read_only_file(bucket) == body
+
+
+@pytest.mark.integration
+def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
+    uri = storage.join(bucket, FILE)
+
+    def lose_it() -> None:
+        with partial.resumable_writer(uri, "tag") as (_, write):
+            write(b"x")
+            partial.discard(uri)
+
+    with pytest.raises(StorageError, match="is another command fetching it"):
+        lose_it()
+
+
+# What is not as it should be
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (403, "access refused; check the address, or name a mirror with --base (HTTP 403)"),
+        (404, "not found; check the address, or name a mirror with --base (HTTP 404)"),
+        (401, "the server asks for a password"),
+        (410, "refused; check the address, or name a mirror with --base (HTTP 410)"),
+    ],
+)
+def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
+    server.statuses = [status]
+    assert error_message(server.base, str(tmp_path / "new")).startswith(
+        f"{server.base}/{FILE}: {said}"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_server_that_only_fails_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503] * 100
+    assert "the server failed (HTTP 503), and so 6 times" in error_message(
+        server.base, str(tmp_path)
+    )
+
+
+def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_path: Path) -> None:
+    server.put(FILE, b"x")
+    assert f"{FILES[1]}: not found" in error_message(server.base, str(tmp_path), *FILES)
+    assert server.gets == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        ({"Content-Type": "text/html"}, b"log in", "expected a zip, found a web page"),
+        ({}, b"", "expected a zip, found an empty file"),
+    ],
+)
+def test_what_is_no_zip_is_said(
+    server: Server, tmp_path: Path, headers: dict[str, str], body: bytes, said: str
+) -> None:
+    server.headers = headers
+    server.put(FILE, body)
+    assert said in error_message(server.base, str(tmp_path))
+
+
+def test_a_redirect_to_http_is_followed(server: Server, tmp_path: Path) -> None:
+    body = server.put("elsewhere", content(1000))
+    server.redirects = {f"/mirror/{FILE}": "/mirror/elsewhere"}
+    server.interruptions = [("drop", 400)]
+    fetch(server.base, str(tmp_path))
+    assert read_only_file(str(tmp_path)) == body
+    assert server.gets[-1] == "bytes=400-"
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
+def test_a_redirect_to_elsewhere_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+    server.redirects = {f"/mirror/{FILE}": target}
+    assert f"redirected to {target}, which is not followed" in error_message(
+        server.base, str(tmp_path)
+    )
+
+
+def test_the_proxy_of_the_environment_is_used(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = "http://nowhere.invalid/mirror"
+    server.files[f"{base}/{FILE}"] = content(1000)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid")
+    fetch(base, str(tmp_path))
+    assert read_only_file(str(tmp_path)) == content(1000)
+    monkeypatch.setenv("no_proxy", "nowhere.invalid")
+    assert "and so 6 times in a row" in error_message(base, str(tmp_path / "other"))
+
+
+def test_no_server_is_said(server: Server, tmp_path: Path) -> None:
+    base = server.base
+    server.server_close()
+    assert "Connection refused, and so 6 times" in error_message(base, str(tmp_path))
+
+
+def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: Path) -> None:
+    server.put(FILE, b"x")
+    server.size = 10**18
+    said = error_message(server.base, str(tmp_path))
+    assert said.startswith(f"{tmp_path}: {10**18} bytes are still to come, and ")
+    assert said.endswith(" are free; make room or choose another --dest")
+    assert (server.gets, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_folder_is_said(
+    server: Server, tmp_path: Path, where: str
+) -> None:
+    server.put(FILE, b"x")
+    (tmp_path / "file").write_bytes(b"")
+    said = error_message(server.base, str(tmp_path / where))
+    assert said.endswith("choose another --dest")
+
+
+def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path) -> None:
+    server.put(FILE, b"x")
+    (tmp_path / FILE).mkdir()
+    assert f"{tmp_path}/{FILE}: a folder of the file's name" in error_message(
+        server.base, str(tmp_path)
+    )
+    assert server.gets == []
+
+
+def test_no_leave_to_write_is_said(server: Server) -> None:
+    server.put(FILE, b"x")
+    assert "get leave to write there or choose another --dest" in error_message(
+        server.base, "/sys/new"
+    )
+
+
+def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
+    uri = str(tmp_path / FILE)
+    with partial.resumable_writer(uri, "tag") as (_, write):
+        write(b"x")
+        with (
+            pytest.raises(StorageError, match="another command is fetching it"),
+            partial.resumable_writer(uri, "tag"),
+        ):
+            pass
+    assert (tmp_path / FILE).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "mirror",
+        "/mirror",
+        "ftp://host/x",
+        "file:///x",
+        "http://",
+        "http:///x",
+        "http://host:port/x",
+        "http://a..b/x",
+        "http://host/a b",
+        "http://host/ü",
+        "http://host/x?key=1",
+        "https://host/x#y",
+        "s3://",
+    ],
+)
+def test_a_base_that_cannot_be_is_wrong_use(base: str, tmp_path: Path) -> None:
+    done = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+    assert done[0] == 2
+    assert base in done[2]
+
+
+def test_a_password_in_the_base_is_not_repeated(tmp_path: Path) -> None:
+    for base in ("https://me:secret@host/x", "http://me:secret@host:p", "s3://me:secret@host/x"):
+        code, _, err = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+        assert code == 2
+        assert "secret" not in err
+
+
+# The command
+
+
+def run_cli(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str) -> None:
+    bodies = {
+        file: server.put(file, content(1000, i)) for i, file in enumerate(DATASETS[name].files)
+    }
+    words = ["fetch", name, "--dest", str(tmp_path), "--base", server.base + "/", "--json"]
+    code, out, err = run_cli(*words)
+    assert code == 0
+    assert json.loads(out) == [
+        {"file": file, "uri": f"{tmp_path}/{file}", "bytes": 1000, "skipped": False, "resumed": 0}
+        for file in bodies
+    ]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
+    assert f"{next(iter(bodies))} 1.0 kB of 1.0 kB, " in err
+    assert [one["skipped"] for one in json.loads(run_cli(*words)[1])] == [True] * len(bodies)
+
+
+def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
+    code, _, err = run_cli("fetch", "isic2019", "--dest", str(tmp_path))
+    assert (code, err) == (
+        2,
+        "segan: no data set 'isic2019'; expected one of isic2016, isic2017, isic2018\n",
+    )
+
+
+def test_a_file_larger_than_the_disk_takes_goes_on_when_there_is_room(
+    server: Server, tmp_path: Path
+) -> None:
+    bodies = {file: server.put(file, content(MIB, i)) for i, file in enumerate(FILES)}
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+
+    first = start_fetch(server, str(tmp_path), preexec_fn=little_room)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "make room and give the same command again: it goes on where it stopped" in err
+    assert fetch(server.base, str(tmp_path), *FILES)[0].resumed_bytes == 600_000
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
+
+
+def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[str]:
+    words = ["fetch", "isic2016", "--dest", place, "--base", server.base, "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "segan", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_command_killed_again_and_again_ends_with_whole_files(server: Server, place: str) -> None:
+    part = partial.PART_SIZE
+    bodies = {file: server.put(file, content(1000, i)) for i, file in enumerate(FILES)}
+    bodies[FILE] = server.put(FILE, content(4 * part + 1))
+    for stalls_after, parts in ((part + 1, 1), (2 * part + 2, 3), (5, 3)):
+        server.interruptions, wanted = [("stall", stalls_after)], server.bytes_sent + stalls_after
+        running = start_fetch(server, place)
+        wait_until(
+            lambda w=wanted, p=parts: server.bytes_sent >= w and stored_bytes(place) >= p * part
+        )
+        running.send_signal(signal.SIGKILL)
+        running.communicate(timeout=60)
+    last = start_fetch(server, place)
+    out, err = last.communicate(timeout=60)
+    assert last.returncode == 0, err
+    assert json.loads(out)[0]["resumed"] >= 3 * part
+    assert list_names(place) == sorted(FILES)
+    for file, body in bodies.items():
+        assert storage.read_bytes(storage.join(place, file)) == body
+
+
+def stored_bytes(place: str) -> int:
+    """Bytes of the first file that have come to stay."""
+    if not storage.is_s3(place):
+        return sum(file.size for file in storage.list_files(place))
+    if not storage.exists(storage.join(place, f"{FILE}.partial")):
+        return 0
+    note = storage.read_json(storage.join(place, f"{FILE}.partial"))
+    bucket, key = s3.bucket_and_key(storage.join(place, FILE))
+    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=note["upload"])
+    return sum(part["Size"] for part in listed.get("Parts", []))
+
+
+def wait_until(ready: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

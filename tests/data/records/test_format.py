@@ -1,0 +1,300 @@
+"""Records: they come back as they were, say when they are not, and are told apart by content."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from segan import storage
+from segan.data.records.format import (
+    MANIFEST,
+    Manifest,
+    Record,
+    Shard,
+    make_manifest,
+    read_manifest,
+    read_rejects,
+    read_shard,
+    shard_index,
+    shard_prefix,
+    to_samples,
+    write_manifest,
+    write_shard,
+)
+from segan.errors import StorageError, UsageError
+
+HEIGHT, WIDTH = 5, 7
+
+
+def records(number: int, classes: int = 1, seed: int = 0) -> list[Record]:
+    rng = np.random.default_rng(seed)
+    return [
+        Record(
+            f"ISIC_{index:07d}",
+            rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8),
+            rng.integers(0, 2, (classes, HEIGHT, WIDTH), np.uint8),
+            (int(rng.integers(600, 7000)), int(rng.integers(500, 5000))),
+        )
+        for index in range(number)
+    ]
+
+
+def write(folder: str, rows: Sequence[Record], split: str = "train") -> Manifest:
+    classes = rows[0].mask.shape[0]
+    shard = write_shard(folder, shard_prefix(split, 0, 1), rows, HEIGHT, WIDTH, classes)
+    manifest = make_manifest((HEIGHT, WIDTH, classes), {split: [shard]}, [], "source")
+    write_manifest(folder, manifest, [])
+    return manifest
+
+
+def read(folder: str) -> pa.Table:
+    return read_shard(folder, read_manifest(folder).shards("train")[0])
+
+
+def change(record: Record, part: str) -> Record:
+    """`record` with the last value of its image or mask, or its id, another."""
+    if part == "id":
+        return dataclasses.replace(record, id=record.id + "0")
+    pixels = getattr(record, part).copy()
+    pixels.flat[-1] ^= 1
+    return dataclasses.replace(record, **{part: pixels})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_what_is_written_is_read(place: str, classes: int) -> None:
+    rows = records(9, classes)
+    manifest = write(place, rows)
+    assert read_manifest(place) == manifest
+    table = read(place)
+    frames = to_samples(table, manifest)
+    assert frames.ids == [row.id for row in rows]
+    np.testing.assert_array_equal(frames.image, [row.image for row in rows])
+    np.testing.assert_array_equal(frames.mask, [row.mask for row in rows])
+    assert table["original_width"].to_pylist() == [row.original_size[0] for row in rows]
+    assert table["original_height"].to_pylist() == [row.original_size[1] for row in rows]
+
+
+def test_a_manifest_says_what_there_is(place: str) -> None:
+    shards = [
+        write_shard(place, shard_prefix("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
+        for i in range(2)
+    ]
+    test = write_shard(place, shard_prefix("test", 0, 1), records(2), HEIGHT, WIDTH, 1)
+    rejects = [{"name": "a.jpg", "split": "train", "reason": "a reason"}]
+    splits = {"train": shards, "test": [test]}
+    manifest = make_manifest((HEIGHT, WIDTH, 1), splits, rejects, "s3://bucket/isic")
+    write_manifest(place, manifest, rejects)
+    assert (manifest.num_rows("train"), manifest.num_rows("test")) == (7, 2)
+    assert [shard.prefix for shard in manifest.shards("train")] == [
+        "train-00000-of-00002",
+        "train-00001-of-00002",
+    ]
+    for shard in manifest.shards("train"):
+        assert shard.name == f"{shard.prefix}-{shard.sha256[:16]}.parquet"
+    assert manifest.num_inputs == 10
+    assert (manifest.num_rejects, manifest.source) == (1, "s3://bucket/isic")
+    assert read_rejects(place) == rejects
+    for shard in shards:
+        assert (Path(place) / shard.name).stat().st_size == shard.bytes
+
+
+def test_an_unknown_split_names_those_there_are(place: str) -> None:
+    with pytest.raises(UsageError, match="split 'test': the records have train"):
+        write(place, records(1)).num_rows("test")
+
+
+def test_no_rejects_are_an_empty_table(place: str) -> None:
+    write(place, records(1))
+    assert read_rejects(place) == []
+
+
+# Frames
+
+
+def test_frames_are_views(place: str) -> None:
+    manifest = write(place, records(9))
+    table = read(place)
+    pixels = np.frombuffer(table["image"].chunk(0).buffers()[1], np.uint8)
+    masks = np.frombuffer(table["mask"].chunk(0).buffers()[1], np.uint8)
+    for part in (table, table.slice(2, 4)):
+        frames = to_samples(part, manifest)
+        assert np.shares_memory(frames.image, pixels)
+        assert np.shares_memory(frames.mask, masks)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 9), (0, 3), (2, 4), (8, 1), (3, 0)])
+def test_frames_of_a_slice_are_the_slice_of_the_frames(
+    place: str, offset: int, length: int
+) -> None:
+    rows = records(9, classes=2)
+    manifest = write(place, rows)
+    frames = to_samples(read(place).slice(offset, length), manifest)
+    part = rows[offset : offset + length]
+    assert frames.ids == [row.id for row in part]
+    assert frames.image.shape == (length, HEIGHT, WIDTH, 3)
+    assert frames.mask.shape == (length, 2, HEIGHT, WIDTH)
+    assert frames.image.tobytes() == b"".join(row.image.tobytes() for row in part)
+    assert frames.mask.tobytes() == b"".join(row.mask.tobytes() for row in part)
+
+
+def test_frames_of_a_table_in_pieces_are_whole(place: str) -> None:
+    rows = records(9)
+    manifest = write(place, rows)
+    table = read(place)
+    pieces = pa.concat_tables([table.slice(7, 2), table.slice(0, 3)])
+    frames = to_samples(pieces, manifest)
+    np.testing.assert_array_equal(frames.image, [rows[i].image for i in (7, 8, 0, 1, 2)])
+    np.testing.assert_array_equal(frames.mask, [rows[i].mask for i in (7, 8, 0, 1, 2)])
+
+
+# Fingerprint
+
+
+@pytest.mark.parametrize("part", ["image", "mask", "id"])
+@pytest.mark.parametrize("row", [0, 4])
+def test_the_fingerprint_sees_every_pixel_and_id(place: str, part: str, row: int) -> None:
+    rows = records(5)
+    before = write(place, rows).fingerprint
+    assert write(place, rows).fingerprint == before
+    rows[row] = change(rows[row], part)
+    assert write(place, rows).fingerprint != before
+
+
+def test_the_fingerprint_tells_a_split_from_another(place: str) -> None:
+    rows = records(5)
+    assert write(place, rows).fingerprint != write(place, rows, "test").fingerprint
+
+
+def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(place: str) -> None:
+    rows = records(5)
+    manifest = write(place, rows)
+    (shard,) = manifest.shards("train")
+    encoded_anew = shard.model_copy(update={"sha256": "0" * 64, "bytes": 1})
+    splits = {"train": [encoded_anew]}
+    again = make_manifest((HEIGHT, WIDTH, 1), splits, [], "another source")
+    assert again.fingerprint == manifest.fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_splits(place: str) -> None:
+    shard = write_shard(place, "a", records(2), HEIGHT, WIDTH, 1)
+    other = write_shard(place, "b", records(3), HEIGHT, WIDTH, 1)
+    first, second = (
+        make_manifest((HEIGHT, WIDTH, 1), splits, [], "")
+        for splits in ({"a": [shard], "b": [other]}, {"b": [other], "a": [shard]})
+    )
+    assert first.fingerprint == second.fingerprint
+
+
+# Damage
+
+
+def flip_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flip_bit, lambda c: c[:-1], lambda c: c + b"x", lambda _: b""])
+def test_a_damaged_shard_is_named(place: str, damage: Callable[[bytes], bytes]) -> None:
+    (shard,) = write(place, records(5)).shards("train")
+    path = Path(place) / shard.name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StorageError) as caught:
+        read_shard(place, shard)
+    assert str(caught.value).startswith(
+        f"{path}: {path.stat().st_size} bytes that do not match the manifest's checksum "
+        f"({shard.bytes} bytes expected)"
+    )
+
+
+def test_a_shard_of_other_records_is_noticed(place: str) -> None:
+    (shard,) = write(place, records(5)).shards("train")
+    other = write_shard(place, "other", records(5, seed=1), HEIGHT, WIDTH, 1)
+    (Path(place) / other.name).replace(Path(place) / shard.name)
+    with pytest.raises(StorageError, match="checksum"):
+        read_shard(place, shard)
+
+
+def test_a_missing_shard_is_named(place: str) -> None:
+    (shard,) = write(place, records(5)).shards("train")
+    (Path(place) / shard.name).unlink()
+    with pytest.raises(StorageError, match=f"{place}/{shard.name}: not found"):
+        read_shard(place, shard)
+
+
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
+def test_a_place_without_records_says_how_to_write_them(
+    where: str, place: str, request: pytest.FixtureRequest
+) -> None:
+    uri = f"{place if where == 'local' else request.getfixturevalue('bucket')}/nothing"
+    with pytest.raises(StorageError) as caught:
+        read_manifest(uri)
+    assert str(caught.value) == (
+        f"{uri}: no records here (no manifest.json); write them with `segan ingest`"
+    )
+
+
+def test_no_place_at_all_names_the_key() -> None:
+    with pytest.raises(UsageError, match=r"data\.records: expected the URI of records"):
+        read_manifest("")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"[]", b"7", b'{"files": {}, "info": {}}', b'{"height": "tall"}', b"", b"{half"],
+)
+def test_a_manifest_of_something_else_is_named_in_a_line(place: str, content: bytes) -> None:
+    storage.write_bytes(storage.join(place, MANIFEST), content)
+    with pytest.raises(StorageError) as caught:
+        read_manifest(place)
+    assert str(caught.value).startswith(f"{place}/{MANIFEST}: ")
+    assert "\n" not in str(caught.value)
+
+
+# Shards
+
+
+@pytest.mark.parametrize(
+    ("sample_id", "shards", "expected"),
+    [
+        ("ISIC_0000000", 1, 0),
+        ("ISIC_0000000", 8, 7),
+        ("ISIC_0000000", 1000, 167),
+        ("ISIC_0000001", 8, 3),
+        ("ISIC_0015372", 1000, 953),
+        ("ä", 1000, 529),
+    ],
+)
+def test_a_sample_stays_in_its_shard_for_ever(sample_id: str, shards: int, expected: int) -> None:
+    assert shard_index(sample_id, shards) == expected
+
+
+@pytest.mark.parametrize("shards", [2, 8, 40])
+def test_samples_spread_over_the_shards(shards: int) -> None:
+    counts = np.bincount([shard_index(f"ISIC_{i:07d}", shards) for i in range(2000)])
+    mean = 2000 / shards
+    assert len(counts) == shards
+    assert np.abs(counts - mean).max() < 4 * np.sqrt(mean)
+
+
+def test_a_shard_is_plain_parquet(place: str) -> None:
+    """Any tool reads it: two classes of 5 x 7 pixels, in bytes."""
+    shard = write_shard(place, "a", records(2, classes=2), HEIGHT, WIDTH, 2)
+    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/{shard.name}")))
+    assert table.schema.field("image").type == pa.binary(105)
+    assert table.schema.field("mask").type == pa.binary(70)
+    assert table.num_rows == shard.num_rows == 2
+    assert json.loads(shard.model_dump_json()) == Shard(**shard.model_dump()).model_dump()

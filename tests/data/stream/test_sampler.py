@@ -1,0 +1,233 @@
+"""The sequence: each row once an epoch, one order however it is cut, and a start anywhere."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segan.data.records.format import Manifest, Shard, shard_prefix
+from segan.data.stream.batches import StreamSpec
+from segan.data.stream.sampler import DeterministicSampler
+from segan.errors import UsageError
+
+Row = tuple[int, int, str]  # epoch, position, id
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+SEEDS = st.integers(0, 3)
+SMALL = st.integers(1, 4)
+
+
+def make_sampler(sizes: list[int], seed: int = 0) -> DeterministicSampler:
+    shards = tuple(
+        Shard(
+            name=f"{shard_prefix('train', i, len(sizes))}-{0:016x}.parquet",
+            num_rows=rows,
+            bytes=0,
+            sha256="",
+            content_digest="",
+        )
+        for i, rows in enumerate(sizes)
+    )
+    manifest = Manifest(
+        height=1,
+        width=1,
+        classes=1,
+        splits={"train": shards},
+        num_inputs=0,
+        num_rejects=0,
+        source="",
+        fingerprint="",
+    )
+    return DeterministicSampler(manifest, "train", seed)
+
+
+def load(shard: Shard) -> pa.Table:
+    """Rows named after their shard and place; the pixels say the same."""
+    pixels = [bytes([row]) for row in range(shard.num_rows)]
+    return pa.table(
+        {
+            "id": [f"{shard.name}/{row}" for row in range(shard.num_rows)],
+            "image": pa.array(pixels, pa.binary(1)),
+            "mask": pa.array(pixels, pa.binary(1)),
+            "original_width": pa.array([1] * shard.num_rows, pa.int32()),
+        }
+    )
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    columns = (table[name].to_pylist() for name in ("epoch", "position", "id"))
+    return list(zip(*columns, strict=True))
+
+
+def blocks(sampler: DeterministicSampler, start: int, stop: int, size: int) -> list[list[Row]]:
+    return [rows_of(table) for table in sampler.blocks(start, stop, size, load)]
+
+
+def stream(sampler: DeterministicSampler, start: int, stop: int) -> list[Row]:
+    return list(chain.from_iterable(blocks(sampler, start, stop, 1)))
+
+
+@given(SIZES, SEEDS, SMALL)
+def test_each_epoch_holds_each_row_once(sizes: list[int], seed: int, epochs: int) -> None:
+    one = make_sampler(sizes, seed)
+    every = sorted(
+        f"{shard.name}/{i}" for shard in one.manifest.shards("train") for i in range(shard.num_rows)
+    )
+    rows = stream(one, 0, epochs * one.num_rows)
+    assert [row[1] for row in rows] == list(range(epochs * one.num_rows))
+    for epoch in range(epochs):
+        part = rows[epoch * one.num_rows : (epoch + 1) * one.num_rows]
+        assert {row[0] for row in part} == {epoch}
+        assert sorted(row[2] for row in part) == every
+
+
+@given(SIZES, SEEDS, st.integers(1, 12), st.integers(0, 6), st.integers(0, 40))
+def test_blocks_are_full_and_cut_one_stream(
+    sizes: list[int], seed: int, size: int, number: int, start: int
+) -> None:
+    one = make_sampler(sizes, seed)
+    found = blocks(one, start, start + number * size, size)
+    assert [len(block) for block in found] == [size] * number
+    assert list(chain.from_iterable(found)) == stream(one, start, start + number * size)
+
+
+@given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
+def test_a_start_in_the_midst_gives_the_tail(
+    sizes: list[int], seed: int, start: int, length: int
+) -> None:
+    one = make_sampler(sizes, seed)
+    assert stream(one, start, start + length) == stream(one, 0, start + length)[start:]
+
+
+@given(SIZES, SEEDS, SMALL, SMALL, st.integers(1, 5))
+def test_more_workers_take_the_rows_of_one_with_a_larger_batch(
+    sizes: list[int], seed: int, batch: int, workers: int, steps: int
+) -> None:
+    one, taken = make_sampler(sizes, seed), batch * workers
+    dealt = blocks(one, 0, steps * taken, batch)  # to the ranks in turn
+    by_rank = [dealt[rank::workers] for rank in range(workers)]
+    whole = blocks(one, 0, steps * taken, taken)
+    for step in range(steps):
+        assert list(chain.from_iterable(parts[step] for parts in by_rank)) == whole[step]
+
+
+@given(SIZES, SEEDS)
+def test_a_row_keeps_its_pixels(sizes: list[int], seed: int) -> None:
+    one = make_sampler(sizes, seed)
+    (table,) = one.blocks(0, one.num_rows, one.num_rows, load)
+    places = [bytes([int(name.rsplit("/")[-1])]) for name in table["id"].to_pylist()]
+    assert table["image"].to_pylist() == table["mask"].to_pylist() == places
+    assert table.column_names == ["id", "image", "mask", "epoch", "position"]
+
+
+@given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
+def test_only_what_is_needed_is_read(sizes: list[int], seed: int, start: int, length: int) -> None:
+    one = make_sampler(sizes, seed)
+    pieces = list(one.shard_slices(start, start + length))
+    assert sum(piece.stop - piece.start for piece in pieces) == length
+    assert all(0 <= piece.start < piece.stop <= piece.shard.num_rows for piece in pieces)
+    read: list[str] = []
+
+    def reading(shard: Shard) -> pa.Table:
+        read.append(shard.name)
+        return load(shard)
+
+    list(one.blocks(start, start + length, 1, reading))
+    assert read == [piece.shard.name for piece in pieces]
+
+
+# The order
+
+MANY = [16, 16, 16, 16]
+
+
+def order(rows: list[Row]) -> list[str]:
+    return [row[2] for row in rows]
+
+
+def epochs_of(seed: int) -> Iterator[list[str]]:
+    one = make_sampler(MANY, seed)
+    for epoch in range(3):
+        yield order(stream(one, epoch * one.num_rows, (epoch + 1) * one.num_rows))
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+    orders = [tuple(found) for seed in range(3) for found in epochs_of(seed)]
+    assert len(set(orders)) == 9
+    assert list(epochs_of(1)) == list(epochs_of(1))
+
+
+def test_shards_and_the_rows_within_change_places() -> None:
+    """Neither alone: the first shard differs, and so does the order inside one shard."""
+    first, second = (list(epochs_of(0))[i] for i in (0, 1))
+    name = shard_prefix("train", 2, 4)
+    assert [row for row in first if row.startswith(name)] != [
+        row for row in second if row.startswith(name)
+    ]
+    assert len({found[0].split("/")[0] for seed in range(6) for found in epochs_of(seed)}) == 4
+
+
+def test_rows_spread_evenly_over_an_epoch() -> None:
+    """No row has a favourite place: over many epochs its mean place is the middle."""
+    one, epochs = make_sampler([8], 0), 200
+    places: dict[str, list[int]] = {}
+    for epoch, position, name in stream(one, 0, epochs * 8):
+        places.setdefault(name, []).append(position - epoch * 8)
+    means = [np.mean(found) for found in places.values()]
+    assert len(means) == 8
+    assert np.abs(np.array(means) - 3.5).max() < 4 * np.sqrt(63 / 12 / epochs)
+
+
+def test_the_order_is_of_names_not_of_places() -> None:
+    """Records written by another number of tasks in another order train the same."""
+    one = make_sampler(MANY, 5)
+    shards = one.manifest.splits["train"]
+    turned = DeterministicSampler(
+        one.manifest.model_copy(update={"splits": {"train": shards[::-1]}}), "train", 5
+    )
+
+    def backwards(shard: Shard) -> pa.Table:
+        table = load(shard)
+        return table.take(pa.array(range(shard.num_rows)[::-1]))
+
+    found = [rows_of(table) for table in turned.blocks(0, 150, 10, backwards)]
+    assert found == blocks(one, 0, 150, 10)
+
+
+# Plans
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 9), SMALL, st.integers(0, 30))
+def test_a_plan_takes_whole_steps_up_to_the_end(
+    sizes: list[int], epochs: int, batch: int, workers: int, steps: int
+) -> None:
+    one, taken = make_sampler(sizes), batch * workers
+    if taken > one.num_rows:
+        with pytest.raises(UsageError, match=f"training.batch_size {batch} with {workers} workers"):
+            StreamSpec("records", one, epochs, 0, batch, workers)
+        return
+    last = one.num_rows * epochs
+    start = min(steps * taken, last - last % taken)
+    plan = StreamSpec("records", one, epochs, start, batch, workers)
+    assert plan.global_batch_size == taken
+    assert (plan.stop - plan.start) % taken == 0
+    assert start <= plan.stop <= last
+    assert last - plan.stop < taken
+    assert plan.stop == StreamSpec("records", one, epochs, 0, batch, workers).stop
+
+
+def test_a_batch_that_is_too_large_says_how_large() -> None:
+    with pytest.raises(UsageError) as caught:
+        StreamSpec("records", make_sampler([5, 3]), 1, 0, 3, 3)
+    assert str(caught.value) == (
+        "training.batch_size 3 with 3 workers takes 9 images a step, but split 'train' has 8; "
+        "use a smaller batch"
+    )
+
+
+def test_a_batch_of_the_whole_split_is_not_too_large() -> None:
+    plan = StreamSpec("records", make_sampler([5, 3]), 4, 0, 4, 2)
+    assert (plan.start, plan.stop) == (0, 32)

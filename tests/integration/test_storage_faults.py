@@ -1,0 +1,559 @@
+"""Object storage that has bad minutes: what passes is waited for, what lasts is said at once.
+
+The server is real; what happens to it on the way is made by the proxy of `tests.fault_proxy`,
+and some of it is done to the server itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.local.s3 import S3Server, s3_server
+from segan import storage
+from segan.data.archive.reader import open_archive
+from segan.data.download import partial
+from segan.data.download.remote import S3File, iter_bytes
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.records.format import read_samples
+from segan.data.synthetic import generate_archive
+from segan.errors import StorageError, TransientError
+from segan.storage import retry, s3
+from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
+
+pytestmark = pytest.mark.integration
+
+SECRET = "a-secret-that-must-stay-in-the-environment"
+SMALL = random.Random(0).randbytes(300_000)
+LARGE = random.Random(1).randbytes(9_000_000)
+READ_TIMEOUT_S = 1.5  # seconds without a byte after which a request is given up here
+
+
+@pytest.fixture(scope="module")
+def server(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server of these tests' own: other tests' requests are in no fault's way."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def proxy(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    with (
+        run_fault_proxy(server.endpoint, tmp_path_factory.mktemp("faults")) as started,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in (server.environment | {"AWS_ENDPOINT_URL": started.endpoint}).items():
+            patch.setenv(name, value)
+        patch.setenv(retry.TIMEOUT_VARIABLE, "40")
+        patch.setattr(s3, "REQUEST_SECONDS", READ_TIMEOUT_S)
+        patch.setattr(retry, "LONGEST_WAIT", 1.0)
+        yield started
+
+
+@pytest.fixture
+def faults(proxy: FaultProxy) -> Iterator[FaultProxy]:
+    """The proxy before the server, healthy before and after; the environment points to it."""
+    yield proxy
+    proxy.clear()
+
+
+@pytest.fixture(scope="module")
+def root(server: S3Server, proxy: FaultProxy) -> str:
+    server.create_bucket("bad-minutes")
+    return "s3://bad-minutes"
+
+
+@pytest.fixture
+def prefix_uri(root: str, faults: FaultProxy, request: pytest.FixtureRequest) -> str:
+    """A prefix with two files in it, `small` and `large`, and nothing else."""
+    uri = f"{root}/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+    storage.write_bytes(f"{uri}/small", SMALL)
+    storage.write_bytes(f"{uri}/large", LARGE)
+    faults.pop_requests()
+    return uri
+
+
+def error_message(call: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(StorageError) as caught:
+        call(*arguments)
+    assert type(caught.value) is not TransientError, "nobody is to try it again"
+    return str(caught.value)
+
+
+# Every call of the door, and whether it did its work
+
+
+def read(place: str, _: Path) -> None:
+    assert storage.read_bytes(f"{place}/small") == SMALL
+
+
+def read_large(place: str, _: Path) -> None:
+    assert storage.read_bytes(f"{place}/large") == LARGE
+
+
+def read_a_piece(place: str, _: Path) -> None:
+    with storage.RandomAccessFile(f"{place}/small") as file:
+        assert file.read_at(1000, 200_000) == SMALL[1000:201_000]
+
+
+def read_in_chunks(place: str, _: Path) -> None:
+    assert storage.file_sha256(f"{place}/large") == storage.sha256(LARGE)
+
+
+def download(place: str, folder: Path) -> None:
+    storage.download(f"{place}/large", str(folder / "large"), storage.sha256(LARGE))
+    assert (folder / "large").read_bytes() == LARGE
+
+
+def write(place: str, _: Path) -> None:
+    storage.write_bytes(f"{place}/new", SMALL)
+
+
+def write_large(place: str, _: Path) -> None:
+    storage.write_bytes(f"{place}/new", LARGE)
+
+
+def list_names(place: str, _: Path) -> None:
+    assert {"large", "small"} <= {file.name for file in storage.list_files(place)}
+
+
+def stat_file(place: str, _: Path) -> None:
+    assert storage.file_size(f"{place}/small") == len(SMALL)
+    assert not storage.exists(f"{place}/sma")
+
+
+def delete(place: str, _: Path) -> None:
+    storage.delete_file(f"{place}/small")
+
+
+def delete_all(place: str, _: Path) -> None:
+    storage.delete_folder(place)
+
+
+READS = [read, read_large, read_a_piece, read_in_chunks, download]
+WRITES = [write, write_large]
+CALLS = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
+EXPECTED_CONTENTS = {
+    write: {"small": SMALL, "large": LARGE, "new": SMALL},
+    write_large: {"small": SMALL, "large": LARGE, "new": LARGE},
+    delete: {"large": LARGE},
+    delete_all: {},
+}
+
+
+def read_contents(place: str) -> dict[str, bytes]:
+    return {f.name: storage.read_bytes(f"{place}/{f.name}") for f in storage.list_files(place)}
+
+
+def function_name(value: object) -> str | None:
+    return getattr(value, "__name__", None)
+
+
+TRANSIENT_FAULTS = {
+    "slow down": Fault("answer", times=3),
+    "internal error": Fault("answer", times=2, status=500, code="InternalError"),
+    "too late": Fault("answer", status=400, code="RequestTimeout"),
+    "reset before the request": Fault("reset"),
+    "reset in the answer's head": Fault("reset", times=2, direction="down", after_bytes=40),
+    "answer lost": Fault("reset", times=2, direction="down"),
+    "answer cut": Fault("cut", direction="down", after_bytes=60),
+    "silence": Fault("hang", seconds=30),
+    "silence after the request": Fault("hang", direction="down", seconds=30),
+    "refused": Fault("refuse", seconds=1),
+}
+BODY_FAULTS = {
+    "reset": Fault("reset", times=3, after_bytes=100_000),
+    "cut": Fault("cut", times=3, after_bytes=100_000),
+    "silence": Fault("hang", seconds=30, after_bytes=100_000),
+}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=function_name)
+@pytest.mark.parametrize("fault", TRANSIENT_FAULTS.values(), ids=TRANSIENT_FAULTS)
+def test_every_call_outlasts_what_passes(
+    faults: FaultProxy,
+    place: str,
+    tmp_path: Path,
+    call: Callable[[str, Path], None],
+    fault: Fault,
+) -> None:
+    faults.inject(fault)
+    call(place, tmp_path)
+    met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
+    assert fault.kind == "refuse" or len(met) == fault.times
+    faults.clear()
+    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+
+
+@pytest.mark.parametrize("call", READS + WRITES, ids=function_name)
+@pytest.mark.parametrize("fault", BODY_FAULTS.values(), ids=BODY_FAULTS)
+def test_a_body_that_breaks_off_is_made_whole(
+    faults: FaultProxy,
+    place: str,
+    tmp_path: Path,
+    call: Callable[[str, Path], None],
+    fault: Fault,
+) -> None:
+    way, verb = ("down", "GET") if call in READS else ("up", "PUT")
+    names = "/bad-minutes/"  # a listing is a GET too, of the bucket
+    faults.inject(Fault(**vars(fault) | {"direction": way, "match": f"{verb} {names}"}))
+    call(place, tmp_path)
+    met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
+    assert len(met) == fault.times
+    faults.clear()
+    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+
+
+def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, place: str) -> None:
+    """A body that always breaks after 3 MB comes whole: each time there is more of it."""
+    faults.inject(
+        Fault(
+            "cut",
+            times=None,
+            request_prefix="GET",
+            direction="down",
+            after_bytes=3_000_000,
+            after_headers=True,
+        )
+    )
+    read_large(place, Path())
+    assert len(faults.pop_requests()) == len(LARGE) / 3_000_000
+
+
+def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
+    faults: FaultProxy, place: str
+) -> None:
+    faults.inject(Fault("reset", request_prefix="GET", direction="down", after_bytes=6_000_000))
+    chunks = storage.read_chunks(f"{place}/large")
+    next(chunks)
+    storage.write_bytes(f"{place}/large", LARGE[::-1])
+    assert "changed while it was read" in error_message(b"".join, chunks)
+
+
+@pytest.mark.parametrize("after", [SMALL + SMALL, SMALL[:1000], b""], ids=len)
+def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
+    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, after: bytes
+) -> None:
+    """The size that an answer without a body said is not that of the next answer."""
+
+    class Overwriting(retry.Backoff):
+        def failed(self, error: TransientError) -> None:
+            super().wait(error)
+            s3.shared_client().put_object(Bucket="bad-minutes", Key=f"{key}/small", Body=after)
+
+    _, key = s3.bucket_and_key(place)
+    monkeypatch.setattr(s3, "Patience", Overwriting)
+    faults.inject(Fault("cut", request_prefix="GET", direction="down", after_headers=True))
+    assert storage.read_bytes(f"{place}/small") == after
+
+
+# What lasts
+
+PERMANENT_ERRORS = {
+    "ExpiredToken": (400, "the session token has expired"),
+    "InvalidToken": (400, "the session token has expired"),
+    "RequestTimeTooSkewed": (403, "the clock of this machine is off"),
+    "AccessDenied": (403, "access refused; check AWS_ACCESS_KEY_ID"),
+    "InvalidAccessKeyId": (403, "access refused; check AWS_ACCESS_KEY_ID"),
+    "NoSuchBucket": (404, "no such bucket; create it or mend its name"),
+    "InsufficientStorage": (507, "no space left; make room"),
+    "KeyTooLongError": (400, "the name is too long"),
+}
+
+
+@pytest.mark.parametrize("code", PERMANENT_ERRORS)
+def test_every_call_says_at_once_what_lasts(
+    faults: FaultProxy, place: str, tmp_path: Path, code: str
+) -> None:
+    status, words = PERMANENT_ERRORS[code]
+    faults.inject(Fault("answer", times=None, status=status, code=code))
+    for call in [*CALLS, lambda uri, _: storage.check_access(uri)]:
+        began = time.monotonic()
+        said = error_message(call, place, tmp_path)
+        assert time.monotonic() - began < 5
+        assert said.startswith(place)
+        assert words in said
+        assert "\n" not in said
+        assert len(faults.pop_requests()) == 1, "asked once"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_is_gone(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
+    """Not that nothing is there, which a run would take for its own beginning."""
+    server.create_bucket("gone")
+    storage.write_bytes("s3://gone/a/small", SMALL)
+    storage.delete_folder("s3://gone/a")
+    s3.shared_client().delete_bucket(Bucket="gone")
+    for call in CALLS:
+        assert "no such bucket" in error_message(call, "s3://gone/a", tmp_path)
+
+
+def test_a_wrong_key(
+    faults: FaultProxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    for call in CALLS:
+        said = error_message(call, place, tmp_path)
+        assert "access refused; check AWS_ACCESS_KEY_ID" in said
+        assert SECRET not in said
+        assert len(faults.pop_requests()) == 1
+
+
+def test_a_name_that_is_too_long(place: str, tmp_path: Path) -> None:
+    assert "the name is too long" in error_message(
+        storage.write_bytes, f"{place}/{'n' * 1100}", b""
+    )
+    local = str(tmp_path / ("n" * 300))
+    assert error_message(storage.write_bytes, local, b"") == f"{local}: File name too long"
+
+
+@pytest.mark.parametrize("kind", ["refuse", "hang", "answer"])
+def test_a_check_fails_soon(
+    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
+    faults.inject(Fault(kind, times=None, seconds=60))
+    began = time.monotonic()
+    said = error_message(storage.check_access, place)
+    assert time.monotonic() - began < 30  # and not 60, or the patience that follows a check
+    assert faults.endpoint in said or "SlowDown" in said
+
+
+def test_a_worker_s_check_waits(
+    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
+    monkeypatch.setattr(storage, "_patient", False)
+    storage.retry_access_checks()
+    faults.inject(Fault("refuse", seconds=s3.CHECK_TIMEOUT_S))
+    storage.check_access(place)
+
+
+@pytest.mark.parametrize(("seconds", "least"), [("0", 0), ("3", 3)])
+def test_patience_ends(
+    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
+) -> None:
+    monkeypatch.setenv(retry.TIMEOUT_VARIABLE, seconds)
+    faults.inject(Fault("answer", times=None))
+    began = time.monotonic()
+    said = error_message(storage.read_bytes, f"{place}/small")
+    assert least <= time.monotonic() - began < least + 4
+    assert said.startswith(f"{place}/small: the store is not ready (SlowDown: ")
+    assert said.endswith(f"; tried for {seconds} s (SEGAN_STORAGE_RETRY_TIMEOUT_S says how long)")
+
+
+def test_waiting_is_said_once_and_its_end_once(
+    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.inject(Fault("refuse", seconds=4))
+    with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(storage.read_bytes, [f"{place}/small"] * 4))
+    assert found == [SMALL] * 4
+    begins, ends = [record.getMessage() for record in caplog.records if "segan" in record.name]
+    assert begins.startswith(f"{place}/small: no usable answer from {faults.endpoint} (")
+    assert begins.endswith("; waiting for it, at most 40 s")
+    assert ends.startswith("storage answers again after ")
+
+
+def test_what_passes_quickly_is_not_worth_a_line(
+    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.inject(Fault("answer", times=2))
+    read(place, Path())
+    assert not [record for record in caplog.records if "segan" in record.name]
+
+
+# What is done to the server itself
+
+
+def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, place: str) -> None:
+    """Bounded by the patience of this module; a request waits for no more than `SILENCE`."""
+    pause = 4 * READ_TIMEOUT_S
+    os.kill(server.pid, signal.SIGSTOP)
+    going_on = threading.Timer(pause, os.kill, (server.pid, signal.SIGCONT))
+    going_on.start()
+    try:
+        began = time.monotonic()
+        write(place, Path())
+        assert time.monotonic() - began > pause - 1
+        read_large(place, Path())
+    finally:
+        going_on.join()
+    assert read_contents(place) == EXPECTED_CONTENTS[write]
+
+
+def test_a_server_that_is_killed_and_started_again(
+    tmp_path: Path, proxy: FaultProxy, server: S3Server
+) -> None:
+    """What was written is there, what was being written too; the proxy leads to its new ports."""
+    wanted = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(s3_server(tmp_path))
+        first.create_bucket("restarted")
+        proxy.set_upstream(first.endpoint)
+        stack.callback(proxy.set_upstream, server.endpoint)
+        half = threading.Event()
+
+        def work() -> None:
+            for number, (name, content) in enumerate(wanted.items()):
+                storage.write_bytes(f"s3://restarted/{name}", content)
+                assert storage.read_bytes(f"s3://restarted/{name}") == content
+                if number == len(wanted) // 2:
+                    half.set()
+
+        with ThreadPoolExecutor(1) as thread:
+            working = thread.submit(work)
+            assert half.wait(60)
+            os.kill(first.pid, signal.SIGKILL)
+            again = stack.enter_context(s3_server(tmp_path))
+            proxy.set_upstream(again.endpoint)
+            working.result()
+        assert read_contents("s3://restarted") == wanted
+
+
+# Whole tasks through a store that is never well
+
+RANDOM_FAULTS = [
+    Fault("answer", times=None, probability=0.08),
+    Fault("reset", times=None, probability=0.05, after_bytes=1000),
+    Fault("reset", times=None, probability=0.05, direction="down", after_bytes=5000),
+    Fault("cut", times=None, probability=0.05, direction="down", after_bytes=700),
+    Fault("reset", times=None, probability=0.05, direction="down"),
+]
+
+STEPS = st.tuples(
+    st.sampled_from(["write", "write", "write", "delete", "read", "list", "clear"]),
+    st.sampled_from(["a", "b", "deep/a", "deep/b", "deep/er/a"]),
+    st.sampled_from([0, 1, 4000, 200_000]),
+)
+
+
+@given(steps=st.lists(STEPS, min_size=10, max_size=25), seed=st.integers(0, 2**32))
+@settings(max_examples=8)
+def test_an_unwell_store_holds_what_a_dictionary_would(
+    proxy: FaultProxy, root: str, steps: list[tuple[str, str, int]], seed: int
+) -> None:
+    place, expected = f"{root}/{seed}", dict[str, bytes]()
+    storage.delete_folder(place)
+    proxy.inject(*RANDOM_FAULTS)
+    try:
+        for number, (step, name, size) in enumerate(steps):
+            uri = f"{place}/{name}"
+            if step == "write":
+                expected[name] = random.Random(seed + number).randbytes(size)
+                storage.write_bytes(uri, expected[name])
+            elif step == "list":
+                listed = {file.name: file.size for file in storage.list_files(place)}
+                assert listed == {name: len(content) for name, content in expected.items()}
+            elif step == "clear":
+                storage.delete_folder(f"{place}/deep")
+                expected = {n: c for n, c in expected.items() if not n.startswith("deep/")}
+            elif name not in expected:
+                call = storage.delete_file if step == "delete" else storage.read_bytes
+                assert error_message(call, uri) == f"{uri}: not found"
+            elif step == "delete":
+                storage.delete_file(uri)
+                del expected[name]
+            else:
+                assert storage.read_bytes(uri) == expected[name]
+    finally:
+        proxy.clear()
+    assert read_contents(place) == expected
+
+
+def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
+    faults: FaultProxy, place: str, tmp_path: Path
+) -> None:
+    sizes = {"train": 12, "validation": 4, "test": 2}
+
+    def put(name: str, content: bytes) -> None:
+        storage.write_bytes(f"{place}/archive/{name}", content)
+
+    generate_archive(sizes, 0, put, 64)
+    archive = open_archive(f"{place}/archive")
+    well = ingest(archive, f"{place}/well", IngestOptions(rows_per_shard=4), local_executor(2))
+    faults.inject(*RANDOM_FAULTS)
+    unwell = ingest(archive, f"{place}/unwell", IngestOptions(rows_per_shard=4), local_executor(2))
+    assert unwell == well
+    frames = read_samples(f"{place}/unwell", unwell, "train")
+    met = [request for request in faults.pop_requests() if "!" in request]
+    assert len(met) > 10
+    faults.clear()
+    same = read_samples(f"{place}/well", well, "train")
+    assert frames.ids == same.ids
+    assert frames.image.tobytes() == same.image.tobytes()
+
+
+def test_fetch_from_a_bucket_into_a_bucket(
+    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that can happen to an upload in parts on its way."""
+    monkeypatch.setattr("segan.data.download.remote.INITIAL_BACKOFF_S", 0.01)
+    source = S3File(f"{place}/large")
+    faults.inject(
+        Fault("reset", request_prefix="POST", direction="down", times=2),  # begun, and nobody knows
+        *[Fault(**vars(fault) | {"match": "PUT"}) for fault in BODY_FAULTS.values()],
+        Fault(
+            "reset",
+            request_prefix="GET /bad-minutes/",
+            direction="down",
+            after_bytes=4_000_000,
+            times=2,
+        ),
+        Fault("answer", request_prefix="GET /bad-minutes?", times=2),
+    )
+    version = source.stat()
+    with partial.resumable_writer(f"{place}/new", version.tag) as (start, put):
+        for chunk in iter_bytes(source, version, start, lambda line: None):
+            put(chunk)
+        faults.inject(
+            Fault("reset", request_prefix="POST", direction="down")
+        )  # put together, and so too
+    faults.clear()
+    assert read_contents(place) == EXPECTED_CONTENTS[write_large]
+
+
+# A disk that is full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB; skipped where this user may mount none."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mounting, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no `mount` on this machine")
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, place: str) -> None:
+    there = str(small_disk / "there")
+    storage.write_bytes(there, b"before")
+    expected = f"{there}: No space left on device; make room and give the command again"
+    began = time.monotonic()
+    assert error_message(storage.write_bytes, there, LARGE) == expected
+    digest = storage.sha256(LARGE)
+    assert error_message(storage.download, f"{place}/large", there, digest) == expected
+    assert time.monotonic() - began < 5
+    assert [path.name for path in small_disk.iterdir()] == ["there"]
+    assert storage.read_bytes(there) == b"before"

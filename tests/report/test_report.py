@@ -1,0 +1,206 @@
+"""Reports of real runs, from the prompt to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segan import storage
+from segan.cli.main import main
+from segan.config import load_config
+from segan.errors import UsageError
+from segan.report.write import try_write_report, write_report
+from segan.runs.ensemble import read_ensemble
+from segan.runs.run import Run
+from segan.runs.study import Study
+from tests.inference.models import copy_files, tiny_config
+from tests.report.tiny_study import SPLITS, TinyStudy, build_tiny_study
+
+
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    return build_tiny_study(str(tmp_path_factory.mktemp("world")))
+
+
+class Page(HTMLParser):
+    """The tags of a page; fails where they do not nest, and where it would load something."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert tag not in ("script", "link", "iframe")
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert value is not None
+                assert value.startswith("data:image/jpeg;base64,")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read_page(uri: str) -> Page:
+    return Page(storage.read_bytes(uri).decode())
+
+
+def test_of_a_run(world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = world.runs[0]
+    assert main(["report", run, "--json", "--out", f"{tmp_path}/page.html"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == storage.read_json(f"{tmp_path}/page.json")
+    best = Run(run).best_checkpoint()
+    assert best is not None
+    # But for rounding, which depends on how many frames are put in at once: by it a pixel or two
+    # of these small frames can be on the other side of a threshold.
+    for name, interval in found["findings"]["scores"].items():
+        assert interval["mean"] == pytest.approx(best.info["metrics"][name], abs=1e-3)
+        assert interval["low"] <= interval["mean"] <= interval["high"]
+    assert found["findings"]["curves"]["jaccard"] == pytest.approx(
+        best.info["metrics"]["jaccard_curve"], abs=1e-3
+    )
+    assert len(found["findings"]["images"]) == SPLITS["validation"]
+    assert found["models"][0]["uri"] == best.uri
+    assert [line["epoch"] for line in found["epochs"]] == [1, 2, 3]
+    page = read_page(f"{tmp_path}/page.html")
+    assert f"{best.jaccard:.3f}" in page.text
+    assert "none is a test score" in page.text
+    assert page.tags.count("image") == SPLITS["validation"] // 3 * 3
+    assert not storage.exists(f"{run}/report.html")
+
+
+def test_its_command_asks_for_the_same_again(world: TinyStudy) -> None:
+    for uri, verb, wanted in (
+        (world.runs[1], "train", Run(world.runs[1]).description()["config"]),
+        (world.study, "tune", study_config(world)),
+    ):
+        command = write_report(uri).provenance.command
+        program, said, place, *overrides = shlex.split(command.replace("\\\n", ""))
+        assert (program, said, place) == ("segan", verb, uri)
+        found = load_config(None, overrides).model_dump(mode="json")
+        for section, branch in wanted.items():
+            assert branch.items() <= found[section].items()
+
+
+def study_config(world: TinyStudy) -> dict[str, Any]:
+    return Study(world.study).config() | {"data": {"records": world.records}}
+
+
+def test_of_a_study_it_is_the_best_trials(world: TinyStudy) -> None:
+    report = write_report(world.study)
+    best = max((Run(uri).best_checkpoint() for uri in world.runs), key=lambda c: c.jaccard)
+    assert report.models[0].uri == best.uri
+    assert report.search is not None
+    assert report.search.trials[0].jaccard == pytest.approx(best.jaccard)
+    assert [trial.epochs for trial in report.search.trials] == [3, 3, 3]
+    assert [rung.epoch for rung in report.search.rungs] == [1]
+    text = read_page(f"{world.study}/report.html").text
+    for words in ("The search", "Learning rate and clamp on logarithmic scales", "ASHA's rungs"):
+        assert words in text
+    assert all(f"trial_00{number}" in text for number in range(3))
+
+
+def test_of_an_ensemble(world: TinyStudy) -> None:
+    # Written when it was built, and again by the command: the same but for the time.
+    first = storage.read_json(f"{world.ensemble}/report.json")
+    ensemble = read_ensemble(world.ensemble)
+    again = write_report(world.ensemble).model_dump(mode="json")
+    assert again | {"written": ""} == first | {"written": ""}
+    found = first["findings"]
+    assert found["scores"]["jaccard"]["mean"] == pytest.approx(ensemble.scores["jaccard"])
+    assert [model["uri"] for model in first["models"]] == [m.uri for m in ensemble.members]
+    for member, entry in zip(found["members"], ensemble.members, strict=True):
+        jaccard = member["scores"]["jaccard"]["mean"]
+        assert jaccard == pytest.approx(entry.info["metrics"]["jaccard"], abs=1e-3)
+    assert all(0 <= image["disagreement"] <= 1 for image in found["images"])
+    text = read_page(f"{world.ensemble}/report.html").text
+    assert "Where they disagree" in text
+    assert f"--member {ensemble.members[0].uri}" in text
+
+
+def test_the_card_has_slices_with_intervals_and_limits(world: TinyStudy) -> None:
+    card = storage.read_bytes(f"{world.ensemble}/card.md").decode()
+    found = storage.read_json(f"{world.ensemble}/report.json")["findings"]
+    scores = found["scores"]["jaccard"]
+    assert f"{scores['mean']:.4f} ({scores['low']:.3f} to {scores['high']:.3f})" in card
+    for slicing in found["slicings"]:
+        for one in slicing["slices"]:
+            interval = f"{one['low']:.3f} to {one['high']:.3f}" if one["low"] else "too few"
+            row = f"| {one['name']} | {one['images']} | {one['jaccard']:.3f} | {interval} |"
+            assert row in card
+    for words in ("no medical device", "## Training", "## Data", "## Limits", "flatter"):
+        assert words in card
+
+
+def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
+    world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(world.records)
+    words = [f"data.records={world.records}", "network.width=2", "augment.crop=64"]
+    words += ["training.batch_size=4", "training.epochs=1", "cluster.threads_per_worker=1"]
+    assert main(["train", f"{tmp_path}/run", "--local", *words]) == 0
+    assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().err
+    assert storage.read_json(f"{tmp_path}/run/report.json")["kind"] == "run"
+
+    # Given again without the report, the run has ended already, and nothing is written.
+    storage.delete_file(f"{tmp_path}/run/report.html")
+    assert main(["train", f"{tmp_path}/run", "--local", *words, "evaluation.report=false"]) == 0
+    assert not storage.exists(f"{tmp_path}/run/report.html")
+
+    # A folder lies where the page should be.
+    storage.write_bytes(f"{tmp_path}/run/report.html/in the way", b"")
+    assert main(["train", f"{tmp_path}/run", "--local", *words]) == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        rf"no report \(.*report\.html.*\); segan report {tmp_path}/run writes it", said
+    )
+    assert config.evaluation.report
+
+
+def test_what_cannot_be_reported_is_said_in_a_line(world: TinyStudy, tmp_path: Path) -> None:
+    Run(f"{tmp_path}/begun").create_or_resume(tiny_config(world.records), "f")
+    with pytest.raises(UsageError, match=r"begun: no validated checkpoint yet"):
+        write_report(f"{tmp_path}/begun")
+    assert main(["report", str(tmp_path / "nothing")]) == 1
+    other = f"{tmp_path}/records"
+    copy_files(world.records, other)
+    manifest = storage.read_json(f"{other}/manifest.json")
+    storage.write_json(f"{other}/manifest.json", manifest | {"fingerprint": "other"})
+    with pytest.raises(UsageError, match=r"data fingerprint other, but .*--records"):
+        write_report(world.runs[0], records=other)
+    told: list[str] = []
+    try_write_report(f"{tmp_path}/nothing", told.append)
+    assert len(told) == 1
+    assert told[0].startswith("no report (")
+
+
+def test_names_are_escaped(world: TinyStudy, tmp_path: Path) -> None:
+    evil = f"{tmp_path}/<b onclick=alert(1)>"
+    copy_files(world.runs[0], evil)
+    write_report(evil)
+    assert "b" in read_page(f"{evil}/report.html").tags  # the page's own, with no attribute
+    assert "<b onclick" in read_page(f"{evil}/report.html").text

@@ -1,0 +1,115 @@
+"""What an ablation trains, from its variants and seeds, and how it grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray_jobs
+from segan.config import Config, load_config, parse_config
+from segan.errors import UsageError
+from segan.runs.ablation import evaluation_config, prepare_trials, trial_overrides
+from segan.runs.study import Study
+
+CONFIGS = Path(ray_jobs.__file__).parent / "configs"
+DICE_OVERRIDES = {"loss.dice_weight": 1.0}
+
+
+def ablation_config(seeds: int = 2, **ablation: Any) -> Config:
+    variants = {"paper": {}, "dice": DICE_OVERRIDES}
+    section = {"variants": variants, **ablation, "seeds": seeds}
+    return parse_config({"training": {"seed": 5}, "ablation": section})
+
+
+def test_every_variant_has_every_seed_and_a_round_of_seeds_is_whole() -> None:
+    assert trial_overrides(ablation_config()) == {
+        "paper-seed5": {"training.seed": 5},
+        "dice-seed5": {**DICE_OVERRIDES, "training.seed": 5},
+        "paper-seed6": {"training.seed": 6},
+        "dice-seed6": {**DICE_OVERRIDES, "training.seed": 6},
+    }
+
+
+def test_a_trial_is_the_configuration_with_its_variant(tmp_path: Path) -> None:
+    config, study = ablation_config(), Study(str(tmp_path / "study"))
+    *_, last = prepare_trials(config, study, "data")
+    mine = last.build_config(config)
+    assert (mine.training.seed, mine.loss.dice_weight) == (6, 1.0)
+    assert mine.optimizer == config.optimizer
+
+
+def test_it_grows_by_seeds_and_variants(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    first = prepare_trials(ablation_config(1), study, "data")
+    first[0].mark_done("finished", 1.0)
+    variants = {"paper": {}, "sigmoid": {"logistic.final_k": 1.0}}
+    again = prepare_trials(ablation_config(2, variants=variants), study, "data")
+    names = [trial.name for trial in again]
+    # In the order in which they came; dice-seed5 is not asked for and stays.
+    assert names == ["paper-seed5", "sigmoid-seed5", "paper-seed6", "sigmoid-seed6"]
+    assert [trial.name for trial in study.trials()] == [names[0], "dice-seed5", *names[1:]]
+    assert [trial.result() is not None for trial in again] == [True, False, False, False]
+
+
+def test_what_failed_is_tried_again_and_what_diverged_is_not(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    one, two, *_ = prepare_trials(ablation_config(), study, "data")
+    one.mark_done("failed: the bucket is gone", 1.0)
+    two.mark_done("diverged: a loss is not finite", 1.0)
+    one, two, *_ = prepare_trials(ablation_config(), study, "data")
+    assert one.result() is None
+    assert two.result() is not None
+
+
+def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    prepare_trials(ablation_config(), study, "data")
+    variants = {"paper": {}, "dice": {"loss.dice_weight": 0.5}}
+    with pytest.raises(UsageError, match=r"dice-seed5 began with .*1\.0.*now .*0\.5"):
+        prepare_trials(ablation_config(variants=variants), study, "data")
+    config = ablation_config()
+    longer = config.training.model_copy(update={"epochs": 7})
+    with pytest.raises(UsageError, match=r"training.epochs 300, now 7"):
+        prepare_trials(config.model_copy(update={"training": longer}), study, "data")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("loss.dice_wieght", "ablation dice: .*nearest known one is loss.dice_weight"),
+        ("training.seed", "ablation dice: training.seed is not its to change"),
+        ("data.train", "ablation dice: data.train is not its to change"),
+        ("cluster.workers", "not its to change; expected section.key, but none of data, cluster"),
+        ("loss", "ablation dice: loss is not its to change"),
+    ],
+)
+def test_a_variant_that_is_none_is_named(key: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        trial_overrides(ablation_config(variants={"paper": {}, "dice": {key: 1}}))
+
+
+def test_an_evaluation_changes_the_evaluation_alone() -> None:
+    config = ablation_config()
+    assert (
+        evaluation_config(
+            config, "padded", {"evaluation.resize_mode": "pad"}
+        ).evaluation.resize_mode
+        == "pad"
+    )
+    with pytest.raises(UsageError, match=r"wide: network.width .* expected evaluation.key"):
+        trial_overrides(ablation_config(evaluations={"wide": {"network.width": 8}}))
+
+
+def test_no_variant_is_no_ablation() -> None:
+    with pytest.raises(UsageError, match=r"ablation.variants: expected variants to compare"):
+        trial_overrides(Config())
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation_small"])
+def test_the_shipped_ones_are_whole(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert len(trial_overrides(config)) == config.ablation.seeds * len(config.ablation.variants)
+    changed = [str(overrides) for overrides in config.ablation.variants.values()]
+    assert len(set(changed)) == len(changed), "two variants are the same"

@@ -1,0 +1,343 @@
+"""Runs: checkpoints are whole or not there, and a run goes on only with what it began with."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segan import storage
+from segan.config import Config, load_config
+from segan.errors import CorruptedError, SeganError, StorageError, UsageError
+from segan.runs.checkpoint import open_checkpoint
+from segan.runs.run import Run, find_checkpoint
+
+FILES = {"segmentor.safetensors": b"weights of S", "trainer/state.pt": b"\x00\x01\x02" * 1000}
+CONFIG = load_config(None, ["network.width=8"])
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    root = str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
+    return Run(f"{root}/runs/first")
+
+
+@pytest.fixture
+def local_run(tmp_path: Path) -> Run:
+    return Run(str(tmp_path / "runs" / "first"))
+
+
+def checkpoint_info(samples: int, jaccard: float | None = 0.5) -> dict[str, Any]:
+    metrics = {} if jaccard is None else {"jaccard": jaccard, "threshold": 0.4}
+    return {"samples": samples, "metrics": metrics, "config": CONFIG.model_dump(mode="json")}
+
+
+def save_checkpoints(run: Run, *jaccards: float | None) -> None:
+    """A checkpoint of each Jaccard, an epoch of 10 samples apart."""
+    for epoch, jaccard in enumerate(jaccards, start=1):
+        run.save_checkpoint(f"epoch_{epoch:05d}", FILES, checkpoint_info(epoch * 10, jaccard))
+
+
+def checkpoint_names(run: Run) -> list[str]:
+    return [checkpoint.name for checkpoint in run.checkpoints()]
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(run: Run) -> None:
+    saved = run.save_checkpoint("epoch_00001", FILES, checkpoint_info(10, 0.7))
+    (found,) = run.checkpoints()
+    assert found == saved
+    assert {name: found.read(name) for name in found.files} == FILES
+    assert (found.samples, found.jaccard, found.config) == (10, 0.7, CONFIG)
+    assert found.uri == f"{run.uri}/checkpoints/epoch_00001"
+
+
+def test_a_run_without_checkpoints_has_none(run: Run) -> None:
+    assert (run.checkpoints(), run.latest_checkpoint(), run.best_checkpoint()) == ([], None, None)
+
+
+def test_checkpoints_are_listed_oldest_first(run: Run) -> None:
+    for epoch in (10, 2, 1):
+        run.save_checkpoint(f"epoch_{epoch:05d}", FILES, checkpoint_info(epoch))
+    assert checkpoint_names(run) == ["epoch_00001", "epoch_00002", "epoch_00010"]
+
+
+@pytest.mark.parametrize(
+    ("jaccards", "best", "kept"),
+    [
+        ((0.1, 0.6, 0.3, 0.2), 2, [2, 3, 4]),
+        ((0.1, 0.2, 0.3), 3, [2, 3]),
+        ((0.6, 0.2, 0.1, 0.6), 1, [1, 3, 4]),  # of equals the earliest
+        ((0.0, 0.0), 1, [1, 2]),
+        ((0.5,), 1, [1]),
+        ((0.1, 0.6, 0.3, None, None), 2, [2, 4, 5]),  # the last two between validations
+        ((None, None, None), None, [2, 3]),
+    ],
+)
+def test_the_best_the_latest_and_the_one_before_are_kept(
+    run: Run, jaccards: tuple[float | None, ...], best: int | None, kept: list[int]
+) -> None:
+    save_checkpoints(run, *jaccards)
+    found, latest = run.best_checkpoint(), run.latest_checkpoint()
+    assert latest
+    assert (found and found.name) == (best and f"epoch_{best:05d}")
+    assert latest.samples == 10 * len(jaccards)
+    run.prune_checkpoints(latest)
+    assert checkpoint_names(run) == [f"epoch_{epoch:05d}" for epoch in kept]
+    assert run.best_checkpoint() == found
+    assert run.latest_checkpoint() == latest
+    left = {file.name.split("/")[1] for file in storage.list_files(run.uri)}
+    assert left == set(checkpoint_names(run))
+
+
+def test_what_is_beyond_the_latest_or_half_goes(run: Run) -> None:
+    """A run that went on from before a damaged checkpoint saves anew on its way to it."""
+    save_checkpoints(run, 0.1, 0.2, 0.3, 0.9)
+    storage.write_bytes(f"{run.uri}/checkpoints/step_0000001/half", b"")
+    storage.write_bytes(f"{run.uri}/checkpoints/epoch_00001/manifest.json", b"{")
+    (_, latest, _) = run.checkpoints()
+    run.prune_checkpoints(latest)
+    assert checkpoint_names(run) == ["epoch_00002", "epoch_00003"]
+    left = {file.name.split("/")[1] for file in storage.list_files(run.uri)}
+    assert left == set(checkpoint_names(run))
+
+
+def test_checkpoints_of_steps_and_epochs_are_listed_as_they_came(run: Run) -> None:
+    for name, samples in (("epoch_00001", 24), ("step_0000007", 28), ("step_0000003", 12)):
+        run.save_checkpoint(
+            name, FILES, checkpoint_info(samples, 0.5 if name.startswith("epoch") else None)
+        )
+    assert checkpoint_names(run) == ["step_0000003", "epoch_00001", "step_0000007"]
+    assert [run.get_checkpoint(word).name for word in ("best", "latest", "step_0000003")] == [
+        "epoch_00001",
+        "step_0000007",
+        "step_0000003",
+    ]
+    assert find_checkpoint(run.uri).name == "epoch_00001"
+    within = run.get_checkpoint("latest")
+    assert not within.is_validated
+    with pytest.raises(UsageError, match="between two validations, so it has no threshold"):
+        _ = within.threshold
+
+
+def test_a_run_without_a_validation_has_no_best(here: Run) -> None:
+    here.save_checkpoint("step_0000003", FILES, checkpoint_info(12, None))
+    with pytest.raises(StorageError, match="no whole checkpoint 'best'; expected one of step_"):
+        find_checkpoint(here.uri)
+    assert find_checkpoint(here.uri, "latest").samples == 12
+
+
+def test_half_a_checkpoint_is_none(run: Run) -> None:
+    save_checkpoints(run, 0.5)
+    half = f"{run.uri}/checkpoints/epoch_00002"
+    storage.write_bytes(f"{half}/segmentor.safetensors", b"weights of S")
+    assert checkpoint_names(run) == ["epoch_00001"]
+    with pytest.raises(StorageError, match="no whole checkpoint here"):
+        open_checkpoint(half)
+
+
+def test_a_checkpoint_is_saved_over_half_of_one(run: Run) -> None:
+    storage.write_bytes(f"{run.uri}/checkpoints/epoch_00001/left.over", b"")
+    save_checkpoints(run, 0.5)
+    assert {file.name for file in storage.list_files(f"{run.uri}/checkpoints/epoch_00001")} == {
+        *FILES,
+        "manifest.json",
+    }
+
+
+def test_a_manifest_further_down_is_no_checkpoint(here: Run) -> None:
+    save_checkpoints(here, 0.5)
+    storage.write_json(f"{here.uri}/checkpoints/epoch_00001/deeper/manifest.json", {})
+    assert checkpoint_names(here) == ["epoch_00001"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: b"",
+        lambda c: c[: len(c) // 2],
+        lambda c: b"\xff" + c[1:],
+        lambda c: b"[]",
+        lambda c: c.replace(b'"samples": 20', b'"samples": 21'),
+        lambda c: c.replace(b'"size"', b'"syze"'),
+    ],
+    ids=["empty", "torn", "no text", "a list", "another number", "another word"],
+)
+def test_a_damaged_manifest_is_no_checkpoints(here: Run, damage: Callable[[bytes], bytes]) -> None:
+    save_checkpoints(here, 0.1, 0.9)
+    uri = f"{here}/checkpoints/epoch_00002"
+    content = storage.read_bytes(f"{uri}/manifest.json")
+    storage.write_bytes(f"{uri}/manifest.json", damage(content))
+    assert damage(content) != content
+    assert checkpoint_names(here) == ["epoch_00001"]
+    assert here.best_checkpoint() == here.latest_checkpoint() == here.checkpoints()[0]
+    whole, damaged = here.scan_checkpoints()
+    assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
+    with pytest.raises(CorruptedError, match=f"{uri}/manifest.json: .* no checkpoint's manifest"):
+        open_checkpoint(uri)
+
+
+def flip_last_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_last_bit, lambda c: c[:-1], lambda c: c + b"\0", lambda _: b""]
+)
+def test_a_damaged_file_is_noticed_and_named(here: Run, damage: Callable[[bytes], bytes]) -> None:
+    save_checkpoints(here, 0.5)
+    (checkpoint,) = here.checkpoints()
+    uri = f"{checkpoint.uri}/segmentor.safetensors"
+    storage.write_bytes(uri, damage(storage.read_bytes(uri)))
+    with pytest.raises(StorageError) as caught:
+        checkpoint.read("segmentor.safetensors")
+    assert str(caught.value).startswith(f"{uri}: ")
+    assert "do not match the manifest's checksum (12 bytes expected)" in str(caught.value)
+    assert checkpoint.read("trainer/state.pt") == FILES["trainer/state.pt"]
+
+
+def test_a_missing_file_is_named(here: Run) -> None:
+    save_checkpoints(here, 0.5)
+    (checkpoint,) = here.checkpoints()
+    storage.delete_file(f"{checkpoint.uri}/segmentor.safetensors")
+    with pytest.raises(StorageError, match=r"segmentor\.safetensors: not found"):
+        checkpoint.read("segmentor.safetensors")
+
+
+# Finding one
+
+
+def test_a_checkpoint_is_found_by_its_own_place_or_the_runs(run: Run) -> None:
+    save_checkpoints(run, 0.1, 0.6, 0.3)
+    assert find_checkpoint(run.uri).name == "epoch_00002"
+    assert find_checkpoint(run.uri + "/").name == "epoch_00002"
+    assert find_checkpoint(f"{run.uri}/checkpoints/epoch_00001/").jaccard == 0.1
+
+
+def test_where_there_is_nothing_that_is_said(run: Run) -> None:
+    with pytest.raises(StorageError) as caught:
+        find_checkpoint(run.uri)
+    assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a whole one"
+
+
+@pytest.mark.parametrize("manifest", [{"splits": {}, "height": 135}, [], {"files": {}}])
+def test_a_manifest_of_something_else_is_no_checkpoint(here: Run, manifest: Any) -> None:
+    """Records have a manifest of the same name, and are easily given for a run."""
+    storage.write_json(f"{here.uri}/manifest.json", manifest)
+    with pytest.raises(StorageError, match=str(here)):
+        find_checkpoint(here.uri)
+
+
+# Beginning and going on
+
+
+def test_a_run_says_what_it_was_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGAN_GIT_COMMIT", "abc123")
+    run.create_or_resume(CONFIG, "the fingerprint")
+    found = run.description()
+    assert Config.model_validate(found["config"]) == CONFIG
+    assert found["identity"]["fingerprint"] == "the fingerprint"
+    assert (found["git_commit"], found["hardware"]) == ("abc123", None)
+    assert {"torch", "numpy", "segan"} <= set(found["packages"])
+
+
+def test_a_run_goes_on_with_the_same_and_keeps_its_description(run: Run) -> None:
+    run.create_or_resume(CONFIG, "f")
+    before = run.description()
+    run.create_or_resume(CONFIG, "f")
+    assert run.description() == before
+
+
+def test_the_hardware_is_what_the_first_worker_said(run: Run) -> None:
+    run.create_or_resume(CONFIG, "f")
+    run.record_hardware("a machine")
+    run.record_hardware("another machine")
+    assert run.description()["hardware"] == "a machine"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "network.width=4",
+        "training.seed=1",
+        "training.epochs=5",
+        "optimizer.learning_rate=0.01",
+        "augment.hue=0",
+        "cluster.workers=2",  # the batch of all workers together
+    ],
+)
+def test_another_configuration_is_refused_by_key(here: Run, override: str) -> None:
+    here.create_or_resume(Config(), "f")
+    key, _, value = override.partition("=")
+    with pytest.raises(UsageError) as caught:
+        here.create_or_resume(load_config(None, [override]), "f")
+    said = str(caught.value)
+    assert said.startswith(f"{here}: this run was started with {key} ")
+    assert f"now asked for {value}" in said or f"now asked for {float(value)}" in said
+
+
+def test_a_run_from_before_a_key_was_there_has_its_default(here: Run) -> None:
+    here.create_or_resume(Config(), "f")
+    found = here.description()
+    del found["identity"]["evaluation.tta"]
+    storage.write_json(f"{here.uri}/run.json", found)
+    here.create_or_resume(Config(), "f")
+    with pytest.raises(
+        UsageError, match=r"started with evaluation\.flips False, now asked for True"
+    ):
+        here.create_or_resume(load_config(None, ["evaluation.tta=true"]), "f")
+
+
+def test_other_records_are_refused(here: Run) -> None:
+    here.create_or_resume(Config(), "one")
+    with pytest.raises(UsageError, match="started with fingerprint 'one', now asked for 'two'"):
+        here.create_or_resume(Config(), "two")
+
+
+@pytest.mark.parametrize(
+    "override", ["data.records=s3://moved/records", "cluster.gpus_per_worker=1"]
+)
+def test_a_run_may_move(here: Run, override: str) -> None:
+    here.create_or_resume(Config(), "f")
+    here.create_or_resume(load_config(None, [override]), "f")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"{half"])
+def test_a_description_of_something_else_is_said(here: Run, content: bytes) -> None:
+    storage.write_bytes(f"{here.uri}/run.json", content)
+    with pytest.raises(SeganError, match=r"run\.json"):
+        here.create_or_resume(Config(), "f")
+
+
+def test_where_there_is_no_run_that_is_said(run: Run) -> None:
+    with pytest.raises(StorageError) as caught:
+        run.description()
+    assert str(caught.value) == f"{run.uri}: no run here (no run.json)"
+
+
+# Metrics and the rest
+
+
+def test_metrics_come_back_as_they_were_written(run: Run) -> None:
+    assert run.metrics() == []
+    lines = [
+        {"kind": "step", "samples": 10, "loss": 0.1 + 0.2},
+        {"kind": "epoch", "jaccard_curve": [0.0, 1e-9], "note": "ü\u2028\n"},
+    ]
+    run.write_metrics(lines)
+    assert run.metrics() == lines
+    run.write_metrics(lines[:1])
+    assert run.metrics() == lines[:1]
+
+
+def test_a_run_travels_to_another_process(here: Run) -> None:
+    save_checkpoints(here, 0.5)
+    assert pickle.loads(pickle.dumps(here)).checkpoints() == here.checkpoints()
+
+
+def test_a_local_run_has_an_absolute_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(Run("runs/first/")) == f"{tmp_path}/runs/first"

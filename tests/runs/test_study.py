@@ -1,0 +1,130 @@
+"""Studies in storage: points drawn, trials taken up again, the leaderboard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segan.config import load_config
+from segan.errors import UsageError
+from segan.runs.study import Study, sample_parameters
+
+
+def epoch_metrics(epoch: int, jaccard: float) -> dict[str, Any]:
+    """An epoch's line of metrics.jsonl, as far as a study reads it."""
+    return {
+        "kind": "epoch",
+        "samples": 10 * epoch,
+        "epoch": epoch,
+        "jaccard": jaccard,
+        "threshold": 0.5,
+        "jaccard_at_config_threshold": jaccard - 0.1,
+        "jaccard_curve": [jaccard] * 3,
+    }
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30))
+def test_random_points_are_a_function_of_the_seed_and_lie_in_their_ranges(
+    seed: int, trials: int
+) -> None:
+    config = load_config(None, [f"search.seed={seed}", f"search.trials={trials}"])
+    points = sample_parameters(config)
+    assert points == sample_parameters(config)
+    assert len(points) == trials
+    for point in points:
+        assert 0.0005 <= point["optimizer.learning_rate"] <= 0.01
+        assert 0.01 <= point["optimizer.weight_clip"] <= 0.1
+        assert point["logistic.final_k"] in config.search.final_k
+
+
+def test_more_trials_keep_the_first_points() -> None:
+    few, many = (sample_parameters(load_config(None, [f"search.trials={n}"])) for n in (3, 9))
+    assert many[:3] == few
+
+
+def test_learning_rates_are_log_uniform() -> None:
+    # Of [0.0001, 0.01] the lower half on a log scale is up to 0.001, a tenth of the plain range.
+    options = ["search.trials=400", "search.learning_rate=[0.0001,0.01]"]
+    rates = [p["optimizer.learning_rate"] for p in sample_parameters(load_config(None, options))]
+    assert np.mean(np.array(rates) < 0.001) == pytest.approx(0.5, abs=0.08)
+
+
+def test_the_grid_takes_every_final_k() -> None:
+    config = load_config(None, ["search.algorithm=grid", "search.final_k=[0.2,0.3]"])
+    assert sample_parameters(config) == [{"logistic.final_k": 0.2}, {"logistic.final_k": 0.3}]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("search.learning_rate=[0.01,0.001]", "the lesser first"),
+        ("search.weight_clip=[0,0.1]", "two positive numbers"),
+        ("search.final_k=[]", "final_k"),
+        ("search.final_k=[-0.1]", "positive"),
+    ],
+)
+def test_ranges_that_cannot_be_searched_are_refused(override: str, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        load_config(None, [override])
+
+
+def test_a_study_is_taken_up_with_the_points_that_it_began_with(tmp_path: Path) -> None:
+    config, study = load_config(None, ["search.trials=4"]), Study(str(tmp_path / "study"))
+    first = study.create_or_resume(config, "data")
+    again = study.create_or_resume(
+        load_config(None, ["search.trials=4", "cluster.workers=3"]), "data"
+    )
+    assert [(t.name, t.parameters) for t in again] == [(t.name, t.parameters) for t in first]
+    assert (
+        first[0].build_config(config).optimizer.weight_clip
+        == first[0].parameters["optimizer.weight_clip"]
+    )
+
+
+def test_a_name_in_use_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    study.create_or_resume(load_config(None, ["search.trials=4"]), "data")
+    before = (tmp_path / "study/study.json").read_bytes()
+    with pytest.raises(UsageError, match=r"search.trials 4, now 5"):
+        study.create_or_resume(load_config(None, ["search.trials=5"]), "data")
+    with pytest.raises(UsageError, match="other records"):
+        study.create_or_resume(load_config(None, ["search.trials=4"]), "other data")
+    assert (tmp_path / "study/study.json").read_bytes() == before
+
+
+def test_a_study_from_before_a_knob_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+    study, config = Study(str(tmp_path / "study")), load_config(None, ["search.trials=4"])
+    first = study.create_or_resume(config, "data")
+    name = tmp_path / "study/study.json"
+    older = json.loads(name.read_text())
+    del older["config"]["optimizer"]["warmup"]
+    name.write_text(json.dumps(older))
+    assert [t.name for t in study.create_or_resume(config, "data")] == [t.name for t in first]
+    with pytest.raises(UsageError, match=r"optimizer.warmup_fraction 0\.0, now 0\.1"):
+        study.create_or_resume(
+            load_config(None, ["search.trials=4", "optimizer.warmup_fraction=0.1"]), "data"
+        )
+
+
+def test_the_leaderboard_has_each_trial_at_its_best_epoch(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    poor, good, idle = study.create_or_resume(load_config(None, ["search.trials=3"]), "data")
+    poor.run.write_metrics([epoch_metrics(1, 0.3), epoch_metrics(2, 0.2)])
+    poor.mark_done("given up after epoch 2", 12.34)
+    good.run.write_metrics([epoch_metrics(1, 0.4), epoch_metrics(2, 0.6), epoch_metrics(3, 0.5)])
+    rows = study.write_leaderboard()
+    assert [row["trial"] for row in rows] == [good.name, poor.name, idle.name]
+    assert [(row["epochs"], row["epoch"], row["jaccard"]) for row in rows] == [
+        (3, 2, 0.6),
+        (2, 1, 0.3),
+        (0, 0, 0.0),
+    ]
+    assert [row["why"] for row in rows] == ["not over", "given up after epoch 2", "not over"]
+    assert rows[1]["seconds"] == 12.3
+    assert (tmp_path / "study/leaderboard.json").exists()

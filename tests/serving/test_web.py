@@ -1,0 +1,290 @@
+"""The HTTP API over a real model in memory, asked over HTTP; Ray is not in it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import requests
+import uvicorn
+from PIL import Image
+
+from infra.local.processes import free_ports
+from ray_jobs.serving.web import (
+    MAX_BYTES,
+    TOKEN_VARIABLE,
+    ModelInfo,
+    configured_token_digest,
+    create_app,
+    digest,
+)
+from segan.cli.main import main
+from segan.data.archive.images import decode_image
+from segan.errors import UsageError
+from segan.inference.view import Dimensions, ImageSegmentation, encode_preview
+from segan.runs.run import Run
+from tests.inference.models import FRAME, save_checkpoint, small_config, untrained_predictor
+
+SECRET = "a token that nobody guesses"
+predictor = untrained_predictor()
+
+
+async def segment_image(name: str, content: bytes, for_view: bool) -> ImageSegmentation:
+    image = decode_image(name, content)
+    maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
+    return ImageSegmentation(predictor, maps, image.size, encode_preview(image) if for_view else "")
+
+
+async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+@contextlib.contextmanager
+def running_app(token: str) -> Iterator[str]:
+    """The application on a port of its own; yields its address."""
+    size = Dimensions(width=FRAME[0], height=FRAME[1])
+    app = create_app(
+        segment_image,
+        run_in_thread,
+        ModelInfo(model="m", threshold=0.5, num_members=1, input_size=size),
+        token,
+    )
+    (port,) = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with running_app("") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def guarded_address() -> Iterator[str]:
+    with running_app(digest(SECRET)) as found:
+        yield found
+
+
+@pytest.fixture
+def session() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # no proxy of the person who runs the tests
+    return session
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (75, 131, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def content(image: Image.Image) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def decode_mask(answer: requests.Response) -> np.ndarray:
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.43])
+def test_a_body_is_answered_with_the_mask(
+    address: str,
+    session: requests.Session,
+    image: Image.Image,
+    content: bytes,
+    threshold: float | None,
+) -> None:
+    found = session.post(f"{address}/v1/segment", content, params={"threshold": threshold})
+    expected = predictor(image).probability > (threshold or 0.5)
+    np.testing.assert_array_equal(decode_mask(found), expected * np.uint8(255))
+
+
+def test_a_forms_file_is_answered_alike(
+    address: str, session: requests.Session, content: bytes
+) -> None:
+    url = f"{address}/v1/segment"
+    by_form = session.post(url, files={"image": ("a.png", content)})
+    assert by_form.content == session.post(url, content).content
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "kind"),
+    [
+        ("", None, "image/png"),
+        ("", "image/png,application/json", "image/png"),
+        ("", "application/json", "application/json"),
+        ("?format=png", "application/json", "image/png"),
+        ("?format=json", "image/png", "application/json"),
+    ],
+)
+def test_query_or_accept_say_what_comes(
+    address: str, session: requests.Session, content: bytes, query: str, accept: str, kind: str
+) -> None:
+    headers = {"Accept": accept} if accept else {}
+    found = session.post(f"{address}/v1/segment{query}", content, headers=headers)
+    assert found.headers["content-type"] == kind
+
+
+def test_json_holds_the_contour(
+    address: str, session: requests.Session, image: Image.Image, content: bytes
+) -> None:
+    found = session.post(f"{address}/v1/segment?format=json&threshold=0.45", content).json()
+    assert (found["width"], found["height"], found["threshold"]) == (131, 75, 0.45)
+    assert found["area"] == (predictor(image).probability > 0.45).sum()
+    assert found["contour"]["type"] == "MultiPolygon"
+    assert found["contour"]["coordinates"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b"plain words", 422, "lesion.jpg: expected an image, found 11 bytes that are none"),
+        (b"", 422, "lesion.jpg: expected an image, found an empty file"),
+        (b"0" * MAX_BYTES, 413, f"expected at most {MAX_BYTES} bytes, found more"),
+    ],
+    ids=["text", "empty", "large"],
+)
+def test_what_is_no_image_is_refused_with_a_reason(
+    address: str, session: requests.Session, body: bytes, status: int, reason: str
+) -> None:
+    found = session.post(f"{address}/v1/segment", files={"image": ("lesion.jpg", body)})
+    assert (found.status_code, found.json()["detail"]) == (status, reason)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(address: str, session: requests.Session) -> None:
+    sink = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(sink, "PNG")
+    found = session.post(f"{address}/v1/segment", sink.getvalue())
+    assert found.status_code == 422
+    assert "too large to be a photograph (100000000 pixels" in found.json()["detail"]
+
+
+def test_an_endless_body_without_a_length_is_cut_off(address: str) -> None:
+    host = address.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 4 * MAX_BYTES:
+            sent += 2**16
+            yield b"0" * 2**16
+
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request("POST", "/v1/segment", endless(), encode_chunked=True)
+        assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_form_without_the_image_is_refused(address: str, session: requests.Session) -> None:
+    found = session.post(f"{address}/v1/segment", files={"photo": ("a.png", b"")})
+    assert found.status_code == 422
+    assert found.json()["detail"] == "expected a file in the form's field image, found none"
+
+
+@pytest.mark.parametrize("threshold", ["0", "1", "nan", "-1", "half"])
+def test_a_threshold_lies_between_0_and_1(
+    address: str, session: requests.Session, content: bytes, threshold: str
+) -> None:
+    found = session.post(f"{address}/v1/segment?threshold={threshold}", content)
+    assert found.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("given", "status"), [(None, 401), ("another", 401), (SECRET + "!", 401), (SECRET, 200)]
+)
+def test_a_server_with_a_token_asks_for_it(
+    guarded: str, session: requests.Session, content: bytes, given: str | None, status: int
+) -> None:
+    headers = {"Authorization": f"Bearer {given}"} if given else {}
+    paths = ("/v1/segment", "/v1/view")
+    answers = [session.post(f"{guarded}{path}", content, headers=headers) for path in paths]
+    answers.append(session.get(f"{guarded}/v1/model", headers=headers))
+    assert [answer.status_code for answer in answers] == [status] * 3
+    if status == 401:
+        assert all(answer.headers["www-authenticate"] == "Bearer" for answer in answers)
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz"])
+def test_the_page_itself_needs_no_token(guarded: str, session: requests.Session, path: str) -> None:
+    found = session.get(guarded + path)
+    assert found.status_code == 200
+    assert "http:" not in found.text.replace("http://www.w3.org/2000/svg", "")
+    assert "https:" not in found.text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/v1/model", "/nowhere"])
+def test_every_answer_forbids_what_comes_from_elsewhere(
+    address: str, session: requests.Session, path: str
+) -> None:
+    headers = session.get(address + path).headers
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+
+
+def test_the_description_names_what_can_be_sent_and_what_comes(
+    address: str, session: requests.Session
+) -> None:
+    paths = session.get(f"{address}/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/model", "/v1/segment", "/v1/view"}
+    segment = paths["/v1/segment"]["post"]
+    assert set(segment["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
+    assert set(segment["responses"]["200"]["content"]) == {"image/png", "application/json"}
+    assert {"401", "408", "413", "422", "503"} <= set(segment["responses"])
+
+
+def test_a_token_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert configured_token_digest() == ""
+    monkeypatch.setenv(TOKEN_VARIABLE, "fifteen letters")
+    with pytest.raises(UsageError, match="expected 16 characters or more, found 15"):
+        configured_token_digest()
+    monkeypatch.setenv(TOKEN_VARIABLE, SECRET)
+    assert configured_token_digest() == digest(SECRET)
+
+
+@pytest.mark.parametrize("token", ["", " "], ids=["none", "blank"])
+def test_what_others_can_reach_needs_a_token(
+    token: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    assert main(["serve", "./model", "--host", "0.0.0.0"]) == 2
+    assert f"0.0.0.0: others can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    save_checkpoint(run, small_config(), 1, 0.5, 0.5)
+    port = address.rsplit(":", 1)[1]
+    joined = ray.is_initialized()  # by tests that ran before, where these run with all others
+    assert main(["serve", run.uri, "--port", port]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"segan: 127.0.0.1:{port}: cannot listen there (Address already in use)")
+    assert ray.is_initialized() == joined

@@ -1,0 +1,383 @@
+"""One door to storage: a folder and a bucket behave alike, and what goes wrong is named."""
+
+import os
+import pickle
+import posixpath
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segan import storage
+from segan.config import Config
+from segan.data.archive.reader import Pair
+from segan.data.records.format import Manifest, Shard
+from segan.data.records.shards import ShardTask
+from segan.data.stream.batches import StreamSpec
+from segan.data.stream.sampler import DeterministicSampler
+from segan.errors import StorageError, UsageError
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.run import Run
+from segan.storage import s3
+
+SECRET = "a-secret-that-must-stay-in-the-environment"
+NAMES = ["plain.json", "deep/er/file.bin", "a b.bin", "ü/é.bin", "100%/x+y=z.bin", "a#b?c&d.bin"]
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
+def empty_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A URI below which there is nothing yet."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    return storage.join(request.getfixturevalue("bucket"), "place")
+
+
+@pytest.fixture
+def wrong_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return bucket
+
+
+@pytest.fixture
+def dead_endpoint(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An endpoint where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return endpoint
+
+
+def error_message(call: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(StorageError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+# The same on both
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_read_and_listed(place: str, name: str) -> None:
+    uri = storage.join(place, name)
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"one")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b"one"
+    assert storage.list_files(place) == [storage.FileInfo(name, 3)]
+    storage.delete_file(uri)
+    assert not storage.exists(uri)
+
+
+def test_a_second_writing_replaces_the_first(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write_bytes(uri, b"a long one")
+    storage.write_bytes(uri, b"")
+    assert storage.read_bytes(uri) == b""
+    assert storage.list_files(place) == [storage.FileInfo("file", 0)]
+
+
+def test_many_bytes_come_back_as_they_were(place: str) -> None:
+    content = os.urandom(12_000_000)  # more than one part of an S3 upload
+    uri = storage.join(place, "large")
+    storage.write_bytes(uri, content)
+    assert storage.sha256(storage.read_bytes(uri)) == storage.sha256(content)
+
+
+def test_a_file_is_read_in_pieces(place: str) -> None:
+    uri = storage.join(place, "file")
+    storage.write_bytes(uri, b"0123456789")
+    with storage.RandomAccessFile(uri) as file:
+        assert file.size == 10
+        assert file.read_at(3, 4) == b"3456"
+        assert file.read_at(8, 4) == b"89"
+        assert file.read_at(10, 4) == file.read_at(-1, 4) == b""
+        assert file.etag == storage.RandomAccessFile(uri).etag
+        storage.write_bytes(uri, b"9876543210")
+        assert file.etag != storage.RandomAccessFile(uri).etag
+
+
+def test_names_are_sorted_at_every_depth(place: str) -> None:
+    names = ["b", "a/z", "a/b/c", "a-b", "B", "a/b/a"]
+    for name in names:
+        storage.write_bytes(storage.join(place, name), b"x")
+    assert [file.name for file in storage.list_files(place)] == sorted(names)
+    assert [file.name for file in storage.list_files(place + "/a/")] == ["b/a", "b/c", "z"]
+    assert list(storage.iter_names(place, "b")) == ["a-b", "b"]
+
+
+def test_a_folder_is_listed_without_its_neighbours(place: str) -> None:
+    storage.write_bytes(storage.join(place, "run/x"), b"")
+    storage.write_bytes(storage.join(place, "run-2/y"), b"")
+    assert [file.name for file in storage.list_files(storage.join(place, "run"))] == ["x"]
+    storage.delete_folder(storage.join(place, "run"))
+    assert [file.name for file in storage.list_files(place)] == ["run-2/y"]
+
+
+def test_nothing_is_listed_or_deleted_where_nothing_is(place: str) -> None:
+    assert storage.list_files(place) == []
+    storage.delete_folder(place)
+    assert not storage.exists(place)
+
+
+def test_a_folder_is_no_file(place: str) -> None:
+    storage.write_bytes(storage.join(place, "folder/file"), b"")
+    assert not storage.exists(storage.join(place, "folder"))
+
+
+def test_json_comes_back_as_it_was(place: str) -> None:
+    value = {"b": [1, 2.5, None], "a": "ü", "deep": {"er": True}}
+    uri = storage.join(place, "value.json")
+    storage.write_json(uri, value)
+    assert storage.read_json(uri) == value
+    assert storage.read_bytes(uri).startswith(b'{\n  "a"')
+
+
+def test_what_is_no_json_is_named(place: str) -> None:
+    uri = storage.join(place, "value.json")
+    storage.write_bytes(uri, b"{half")
+    assert error_message(storage.read_json, uri).startswith(f"{uri}: expected JSON (")
+    storage.write_bytes(uri, b"\xff\xfe\xfa")
+    assert error_message(storage.read_json, uri).startswith(f"{uri}: expected JSON (")
+
+
+@pytest.mark.parametrize(
+    "call", [storage.read_bytes, storage.read_json, storage.delete_file, storage.RandomAccessFile]
+)
+def test_a_missing_file_is_named(place: str, call: Callable[[str], object]) -> None:
+    uri = storage.join(place, "absent")
+    assert error_message(call, uri) == f"{uri}: not found"
+
+
+# Names and places
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "a/../b", "a/..", ".", "/etc", "~", "~root/x", "a\\b", "", "a//b", "a/"]
+)
+@pytest.mark.parametrize("root", ["/data", "s3://bucket/data"])
+def test_a_name_that_leaves_its_folder_is_refused(root: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"not a name inside {root}"):
+        storage.join(root, "inside", name)
+
+
+NAME_PARTS = st.sampled_from(["..", ".", "", "~", "/", "//", "\\", "a", "b.png", " ", "..."])
+
+
+@given(st.lists(st.lists(NAME_PARTS | st.text(max_size=5), max_size=4).map("/".join), max_size=3))
+def test_what_join_gives_stays_below_the_root(names: list[str]) -> None:
+    try:
+        joined = storage.join("/root/of/all", *names)
+    except UsageError:
+        return
+    assert joined == posixpath.normpath(joined)
+    assert (joined + "/").startswith("/root/of/all/")
+    assert joined.count("/") == 3 + "/".join(names).count("/") + bool(names)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("s3://bucket", "s3://bucket"),
+        ("/a/b/", "/a/b"),
+        ("file:///a/b", "/a/b"),
+    ],
+)
+def test_a_place_is_written_in_one_way(uri: str, expected: str) -> None:
+    assert storage.normalise(uri) == expected
+    assert storage.normalise(expected) == expected
+
+
+def test_a_local_place_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert storage.normalise("records/a") == f"{tmp_path}/records/a"
+    assert storage.normalise("~/records") == "/home/somebody/records"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "S3://bucket/x", "s4://b"])
+def test_another_scheme_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match=f"{uri}: expected a local path or s3://bucket/prefix"):
+        storage.normalise(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///prefix"])
+def test_a_bucket_has_a_name(uri: str) -> None:
+    with pytest.raises(UsageError, match="no bucket in it; expected s3://bucket/prefix"):
+        storage.normalise(uri)
+
+
+def test_a_scheme_with_one_slash_is_no_folder() -> None:
+    with pytest.raises(UsageError, match="s3:/bucket/x: expected"):
+        storage.normalise("s3:/bucket/x")
+
+
+# Whole or not at all
+
+
+@pytest.mark.parametrize("before", [b"before", None])
+def test_a_local_file_is_whole_or_not_there(tmp_path: Path, before: bytes | None) -> None:
+    """Where the target is a folder the rename fails, the last thing that can."""
+    target = tmp_path / "target"
+    target.mkdir()
+    if before:
+        (target / "file").write_bytes(before)
+    assert error_message(storage.write_bytes, str(target), b"new").startswith(f"{target}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert [path.read_bytes() for path in target.iterdir()] == ([before] if before else [])
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    uri = str(tmp_path / "file" / "below")
+    assert error_message(storage.write_bytes, uri, b"").startswith(f"{uri}: ")
+    assert error_message(storage.list_files, str(tmp_path / "file")).startswith(
+        f"{tmp_path}/file: "
+    )
+
+
+# What goes wrong with a bucket
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "call", [storage.check_access, storage.list_files, storage.read_bytes, storage.exists]
+)
+def test_a_wrong_key_is_said_within_seconds(wrong_key: str, call: Callable[[str], object]) -> None:
+    began = time.monotonic()
+    said = error_message(call, f"{wrong_key}/file")
+    assert time.monotonic() - began < 10
+    assert said.startswith(f"{wrong_key}/file: access refused; check AWS_ACCESS_KEY_ID")
+    assert SECRET not in said
+
+
+@pytest.mark.integration
+def test_a_right_key_works_again_after_a_wrong_one(bucket: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        error_message(storage.read_bytes, f"{bucket}/file")
+    storage.write_bytes(f"{bucket}/file", b"")
+    assert storage.exists(f"{bucket}/file")
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("s3")
+def test_a_missing_bucket_is_said() -> None:
+    uri = "s3://a-bucket-that-nobody-made/prefix"
+    assert error_message(storage.check_access, uri) == (
+        f"{uri}: no such bucket; create it or mend its name"
+    )
+    for call in (storage.read_bytes, storage.exists, storage.list_files, storage.delete_folder):
+        assert "no such bucket" in error_message(call, uri)
+    assert "no such bucket" in error_message(storage.write_bytes, uri, b"")
+
+
+def test_an_endpoint_where_nothing_listens_is_named_within_seconds(nobody: str) -> None:
+    began = time.monotonic()
+    said = error_message(storage.check_access, "s3://bucket/file")
+    assert time.monotonic() - began < 15
+    assert said.startswith(f"s3://bucket/file: no usable answer from {nobody} (")
+
+
+@pytest.mark.parametrize("call", [storage.list_files, storage.read_bytes, storage.exists])
+def test_every_call_names_an_endpoint_where_nothing_listens(
+    nobody: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", "0")
+    said = error_message(call, "s3://bucket/file")
+    assert said.startswith("s3://bucket/file: ")
+    assert nobody in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
+def test_a_patience_that_is_none_is_refused(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", given)
+    with pytest.raises(
+        UsageError, match=f"SEGAN_STORAGE_RETRY_TIMEOUT_S={given}: expected seconds"
+    ):
+        storage.exists("s3://bucket/file")
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:8333", "ftp://host", "http://", "http://a b"])
+@pytest.mark.parametrize("call", [storage.check_access, storage.read_bytes])
+def test_an_endpoint_that_is_none_is_refused(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str, call: Callable[[str], object]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", given)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: expected http://host:port"):
+        call("s3://bucket/file")
+
+
+def test_keys_that_are_gone_are_not_remembered(
+    nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
+    assert "no usable answer" in error_message(storage.check_access, "s3://bucket/x")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert error_message(storage.check_access, "s3://bucket/x") == (
+        "s3://bucket/x: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
+def test_a_local_place_needs_no_check(tmp_path: Path) -> None:
+    storage.check_access(str(tmp_path / "absent"))
+
+
+# Keys stay in the environment
+
+
+def test_no_object_carries_a_key(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
+    sequence = DeterministicSampler(
+        Manifest(
+            height=1,
+            width=1,
+            classes=1,
+            splits={
+                "train": [Shard(name="s", num_rows=2, bytes=1, sha256="0", content_digest="0")]
+            },
+            num_inputs=2,
+            num_rejects=0,
+            source="s3://b/a",
+            fingerprint="f",
+        ),
+        "train",
+        0,
+    )
+    carried = [
+        Config(),
+        Run("s3://bucket/run"),
+        StreamSpec("s3://bucket/records", sequence, 1, 0, 2, 1),
+        ShardTask(
+            "s3://b/r", "train", 0, 1, (4, 3), (Pair("a", "train", "s3://b/a.jpg", "s3://b/a.png"),)
+        ),
+        Checkpoint("s3://bucket/run/checkpoints/one", "one", {}, {}),
+    ]
+    error_message(storage.check_access, "s3://bucket")  # a connection was asked for
+    assert s3.shared_client() is s3.shared_client()
+    for one in carried:
+        assert SECRET.encode() not in pickle.dumps(one)
+        assert pickle.loads(pickle.dumps(one)) == one or isinstance(one, Run)
+        assert SECRET not in repr(one)
+
+
+@pytest.mark.parametrize("call", [storage.normalise, storage.check_access])
+def test_a_key_in_a_uri_is_refused_and_not_repeated(
+    nobody: str, call: Callable[[str], object]
+) -> None:
+    with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as caught:
+        call(f"s3://somebody:{SECRET}@bucket/prefix")
+    assert isinstance(caught.value, StorageError | UsageError)
+    assert SECRET not in str(caught.value)

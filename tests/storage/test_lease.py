@@ -1,0 +1,441 @@
+"""Who holds a run: real processes that want the same one, in a folder and in the real S3 server."""
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.local.s3 import s3_server
+from segan import storage
+from segan.errors import SeganError, StorageError, UsageError
+from segan.storage.compare_and_swap import FileVersion, conditional_file
+from segan.storage.lease import LEASE_FILE, Holder, LeaseConfig, hold_lease, read_holder
+from tests.drivers import Driver
+
+ROUNDS = 20
+HEARTBEAT_S, TTL_S = 0.2, 1.5
+SHORT_LEASE = LeaseConfig(HEARTBEAT_S, TTL_S, 0.1)
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.integration)])
+def run_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of a run that nobody has begun."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/runs/first"
+    return str(tmp_path / "runs" / "first")
+
+
+@pytest.fixture
+def start_driver() -> Iterator[Callable[..., Driver]]:
+    """Starts a driver; those that are left are ended."""
+    started = []
+
+    def start(*timing: float) -> Driver:
+        started.append(Driver.start(*(timing or (HEARTBEAT_S, TTL_S, 0.1))))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.end()
+
+
+def read_lease(run: str) -> dict[str, Any]:
+    found: dict[str, Any] = storage.read_json(storage.join(run, LEASE_FILE))
+    return found
+
+
+def write_lease(run: str, lease: Holder, heartbeat_monotonic_s: float = 0.0) -> None:
+    storage.write_json(
+        storage.join(run, LEASE_FILE), vars(lease) | {"clock": heartbeat_monotonic_s}
+    )
+
+
+def remote_holder(**changes: Any) -> Holder:
+    """A holder on another machine, its pid one that is in use here."""
+    far = {"host": "far-away", "machine": "far-away boot pid", "owner": "another"}
+    return replace(Holder.current_process(), **far, **changes)
+
+
+def wait_for(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@contextmanager
+def repeat_every(seconds: float, callback: Callable[[int], None]) -> Iterator[None]:
+    over = threading.Event()
+
+    def repeat() -> None:
+        turn = 0
+        while not over.wait(seconds):
+            callback(turn := turn + 1)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# Who gets it
+
+
+def test_of_two_that_start_at_once_exactly_one_has_the_run(
+    run: str, drive: Callable[..., Driver]
+) -> None:
+    drivers = [drive(*vars(LeaseConfig()).values()) for _ in range(2)]
+    for number, driver in enumerate(drivers):  # from here on all is imported
+        assert driver.hold(f"{run}-warm-{number}") == "held"
+        driver.send("done")
+        assert driver.read_line() == "released"
+    for number in range(ROUNDS):
+        place = f"{run}-{number}"
+        moment = time.monotonic() + 0.1
+        for driver in drivers:
+            driver.send(place, moment)
+        said = [driver.read_line() for driver in drivers]
+        (winner,) = [i for i, words in enumerate(said) if words == "held"]
+        loser = said[1 - winner]
+        pid = drivers[winner].process.pid
+        pattern = (
+            rf"UsageError {place}: held by process {pid} on {socket.gethostname()} since "
+            r"20\d\d-\S+, last sign \d s ago; use another name, or stop that one first"
+        )
+        assert re.fullmatch(pattern, loser), loser
+        drivers[winner].send("done")
+        assert drivers[winner].read_line() == "released"
+        assert storage.list_files(place) == []
+
+
+def test_a_killed_holder_is_replaced_at_once(run: str, drive: Callable[..., Driver]) -> None:
+    first = drive()
+    assert first.hold(run) == "held"
+    first.kill()
+    assert read_lease(run)["pid"] == first.process.pid
+    began = time.monotonic()
+    with hold_lease(run):  # 40 s would be the time of a lease
+        assert time.monotonic() - began < 20
+        assert read_lease(run)["pid"] == os.getpid()
+
+
+def test_a_zombie_holds_nothing(tmp_path: Path, drive: Callable[..., Driver]) -> None:
+    first = drive()
+    assert first.hold(str(tmp_path)) == "held"
+    first.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)  # it is not reaped
+    with hold_lease(str(tmp_path)):
+        pass
+
+
+def test_a_pid_used_again_is_not_the_holder(tmp_path: Path) -> None:
+    write_lease(str(tmp_path), replace(Holder.current_process(), lease_id="another", start_ticks=1))
+    with hold_lease(str(tmp_path)):
+        pass
+
+
+def test_a_stopped_holder_is_replaced_and_stops_when_it_comes_back(
+    run: str, drive: Callable[..., Driver]
+) -> None:
+    first, second = drive(), drive()
+    assert first.hold(run) == "held"
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(2 * HEARTBEAT_S)  # of a beat that is younger it is taken to be alive
+    began = time.monotonic()
+    assert second.hold(run) == "held"
+    assert time.monotonic() - began > TTL_S
+    first.send_signal(signal.SIGCONT)
+    said = first.read_line()
+    assert said.startswith(f"SeganError {run}: taken over by process {second.process.pid} on ")
+    assert read_lease(run)["pid"] == second.process.pid
+    second.send("done")
+    assert second.read_line() == "released"
+    assert storage.list_files(run) == []
+
+
+# Another host
+
+
+def test_one_elsewhere_without_a_sign_is_replaced_after_the_leases_time(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lease(run, remote_holder())
+    began = time.monotonic()
+    with hold_lease(run, SHORT_LEASE):
+        assert TTL_S < time.monotonic() - began < TTL_S + 3
+        assert read_lease(run)["pid"] == os.getpid()
+        assert read_lease(run)["host"] == socket.gethostname()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{run}: held by process {os.getpid()} on far-away since ")
+    assert said.endswith("taken over if no sign of it comes in 1.5 s\n")
+
+
+def test_one_elsewhere_that_gives_signs_is_not(run: str) -> None:
+    far = remote_holder(job="raysubmit_1", cluster="10.0.0.1:6379")
+    write_lease(run, far)
+    with (
+        repeat_every(0.5, lambda turn: write_lease(run, far, heartbeat_monotonic_s=turn)),
+        pytest.raises(UsageError) as refusal,
+        hold_lease(run, replace(SHORT_LEASE, ttl_s=30)),
+    ):
+        pass
+    assert str(refusal.value) == (
+        f"{run}: held by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
+        f"10.0.0.1:6379 since {far.acquired_at}, last sign just now; use another name, or "
+        f"ray job stop "
+        "raysubmit_1 first"
+    )
+    assert read_lease(run)["host"] == "far-away"
+
+
+def test_one_elsewhere_that_gives_it_back_is_not_waited_for(run: str) -> None:
+    write_lease(run, remote_holder())
+    began = time.monotonic()
+    timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run, LEASE_FILE)))
+    timer.start()
+    with hold_lease(run, replace(SHORT_LEASE, ttl_s=60)):
+        assert time.monotonic() - began < 20
+    timer.join()
+
+
+@given(content=st.binary() | st.from_type(dict).map(lambda d: repr(d).encode()))
+def test_a_file_that_is_no_lease_has_a_holder_that_nobody_knows(content: bytes) -> None:
+    assert Holder.from_version(FileVersion(content, "")) == Holder()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(list(vars(Holder()))),
+        st.none() | st.text() | st.floats() | st.lists(st.none()),
+    )
+)
+def test_a_leases_values_are_of_their_types_or_nobodys(values: dict[str, Any]) -> None:
+    found = Holder.from_version(FileVersion(json.dumps(values).encode(), ""))
+    assert [type(v) for v in vars(found).values()] == [type(v) for v in vars(Holder()).values()]
+
+
+def test_a_file_that_is_no_lease_is_watched_and_then_replaced(tmp_path: Path) -> None:
+    (tmp_path / LEASE_FILE).write_text("{")
+    began = time.monotonic()
+    with hold_lease(str(tmp_path), SHORT_LEASE):
+        assert time.monotonic() - began > TTL_S
+
+
+# Its end
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("done", "released"), ("fail", "RuntimeError as it was told")]
+)
+def test_it_is_given_back_at_the_end_and_after_an_error(
+    run: str, drive: Callable[..., Driver], word: str, said: str
+) -> None:
+    driver = drive()
+    assert driver.hold(run) == "held"
+    assert read_holder(run) == Holder.from_version(
+        FileVersion(json.dumps(read_lease(run)).encode(), "")
+    )
+    driver.send(word)
+    assert driver.read_line() == said
+    assert read_holder(run) is None
+    assert storage.list_files(run) == []
+
+
+def test_it_is_given_back_at_a_ctrl_c(run: str, drive: Callable[..., Driver]) -> None:
+    driver = drive()
+    assert driver.hold(run) == "held"
+    driver.send_signal(signal.SIGINT)
+    assert driver.read_line().startswith("KeyboardInterrupt")
+    assert storage.list_files(run) == []
+
+
+def test_a_folder_that_was_made_for_nothing_else_goes(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), hold_lease(str(tmp_path / "run")):
+        raise RuntimeError
+    with hold_lease(str(tmp_path / "used")):
+        (tmp_path / "used" / "run.json").touch()
+    (tmp_path / "there").mkdir()
+    with hold_lease(str(tmp_path / "there")):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "used"]
+
+
+# While it is held
+
+
+def test_it_beats(run: str) -> None:
+    with hold_lease(run, SHORT_LEASE):
+        before = read_lease(run)
+        assert wait_for(20, lambda: read_lease(run)["clock"] >= before["clock"] + 4 * HEARTBEAT_S)
+        assert read_lease(run)["owner"] == before["owner"]
+
+
+def test_the_file_deleted_under_it_is_written_again(run: str) -> None:
+    with hold_lease(run, SHORT_LEASE):
+        storage.delete_file(storage.join(run, LEASE_FILE))
+        assert wait_for(20, lambda: storage.exists(storage.join(run, LEASE_FILE)))
+        assert read_lease(run)["pid"] == os.getpid()
+
+
+@pytest.mark.integration
+def test_a_store_that_is_silent_for_a_while_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.create_bucket("silent")
+        with hold_lease("s3://silent/run", SHORT_LEASE):
+            os.kill(server.pid, signal.SIGSTOP)
+            time.sleep(2 * TTL_S)
+            os.kill(server.pid, signal.SIGCONT)
+            again = time.monotonic()
+            assert wait_for(20, lambda: read_lease("s3://silent/run")["clock"] > again)
+
+
+def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
+    run, refused = str(tmp_path), []
+
+    def other() -> None:
+        try:
+            with hold_lease(run):
+                pass
+        except UsageError as error:
+            refused.append(str(error))
+
+    with hold_lease(run):
+        with hold_lease(f"{run}/"):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert read_lease(run)["pid"] == os.getpid()
+    (message,) = refused
+    assert f"held by process {os.getpid()} on " in message
+
+
+def test_a_trial_is_held_through_its_study(tmp_path: Path, drive: Callable[..., Driver]) -> None:
+    study, trial = str(tmp_path / "k"), str(tmp_path / "k" / "trials" / "trial_000")
+    storage.write_json(f"{study}/study.json", {})
+    driver = drive()
+    assert driver.hold(trial) == "held"
+    with pytest.raises(UsageError, match=f"^{study}: held by"), hold_lease(study):
+        pass
+    driver.send("done")
+    assert driver.read_line() == "released"
+    with hold_lease(study), hold_lease(trial):
+        assert driver.hold(trial).startswith(f"UsageError {study}: held by")
+
+
+def test_what_is_not_a_study_holds_no_run_in_its_trials(tmp_path: Path) -> None:
+    with hold_lease(str(tmp_path / "trials" / "first")):
+        assert (tmp_path / "trials" / "first" / LEASE_FILE).exists()
+
+
+def test_it_says_which_ray_job_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"runtime_env": {"env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "nightly"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(said))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with hold_lease(str(tmp_path)):
+        assert (read_lease(str(tmp_path))["job"], read_lease(str(tmp_path))["cluster"]) == (
+            "nightly",
+            "10.0.0.1:6379",
+        )
+
+
+# The file beneath
+
+
+def test_of_many_that_have_seen_the_same_one_changes_it(run: str) -> None:
+    uri = storage.join(run, "file")
+    files = [conditional_file(uri) for _ in range(8)]
+    for _ in range(5):
+        seen = files[0].read()
+        barrier, done = threading.Barrier(len(files)), list[int]()
+
+        def change(
+            number: int, seen: FileVersion | None = seen, barrier: Any = barrier, done: Any = done
+        ) -> None:
+            barrier.wait()
+            if files[number].compare_and_swap(seen, f"by {number} after {seen}".encode()):
+                done.append(number)
+
+        threads = [threading.Thread(target=change, args=(i,)) for i in range(len(files))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = done
+        found = files[0].read()
+        assert found is not None
+        assert found.content == f"by {winner} after {seen}".encode()
+
+
+def test_only_what_was_seen_is_removed(run: str) -> None:
+    file = conditional_file(storage.join(run, "file"))
+    assert file.read() is None
+    assert file.compare_and_swap(None, b"one")
+    one = file.read()
+    assert one is not None
+    assert not file.compare_and_swap(None, b"two")
+    assert file.compare_and_swap(one, b"two, and longer")
+    assert not file.compare_and_swap(one, b"three")
+    assert not file.compare_and_delete(one)
+    two = file.read()
+    assert two is not None
+    assert two.content == b"two, and longer"
+    assert file.compare_and_swap(two, b"2")
+    two = file.read()
+    assert two is not None
+    assert two.content == b"2"
+    assert file.compare_and_delete(two)
+    assert not file.compare_and_delete(two)
+    assert not file.compare_and_swap(two, b"three")
+    assert storage.list_files(run) == [] or not storage.is_s3(run)
+
+
+@pytest.mark.integration
+def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+    with pytest.raises(StorageError, match="no such bucket"), hold_lease(f"{bucket}-else/run"):
+        pass
+
+
+def test_a_lock_that_is_kept_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    monkeypatch.setattr("segan.storage.compare_and_swap.LOCK_TIMEOUT_S", 0.3)
+    path = tmp_path / LEASE_FILE
+    path.write_text("{}")
+    with path.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with (
+            pytest.raises(StorageError, match=r"locked for 0\.3 s by another process"),
+            hold_lease(str(tmp_path)),
+        ):
+            pass
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(SeganError, match=r"file/run/lease\.json: Not a directory"),
+        hold_lease(str(tmp_path / "file" / "run")),
+    ):
+        pass

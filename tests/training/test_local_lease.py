@@ -1,0 +1,107 @@
+"""A training at the prompt has its run for itself: real processes, in a local folder."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segan import storage
+from segan.cli.main import main
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.synthetic import generate_archive
+from segan.runs.listing import describe_run, find_runs
+from segan.runs.run import Run
+from segan.storage.lease import LEASE_FILE, Holder, read_holder
+
+OVERRIDES = [
+    "network.width=2",
+    "training.batch_size=4",
+    "training.epochs=100000",
+    "augment.crop=64",
+]
+
+
+@pytest.fixture(scope="module")
+def train_args(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A training that does not end by itself, on a few drawn images."""
+    folder = tmp_path_factory.mktemp("held")
+    archive, records = str(folder / "archive"), str(folder / "records")
+    generate_archive(
+        {"train": 8, "validation": 2},
+        0,
+        lambda name, body: storage.write_bytes(f"{archive}/{name}", body),
+        64,
+    )
+    ingest(open_archive(archive), records, IngestOptions((72, 64)), local_executor(1))
+    run = str(folder / "runs" / "first")
+    return ["train", run, "--local", f"data.records={records}", *OVERRIDES]
+
+
+@pytest.fixture
+def training_process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """It, in a process of its own, an epoch after it began."""
+    run = Run(words[1])
+    before = len(run.metrics())
+    command = [sys.executable, "-m", "segan", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until = time.monotonic() + 60
+            while len(run.metrics()) <= before:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_another_start_is_refused_and_the_first_goes_on(
+    words: list[str], training: subprocess.Popen[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"segan: {words[1]}: held by process {training.pid} on ")
+    assert said.count("\n") == 1
+    (summary,) = find_runs(str(Path(words[1]).parent))
+    assert (summary.state, summary.host) == ("open", socket.gethostname())
+    assert describe_run(words[1])["summary"]["host"] == socket.gethostname()
+    assert training.poll() is None
+    training.send_signal(signal.SIGINT)
+    assert "stopped after step" in training.communicate()[1].splitlines()[-1]
+    assert training.returncode == 130
+    assert read_holder(words[1]) is None
+    assert not Path(words[1], LEASE_FILE).exists()
+
+
+def test_after_a_kill_the_same_command_goes_on_at_once_and_stops_when_it_has_lost_the_run(
+    words: list[str], training: subprocess.Popen[str]
+) -> None:
+    training.kill()
+    training.wait()
+    lease = Path(words[1], LEASE_FILE)
+    assert Holder.current_process().host_id in lease.read_text()
+    (summary,) = find_runs(words[1])
+    assert summary.host is None
+    again = [sys.executable, "-m", "segan", *words]
+    with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as second:
+        until = time.monotonic() + 30  # less than the lease's time
+        while not ((found := read_holder(words[1])) and found.pid == second.pid):
+            assert second.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        other = replace(
+            Holder.current_process(), lease_id="another", host="far-away", pid=os.getpid()
+        )
+        storage.write_json(str(lease), vars(other))
+        said = second.communicate(timeout=60)[1]
+    assert second.returncode == 1
+    assert f"segan: {words[1]}: taken over by process {os.getpid()} on far-away at " in said
+    assert read_holder(words[1]) == other

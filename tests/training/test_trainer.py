@@ -1,0 +1,440 @@
+"""Whole trainings in this process on a few drawn images: what a run leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segan import storage
+from segan.config import ClusterConfig, Config, parse_config
+from segan.data.records.format import read_manifest, read_shard, to_samples
+from segan.data.stream.batches import local_batches
+from segan.errors import NonFiniteError, UsageError
+from segan.evaluation.metrics import confusion
+from segan.inference.predictor import Predictor
+from segan.runs.run import Run
+from segan.training.distributed import single_process_group
+from segan.training.launch import _num_threads, build_trainer, resolve_resume, train_local
+from segan.training.trainer import Callbacks, TrainingProgress
+from tests.timing import TIMING_KEYS
+from tests.training.helpers import (
+    BATCH_SIZE,
+    EPOCH_END_SAMPLES,
+    EPOCHS,
+    FRAME,
+    ROWS,
+    STEPS,
+    configure,
+    metric_lines,
+    same_weights,
+    scalar_steps,
+)
+
+DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # the critic is no part of it
+
+
+class AbortError(Exception):
+    """What a test breaks a training off with."""
+
+
+@pytest.fixture(scope="module")
+def config(records: str) -> Config:
+    return configure(records)
+
+
+@dataclass
+class CallbackRecorder:
+    """What the watchers of a training were told."""
+
+    progress: list[TrainingProgress] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def on_validation_end(self, metrics: dict[str, Any]) -> bool:
+        self.metrics.append(metrics)
+        return True
+
+    def callbacks(self) -> Callbacks:
+        return Callbacks(self.progress.append, self.on_validation_end)
+
+
+@pytest.fixture(scope="module")
+def recorder() -> CallbackRecorder:
+    return CallbackRecorder()
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    config: Config, told: CallbackRecorder, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A run that went through without a stop, `told` along the way."""
+    run = Run(str(tmp_path_factory.mktemp("runs") / "finished"))
+    train_local(config, run, told.callbacks())
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped_run_folder(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Run(str(tmp_path_factory.mktemp("runs") / "stopped"))
+    with pytest.raises(AbortError):
+        train_local(config, run, stop_after_epoch(1))
+    return Path(run.uri)
+
+
+@pytest.fixture
+def stopped_run(stopped_once: Path, tmp_path: Path) -> Run:
+    """A run that was broken off when epoch 1 was saved, to do with as one likes."""
+    return Run(str(shutil.copytree(stopped_once, tmp_path / "stopped")))
+
+
+def stop_at(step: int) -> Callbacks:
+    def observe(status: TrainingProgress) -> None:
+        if status.samples == step * BATCH_SIZE:
+            raise AbortError
+
+    return Callbacks(on_step_end=observe)
+
+
+def stop_after_epoch(epoch: int) -> Callbacks:
+    def report(metrics: dict[str, Any]) -> bool:
+        if metrics["epoch"] == epoch:
+            raise AbortError
+        return True
+
+    return Callbacks(on_validation_end=report)
+
+
+# What a run leaves
+
+
+def test_what_it_takes_to_do_it_again_is_written_down(
+    finished: Run, config: Config, records: str
+) -> None:
+    found = finished.description()
+    assert parse_config(found["config"]) == config
+    assert found["identity"]["fingerprint"] == read_manifest(records).fingerprint
+    assert {"torch", "ray", "segan"} <= set(found["packages"])
+    assert found["python"].startswith("3.")
+    assert "CPU cores" in found["hardware"]
+
+
+def test_metrics_have_every_step_and_epoch_once(finished: Run) -> None:
+    steps = [line for line in finished.metrics() if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["samples"] for line in steps] == [BATCH_SIZE * n for n in range(1, STEPS + 1)]
+    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    assert {line["epoch"]: line["samples"] for line in epochs} == EPOCH_END_SAMPLES
+    assert [line["samples"] for line in finished.metrics()] == sorted(
+        line["samples"] for line in finished.metrics()
+    )
+
+
+def test_steps_follow_the_schedules(finished: Run) -> None:
+    for line in (line for line in finished.metrics() if line["kind"] == "step"):
+        # The rate of a step is that of the samples before it, of 66 in all.
+        before = line["samples"] - BATCH_SIZE
+        assert line["learning_rate"] == pytest.approx(0.001 * (1 - before / 66))
+        assert line["epoch"] == before // ROWS + 1
+        assert line["k"] == 1.0
+        assert line["critic_loss"] > 0
+
+
+def test_epochs_bring_scores_and_times(finished: Run) -> None:
+    for line in (line for line in finished.metrics() if line["kind"] == "epoch"):
+        assert len(line["jaccard_curve"]) == 199
+        assert line["jaccard"] == pytest.approx(max(line["jaccard_curve"]), abs=1e-6)
+        assert line["jaccard_at_config_threshold"] == pytest.approx(
+            line["jaccard_curve"][79], abs=1e-6
+        )
+        assert 0 < line["threshold"] < 1
+        assert set(TIMING_KEYS) <= set(line)
+        assert 0 <= line["wait_share"] <= 1
+        assert 0 <= line["run_wait_share"] <= 1
+
+
+def test_tensorboard_has_the_same_points(finished: Run) -> None:
+    assert scalar_steps(finished, "epoch/jaccard") == [24, 44, 64]
+    assert scalar_steps(finished, "step/critic_loss") == [
+        BATCH_SIZE * n for n in range(1, STEPS + 1)
+    ]
+
+
+def test_the_best_the_latest_and_the_one_before_are_kept(finished: Run) -> None:
+    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    scores = {line["epoch"]: line["jaccard"] for line in epochs}
+    best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
+    kept = {best, EPOCHS - 1, EPOCHS}
+    assert {c.info["epochs"] for c in finished.checkpoints()} == kept
+    assert finished.best_checkpoint().info["epochs"] == best
+    assert (finished.latest_checkpoint().info["epochs"], finished.latest_checkpoint().samples) == (
+        EPOCHS,
+        64,
+    )
+    folders = {name.split("/")[0] for name in storage.iter_names(f"{finished.uri}/checkpoints", "")}
+    assert folders == {f"epoch_{epoch:05d}" for epoch in kept}
+
+
+def test_the_predictor_has_the_best_weights_and_their_threshold(
+    finished: Run, config: Config, records: str
+) -> None:
+    predictor, best = Predictor.load(finished.uri), finished.best_checkpoint()
+    assert (predictor.frame_size, predictor.threshold) == (FRAME, best.info["metrics"]["threshold"])
+    # Scored by hand, the validation frames have the Jaccard that the checkpoint was chosen by.
+    manifest = read_manifest(records)
+    (shard,) = manifest.shards("validation")
+    frames = to_samples(read_shard(records, shard), manifest)
+    maps = predictor.members[0](torch.tensor(frames.image)).numpy()
+    scores = confusion(maps > predictor.threshold, frames.mask > 0).scores()
+    assert float(scores["jaccard"].mean()) == pytest.approx(best.jaccard, abs=1e-4)
+
+
+@pytest.mark.usefixtures("finished")
+def test_watchers_are_told_of_each_step_and_validation(told: CallbackRecorder) -> None:
+    samples = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
+    assert sorted({status.samples for status in told.progress}) == samples
+    assert {(s.total_epochs, s.total_samples) for s in told.progress} == {
+        (EPOCHS, STEPS * BATCH_SIZE)
+    }
+    assert told.progress[0].jaccard is None
+    assert told.progress[-1].jaccard == told.metrics[-1]["jaccard"]
+    assert [metrics["epoch"] for metrics in told.metrics] == [1, 2, 3]
+
+
+# Doing it again
+
+
+def test_the_same_seed_gives_the_same_weights(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    again = Run(str(tmp_path / "again"))
+    train_local(config, again)
+    assert same_weights(finished, again)
+    assert metric_lines(finished) == metric_lines(again)
+
+
+def test_another_seed_gives_others(finished: Run, records: str, tmp_path: Path) -> None:
+    other = Run(str(tmp_path / "other"))
+    train_local(configure(records, training={"seed": 1, "epochs": 1}), other)
+    assert not same_weights(finished, other)
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(
+    stopped: Run, finished: Run, config: Config
+) -> None:
+    assert resolve_resume(config, stopped).start == EPOCH_END_SAMPLES[1]
+    train_local(config, stopped)
+    assert same_weights(finished, stopped)
+    assert metric_lines(finished) == metric_lines(stopped)
+    assert scalar_steps(stopped, "epoch/jaccard") == [24, 44, 64]
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    # Epoch 1 is saved after 6 steps; what follows it, or came before it, is done again.
+    [(3, 0), (9, 24)],
+)
+def test_a_run_stopped_within_an_epoch_begins_it_again(
+    step: int, kept: int, finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    with pytest.raises(AbortError):
+        train_local(config, run, stop_at(step))
+    assert resolve_resume(config, run).start == kept
+    train_local(config, run)
+    assert same_weights(finished, run)
+    assert metric_lines(finished) == metric_lines(run)
+
+
+def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics["epoch"] < 2))
+    assert run.latest_checkpoint().info["epochs"] == 2
+    assert metric_lines(run) == [
+        line for line in metric_lines(finished) if line["samples"] <= EPOCH_END_SAMPLES[2]
+    ]
+    train_local(config, run)
+    assert same_weights(finished, run)
+    assert metric_lines(run) == metric_lines(finished)
+
+
+def test_a_row_is_augmented_as_its_own_epoch_says(
+    finished: Run, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    plan = resolve_resume(config, run)
+    batches = list(local_batches(plan))
+    assert [b.epochs for b in batches[4:7]] == [[0] * 4, [0, 0, 1, 1], [1] * 4]
+    batches[5] = dataclasses.replace(batches[5], epochs=[0] * 4)
+    with single_process_group():
+        build_trainer(config, run, plan, Callbacks()).train(batches)
+    assert not same_weights(finished, run)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: Run, config: Config) -> None:
+    before, told = finished.metrics(), CallbackRecorder()
+    train_local(config, finished, told.callbacks())
+    assert told == CallbackRecorder()
+    assert finished.metrics() == before
+
+
+def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    config = configure(records, training={"validate_every": 2})
+    with pytest.raises(AbortError):
+        train_local(config, run, stop_at(8))  # in epoch 2, with no checkpoint behind it
+    assert run.latest_checkpoint() is None
+    train_local(config, run)
+    epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert ["jaccard" in line for line in epochs] == [False, True, True]  # the last one always
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"training": {"seed": 1}}, r"training\.seed 0, now asked for 1"),
+        ({"training": {"epochs": 9}}, r"training\.epochs 3, now asked for 9"),
+        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight 0\.0, now asked for 1\.0"),
+    ],
+)
+def test_a_name_in_use_takes_no_other_configuration(
+    sections: dict[str, dict[str, Any]], said: str, finished: Run, records: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        train_local(configure(records, **sections), finished)
+
+
+def test_how_it_lies_on_the_machine_may_change(finished: Run, records: str) -> None:
+    train_local(configure(records, cluster={"cpus_per_worker": 2}), finished)
+
+
+# What may go wrong
+
+
+@pytest.mark.parametrize("network", ["segmentor", "critic"])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    network: str, config: Config, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    plan = resolve_resume(config, run)
+    batches = list(local_batches(plan))
+    with single_process_group():
+        training = build_trainer(config, run, plan, Callbacks())
+        with torch.no_grad():
+            next(getattr(training.model, network).parameters()).fill_(torch.nan)
+        with pytest.raises(NonFiniteError) as caught:
+            training.train(batches)
+    said = str(caught.value)
+    assert said.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
+    assert (
+        f"rank 0 (critic_loss nan, segmentor_loss nan, dice_loss {DICE_LOSS_TEXT[network]}" in said
+    )
+    assert f"with the images {', '.join(batches[0].ids)};" in said
+    assert run.checkpoints() == []
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize("where", ["weight", "gradient"])
+def test_what_is_not_finite_touches_no_weight(
+    where: str, log_every: int, records: str, tmp_path: Path
+) -> None:
+    """After 7 steps something of S is broken, so the 8th is not finite: in all, or in S's half."""
+    run = Run(str(tmp_path / "run"))
+    config = configure(records, training={"log_every": log_every})
+    plan = resolve_resume(config, run)
+    before: list[dict[str, torch.Tensor]] = []
+
+    def everything() -> dict[str, torch.Tensor]:
+        both = training.model
+        moments = {
+            f"{optimizer}.{i}.{key}": value.clone()
+            for optimizer in ("segmentor_optimizer", "critic_optimizer")
+            for i, state in getattr(both, optimizer).state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        networks = ("segmentor", "critic")
+        named = {f"{n}.{k}": p for n in networks for k, p in getattr(both, n).named_parameters()}
+        return {name: parameter.detach().clone() for name, parameter in named.items()} | moments
+
+    def spoil(status: TrainingProgress) -> None:
+        if status.samples == 7 * BATCH_SIZE and not before:
+            first = next(training.model.segmentor.parameters())
+            if where == "weight":
+                with torch.no_grad():
+                    first.fill_(torch.inf)
+            else:
+                first.register_hook(lambda gradient: gradient * torch.inf)
+            before.append(everything())
+
+    with single_process_group():
+        training = build_trainer(config, run, plan, Callbacks(on_step_end=spoil))
+        of = "critic and segmentor" if where == "weight" else "segmentor"
+        with pytest.raises(NonFiniteError, match=f"gradient of {of} at step 8 is not finite"):
+            training.train(local_batches(plan))
+        after = everything()
+    (then,) = before
+    assert then.keys() == after.keys()
+    changed = {name.split(".")[0] for name in then if not torch.equal(then[name], after[name])}
+    # C's half comes first, and where it was finite it was as any other.
+    assert changed == (set() if where == "weight" else {"critic", "critic_optimizer"})
+    assert {int(v) for name, v in after.items() if name.endswith(".step")} <= {7, 8}
+    assert [c.samples for c in run.checkpoints()] == [EPOCH_END_SAMPLES[1]]  # the last good one
+
+
+def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(AbortError):
+        train_local(config, Run(str(tmp_path / "run")), stop_at(1))
+    # TensorBoard's would go on to write into a folder that is gone.
+    assert [type(thread) for thread in threading.enumerate() if thread not in before] == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"augment": {"crop": 136}}, "augment.crop 136: the records' frames are 180 x 135"),
+        ({"network": {"classes": 2}}, "network.classes 2: the records' masks have 1"),
+        ({"training": {"batch_size": 23}}, "takes 23 images a step, but split 'train' has 22"),
+        ({"data": {"validation": "dev"}}, "split 'dev': the records have train, validation"),
+        ({"data": {"records": ""}}, "data.records: expected the URI of records"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(
+    sections: dict[str, dict[str, Any]], said: str, records: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train_local(configure(records, **sections), Run(str(tmp_path / "run")))
+    assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cluster\.workers 2"):
+        train_local(configure(records, cluster={"workers": 2}), Run(str(tmp_path / "run")))
+
+
+def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
+    plan = resolve_resume(config, Run(str(tmp_path / "run")))
+    with single_process_group():
+        training = build_trainer(config, Run(str(tmp_path / "run")), plan, Callbacks())
+        batches = list(local_batches(plan))
+        with pytest.raises(AssertionError, match="row 8 came where 4 was due"):
+            training.train([batches[0], batches[2]])
+
+
+def test_trainings_that_share_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials with as many threads as cores each were four times slower than with half."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = Config()
+    assert [_num_threads(config, runs) for runs in (1, 2, 3, 9)] == [4, 2, 1, 1]
+    told = config.model_copy(update={"cluster": ClusterConfig(threads_per_worker=5)})
+    assert _num_threads(told, 2) == 5

@@ -1,0 +1,87 @@
+"""Processes do the work, say what went wrong, and are gone when the first one is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.local.supervise import descendants
+from segan.errors import SeganError, StorageError
+from segan.utils import processes
+from tests.infra.process_utils import all_exited, wait_for
+
+
+def task_and_pid(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def fail(number: int) -> None:
+    raise StorageError(f"task {number}: not found")
+
+
+def kill_self(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_every_task_is_done_once_and_elsewhere() -> None:
+    done = dict(processes.map_unordered(task_and_pid, range(20), 2))
+    assert sorted(done) == list(range(20))
+    assert os.getpid() not in done.values()
+
+
+@pytest.mark.parametrize(("tasks", "count"), [(range(3), 1), (range(1), 4), (range(0), 4)])
+def test_what_one_can_do_is_done_here(tasks: range, count: int) -> None:
+    assert list(processes.map_unordered(task_and_pid, tasks, count)) == [
+        (n, os.getpid()) for n in tasks
+    ]
+
+
+def read_variable(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.mark.parametrize("value", ["first", "second", None])
+def test_the_environment_is_the_one_of_now(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the server that forks was started with another one."""
+    if value:
+        monkeypatch.setenv("SEGAN_TEST_VARIABLE", value)
+    assert (
+        list(processes.map_unordered(read_variable, ["SEGAN_TEST_VARIABLE"] * 2, 2)) == [value] * 2
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_is_raised_as_it_was(count: int) -> None:
+    with pytest.raises(StorageError, match=r"^task \d: not found$"):
+        list(processes.map_unordered(fail, range(4), count))
+
+
+def test_an_end_from_outside_is_said() -> None:
+    with pytest.raises(SeganError, match="ended from outside"):
+        list(processes.map_unordered(kill_self, range(4), 2))
+
+
+def test_none_is_left_when_the_first_one_is_killed() -> None:
+    code = (
+        "from segan import processes; from tests.utils.test_processes import nap\n"
+        "list(processes.spread(nap, [0.0, 60.0, 60.0], 2))"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root) as first:
+        try:
+            # The server that forks, the tracker of what is shared, and the two at work.
+            assert wait_for(lambda: len(descendants(first.pid)) == 4)
+            started = descendants(first.pid)
+        finally:
+            first.kill()
+    assert wait_for(lambda: all_exited(started))

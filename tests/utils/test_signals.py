@@ -1,0 +1,97 @@
+"""The first signal asks, the second ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from segan.errors import StoppedError
+from segan.utils.signals import graceful_shutdown
+
+FIRST_SIGNAL, SECOND_SIGNAL = signal.SIGUSR1, signal.SIGUSR2
+
+
+@pytest.fixture
+def received_signals() -> Iterator[list[int]]:
+    """What the handlers from before have heard."""
+    numbers: list[int] = []
+    before = {
+        n: signal.signal(n, lambda n, _: numbers.append(n)) for n in (FIRST_SIGNAL, SECOND_SIGNAL)
+    }
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_is_a_wish_and_the_second_what_it_always_was(heard: list[int]) -> None:
+    with graceful_shutdown(FIRST_SIGNAL, SECOND_SIGNAL) as wish:
+        assert (wish(), wish.signum, wish.elapsed_s) == (False, None, 0.0)
+        signal.raise_signal(SECOND_SIGNAL)
+        assert (wish(), wish.signum, heard) == (True, SECOND_SIGNAL, [])
+        assert 0 <= wish.elapsed_s < 60
+        signal.raise_signal(FIRST_SIGNAL)
+        assert (wish.signum, heard) == (SECOND_SIGNAL, [FIRST_SIGNAL])
+
+
+def test_without_a_signal_all_is_as_before(heard: list[int]) -> None:
+    with graceful_shutdown(FIRST_SIGNAL):
+        signal.raise_signal(SECOND_SIGNAL)
+    signal.raise_signal(FIRST_SIGNAL)
+    assert heard == [SECOND_SIGNAL, FIRST_SIGNAL]
+
+
+def test_the_exit_code_is_the_signals(heard: list[int]) -> None:
+    def stop() -> None:
+        with graceful_shutdown(FIRST_SIGNAL):
+            signal.raise_signal(FIRST_SIGNAL)
+            raise StoppedError("stopped")
+
+    with pytest.raises(StoppedError) as caught:
+        stop()
+    assert caught.value.exit_code == 128 + FIRST_SIGNAL
+    assert StoppedError("by no signal").exit_code == 128 + signal.SIGTERM
+
+
+def test_an_ignored_signal_stays_ignored(heard: list[int]) -> None:
+    signal.signal(FIRST_SIGNAL, signal.SIG_IGN)
+    with graceful_shutdown(FIRST_SIGNAL) as wish:
+        signal.raise_signal(FIRST_SIGNAL)
+        assert not wish()
+
+
+def test_outside_of_the_main_thread_nothing_is_taken(heard: list[int]) -> None:
+    def run() -> None:
+        with graceful_shutdown(FIRST_SIGNAL) as wish:
+            signal.raise_signal(FIRST_SIGNAL)
+            wishes.append(wish())
+
+    wishes: list[bool] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert (wishes, heard) == ([False], [FIRST_SIGNAL])
+
+
+PROGRAM = """
+import signal
+from segan.interrupts import stoppable
+with stoppable(signal.SIGTERM, signal.SIGINT) as wish:
+    signal.raise_signal(signal.SIGINT)
+    print(wish(), flush=True)
+    signal.raise_signal({})
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_one_ends_a_process_at_once(second: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(int(second))],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", -second)
