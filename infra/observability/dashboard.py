@@ -89,7 +89,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Waiting for data",
             "Part of the last validated epoch, for each rank.",
             "percentunit",
-            (run_query("wait_share", RUN_LEGEND + " rank {{rank}}", "study, run, rank"),),
+            (run_query("data_wait_fraction", RUN_LEGEND + " rank {{rank}}", "study, run, rank"),),
             max_value=1,
         ),
         Panel(

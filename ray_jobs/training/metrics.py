@@ -40,7 +40,7 @@ METRICS = (
     ),
     MetricSpec("images_per_second", "images/s", "Of all workers, mean over the epoch so far"),
     MetricSpec(
-        "wait_share", "of 1", "Part of the last epoch spent waiting for data", per_rank=True
+        "data_wait_fraction", "of 1", "Part of the last epoch spent waiting for data", per_rank=True
     ),
     MetricSpec("critic_loss", "1", "The critic's loss at the last step logged, mean over workers"),
     MetricSpec("segmentor_loss", "1", "The segmentor's multi-scale loss at the last step logged"),

@@ -119,7 +119,7 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
             "layout": "[batch, channel, height, width], channels red, green, blue",
             "type": "float32",
             "range": [0, 1],
-            "least_side": MIN_SIDE,
+            "min_side": MIN_SIDE,
         },
         "output": {
             "name": OUTPUT_NAME,

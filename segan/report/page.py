@@ -86,7 +86,7 @@ def training_charts(report: Report, metrics: MetricRows) -> list[tuple[str, Char
     def over_epochs(what: str, **curves: str) -> Chart | None:
         kinds = zip(("a", "b", "c"), curves.items(), strict=False)
         drawn = [(name.replace("_", " "), kind, of(key)) for kind, (name, key) in kinds]
-        y_text = format_percent if "wait_share" in curves.values() else None
+        y_text = format_percent if "data_wait_fraction" in curves.values() else None
         return line_chart(f"{what} over epochs", "epochs", drawn, x_range, format_y=y_text)
 
     charts = [
@@ -110,7 +110,7 @@ def training_charts(report: Report, metrics: MetricRows) -> list[tuple[str, Char
         ("Steepness k of the logistic.", over_epochs("k", k="k")),
         (
             "Share of an epoch's time that rank 0 waited for images.",
-            over_epochs("wait share", waiting="wait_share"),
+            over_epochs("wait share", waiting="data_wait_fraction"),
         ),
     ]
     return [(caption, drawn) for caption, drawn in charts if drawn]

@@ -216,7 +216,7 @@ def _identity(config: Config) -> dict[str, Any]:
             "search": True,
             "ablation": True,
             "data": {"records"},
-            "training": {"checkpoint_every"},
+            "training": {"checkpoint_every_steps"},
             "evaluation": {"report"},
         },
     )

@@ -218,7 +218,7 @@ def _identity(config: Config) -> dict[str, Any]:
             "cluster": True,
             "ablation": True,  # may grow; what each run does is in its trial
             "data": {"records"},
-            "training": {"checkpoint_every"},
+            "training": {"checkpoint_every_steps"},
             "evaluation": {"report"},
         },
     )

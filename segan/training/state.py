@@ -24,7 +24,7 @@ from segan.training.step import SegAN
 
 CRITIC = "critic.safetensors"
 TRAINER = "trainer.pt"
-SEGMENTOR_STATS, EMA_STATS = "running_statistics", "average_statistics"
+SEGMENTOR_STATS, EMA_STATS = "segmentor_stats", "ema_stats"
 
 
 def gather_batch_norm_stats(model: SegAN) -> dict[str, Tensor]:
@@ -58,7 +58,10 @@ def serialise_checkpoint(model: SegAN, stats: Mapping[str, Tensor]) -> dict[str,
         **{name: rows.cpu() for name, rows in stats.items()},
     }
     if ema:
-        trainer |= {"segmentor": _cpu_state_dict(model.segmentor), "average_steps": ema.num_updates}
+        trainer |= {
+            "segmentor": _cpu_state_dict(model.segmentor),
+            "ema_num_updates": ema.num_updates,
+        }
     buffer = io.BytesIO()
     torch.save(trainer, buffer)
     return {
@@ -88,7 +91,7 @@ def load_checkpoint(model: SegAN, checkpoint: Checkpoint, device: torch.device) 
         _match_moment_layout(optimizer)
     if ema := model.ema:
         model.segmentor.load_state_dict(trainer["segmentor"])
-        ema.num_updates = trainer["average_steps"]
+        ema.num_updates = trainer["ema_num_updates"]
         _load_rank_stats(trainer[EMA_STATS], ema.network)
     _load_rank_stats(trainer[SEGMENTOR_STATS], model.segmentor)
 

@@ -37,6 +37,6 @@ class EpochTimer:
         return {
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 2),
-            "wait_share": round(self.data_wait_seconds / self.seconds, 5),
+            "data_wait_fraction": round(self.data_wait_seconds / self.seconds, 5),
             "first_batch_ms": round(1000 * (self.first_batch_seconds or 0.0), 2),
         }

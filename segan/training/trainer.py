@@ -126,7 +126,7 @@ class Trainer:
         state.load_checkpoint(self.model, checkpoint, self.device)
         progress = checkpoint.info["progress"]
         self.jaccard, self.best_jaccard = progress["jaccard"], progress["best_jaccard"]
-        self.losses, self.num_validations = dict(progress["losses"]), progress["validated"]
+        self.losses, self.num_validations = dict(progress["losses"]), progress["num_validations"]
         self.step = progress["step"]
 
     def train(self, batches: Iterable[Batch]) -> None:
@@ -250,7 +250,7 @@ class Trainer:
             self.data_wait_seconds + timer.data_wait_seconds,
             self.epoch_seconds + timer.seconds,
         )
-        values["run_wait_share"] = round(self.data_wait_seconds / self.epoch_seconds, 5)
+        values["run_data_wait_fraction"] = round(self.data_wait_seconds / self.epoch_seconds, 5)
         values["k"] = float(self.model.segmentor.logistic.k)
         last = self.samples >= self.spec.stop
         validate = (epoch + 1) % self.config.training.validate_every_epochs == 0 or last
@@ -284,7 +284,7 @@ class Trainer:
             "jaccard": self.jaccard,
             "best_jaccard": self.best_jaccard,
             "losses": self.losses,
-            "validated": self.num_validations,
+            "num_validations": self.num_validations,
             "step": self.step,
         }
         self.checkpointer.save(name, self.model, epochs, self.samples, values, progress)

@@ -54,7 +54,7 @@ def wait_for_start(cluster: RayCluster, retries: int, expected: set[str]) -> Sam
     while time.monotonic() < until:
         found = scrape(cluster)
         starts = [value for _, value in found.get("ray_segan_retries", [])]
-        ranks = [labels["rank"] for labels, _ in found.get("ray_segan_wait_share", [])]
+        ranks = [labels["rank"] for labels, _ in found.get("ray_segan_data_wait_fraction", [])]
         if starts == [retries] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
             return found
         time.sleep(1)
@@ -101,7 +101,7 @@ def test_prometheus_finds_all_that_the_dashboard_draws(
     steps = [line for line in run.metrics() if line["kind"] == "step"]
     for line, seen in zip(lines, map(metric_values, (first, second)), strict=True):
         same = line.keys() & seen.keys()
-        assert {"jaccard", "critic_loss", "wait_share", "images_per_second", "k"} <= same
+        assert {"jaccard", "critic_loss", "data_wait_fraction", "images_per_second", "k"} <= same
         assert {name: seen[name] for name in same} == pytest.approx({n: line[n] for n in same})
         rates = [step["learning_rate"] for step in steps if step["samples"] == line["samples"]]
         assert [seen["learning_rate"]] == pytest.approx(rates)

@@ -132,9 +132,11 @@ def test_every_knob_is_described() -> None:
 # Files and overrides
 
 
-def test_an_override_wins_over_the_file_and_the_file_over_the_default(file: Path) -> None:
-    file.write_text("network: {width: 16, global_from: 9}\ntraining: {epochs: 3}\n")
-    config = load_config(file, ["network.width=8", "augment.crop=64"])
+def test_an_override_wins_over_the_file_and_the_file_over_the_default(config_file: Path) -> None:
+    config_file.write_text(
+        "network: {width: 16, global_conv_min_kernel: 9}\ntraining: {epochs: 3}\n"
+    )
+    config = load_config(config_file, ["network.width=8", "augment.crop=64"])
     assert (config.network.width, config.augment.crop) == (8, 64)
     assert (config.network.global_conv_min_kernel, config.training.epochs) == (9, 3)
     assert config.training.batch_size == 25
@@ -170,9 +172,9 @@ def test_the_papers_file_keeps_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "network: {}\n"])
-def test_a_file_may_say_nothing(file: Path, text: str) -> None:
-    file.write_text(text)
-    assert load_config(file) == Config()
+def test_a_file_may_say_nothing(config_file: Path, text: str) -> None:
+    config_file.write_text(text)
+    assert load_config(config_file) == Config()
 
 
 def test_a_config_does_not_change() -> None:
@@ -194,10 +196,10 @@ def test_a_config_does_not_change() -> None:
         ("data.train.name", "data.train"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(file: Path, key: str, nearest: str) -> None:
+def test_an_unknown_key_names_the_nearest(config_file: Path, key: str, nearest: str) -> None:
     section, leaf = key.split(".", 1)
-    file.write_text(yaml.safe_dump({section: {leaf: 1}}))
-    for said in (error_message(f"{key}=1"), error_message(path=file)):
+    config_file.write_text(yaml.safe_dump({section: {leaf: 1}}))
+    for said in (error_message(f"{key}=1"), error_message(path=config_file)):
         assert "unknown key" in said
         assert said.endswith(f"the nearest known one is {nearest}")
 
@@ -246,7 +248,7 @@ def test_no_level_weighs_less_than_nothing() -> None:
         ("cluster.min_workers=2", "min_workers 2 is above workers 1; choose"),
         (
             "search.weight_clip=[0.1,0.01]",
-            "clamp [0.1, 0.01]: expected two positive numbers, the lesser",
+            "weight_clip [0.1, 0.01]: expected two positive numbers, the lesser",
         ),
         ("search.learning_rate=[0,0.1]", "expected two positive numbers, the lesser first"),
         ("search.final_k=[0.3,0]", "final_k [0.3, 0.0]: expected positive numbers"),
@@ -298,11 +300,11 @@ def test_an_override_whose_value_is_not_yaml_is_refused() -> None:
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(
-    file: Path, content: bytes, expected: str
+    config_file: Path, content: bytes, expected: str
 ) -> None:
-    file.write_bytes(content)
-    said = error_message(path=file)
-    assert said.startswith(f"configuration {file}: {expected}")
+    config_file.write_bytes(content)
+    said = error_message(path=config_file)
+    assert said.startswith(f"configuration {config_file}: {expected}")
     assert "\n" not in said
 
 
@@ -313,10 +315,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, reason: 
     assert reason in said
 
 
-def test_a_section_is_keys_and_values(file: Path) -> None:
-    file.write_text("network: 8")
-    assert error_message(path=file).startswith("configuration network: ")
-    assert error_message("network.width=8", path=file) == (
+def test_a_section_is_keys_and_values(config_file: Path) -> None:
+    config_file.write_text("network: 8")
+    assert error_message(path=config_file).startswith("configuration network: ")
+    assert error_message("network.width=8", path=config_file) == (
         "configuration network: expected keys and values, found 8"
     )
 

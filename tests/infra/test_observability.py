@@ -39,7 +39,7 @@ def test_a_figure_says_what_it_is_in_what_unit(figure: Any) -> None:
 
 def test_what_a_status_has_of_figures_are_its_fields() -> None:
     """The others come with a validation's report, or from the board."""
-    reported = {"wait_share", "validation_seconds", "checkpoint_seconds", "retries"}
+    reported = {"data_wait_fraction", "validation_seconds", "checkpoint_seconds", "retries"}
     fields = {field.name for field in dataclasses.fields(TrainingProgress)}
     assert {figure.name for figure in METRICS} - fields == reported
 

@@ -218,7 +218,7 @@ def test_a_real_run_is_shown(trained: str, root: str) -> None:
     assert {"torch", "numpy"} <= set(found["packages"])
     assert [line["epoch"] for line in found["epochs"]] == [1, 2, 3]
     for line in found["epochs"]:
-        assert {"critic_loss", "segmentor_loss", "jaccard", "k", "wait_share"} <= set(line)
+        assert {"critic_loss", "segmentor_loss", "jaccard", "k", "data_wait_fraction"} <= set(line)
     best = max(found["epochs"], key=lambda line: line["jaccard"])
     summary = found["summary"]
     assert (summary["epochs"], summary["state"]) == (3, "finished")
