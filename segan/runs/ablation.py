@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from segan.config import Config, parse_config
+from segan.config import Config
 from segan.config.search import Overrides
 from segan.errors import UsageError
 from segan.runs.study import Study, Trial
@@ -73,8 +73,7 @@ def evaluation_config(config: Config, name: str, overrides: Overrides) -> Config
 def _with_overrides(
     config: Config, name: str, overrides: Overrides, allowed_sections: tuple[str, ...]
 ) -> Config:
-    tree = config.model_dump()
-    for key, value in overrides.items():
+    for key in overrides:
         section, _, leaf = key.partition(".")
         if (
             not leaf
@@ -88,8 +87,7 @@ def _with_overrides(
                 else f"section.key, but none of {', '.join(FIXED_SECTIONS)}"
             )
             raise UsageError(f"ablation {name}: {key} is not its to change; expected {expected}")
-        tree.setdefault(section, {})[leaf] = value
     try:
-        return parse_config(tree)
+        return config.with_overrides(overrides)
     except UsageError as error:
         raise UsageError(f"ablation {name}: {error}") from None

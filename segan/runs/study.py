@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from segan import storage
-from segan.config import Config, parse_config
+from segan.config import Config
 from segan.errors import UsageError
 from segan.runs.run import RESULT_FILE, Run
 
@@ -32,11 +32,7 @@ class Trial:
 
     def build_config(self, config: Config) -> Config:
         """The study's configuration with this point's values."""
-        tree = config.model_dump()
-        for key, value in self.parameters.items():
-            section, leaf = key.split(".")
-            tree[section][leaf] = value
-        return parse_config(tree)
+        return config.with_overrides(self.parameters)
 
     def epoch_metrics(self) -> list[dict[str, Any]]:
         """The validated epochs that it has behind it, in order."""
