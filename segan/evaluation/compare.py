@@ -7,7 +7,7 @@ threshold are chosen on these same images, for all variants alike, so no score h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,11 @@ from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
 from segan.runs.ablation import evaluation_config, trial_name
 from segan.runs.checkpoint import Checkpoint
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 ABLATION_REPORT = "ablation.json"
 NUM_MEMBERS = 3  # segmentors in the paper's final result
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -177,18 +177,18 @@ def _predict_probabilities(
 def _variant_row(runs: VariantRuns, baseline: VariantRuns, config: Config) -> dict[str, Any]:
     """A variant's line: how good it is, and how steady its trainings were."""
     curves = [_jaccard_curve(trial) for trial in runs.trials]
-    ended = [trial for trial in runs.trials if trial.result() is not None]
+    results = [trial.result() for trial in runs.trials]
     threshold = config.ablation.divergence_threshold
     return {
         **_score_row(runs, baseline),
         "runs": len(runs.trials),
-        "over": len(ended),
-        "failed": sum(end_reason(trial).startswith("failed") for trial in ended),
-        "diverged": sum(_has_diverged(trial, threshold) for trial in ended),
+        "over": sum(result.has_ended for result in results),
+        "failed": sum(result.status is TrialStatus.FAILED for result in results),
+        "diverged": sum(_has_diverged(trial, threshold) for trial in runs.trials),
         "last": _mean(curve[-1] for curve in curves if curve),
         "over_epochs": _mean(np.mean(curve) for curve in curves if curve),
         "swing": _mean(np.abs(np.diff(curve)).mean() for curve in curves if len(curve) > 1),
-        "seconds": sum(result["seconds"] for t in ended if (result := t.result())),
+        "seconds": sum(result.seconds for result in results),
     }
 
 
@@ -234,24 +234,18 @@ def _trial_row(trial: Trial) -> dict[str, Any]:
         "trial": trial.name,
         "hardware": trial.run.description()["hardware"] if epochs else None,
         "parameters": trial.parameters,
-        "why": end_reason(trial),
-        "seconds": (trial.result() or {"seconds": 0.0})["seconds"],
+        **vars(trial.result()),
         "checkpoint": best.uri if best else None,
         "epoch": [line["epoch"] for line in epochs],
         **{name: [line.get(name) for line in epochs] for name in names},
     }
 
 
-def end_reason(trial: Trial) -> str:
-    """What became of a trial, in words."""
-    result: Mapping[str, Any] = trial.result() or {"why": "not over"}
-    return str(result["why"])
-
-
 def _has_diverged(trial: Trial, threshold: float) -> bool:
-    """Not finite, or where the training ended no better than the bound."""
-    curve = _jaccard_curve(trial)
-    return end_reason(trial).startswith(DIVERGED) or (bool(curve) and curve[-1] < threshold)
+    """Whether an ended trial became non-finite, or its last Jaccard is below the threshold."""
+    result, curve = trial.result(), _jaccard_curve(trial)
+    is_poor = result.has_ended and bool(curve) and curve[-1] < threshold
+    return result.status is TrialStatus.DIVERGED or is_poor
 
 
 def _jaccard_curve(trial: Trial) -> list[float]:

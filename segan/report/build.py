@@ -19,7 +19,7 @@ from segan.evaluation.result import EvaluationResult, FrozenModel
 from segan.report.search import SearchSummary, summarise_search
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.ensemble import Ensemble, is_ensemble, read_ensemble
-from segan.runs.listing import describe_run, non_default_values, run_not_found
+from segan.runs.listing import epoch_rows, non_default_values, open_run
 from segan.runs.provenance import package_versions
 from segan.runs.run import Run
 from segan.runs.study import STUDY_FILE, Study
@@ -84,7 +84,7 @@ class Provenance(FrozenModel):
     packages: dict[str, str]
     python: str
     hardware: str | None
-    started: str | None
+    started_at: str | None
 
 
 class Report(FrozenModel):
@@ -133,9 +133,7 @@ def find_target(uri: str) -> ReportTarget:
             raise UsageError(f"{uri}: no trial has a validated checkpoint yet; report it later")
         run, best = max(bests, key=lambda one: one[1].jaccard)
         return ReportTarget("study", uri, (best,), best.threshold, run, study)
-    if not storage.exists(storage.join(uri, "run.json")):
-        raise run_not_found(uri)
-    run = Run(uri)
+    run = open_run(uri)
     if (found := run.best_checkpoint()) is None:
         raise UsageError(f"{uri}: no validated checkpoint yet; report it later")
     return ReportTarget("run", uri, (found,), found.threshold, run)
@@ -154,7 +152,7 @@ def build_report(
         trained_on=target.config.data.train,
         splits=dict(splits),
         result=result,
-        epochs=tuple(describe_run(target.run.uri)["epochs"]) if target.run else (),
+        epochs=tuple(epoch_rows(target.run)) if target.run else (),
         search=summarise_search(target.study) if target.study else None,
         provenance=_make_provenance(target, records),
     )
@@ -165,14 +163,14 @@ def _model_info(target: ReportTarget, number: int) -> ModelInfo:
     source = target.ensemble.members[number].uri if target.ensemble else member.uri
     return ModelInfo(
         uri=source,
-        epoch=member.info["epochs"],
+        epoch=member.info.epochs,
         threshold=member.threshold,
         sha256=member.files["segmentor.safetensors"]["sha256"],
     )
 
 
 def _make_provenance(target: ReportTarget, records: str) -> Provenance:
-    facts: dict[str, Any] = {"git_commit": None, "hardware": None, "started": None}
+    facts: dict[str, Any] = {"git_commit": None, "hardware": None, "started_at": None}
     facts |= {"packages": package_versions(), "python": platform.python_version()}
     if target.run:
         description = target.run.description()
@@ -184,7 +182,7 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         arguments += [f"--records {shlex.quote(records)}", f"--out {shlex.quote(target.uri)}"]
     else:
         config = non_default_values(_requested_config(target))
-        verb = "tune" if target.kind == "study" else "train"
+        verb = target.study.command() if target.study else "train"
         arguments = [f"segan {verb} {shlex.quote(target.uri)}"]
         arguments += [
             shlex.quote(f"{key}={_to_argument(values['value'])}") for key, values in config.items()
@@ -193,18 +191,14 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         command=" \\\n    ".join(arguments),
         config=config,
         records=records,
-        fingerprint=str(target.members[0].info["fingerprint"]),
+        fingerprint=target.members[0].info.fingerprint,
         **facts,
     )
 
 
 def _requested_config(target: ReportTarget) -> dict[str, Any]:
-    """The configuration that the command was given: a study's, not that of its trial."""
-    tree = target.config.model_dump(mode="json")
-    if target.study:
-        for section, branch in target.study.config().items():
-            tree[section] = tree.get(section, {}) | branch
-    return tree
+    """The configuration that the command was given: the study's, not that of its best trial."""
+    return target.study.config() if target.study else target.config.model_dump(mode="json")
 
 
 def _to_argument(value: Any) -> str:

@@ -8,15 +8,16 @@ from itertools import accumulate
 from typing import Any
 
 from segan.evaluation.result import FrozenModel
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 
 class TrialSummary(FrozenModel):
     """
     Attributes:
-        jaccards: epoch and best Jaccard so far, which is what ASHA judges by, of each validation.
-        epochs: done.
-        why: how it ended.
+        best_jaccards: epoch and best Jaccard so far, by which ASHA decides, at each validation.
+        epochs: completed.
+        reason: explains a status other than finished; may be empty.
     """
 
     name: str
@@ -25,6 +26,7 @@ class TrialSummary(FrozenModel):
     threshold: float | None
     epoch: int
     epochs: int
+    status: TrialStatus
     reason: str
     best_jaccards: tuple[tuple[int, float], ...]
 
@@ -65,20 +67,26 @@ def summarise_search(study: Study) -> SearchSummary:
     trials = {trial.name: trial for trial in study.trials()}
     summaries = tuple(
         TrialSummary(
-            name=row["trial"],
-            best_jaccards=best_so_far(trials[row["trial"]]),
-            **{key: row[key] for key in ("parameters", "jaccard", "threshold", "epoch", "epochs")},
-            reason=row["why"],
+            name=row.trial,
+            parameters=row.parameters,
+            jaccard=row.jaccard,
+            threshold=row.threshold,
+            epoch=row.best_epoch,
+            epochs=row.epochs,
+            status=row.status,
+            reason=row.reason,
+            best_jaccards=best_so_far(trials[row.trial]),
         )
         for row in study.leaderboard_rows()
     )
+    is_ablation = study.command() == "ablate"
     rungs = rung_epochs(search["grace_period"], search["reduction_factor"], epochs)
+    if is_ablation or not search["early_stopping"]:
+        rungs = []
     return SearchSummary(
-        algorithm=search["method"],
+        algorithm="ablation" if is_ablation else search["algorithm"],
         trials=summaries,
-        rungs=tuple(
-            summarise_rung(epoch, summaries) for epoch in rungs if search["early_stopping"]
-        ),
+        rungs=tuple(summarise_rung(epoch, summaries) for epoch in rungs),
         epochs_trained=sum(trial.epochs for trial in summaries),
         epochs_without_stopping=len(summaries) * epochs,
     )
@@ -106,6 +114,10 @@ def summarise_rung(epoch: int, trials: Sequence[TrialSummary]) -> Rung:
     for trial in trials:
         later_scores = [score for at, score in trial.best_jaccards if at >= epoch]
         reached += bool(later_scores)
-        promoted += later_scores[:1] if len(later_scores) > 1 or trial.reason == "finished" else []
+        promoted += (
+            later_scores[:1]
+            if len(later_scores) > 1 or trial.status is TrialStatus.FINISHED
+            else []
+        )
     cutoff = min(promoted, default=None)
     return Rung(epoch=epoch, num_reached=reached, num_promoted=len(promoted), cutoff=cutoff)

@@ -75,7 +75,7 @@ def error_message(code: int, *words: object) -> str:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each command of the whole way left, its output in <command>.json."""
-    root = tmp_path_factory.mktemp("world")
+    root = tmp_path_factory.mktemp("workspace")
     archive, run = root / "archive", root / "run"
     train = ["train", run, f"data.records={root}/records", *TINY_OVERRIDES]
     counts = ["--train", 8, "--validation", 2, "--test", 3, "--short-side", 64]
@@ -92,9 +92,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read_output(world: Path, command: str) -> Any:
+def read_output(workspace: Path, command: str) -> Any:
     """stdout of a command of the whole way: JSON and nothing else."""
-    return json.loads((world / f"{command}.json").read_text())
+    return json.loads((workspace / f"{command}.json").read_text())
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -104,99 +104,108 @@ def read_mask(path: str | Path) -> np.ndarray:
 # The whole way
 
 
-def test_ingest_reports_the_records(world: Path) -> None:
-    manifest = read_output(world, "ingest")
+def test_ingest_reports_the_records(workspace: Path) -> None:
+    manifest = read_output(workspace, "ingest")
     rows = {split: sum(s["rows"] for s in shards) for split, shards in manifest["splits"].items()}
     assert rows == {"train": 8, "validation": 2, "test": 3}
     assert (manifest["width"], manifest["height"], manifest["rejects"]) == (72, 64, 0)
-    assert manifest == json.loads((world / "records" / "manifest.json").read_text())
+    assert manifest == json.loads((workspace / "records" / "manifest.json").read_text())
 
 
-def test_train_reports_its_best_checkpoint(world: Path) -> None:
-    best = read_output(world, "train")
-    assert best["checkpoint"] == f"{world}/run/checkpoints/epoch_00001"
+def test_train_reports_its_best_checkpoint(workspace: Path) -> None:
+    best = read_output(workspace, "train")
+    assert best["checkpoint"] == f"{workspace}/run/checkpoints/epoch_00001"
     assert (Path(best["checkpoint"]) / "segmentor.safetensors").is_file()
     assert 0 <= best["jaccard"] <= best["dice"] <= 1
     assert "jaccard_curve" not in best
 
 
-def test_the_summary_is_the_mean_of_the_rows(world: Path) -> None:
-    found = read_output(world, "evaluate")
+def test_the_summary_is_the_mean_of_the_rows(workspace: Path) -> None:
+    found = read_output(workspace, "evaluate")
     assert (found["images"], found["split"]) == (3, "test")
     assert [row["id"] for row in found["scores"]] == [f"ISIC_00000{i}" for i in (10, 11, 12)]
     for name in ("accuracy", "dice", "jaccard"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in found["scores"]]))
-    assert found["threshold"] == read_output(world, "train")["threshold"]
+    assert found["threshold"] == read_output(workspace, "train")["threshold"]
 
 
-def test_a_mask_has_the_images_size_and_the_challenges_name(world: Path) -> None:
-    rows = read_output(world, "predict")
-    assert sorted(path.name for path in (world / "masks").iterdir()) == [
+def test_a_mask_has_the_images_size_and_the_challenges_name(workspace: Path) -> None:
+    rows = read_output(workspace, "predict")
+    assert sorted(path.name for path in (workspace / "masks").iterdir()) == [
         *(f"ISIC_00000{i}_segmentation.png" for i in (10, 11, 12)),
         "predictions.csv",
         "predictions.json",
     ]
     for row in rows:
-        mask = Image.open(world / "masks" / row["mask"])
-        image = Image.open(world / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
+        mask = Image.open(workspace / "masks" / row["mask"])
+        image = Image.open(workspace / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
         assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
         assert not row["reject"]
 
 
-def test_the_scores_are_those_of_the_masks_written(world: Path) -> None:
-    scores = {row["id"]: row for row in read_output(world, "evaluate")["scores"]}
-    for pair in open_archive(str(world / "archive")).split("test"):
+def test_the_scores_are_those_of_the_masks_written(workspace: Path) -> None:
+    scores = {row["id"]: row for row in read_output(workspace, "evaluate")["scores"]}
+    for pair in open_archive(str(workspace / "archive")).split("test"):
         assert pair.mask
-        found = read_mask(world / "masks" / f"{pair.id}_segmentation.png")
+        found = read_mask(workspace / "masks" / f"{pair.id}_segmentation.png")
         truth = read_mask(pair.mask)
         both, either = (found & truth).sum(), (found | truth).sum()
         assert scores[pair.id]["jaccard"] == pytest.approx(both / either)
         assert scores[pair.id]["accuracy"] == pytest.approx((found == truth).mean())
 
 
-def test_without_json_a_table_is_for_people(world: Path) -> None:
-    done = run_cli("evaluate", world / "run", world / "archive", "--local", "--split", "validation")
+def test_without_json_a_table_is_for_people(workspace: Path) -> None:
+    done = run_cli(
+        "evaluate", workspace / "run", workspace / "archive", "--local", "--split", "validation"
+    )
     assert done.exit_code == 0
     assert all(word in done.stdout for word in ("validation", "accuracy", "dice", "jaccard"))
     assert "scoring 2/2" in done.stderr
 
 
-def test_a_threshold_is_taken_instead_of_the_models(world: Path) -> None:
-    words = ["evaluate", world / "run", world / "archive", "--local", "--json", "--threshold"]
+def test_a_threshold_is_taken_instead_of_the_models(workspace: Path) -> None:
+    words = [
+        "evaluate",
+        workspace / "run",
+        workspace / "archive",
+        "--local",
+        "--json",
+        "--threshold",
+    ]
     everything, nothing = run_cli(*words, 0).json, run_cli(*words, 1).json
     assert (everything["threshold"], nothing["threshold"]) == (0, 1)
     assert nothing["dice"] == 0
     assert everything["accuracy"] == pytest.approx(1 - nothing["accuracy"])
 
 
-def test_a_checkpoint_is_a_model_too(world: Path, tmp_path: Path) -> None:
-    image = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
-    checkpoint = world / "run" / "checkpoints" / "epoch_00001"
+def test_a_checkpoint_is_a_model_too(workspace: Path, tmp_path: Path) -> None:
+    image = workspace / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+    checkpoint = workspace / "run" / "checkpoints" / "epoch_00001"
     assert run_cli("predict", checkpoint, image, tmp_path, "--local").exit_code == 0
     np.testing.assert_array_equal(
         read_mask(tmp_path / "ISIC_0000010_segmentation.png"),
-        read_mask(world / "masks" / "ISIC_0000010_segmentation.png"),
+        read_mask(workspace / "masks" / "ISIC_0000010_segmentation.png"),
     )
 
 
-def test_a_finished_run_stays_as_it_is(world: Path) -> None:
+def test_a_finished_run_stays_as_it_is(workspace: Path) -> None:
     words = [
         "train",
-        world / "run",
-        f"data.records={world}/records",
+        workspace / "run",
+        f"data.records={workspace}/records",
         *TINY_OVERRIDES,
         "--local",
         "--json",
     ]
-    assert run_cli(*words).json == read_output(world, "train")
+    assert run_cli(*words).json == read_output(workspace, "train")
     assert "started with network.width 2, now asked for 4" in error_message(
         2, *words, "network.width=4"
     )
 
 
-def test_the_same_seed_draws_the_same_archive(world: Path, tmp_path: Path) -> None:
+def test_the_same_seed_draws_the_same_archive(workspace: Path, tmp_path: Path) -> None:
     assert (
         run_cli(
             "synth", tmp_path, "--train", 1, "--validation", 0, "--test", 0, "--short-side", 64
@@ -204,20 +213,22 @@ def test_the_same_seed_draws_the_same_archive(world: Path, tmp_path: Path) -> No
         == 0
     )
     name = "ISIC-2017_Training_Data/ISIC_0000000.jpg"
-    assert (tmp_path / name).read_bytes() == (world / "archive" / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == (workspace / "archive" / name).read_bytes()
 
 
 # What is not as it should be
 
 
-def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_path: Path) -> None:
-    good = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+def test_an_unreadable_image_fails_and_the_others_are_written(
+    workspace: Path, tmp_path: Path
+) -> None:
+    good = workspace / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()
     for name in ("a.jpg", "c.jpg"):
         (images / name).write_bytes(good.read_bytes())
     (images / "b.jpg").write_bytes(good.read_bytes()[:500])
-    done = run_cli("predict", world / "run", images, masks, "--local", "--json")
+    done = run_cli("predict", workspace / "run", images, masks, "--local", "--json")
     assert done.exit_code == 1
     assert "not segmented: b.jpg: not a whole image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
@@ -228,9 +239,9 @@ def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_p
     ]
 
 
-def test_predicting_again_does_what_is_missing(world: Path, tmp_path: Path) -> None:
-    images = world / "archive" / "ISIC-2017_Test_v2_Data"
-    words = ["predict", world / "run", images, tmp_path, "--local", "--json"]
+def test_predicting_again_does_what_is_missing(workspace: Path, tmp_path: Path) -> None:
+    images = workspace / "archive" / "ISIC-2017_Test_v2_Data"
+    words = ["predict", workspace / "run", images, tmp_path, "--local", "--json"]
     first = run_cli(*words)
     assert "are there already" not in first.stderr
     changed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
@@ -248,8 +259,8 @@ def test_predicting_again_does_what_is_missing(world: Path, tmp_path: Path) -> N
     assert run_cli(*words, "--threshold", 0.999, "--overwrite").json != first.json
 
 
-def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
-    words = ["export", world / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
+def test_export_says_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
+    words = ["export", workspace / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
     about = run_cli(*words, "--json").json
     assert about == json.loads((tmp_path / "model.json").read_text())
     assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
@@ -257,18 +268,18 @@ def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
     assert "weights equal bit for bit" in run_cli(*words).stderr
 
 
-def test_a_disagreement_map_needs_members(world: Path, tmp_path: Path) -> None:
-    words = ["predict", world / "run", world / "archive", tmp_path, "--local"]
+def test_a_disagreement_map_needs_members(workspace: Path, tmp_path: Path) -> None:
+    words = ["predict", workspace / "run", workspace / "archive", tmp_path, "--local"]
     assert "--disagreement needs an ensemble" in error_message(2, *words, "--disagreement")
 
 
 @pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])
-def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: str) -> None:
+def test_no_mask_is_written_over_another(workspace: Path, tmp_path: Path, second: str) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     for name in ("a.jpg", second):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64)).save(images / name)
-    done = run_cli("predict", world / "run", images, masks, "--local")
+    done = run_cli("predict", workspace / "run", images, masks, "--local")
     written = len(list(masks.rglob("*.png"))) if masks.exists() else 0
     assert done.exit_code != 0 or written == 2
 
@@ -276,12 +287,12 @@ def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: st
 VARIANTS = "ablation.variants={paper: {}, dice: {loss.dice_weight: 1}}"
 
 
-def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) -> None:
+def test_an_ablation_is_a_report_and_then_tables(workspace: Path, tmp_path: Path) -> None:
     words = [
         "ablate",
         tmp_path / "study",
         "--local",
-        f"data.records={world}/records",
+        f"data.records={workspace}/records",
         *TINY_OVERRIDES,
     ]
     words += ["ablation.seeds=1", VARIANTS]
@@ -297,8 +308,8 @@ def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) ->
     assert "epoch 1" not in shown.stderr  # nothing was trained again
 
 
-def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path) -> None:
-    words = ["ablate", tmp_path / "study", "--local", f"data.records={world}/records"]
+def test_an_ablation_says_at_once_what_is_no_variant(workspace: Path, tmp_path: Path) -> None:
+    words = ["ablate", tmp_path / "study", "--local", f"data.records={workspace}/records"]
     assert error_message(2, *words).startswith("ablation.variants: expected variants to compare")
     wrong = "ablation.variants={paper: {}, dice: {loss.dice: 1}}"
     assert error_message(2, *words, wrong).startswith(
@@ -307,7 +318,7 @@ def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path
     assert not (tmp_path / "study").exists()
 
 
-def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_stop_the_job(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "ISIC-2017_Training_Data").mkdir()
     (tmp_path / "ISIC-2017_Training_Data" / "a.jpg").write_bytes(b"")
     done = run_cli("ingest", tmp_path, tmp_path / "records", "--local")
@@ -316,23 +327,23 @@ def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "records").exists()
 
 
-def test_records_are_not_replaced_unasked(world: Path) -> None:
-    words = ["ingest", world / "archive", world / "records", "--local", "--width", 90]
+def test_records_are_not_replaced_unasked(workspace: Path) -> None:
+    words = ["ingest", workspace / "archive", workspace / "records", "--local", "--width", 90]
     assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in error_message(2, *words)
 
 
-def test_overwriting_writes_the_same_records_again(world: Path, tmp_path: Path) -> None:
-    words = ["ingest", world / "archive", tmp_path, "--local", "--json"]
+def test_overwriting_writes_the_same_records_again(workspace: Path, tmp_path: Path) -> None:
+    words = ["ingest", workspace / "archive", tmp_path, "--local", "--json"]
     first = run_cli(*words).json
     assert run_cli(*words, "--overwrite").json == first
 
 
 @pytest.mark.parametrize("command", ["ingest", "evaluate", "predict"])
-def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str) -> None:
+def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "empty").mkdir()
     words: list[object] = [tmp_path / "empty", tmp_path / "out"]
     if command != "ingest":
-        words = [world / "run", *words[: 1 if command == "evaluate" else 2]]
+        words = [workspace / "run", *words[: 1 if command == "evaluate" else 2]]
     said = error_message(1, command, *words, "--local")
     assert said.startswith(f"{tmp_path}/empty: no images found; expected ")
 
@@ -350,9 +361,13 @@ def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(
-    world: Path, tmp_path: Path, words: list[str], said: str
+    workspace: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
-    places = {"RUN": world / "run", "ARCHIVE": world / "archive", "RECORDS": world / "records"}
+    places = {
+        "RUN": workspace / "run",
+        "ARCHIVE": workspace / "archive",
+        "RECORDS": workspace / "records",
+    }
     places |= {"NONE": tmp_path / "NONE", "OUT": tmp_path / "out"}
 
     def put(text: str) -> str:
@@ -394,8 +409,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_crop_larger_than_the_frames_is_said(world: Path, tmp_path: Path) -> None:
-    words = ["train", tmp_path, f"data.records={world}/records", "--local"]
+def test_a_crop_larger_than_the_frames_is_said(workspace: Path, tmp_path: Path) -> None:
+    words = ["train", tmp_path, f"data.records={workspace}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
     assert "takes 25 images a step, but split 'train' has 8" in error_message(
@@ -447,7 +462,7 @@ def run_program(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_program_gives_its_exit_code_and_streams(world: Path) -> None:
+def test_the_program_gives_its_exit_code_and_streams(workspace: Path) -> None:
     shown = run_program("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "Usage: segan" in shown.stdout
@@ -459,7 +474,7 @@ def test_the_program_gives_its_exit_code_and_streams(world: Path) -> None:
     )
 
 
-def test_the_programs_json_is_all_of_stdout(world: Path) -> None:
-    done = run_program("evaluate", world / "run", world / "archive", "--local", "--json")
+def test_the_programs_json_is_all_of_stdout(workspace: Path) -> None:
+    done = run_program("evaluate", workspace / "run", workspace / "archive", "--local", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == read_output(world, "evaluate")
+    assert json.loads(done.stdout) == read_output(workspace, "evaluate")

@@ -78,10 +78,10 @@ def test_of_a_run(world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixtur
     # But for rounding, which depends on how many frames are put in at once: by it a pixel or two
     # of these small frames can be on the other side of a threshold.
     for name, interval in found["findings"]["scores"].items():
-        assert interval["mean"] == pytest.approx(best.info["metrics"][name], abs=1e-3)
+        assert interval["mean"] == pytest.approx(best.info.metrics[name], abs=1e-3)
         assert interval["low"] <= interval["mean"] <= interval["high"]
     assert found["findings"]["curves"]["jaccard"] == pytest.approx(
-        best.info["metrics"]["jaccard_curve"], abs=1e-3
+        best.info.metrics["jaccard_curve"], abs=1e-3
     )
     assert len(found["findings"]["images"]) == SPLITS["validation"]
     assert found["models"][0]["uri"] == best.uri
@@ -135,7 +135,7 @@ def test_of_an_ensemble(world: TinyStudy) -> None:
     assert [model["uri"] for model in first["models"]] == [m.uri for m in ensemble.members]
     for member, entry in zip(found["members"], ensemble.members, strict=True):
         jaccard = member["scores"]["jaccard"]["mean"]
-        assert jaccard == pytest.approx(entry.info["metrics"]["jaccard"], abs=1e-3)
+        assert jaccard == pytest.approx(entry.info.metrics["jaccard"], abs=1e-3)
     assert all(0 <= image["disagreement"] <= 1 for image in found["images"])
     text = read_page(f"{world.ensemble}/report.html").text
     assert "Where they disagree" in text

@@ -167,9 +167,9 @@ def test_runs_are_listed_by_name_with_what_became_of_each(root: str) -> None:
     assert run_cli("runs", "ls", f"{root}/runs/b/", "--json").json == [found[1] | {"name": "b"}]
 
 
-def test_the_table_of_runs_is_for_people(here: Run) -> None:
-    write_run(f"{here.uri}/../other", 0.25)
-    done = run_cli("runs", "ls", str(Path(here.uri).parent))
+def test_the_table_of_runs_is_for_people(local_run: Run) -> None:
+    write_run(f"{local_run.uri}/../other", 0.25)
+    done = run_cli("runs", "ls", str(Path(local_run.uri).parent))
     assert done.exit_code == 0
     assert "0.6000 at 2" in done.stdout
     assert "1/3" in done.stdout
@@ -177,7 +177,9 @@ def test_the_table_of_runs_is_for_people(here: Run) -> None:
     assert done.stderr.startswith("open: not over, ")
 
 
-def test_a_run_that_cannot_be_read_leaves_the_others_in_the_list(here: Run, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_read_leaves_the_others_in_the_list(
+    local_run: Run, tmp_path: Path
+) -> None:
     storage.write_bytes(f"{tmp_path}/broken/run.json", b"{half")
     storage.write_bytes(f"{tmp_path}/other/run.json", b"[]")
     found = run_cli("runs", "ls", tmp_path, "--json").json
@@ -206,8 +208,8 @@ def test_where_no_run_is_that_is_said(root: str) -> None:
     assert said == f"{root}: no run here nor below (no run.json)"
 
 
-def test_a_real_run_is_shown(trained: str, root: str) -> None:
-    copy_files(trained, root)
+def test_a_real_run_is_shown(trained_runs: str, root: str) -> None:
+    copy_files(trained_runs, root)
     found = run_cli("runs", "show", f"{root}/real", "--json").json
     changed = {key: (v["value"], v["default"]) for key, v in found["changed"].items()}
     assert changed["network.width"] == (2, 64)
@@ -230,13 +232,13 @@ def test_a_real_run_is_shown(trained: str, root: str) -> None:
         assert word in table
 
 
-def test_an_epochs_learning_rate_is_that_of_its_last_logged_step(here: Run) -> None:
-    found = run_cli("runs", "show", here, "--json").json["epochs"]
+def test_an_epochs_learning_rate_is_that_of_its_last_logged_step(local_run: Run) -> None:
+    found = run_cli("runs", "show", local_run, "--json").json["epochs"]
     assert [line["learning_rate"] for line in found] == [1, 1 / 2, 1 / 3]
 
 
-def test_what_differs_from_the_defaults_comes_first(here: Run) -> None:
-    shown = run_cli("runs", "show", here).stdout
+def test_what_differs_from_the_defaults_comes_first(local_run: Run) -> None:
+    shown = run_cli("runs", "show", local_run).stdout
     assert shown.index("optimizer.learning_rate") < shown.index("as by default")
     assert shown.index("as by default") < shown.index("betas")
 
@@ -252,11 +254,11 @@ def test_a_study_is_shown_as_its_leaderboard_and_nothing_is_written(root: str) -
     assert storage.list_files(root) == before
 
 
-def test_what_is_no_run_is_named_for_what_it_is(here: Run, tmp_path: Path) -> None:
-    write_test_ensemble(f"{tmp_path}/three", here)
-    inside = f"{here}/checkpoints/epoch_00001"
+def test_what_is_no_run_is_named_for_what_it_is(local_run: Run, tmp_path: Path) -> None:
+    write_test_ensemble(f"{tmp_path}/three", local_run)
+    inside = f"{local_run}/checkpoints/epoch_00001"
     assert error_message(2, "runs", "show", inside) == (
-        f"{inside}: inside a run; expected the run's own URI, {here}"
+        f"{inside}: inside a run; expected the run's own URI, {local_run}"
     )
     assert "an ensemble and no run" in error_message(2, "runs", "show", tmp_path / "three")
     assert "no run here (no run.json)" in error_message(1, "runs", "show", tmp_path / "none")
@@ -287,12 +289,16 @@ def test_checkpoints_within_epochs_and_torn_manifests_are_listed(root: str) -> N
     assert "left out: epoch_00001: " in run_cli("checkpoints", "verify", run).stderr
 
 
-def test_a_checkpoint_between_validations_is_no_model_for_use(here: Run) -> None:
+def test_a_checkpoint_between_validations_is_no_model_for_use(local_run: Run) -> None:
     """It has no threshold."""
-    within = {**here.get_checkpoint("best").info, "samples": 35, "metrics": {"epoch": 4, "step": 7}}
-    here.save_checkpoint("step_0000007", FILES, within)
+    within = {
+        **local_run.get_checkpoint("best").info,
+        "samples": 35,
+        "metrics": {"epoch": 4, "step": 7},
+    }
+    local_run.save_checkpoint("step_0000007", FILES, within)
     with pytest.raises(UsageError, match="step_0000007: saved between two validations, so it has"):
-        Predictor.load(f"{here}/checkpoints/latest")
+        Predictor.load(f"{local_run}/checkpoints/latest")
 
 
 def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
@@ -339,16 +345,17 @@ def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_is_pulled_by_any_of_its_names(
-    here: Run, tmp_path: Path, source: str, words: list[str], epoch: int
+    local_run: Run, tmp_path: Path, source: str, words: list[str], epoch: int
 ) -> None:
     assert (
-        run_cli("checkpoints", "pull", f"{here}{source}", tmp_path / "out", *words).exit_code == 0
+        run_cli("checkpoints", "pull", f"{local_run}{source}", tmp_path / "out", *words).exit_code
+        == 0
     )
-    assert read_files(f"{tmp_path}/out") == read_files(f"{here}/checkpoints/epoch_0000{epoch}")
+    assert read_files(f"{tmp_path}/out") == read_files(f"{local_run}/checkpoints/epoch_0000{epoch}")
 
 
-def test_a_pulled_checkpoint_is_a_model(trained: str, root: str, tmp_path: Path) -> None:
-    copy_files(trained, root)
+def test_a_pulled_checkpoint_is_a_model(trained_runs: str, root: str, tmp_path: Path) -> None:
+    copy_files(trained_runs, root)
     out = tmp_path / "out"
     done = run_cli("checkpoints", "pull", f"{root}/real", out, "--only", "segmentor", "--json")
     assert done.json["files"] == done.json["brought"] == [SEGMENTOR_FILE]
@@ -362,9 +369,9 @@ def test_a_pulled_checkpoint_is_a_model(trained: str, root: str, tmp_path: Path)
     assert read_files(str(out)) == read_files(best.uri)
 
 
-def test_what_is_there_and_right_is_left_alone(here: Run, tmp_path: Path) -> None:
+def test_what_is_there_and_right_is_left_alone(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["checkpoints", "pull", here, out]
+    words = ["checkpoints", "pull", local_run, out]
     assert run_cli(*words).exit_code == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run_cli(*words, "--json").json["brought"] == []
@@ -373,24 +380,24 @@ def test_what_is_there_and_right_is_left_alone(here: Run, tmp_path: Path) -> Non
     (out / "trainer.pt").unlink()  # as after a pull that was interrupted
     (out / "manifest.json").unlink()
     assert run_cli(*words, "--json").json["brought"] == ["trainer.pt"]
-    assert read_files(str(out)) == read_files(find_checkpoint(here.uri).uri)
+    assert read_files(str(out)) == read_files(find_checkpoint(local_run.uri).uri)
 
 
 @pytest.mark.parametrize("name", [SEGMENTOR_FILE, "trainer.pt", "manifest.json"])
-def test_other_files_are_not_overwritten(here: Run, tmp_path: Path, name: str) -> None:
+def test_other_files_are_not_overwritten(local_run: Run, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     storage.write_bytes(f"{out}/{name}", b'{"mine": 1}')
-    said = error_message(2, "checkpoints", "pull", here, out).splitlines()[-1]
+    said = error_message(2, "checkpoints", "pull", local_run, out).splitlines()[-1]
     assert said.startswith(f"{out}/{name}: ")
     assert read_files(str(out)) == {name: b'{"mine": 1}'}
 
 
-def test_another_checkpoint_is_not_pulled_over_one(here: Run, tmp_path: Path) -> None:
+def test_another_checkpoint_is_not_pulled_over_one(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_cli("checkpoints", "pull", here, out)
+    run_cli("checkpoints", "pull", local_run, out)
     before = read_files(str(out))
     assert "use an empty folder" in error_message(
-        2, "checkpoints", "pull", here, out, "--which", "latest"
+        2, "checkpoints", "pull", local_run, out, "--which", "latest"
     )
     assert read_files(str(out)) == before
 
@@ -414,8 +421,8 @@ def test_a_damaged_file_is_not_put_in_place(
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
-def test_no_name_leaves_its_folder(here: Run, tmp_path: Path, name: str) -> None:
-    (checkpoint, *_) = here.checkpoints()
+def test_no_name_leaves_its_folder(local_run: Run, tmp_path: Path, name: str) -> None:
+    (checkpoint, *_) = local_run.checkpoints()
     files = {name: {"sha256": storage.sha256(b""), "size": 0}}
     storage.write_json(f"{checkpoint.uri}/manifest.json", {"files": files, "info": checkpoint.info})
     before = read_files(str(tmp_path))
@@ -423,7 +430,7 @@ def test_no_name_leaves_its_folder(here: Run, tmp_path: Path, name: str) -> None
     assert done.exit_code == 2
     assert f"{name!r}: not a name inside" in done.stderr
     assert read_files(str(tmp_path)) == before
-    said = error_message(1, "checkpoints", "pull", here, tmp_path / "out", "--which", name)
+    said = error_message(1, "checkpoints", "pull", local_run, tmp_path / "out", "--which", name)
     assert f"no whole checkpoint {name!r}; expected one of epoch_00001, " in said
 
 
@@ -439,9 +446,9 @@ def test_no_name_leaves_its_folder(here: Run, tmp_path: Path, name: str) -> None
     ],
 )
 def test_a_pull_that_cannot_be_is_said(
-    here: Run, tmp_path: Path, words: list[str], code: int, said: str
+    local_run: Run, tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
-    places = [w.replace("RUN", here.uri).replace("OUT", f"{tmp_path}/out") for w in words]
+    places = [w.replace("RUN", local_run.uri).replace("OUT", f"{tmp_path}/out") for w in words]
     assert said in error_message(code, "checkpoints", "pull", *places)
     assert not (tmp_path / "out").exists()
 
@@ -477,9 +484,9 @@ def test_every_file_that_is_wrong_is_named(root: str) -> None:
     assert sum(bool(v["wrong"]) for v in run_cli("checkpoints", "verify", run, "--json").json) == 3
 
 
-def test_half_a_checkpoint_is_left_out_with_a_word(here: Run, tmp_path: Path) -> None:
-    storage.write_bytes(f"{here}/checkpoints/epoch_00004/{SEGMENTOR_FILE}", b"half")
-    done = run_cli("checkpoints", "verify", here)
+def test_half_a_checkpoint_is_left_out_with_a_word(local_run: Run, tmp_path: Path) -> None:
+    storage.write_bytes(f"{local_run}/checkpoints/epoch_00004/{SEGMENTOR_FILE}", b"half")
+    done = run_cli("checkpoints", "verify", local_run)
     assert done.exit_code == 0
     assert "left out: epoch_00004: no manifest.json" in done.stderr
     assert "no run here" in error_message(1, "checkpoints", "verify", tmp_path / "none")
@@ -553,9 +560,9 @@ def test_a_links_time_is_bounded(bucket: str, seconds: int) -> None:
     assert said == f"{seconds} s: a link lasts from 1 s to 604800 s, which is 7 days"
 
 
-def test_only_a_bucket_has_links(here: Run) -> None:
-    assert "only what lies in s3:// has links" in error_message(2, "checkpoints", "url", here)
-    said = error_message(2, "checkpoints", "url", here, "--file", "../../run.json")
+def test_only_a_bucket_has_links(local_run: Run) -> None:
+    assert "only what lies in s3:// has links" in error_message(2, "checkpoints", "url", local_run)
+    said = error_message(2, "checkpoints", "url", local_run, "--file", "../../run.json")
     assert "no file '../../run.json'; expected one of " in said
 
 
@@ -570,7 +577,7 @@ class Refusing:
             raise ImportError(f"{name} was to be imported")
 
 sys.meta_path.insert(0, Refusing())
-from segan.cli import main
+from segan.cli.main import main
 
 done = []
 for words in json.loads(sys.argv[1]):
@@ -594,8 +601,8 @@ def run_without_torch_and_ray(*commands: list[str]) -> list[tuple[int, str, str]
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
-def test_storage_alone_is_enough(trained: str, root: str, tmp_path: Path) -> None:
-    copy_files(trained, root)
+def test_storage_alone_is_enough(trained_runs: str, root: str, tmp_path: Path) -> None:
+    copy_files(trained_runs, root)
     write_study(f"{root}/k")
     run, out = f"{root}/real", f"{tmp_path}/out"
     write_test_ensemble(f"{root}/three", write_run(f"{root}/other", 0.1, 0.6, 0.3))
