@@ -200,7 +200,7 @@ def test_a_finished_run_stays_as_it_is(workspace: Path) -> None:
         "--json",
     ]
     assert run_cli(*words).json == read_output(workspace, "train")
-    assert "started with network.width 2, now asked for 4" in error_message(
+    assert "network.width is 2, expected 4" in error_message(
         2, *words, "network.width=4"
     )
 
@@ -243,19 +243,19 @@ def test_predicting_again_does_what_is_missing(workspace: Path, tmp_path: Path) 
     images = workspace / "archive" / "ISIC-2017_Test_v2_Data"
     words = ["predict", workspace / "run", images, tmp_path, "--local", "--json"]
     first = run_cli(*words)
-    assert "are there already" not in first.stderr
+    assert "exist already" not in first.stderr
     changed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
     cut, gone, kept = sorted(changed)
     cut.write_bytes(cut.read_bytes()[:-1])
     gone.unlink()
     again = run_cli(*words)
-    assert "1 of 3 masks are there already" in again.stderr
+    assert "1 of 3 masks exist already" in again.stderr
     assert again.json == first.json
     assert [path.stat().st_mtime_ns != changed[path] for path in (cut, gone, kept)] == [1, 1, 0]
-    assert "3 of 3 masks are there already\n0 masks written" in run_cli(*words[:-1]).stderr
+    assert "3 of 3 masks exist already\n0 masks written" in run_cli(*words[:-1]).stderr
     said = error_message(2, *words, "--threshold", 0.999)
-    assert f"{tmp_path}: masks of " in said
-    assert "and 0.999 of" in said
+    assert f"{tmp_path}: contains masks of " in said
+    assert ", expected 0.999; use --overwrite" in said
     assert run_cli(*words, "--threshold", 0.999, "--overwrite").json != first.json
 
 
@@ -352,7 +352,7 @@ def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command:
     ("words", "said"),
     [
         (["evaluate", "RUN", "ARCHIVE", "--split", "tset"], "no pairs in split 'tset'; it has"),
-        (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a whole one"),
+        (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a complete one"),
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
         (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
@@ -384,7 +384,7 @@ def test_what_is_not_there_is_said_in_a_line(
     [
         (["--bogus"], "--bogus"),
         (["bogus"], "bogus"),
-        (["train"], "run"),
+        (["train"], "Missing argument 'RUN'"),
         (["train", "run", "--bogus"], "--bogus"),
         (["synth", "out", "--train", "many"], "--train"),
         (["synth", "out", "--train", "-1"], "greater than or equal to 0"),

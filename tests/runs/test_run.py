@@ -10,7 +10,7 @@ import pytest
 from segan import storage
 from segan.config import Config, load_config
 from segan.errors import CorruptedError, SeganError, StorageError, UsageError
-from segan.runs.checkpoint import open_checkpoint
+from segan.runs.checkpoint import CheckpointInfo, open_checkpoint
 from segan.runs.run import Run, find_checkpoint
 
 FILES = {"segmentor.safetensors": b"weights of S", "trainer/state.pt": b"\x00\x01\x02" * 1000}
@@ -28,9 +28,10 @@ def local_run(tmp_path: Path) -> Run:
     return Run(str(tmp_path / "runs" / "first"))
 
 
-def checkpoint_info(samples: int, jaccard: float | None = 0.5) -> dict[str, Any]:
+def checkpoint_info(samples: int, jaccard: float | None = 0.5) -> CheckpointInfo:
     metrics = {} if jaccard is None else {"jaccard": jaccard, "threshold": 0.4}
-    return {"samples": samples, "metrics": metrics, "config": CONFIG.model_dump(mode="json")}
+    config = CONFIG.model_dump(mode="json")
+    return CheckpointInfo(epochs=0, samples=samples, metrics=metrics, config=config)
 
 
 def save_checkpoints(run: Run, *jaccards: float | None) -> None:
@@ -125,7 +126,7 @@ def test_checkpoints_of_steps_and_epochs_are_listed_as_they_came(run: Run) -> No
 
 def test_a_run_without_a_validation_has_no_best(local_run: Run) -> None:
     local_run.save_checkpoint("step_0000003", FILES, checkpoint_info(12, None))
-    with pytest.raises(StorageError, match="no whole checkpoint 'best'; expected one of step_"):
+    with pytest.raises(StorageError, match="no complete checkpoint 'best'; expected one of step_"):
         find_checkpoint(local_run.uri)
     assert find_checkpoint(local_run.uri, "latest").samples == 12
 
@@ -135,7 +136,7 @@ def test_half_a_checkpoint_is_none(run: Run) -> None:
     half = f"{run.uri}/checkpoints/epoch_00002"
     storage.write_bytes(f"{half}/segmentor.safetensors", b"weights of S")
     assert checkpoint_names(run) == ["epoch_00001"]
-    with pytest.raises(StorageError, match="no whole checkpoint here"):
+    with pytest.raises(StorageError, match="no complete checkpoint here"):
         open_checkpoint(half)
 
 
@@ -180,7 +181,7 @@ def test_a_damaged_manifest_is_no_checkpoints(
     )
     whole, damaged = local_run.scan_checkpoints()
     assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
-    with pytest.raises(CorruptedError, match=f"{uri}/manifest.json: .* no checkpoint's manifest"):
+    with pytest.raises(CorruptedError, match=f"{uri}/manifest.json: .* not the manifest of a checkpoint"):
         open_checkpoint(uri)
 
 
@@ -226,7 +227,7 @@ def test_a_checkpoint_is_found_by_its_own_place_or_the_runs(run: Run) -> None:
 def test_where_there_is_nothing_that_is_said(run: Run) -> None:
     with pytest.raises(StorageError) as caught:
         find_checkpoint(run.uri)
-    assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a whole one"
+    assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a complete one"
 
 
 @pytest.mark.parametrize("manifest", [{"splits": {}, "height": 135}, [], {"files": {}}])
@@ -281,8 +282,8 @@ def test_another_configuration_is_refused_by_key(local_run: Run, override: str) 
     with pytest.raises(UsageError) as caught:
         local_run.create_or_resume(load_config(None, [override]), "f")
     said = str(caught.value)
-    assert said.startswith(f"{local_run}: this run was started with {key} ")
-    assert f"now asked for {value}" in said or f"now asked for {float(value)}" in said
+    assert said.startswith(f"{local_run}: {key} is ")
+    assert f"expected {value}" in said or f"expected {float(value)}" in said
 
 
 def test_a_run_from_before_a_key_was_there_has_its_default(local_run: Run) -> None:
@@ -292,19 +293,34 @@ def test_a_run_from_before_a_key_was_there_has_its_default(local_run: Run) -> No
     storage.write_json(f"{local_run.uri}/run.json", found)
     local_run.create_or_resume(Config(), "f")
     with pytest.raises(
-        UsageError, match=r"started with evaluation\.flips False, now asked for True"
+        UsageError, match=r"evaluation\.tta is False, expected True"
     ):
         local_run.create_or_resume(load_config(None, ["evaluation.tta=true"]), "f")
 
 
+def test_a_key_of_another_version_is_named(local_run: Run) -> None:
+    local_run.create_or_resume(Config(), "f")
+    description = local_run.description()
+    description["identity"]["loss.reading"] = "concatenated"
+    storage.write_json(f"{local_run.uri}/run.json", description)
+    with pytest.raises(UsageError, match=r"another version of segan, .* key loss\.reading; resume"):
+        local_run.create_or_resume(Config(), "f")
+
+
 def test_other_records_are_refused(local_run: Run) -> None:
     local_run.create_or_resume(Config(), "one")
-    with pytest.raises(UsageError, match="started with fingerprint 'one', now asked for 'two'"):
+    with pytest.raises(UsageError, match="fingerprint is 'one', expected 'two'"):
         local_run.create_or_resume(Config(), "two")
 
 
 @pytest.mark.parametrize(
-    "override", ["data.records=s3://moved/records", "cluster.gpus_per_worker=1"]
+    "override",
+    [
+        "data.records=s3://moved/records",
+        "cluster.gpus_per_worker=1",
+        "training.checkpoint_every_steps=7",
+        "evaluation.report=false",
+    ],
 )
 def test_a_run_may_move(local_run: Run, override: str) -> None:
     local_run.create_or_resume(Config(), "f")
