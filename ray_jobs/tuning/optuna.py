@@ -55,5 +55,6 @@ def _build_optuna(search: SearchConfig) -> OptunaSearch:
         return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed)
     except (ImportError, AssertionError):
         raise UsageError(
-            "search.algorithm optuna: Optuna is not installed; pip install 'segan[optuna]'"
+            "search.algorithm optuna: Optuna is not installed; in the checkout, run "
+            "pip install -e '.[optuna]'"
         ) from None

@@ -3,11 +3,14 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +203,7 @@ def test_a_finished_run_stays_as_it_is(workspace: Path) -> None:
         "--json",
     ]
     assert run_cli(*words).json == read_output(workspace, "train")
-    assert "network.width is 2, expected 4" in error_message(
-        2, *words, "network.width=4"
-    )
+    assert "network.width is 2, expected 4" in error_message(2, *words, "network.width=4")
 
 
 def test_the_same_seed_draws_the_same_archive(workspace: Path, tmp_path: Path) -> None:
@@ -433,6 +434,58 @@ def test_debug_adds_the_traceback() -> None:
     assert done.stderr.splitlines()[-1].startswith("segan: configuration network.width: ")
 
 
+class BrokenError(Exception):
+    """An error that no part of segan raises on purpose."""
+
+
+def break_config_command(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    def fail(*_: object) -> None:
+        raise BrokenError(message)
+
+    monkeypatch.setattr("segan.config.load_config", fail)
+
+
+def test_an_internal_error_is_one_line_with_the_place_of_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_config_command(monkeypatch, "the head did not start\nmany lines of log")
+    message = error_message(1, "config")
+    match = re.fullmatch(
+        r"internal error: BrokenError: the head did not start; traceback in (\S+); "
+        r"run again with --debug to see it",
+        message,
+    )
+    assert match, message
+    traceback = Path(match[1]).read_text()
+    assert traceback.startswith("Traceback")
+    assert "many lines of log" in traceback
+    Path(match[1]).unlink()
+
+
+def test_debug_shows_the_traceback_of_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_config_command(monkeypatch, "")
+    done = run_cli("config", "--debug")
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("segan: internal error: BrokenError: no message\n")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run_cli("--version") == CommandResult(0, f"segan {version('segan')}\n", "")
+
+
+def test_the_help_lists_the_exit_codes() -> None:
+    text = " ".join(run_cli("--help").stdout.split())
+    for code in ("0 success", "1 failure", "2 wrong usage", "130 interrupted", "143 a training"):
+        assert code in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_debug(name: str) -> None:
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert "--debug" in options
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_carries_an_example_that_would_be_understood(name: str) -> None:
     done = run_cli(*name.split(), "--help")
@@ -455,23 +508,40 @@ def test_every_knob_is_shown_with_its_value() -> None:
 # As a program
 
 
-def run_program(*words: object) -> subprocess.CompletedProcess[str]:
-    script = Path(sys.executable).parent / "segan"
+SCRIPT = [str(Path(sys.executable).parent / "segan")]
+MODULE = [sys.executable, "-m", "segan"]
+
+
+def run_program(
+    *words: object, program: Sequence[str] = SCRIPT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [script, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [*program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | environment,
     )
 
 
 def test_the_program_gives_its_exit_code_and_streams(workspace: Path) -> None:
-    shown = run_program("--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert "Usage: segan" in shown.stdout
+    for program in (SCRIPT, MODULE):
+        shown = run_program("--help", program=program)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "Usage: segan" in shown.stdout
     wrong = run_program("train", "run", "netwrk.width=8")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert (
         wrong.stderr
         == "segan: configuration netwrk: unknown key; the nearest known one is network\n"
     )
+
+
+def test_the_shell_completes_commands() -> None:
+    completion = {"_SEGAN_COMPLETE": "complete_bash", "COMP_WORDS": "segan ab", "COMP_CWORD": "1"}
+    done = run_program(program=MODULE, **completion)
+    assert (done.returncode, done.stdout.split()) == (0, ["ablate"])
 
 
 def test_the_programs_json_is_all_of_stdout(workspace: Path) -> None:

@@ -16,9 +16,11 @@ from segan.cli.main import main
 from segan.config import load_config
 from segan.errors import UsageError
 from segan.report.write import try_write_report, write_report
+from segan.runs.ablation import prepare_trials
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import Run
 from segan.runs.study import Study
+from segan.training.launch import train_all_local
 from tests.inference.models import copy_files, tiny_config
 from tests.report.tiny_study import SPLITS, TinyStudy, build_tiny_study
 
@@ -104,6 +106,24 @@ def test_its_command_asks_for_the_same_again(world: TinyStudy) -> None:
         found = load_config(None, overrides).model_dump(mode="json")
         for section, branch in wanted.items():
             assert branch.items() <= found[section].items()
+
+
+def test_an_ablation_has_a_report_with_its_own_command(world: TinyStudy, tmp_path: Path) -> None:
+    variants = {"paper": {}, "per-level": {"loss.reduction": "per_level"}}
+    ablation = f"ablation.variants={json.dumps(variants)}"
+    config = tiny_config(world.records, "ablation.seeds=1", ablation)
+    study = Study(str(tmp_path / "study"))
+    fingerprint = Run(world.runs[0]).description()["identity"]["fingerprint"]
+    trials = prepare_trials(config, study, fingerprint)
+    train_all_local(config, trials, lambda *_: None, lambda: False)
+    report = write_report(study.uri)
+    assert report.search is not None
+    assert (report.search.algorithm, report.search.rungs) == ("ablation", ())
+    assert {trial.status for trial in report.search.trials} == {"finished"}
+    program, verb, place, *overrides = shlex.split(report.provenance.command.replace("\\\n", ""))
+    assert (program, verb, place) == ("segan", "ablate", study.uri)
+    assert load_config(None, overrides) == config
+    assert "per-level-seed0" in read_page(f"{study.uri}/report.html").text
 
 
 def study_config(world: TinyStudy) -> dict[str, Any]:

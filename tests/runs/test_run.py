@@ -181,7 +181,9 @@ def test_a_damaged_manifest_is_no_checkpoints(
     )
     whole, damaged = local_run.scan_checkpoints()
     assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
-    with pytest.raises(CorruptedError, match=f"{uri}/manifest.json: .* not the manifest of a checkpoint"):
+    with pytest.raises(
+        CorruptedError, match=f"{uri}/manifest.json: .* not the manifest of a checkpoint"
+    ):
         open_checkpoint(uri)
 
 
@@ -292,9 +294,7 @@ def test_a_run_from_before_a_key_was_there_has_its_default(local_run: Run) -> No
     del found["identity"]["evaluation.tta"]
     storage.write_json(f"{local_run.uri}/run.json", found)
     local_run.create_or_resume(Config(), "f")
-    with pytest.raises(
-        UsageError, match=r"evaluation\.tta is False, expected True"
-    ):
+    with pytest.raises(UsageError, match=r"evaluation\.tta is False, expected True"):
         local_run.create_or_resume(load_config(None, ["evaluation.tta=true"]), "f")
 
 

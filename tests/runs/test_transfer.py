@@ -17,9 +17,11 @@ import pytest
 
 from infra.local.s3 import S3Server
 from segan import storage
+from segan.cli.console import stdout_console
 from segan.config import Config, load_config
 from segan.errors import UsageError
 from segan.inference.predictor import Predictor
+from segan.runs.ablation import prepare_trials
 from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo
 from segan.runs.ensemble import Choice, Ensemble, EnsembleMember, write_ensemble
 from segan.runs.run import Run, find_checkpoint
@@ -262,6 +264,31 @@ def test_a_study_is_shown_as_its_leaderboard_and_nothing_is_written(root: str) -
     assert storage.list_files(root) == before
 
 
+def test_an_ablation_is_shown_as_its_leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials set different keys, and values that are not numbers."""
+    monkeypatch.setattr(stdout_console, "_width", 200)
+    variants = {"paper": {}, "per-level": {"loss.reduction": "per_level"}}
+    ablation = f"ablation.variants={json.dumps(variants)}"
+    config = load_config(None, ["training.epochs=2", "ablation.seeds=1", ablation])
+    uri = str(tmp_path / "study")
+    paper, per_level = prepare_trials(config, Study(uri), "the data")
+    write_run(paper.run.uri, 0.2, 0.5, config=paper.build_config(config))
+    paper.mark_done(TrialStatus.FINISHED, 1.0)
+    per_level.mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
+    done = run_cli("runs", "show", uri)
+    assert done.exit_code == 0, done.stderr
+    assert "│ training.seed=0 " in done.stdout
+    assert "│ loss.reduction=per_level training.seed=0 " in done.stdout
+    assert "failed: the bucket is gone" in done.stdout
+    rows = run_cli("runs", "show", uri, "--json").json["trials"]
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("finished", ""),
+        ("failed", "the bucket is gone"),
+    ]
+
+
 def test_what_is_no_run_is_named_for_what_it_is(local_run: Run, tmp_path: Path) -> None:
     write_test_ensemble(f"{tmp_path}/three", local_run)
     inside = f"{local_run}/checkpoints/epoch_00001"
@@ -353,7 +380,9 @@ def test_a_checkpoint_is_pulled_by_any_of_its_names(
     local_run: Run, tmp_path: Path, source: str, words: list[str], epoch: int
 ) -> None:
     assert (
-        run_cli("checkpoints", "download", f"{local_run}{source}", tmp_path / "out", *words).exit_code
+        run_cli(
+            "checkpoints", "download", f"{local_run}{source}", tmp_path / "out", *words
+        ).exit_code
         == 0
     )
     assert read_files(f"{tmp_path}/out") == read_files(f"{local_run}/checkpoints/epoch_0000{epoch}")
@@ -429,7 +458,9 @@ def test_a_damaged_file_is_not_put_in_place(
 def test_no_name_leaves_its_folder(local_run: Run, tmp_path: Path, name: str) -> None:
     (checkpoint, *_) = local_run.checkpoints()
     files = {name: {"sha256": storage.sha256(b""), "size": 0}}
-    storage.write_json(f"{checkpoint.uri}/manifest.json", {"files": files, "info": vars(checkpoint.info)})
+    storage.write_json(
+        f"{checkpoint.uri}/manifest.json", {"files": files, "info": vars(checkpoint.info)}
+    )
     before = read_files(str(tmp_path))
     done = run_cli("checkpoints", "download", checkpoint.uri, tmp_path / "out")
     assert done.exit_code == 2
@@ -507,7 +538,9 @@ def test_an_ensemble_is_verified_by_its_members(root: str) -> None:
     corrupt(f"{root}/three/2/{SEGMENTOR_FILE}")
     done = run_cli(*words)
     assert done.exit_code == 1
-    assert f"1 of 3 files are corrupted or missing: {root}/three/2/{SEGMENTOR_FILE}: " in done.stderr
+    assert (
+        f"1 of 3 files are corrupted or missing: {root}/three/2/{SEGMENTOR_FILE}: " in done.stderr
+    )
 
 
 # Links

@@ -33,8 +33,8 @@ def ablate(
 ) -> None:
     """Train every variant with every seed and compare the variants with the baseline.
 
-    The variants are those of the config's `ablation` section. The same command resumes a stopped
-    study; with more seeds or variants, it trains the missing trials.
+    The variants are those of the config's `ablation` section. Repeat the command to resume a
+    stopped study, or to add seeds or variants to it.
     """
     from segan.cli.console import echo, echo_validation, print_json
     from segan.cli.tables import show_ablation

@@ -48,6 +48,7 @@ def step(
     ] = False,
     threads: Threads = 0,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Time a training step: a plain baseline, segan's step, and segan's with each optimisation.
 
@@ -72,7 +73,9 @@ def stream(
             metavar=OUT, help=f"{FOLDER} for synthetic records; default: a temporary folder."
         ),
     ] = "",
-    records: Annotated[str, typer.Option(help="URI of records to use instead.")] = "",
+    records: Annotated[
+        str, typer.Option(metavar="URI", help="URI of records to use instead.")
+    ] = "",
     pairs: Annotated[int, typer.Option(min=1, help="Number of synthetic pairs.")] = 2000,
     ranks: Annotated[int, typer.Option(min=1, help="Processes that read batches.")] = 2,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs per repeat.")] = 10,
@@ -123,6 +126,7 @@ def ingest(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     repeats: Repeats = 3,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Time ingest; the baseline is a plain loop over the same files."""
     import tempfile
@@ -158,6 +162,7 @@ def predict(
     repeats: Repeats = 3,
     threads: Threads = 0,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Time `segan predict --local`; the baseline predicts one image after another."""
     import tempfile

@@ -80,7 +80,7 @@ def ingest(
 ) -> None:
     """Check and resize an archive's pairs and write them as records.
 
-    Run again, it reuses the records of unchanged pairs and decodes only new or changed ones.
+    Repeating the command decodes only new or changed pairs.
     """
     from segan import storage
     from segan.utils import processes

@@ -14,7 +14,9 @@ app = typer.Typer()
 
 @app.command(epilog="segan doctor --uri s3://bucket/runs")
 def doctor(
-    uri: Annotated[str | None, typer.Option(help=f"{FOLDER} to test reading and writing.")] = None,
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help=f"{FOLDER} to test reading and writing.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

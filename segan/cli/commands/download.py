@@ -26,7 +26,7 @@ def download(
 ) -> None:
     """Download the challenge's zip files, which stay zipped.
 
-    Run again, it resumes where it was stopped.
+    Repeat the command to resume a download that was stopped.
     """
     from segan import storage
     from segan.cli.console import echo, print_json, print_table, progress_bar

@@ -119,8 +119,8 @@ def predict(
 ) -> None:
     """Write a mask for each image at the image's own size, named as in the challenge.
 
-    predictions.csv lists the area, confidence and flags of each mask. Run again, it writes only
-    the missing masks.
+    predictions.csv lists the area, confidence and flags of each mask. Repeating the command writes
+    only the missing masks.
     """
     from segan import storage
     from segan.cli.console import echo, print_json, progress_bar
@@ -214,7 +214,7 @@ def build_ensemble(
         ),
     ] = None,
     records: Annotated[
-        str, typer.Option(help="URI of the records; default: those of the runs.")
+        str, typer.Option(metavar="URI", help="URI of the records; default: those of the runs.")
     ] = "",
     greedy: Annotated[
         bool,

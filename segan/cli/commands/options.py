@@ -22,7 +22,7 @@ StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help=f"{FOLDER} f
 OverrideArgs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE]...",
+        metavar="SECTION.KEY=VALUE",
         help="Configuration overrides; `segan config` lists the keys.",
         show_default=False,
     ),

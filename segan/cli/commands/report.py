@@ -13,12 +13,17 @@ app = typer.Typer()
 
 @app.command(epilog="segan report s3://bucket/runs/first")
 def report(
-    uri: Annotated[str, typer.Argument(help="URI of a run, a study or an ensemble.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, a study or an ensemble.")
+    ],
     out: Annotated[
         str, typer.Option(metavar=OUT, help="File for the page; default: URI/report.html.")
     ] = "",
     records: Annotated[
-        str, typer.Option(help="URI of the records; default: those that were trained on.")
+        str,
+        typer.Option(
+            metavar="URI", help="URI of the records; default: those that were trained on."
+        ),
     ] = "",
     as_json: Json = False,
     debug: Debug = False,

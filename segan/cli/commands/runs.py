@@ -35,7 +35,7 @@ CheckpointName = Annotated[
 
 @runs.command("ls", epilog="segan runs ls s3://bucket/runs")
 def list_runs(
-    uri: Annotated[str, typer.Argument(help=f"{FOLDER} with runs or studies.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help=f"{FOLDER} with runs or studies.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -52,7 +52,9 @@ def list_runs(
 
 @runs.command("show", epilog="segan runs show s3://bucket/runs/first")
 def show_run(
-    uri: Annotated[str, typer.Argument(help="URI of a run, or of a study for its leaderboard.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, or of a study for its leaderboard.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -133,7 +135,9 @@ def download(
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
 def verify(
-    uri: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, a checkpoint or an ensemble.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -39,7 +39,7 @@ def train(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train segmentor and critic. The same command resumes a stopped run.
+    """Train segmentor and critic; repeat the command to resume a stopped run.
 
     SIGTERM, or Ctrl-C with --local, stops the training after the current step and saves a
     checkpoint.
@@ -97,7 +97,7 @@ def tune(
 ) -> None:
     """Search learning rate, weight clip and final k with ASHA, on a Ray cluster.
 
-    The same command resumes a stopped study.
+    Repeat the command to resume a stopped study.
     """
     from ray_jobs.tuning.study import run_study
     from segan.cli.console import echo_validation, print_json
@@ -135,6 +135,7 @@ def show_config(
     overrides: OverrideArgs = None,
     config: ConfigFile = None,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """List every configuration key with its value and meaning."""
     from segan.cli.console import print_json, print_table
