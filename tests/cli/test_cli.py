@@ -109,9 +109,11 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 def test_ingest_reports_the_records(workspace: Path) -> None:
     manifest = read_output(workspace, "ingest")
-    rows = {split: sum(s["rows"] for s in shards) for split, shards in manifest["splits"].items()}
+    rows = {
+        split: sum(s["num_rows"] for s in shards) for split, shards in manifest["splits"].items()
+    }
     assert rows == {"train": 8, "validation": 2, "test": 3}
-    assert (manifest["width"], manifest["height"], manifest["rejects"]) == (72, 64, 0)
+    assert (manifest["width"], manifest["height"], manifest["num_rejects"]) == (72, 64, 0)
     assert manifest == json.loads((workspace / "records" / "manifest.json").read_text())
 
 
@@ -125,7 +127,7 @@ def test_train_reports_its_best_checkpoint(workspace: Path) -> None:
 
 def test_the_summary_is_the_mean_of_the_rows(workspace: Path) -> None:
     found = read_output(workspace, "evaluate")
-    assert (found["images"], found["split"]) == (3, "test")
+    assert (found["num_images"], found["split"]) == (3, "test")
     assert [row["id"] for row in found["scores"]] == [f"ISIC_00000{i}" for i in (10, 11, 12)]
     for name in ("accuracy", "dice", "jaccard"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in found["scores"]]))
@@ -300,11 +302,11 @@ def test_an_ablation_is_a_report_and_then_tables(workspace: Path, tmp_path: Path
     report = run_cli(*words, "--json")
     assert report.exit_code == 0, report.stderr
     assert [row["variant"] for row in report.json["variants"]] == ["paper", "dice"]
-    assert [row["over"] for row in report.json["variants"]] == [1, 1]
+    assert [row["num_ended"] for row in report.json["variants"]] == [1, 1]
     assert "dice-seed0  epoch 1  Jaccard 0." in report.stderr
     shown = run_cli(*words)
     assert shown.exit_code == 0
-    assert "less paper" in shown.stdout
+    assert "minus paper" in shown.stdout
     assert f"{report.json['variants'][1]['jaccard']['mean']:.4f}" in shown.stdout
     assert "epoch 1" not in shown.stderr  # nothing was trained again
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from typing import Any
 
@@ -66,14 +67,14 @@ def ablate(
             run_ablation(settings, place, on_validation)
         report = compare_variants(settings, place, echo)
     if as_json:
-        print_json(report)
+        print_json(dataclasses.asdict(report))
     else:
         show_ablation(report)
     incomplete = (TrialStatus.FAILED, TrialStatus.UNFINISHED)
-    failed = [run for run in report["runs"] if run["status"] in incomplete]
+    failed = [run for run in report.runs if run.status in incomplete]
     if failed:
-        first = f"{failed[0]['trial']} {failed[0]['status']}"
-        reason = f": {failed[0]['reason']}" if failed[0]["reason"] else ""
+        first = f"{failed[0].trial} {failed[0].status}"
+        reason = f": {failed[0].reason}" if failed[0].reason else ""
         raise SeganError(
             f"{place.uri}: {len(failed)} of {num_trials} trials failed or are unfinished "
             f"({first}{reason}); run the same command again to train them"
