@@ -32,8 +32,8 @@ from segan.utils import processes
 FRAME_SIZE = (180, 135)  # width, height of the paper's frames, pixels
 ROWS_PER_SHARD = 250
 MAX_REJECTS = 0.05
-IMAGE_STATS = "traits.parquet"
-PROFILE = ("portrait.json", "portrait.html")
+IMAGE_STATS = "image_stats.parquet"
+PROFILE = ("profile.json", "profile.html")
 MAX_DUPLICATES = 100_000  # an archive with more has copies of one picture by the hundred
 DUPLICATE_REASON = "near-duplicate"  # how the reason of a pair that is left out as one begins
 _SPLIT_PRIORITY = {

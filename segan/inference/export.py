@@ -255,7 +255,8 @@ def _import_optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"{package} is not installed, which --format onnx needs; pip install 'segan[export]'"
+            f"{package} is not installed, which --format onnx needs; in the checkout, run "
+            "pip install -e '.[export]'"
         ) from None
 
 

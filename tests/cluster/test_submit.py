@@ -77,7 +77,7 @@ def stopped_epochs(client: JobClient, records: str) -> int:
         submitting.communicate()
     latest = run.latest_checkpoint()
     assert latest is not None
-    return int(latest.info["epochs"])
+    return latest.info.epochs
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +162,14 @@ def leaked_actors(client: JobClient) -> set[str]:
 def test_a_study(study: Study) -> None:
     rows = study.leaderboard_rows()
     assert len(rows) == 2
-    assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
+    assert all(row.checkpoint and row.status != "unfinished" for row in rows)
 
 
 def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> None:
     code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
     assert code == 0, said
     scores = json.loads(client.get_logs("evaluate")[-1])
-    assert scores["images"] == len(scores["scores"]) == 4
+    assert scores["num_images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
     code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
     assert code == 0, said

@@ -73,8 +73,8 @@ def test_another_start_is_refused_and_the_first_goes_on(
     assert said.startswith(f"segan: {train_args[1]}: held by process {training_process.pid} on ")
     assert said.count("\n") == 1
     (summary,) = find_runs(str(Path(train_args[1]).parent))
-    assert (summary.state, summary.host) == ("open", socket.gethostname())
-    assert describe_run(train_args[1])["summary"]["host"] == socket.gethostname()
+    assert (summary.state, summary.host) == ("unfinished", socket.gethostname())
+    assert describe_run(Run(train_args[1]))["summary"]["host"] == socket.gethostname()
     assert training_process.poll() is None
     training_process.send_signal(signal.SIGINT)
     assert "stopped after step" in training_process.communicate()[1].splitlines()[-1]

@@ -19,13 +19,13 @@ _COLOUR = pa.list_(pa.uint8(), 3)
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
-        "width": pa.int32(),  # of the original, pixels
-        "height": pa.int32(),
-        "lesion": pa.float32(),  # share of the frame's pixels, 0 to 1
-        "touches_border": pa.bool_(),  # a lesion pixel in the frame's outermost rows or columns
+        "original_width": pa.int32(),  # pixels
+        "original_height": pa.int32(),  # pixels
+        "lesion_fraction": pa.float32(),  # of the frame's pixels, 0 to 1
+        "touches_border": pa.bool_(),  # whether a lesion pixel lies on the frame's edge
         "lesion_colour": _COLOUR,  # mean sRGB; null without a lesion
-        "skin_colour": _COLOUR,  # mean sRGB; null where there is too little skin
-        "tone": pa.float32(),  # individual typology angle, degrees; NaN: see find_skin
+        "skin_colour": _COLOUR,  # mean sRGB; null with too little skin
+        "ita": pa.float32(),  # individual typology angle, degrees; NaN: see find_skin
         "hash": pa.binary(duplicates.HASH_BYTES),
     }
 )
@@ -78,16 +78,16 @@ def _image_stats(
 ) -> dict[str, Any]:
     lesion = np.asarray(mask.any(0))
     sample = image[::STRIDE, ::STRIDE]
-    skin, tone = find_skin(sample, lesion[::STRIDE, ::STRIDE])
+    skin, ita = find_skin(sample, lesion[::STRIDE, ::STRIDE])
     return {
         "id": sample_id,
-        "width": original_size[0],
-        "height": original_size[1],
-        "lesion": lesion.mean(),
+        "original_width": original_size[0],
+        "original_height": original_size[1],
+        "lesion_fraction": lesion.mean(),
         "touches_border": bool(lesion[[0, -1]].any() or lesion[:, [0, -1]].any()),
         "lesion_colour": _mean_colour(image, lesion),
         "skin_colour": _mean_colour(sample, skin),
-        "tone": tone,
+        "ita": ita,
         "hash": duplicates.hash_image(image),
     }
 

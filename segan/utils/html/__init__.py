@@ -1,6 +1,6 @@
-"""Pages of HTML that need nothing else: one template each, one style sheet and its parts for all.
+"""Self-contained HTML pages from Jinja templates, with a common style sheet and macros.
 
-A page runs no script and loads nothing: no font, no picture but those inside it.
+A page runs no script and loads nothing: its images are data URIs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jinja2
 
 
 def render(template: str, **context: Any) -> str:
-    """The page of a template, named by its place in `segan/`; text from `context` is escaped."""
+    """Renders a template, named by its path in `segan/`; strings in `context` are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read_template),
         autoescape=True,
@@ -29,13 +29,13 @@ def render(template: str, **context: Any) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """A share, 0 to 1, in words: whole percents, and a tenth below ten."""
+    """A fraction, 0 to 1, in percent, with one decimal below 10 %."""
     digits = 0 if fraction == 0 or fraction >= 0.0995 else 1
     return f"{100 * fraction:.{digits}f}\u00a0%"
 
 
 def format_degrees(angle: float) -> str:
-    """An angle in words."""
+    """An angle in whole degrees."""
     return f"{angle:.0f}\u00b0".replace("-", "\u2212")
 
 
