@@ -72,7 +72,7 @@ def bench_stream(
         if baselines:
             write_image_files(spec.records, manifest, spec.sampler.split, Path(folder))
             variants["torch DataLoader"] = partial(_time_data_loader, spec, folder)
-            variants["an execution an epoch"] = partial(_time_execution_per_epoch, spec)
+            variants["execution per epoch"] = partial(_time_execution_per_epoch, spec)
         for repeat in range(repeats):
             for name, work in variants.items():
                 timings.setdefault(name, []).append(work())
@@ -95,7 +95,7 @@ def _to_timing(name: str, repeats: list[tuple[float, list[RankTimes]]], roofline
     ]
     starts = sorted(min(r.first_batch_at for r in ranks) - began for began, ranks in repeats)
     memory = max(rank.memory_bytes for _, ranks in repeats for rank in ranks)
-    notes = {"first batch, s": starts[len(starts) // 2], "rank, MB": memory / 1e6}
+    notes = {"first_batch_s": starts[len(starts) // 2], "rank_memory_mb": memory / 1e6}
     return Timing(name, images, tuple(seconds), roofline * images, notes)
 
 

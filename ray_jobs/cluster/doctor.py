@@ -48,7 +48,7 @@ def cluster_checks() -> list[Check]:
             timeout_s=RAY_SCRIPT_TIMEOUT_S + 2 * TIMEOUT_S,
         ),
         Check("cluster: token", probe.check_token, timeout_s=RAY_SCRIPT_TIMEOUT_S),
-        Check("cluster: without the token", probe.check_anonymous_access),
+        Check("cluster: anonymous access", probe.check_anonymous_access),
         Check("cluster: versions", probe.check_versions),
         Check("cluster: State API", probe.check_nodes),
     ]

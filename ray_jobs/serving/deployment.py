@@ -53,7 +53,7 @@ class SegmentorDeployment:
             "segan_serve_images", "Images by what became of them", ("outcome",)
         )
         self.batch_size_histogram = Histogram(
-            "segan_serve_batch",
+            "segan_serve_batch_size",
             "Frames that went through the model together",
             [1, 2, 4, MAX_BATCH_SIZE],
         )
@@ -71,23 +71,23 @@ class SegmentorDeployment:
     async def run_in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.executor, function, *arguments)
 
-    async def segment_image(self, name: str, content: bytes, for_view: bool) -> ImageSegmentation:
+    async def segment_image(self, name: str, content: bytes, with_preview: bool) -> ImageSegmentation:
         """What the model makes of an image; raises RejectedError where it is none."""
         try:
-            frame, size, picture = await self.run_in_thread(self._decode, name, content, for_view)
+            frame, size, picture = await self.run_in_thread(self._decode, name, content, with_preview)
         except RejectedError:
-            self.image_counter.inc(tags={"outcome": "refused"})
+            self.image_counter.inc(tags={"outcome": "rejected"})
             raise
         maps = await self._predict_proba(frame)
         self.image_counter.inc(tags={"outcome": "segmented"})
         return ImageSegmentation(self.predictor, maps, size, picture)
 
-    def _decode(self, name: str, content: bytes, for_view: bool) -> _Decoded:
+    def _decode(self, name: str, content: bytes, with_preview: bool) -> _Decoded:
         image = decode_image(name, content)
         return (
             self.predictor.preprocess(image),
             image.size,
-            encode_preview(image) if for_view else "",
+            encode_preview(image) if with_preview else "",
         )
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S)

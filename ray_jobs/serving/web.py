@@ -37,7 +37,7 @@ RunInThread = Callable[..., Awaitable[Any]]
 
 _ASSETS = {
     "icon.svg": "image/svg+xml",
-    "outline.js": "text/javascript",
+    "contour.js": "text/javascript",
     "page.css": "text/css",
     "page.js": "text/javascript",
 }
@@ -214,7 +214,7 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
     page, docs = (
         templates.from_string(_read_asset(f"{name}.html.j2")) for name in ("page", "docs")
     )
-    add("/", page.render(guarded=needs_token), "text/html")
+    add("/", page.render(needs_token=needs_token), "text/html")
     add("/docs", docs.render(api=app.openapi()), "text/html")
 
 

@@ -119,7 +119,7 @@ def _fit(
         train_loop_config={
             "config": config,
             "run": run.uri,
-            "board": dataset.coordinator,
+            "coordinator": dataset.coordinator,
             **(trial_context or {}),
         },
         datasets={"train": dataset},

@@ -40,7 +40,7 @@ METRICS = (
     ),
     MetricSpec("images_per_second", "images/s", "Of all workers, mean over the epoch so far"),
     MetricSpec(
-        "wait_share", "of 1", "Part of the last epoch spent waiting for data", per_rank=True
+        "data_wait_fraction", "of 1", "Part of the last epoch spent waiting for data", per_rank=True
     ),
     MetricSpec("critic_loss", "1", "The critic's loss at the last step logged, mean over workers"),
     MetricSpec("segmentor_loss", "1", "The segmentor's multi-scale loss at the last step logged"),
@@ -53,7 +53,7 @@ METRICS = (
     MetricSpec(
         "checkpoint_seconds", "s", "What the last checkpoint took, until every worker goes on"
     ),
-    MetricSpec("retries", "starts", "Times that the worker group was started again"),
+    MetricSpec("restarts", "starts", "Times that the worker group was started again"),
 )
 
 

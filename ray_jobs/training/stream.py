@@ -84,7 +84,7 @@ class StreamDataConfig(DataConfig):
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, DataIterator]]:
         ((name, plan),) = datasets.items()
-        splits = open_stream(plan.over(world_size)).streaming_split(world_size, equal=True)
+        splits = open_stream(plan.with_world_size(world_size)).streaming_split(world_size, equal=True)
         return [{name: split} for split in splits]
 
 

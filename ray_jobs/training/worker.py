@@ -104,7 +104,7 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     """
     storage.retry_access_checks()
     config: Config = train_loop_config["config"]
-    run, coordinator = Run(train_loop_config["run"]), train_loop_config["board"]
+    run, coordinator = Run(train_loop_config["run"]), train_loop_config["coordinator"]
     context = train.get_context()
     # An elastic run may have found fewer nodes than it asked for.
     spec: StreamSpec = ray.get(coordinator.get_stream_spec.remote()).with_world_size(
@@ -115,7 +115,7 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     if rank == 0:
         gauges.update({"restarts": ray.get(coordinator.register_start.remote())})
     report_validation = ValidationReporter(
-        gauges, train_loop_config.get("trial"), train_loop_config.get("judge")
+        gauges, train_loop_config.get("trial"), train_loop_config.get("decisions")
     )
     publisher = ProgressPublisher(coordinator, gauges)
     callbacks = Callbacks(
@@ -125,7 +125,7 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     )
     record_hardware(run)
     stream = train.get_dataset_shard("train")
-    trainer = build_trainer(config, run, spec, callbacks, train_loop_config.get("runs_here", 1))
+    trainer = build_trainer(config, run, spec, callbacks, train_loop_config.get("runs_per_node", 1))
     with gauges.export_in_background():
         try:
             trainer.train(iter_batches(stream, spec))

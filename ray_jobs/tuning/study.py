@@ -83,8 +83,8 @@ def _run_tuner(
     if tune_options["num_samples"] == 0:
         return
     trial_context = {
-        "judge": decisions,
-        "runs_here": math.ceil(max_concurrent_trials / num_worker_nodes()),
+        "decisions": decisions,
+        "runs_per_node": math.ceil(max_concurrent_trials / num_worker_nodes()),
     }
     run = functools.partial(_run_trial, config=config, study=study.uri, trial_context=trial_context)
     # Tune would put the keys into each trial's runtime environment, which Ray logs and shows.

@@ -18,22 +18,22 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 QUERY_PROGRAM = """
 import sys
-from ray_jobs.capacity import runs_at_once
-from ray_jobs.cluster import connect
+from ray_jobs.cluster.capacity import max_concurrent_runs
+from ray_jobs.cluster.connect import connect
 from segan.config import load_config
 from segan.errors import UsageError
 connect()
 for words in sys.argv[1:]:
     config = load_config(None, [f"cluster.{word}" for word in words.split()])
     try:
-        print(runs_at_once(config.cluster), flush=True)
+        print(max_concurrent_runs(config.cluster), flush=True)
     except UsageError as error:
         print(error, flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 
@@ -58,7 +58,7 @@ def test_refused_at_once_or_waited_for(
     with host.enter(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
         (refusal,) = query_capacity(cluster, "workers=2")
         assert "2 workers of 1 CPU and 1 for reading data need 3 CPU, the cluster has 0" in refusal
-        command = query_command("workers=2 gpus_per_worker=1 wait_seconds=200")
+        command = query_command("workers=2 gpus_per_worker=1 resource_timeout_s=200")
         with (
             child_process(command, os.environ | cluster.environment) as waiting,
             ray_node(cluster, tmp_path / "one", 8, {}, ip, num_gpus=2),

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster: the doctor does not either."""
 
 
@@ -54,7 +54,7 @@ def test_a_cluster_as_it_should_be(ray_session: RayCluster) -> None:
     assert set(check_statuses(lines).values()) == {"ok"}, lines
     assert lines["address"] == f"ok | {ray_session.address} listens"
     assert lines["token"] == "ok | accepted"
-    assert lines["without the token"] == "ok | refused"
+    assert lines["anonymous access"] == "ok | refused"
     words = f"Ray {version('ray')}, Python {platform.python_version()}"
     assert lines["versions"] == f"ok | {words}, as here"
     assert lines["State API"] == "ok | answers: 1 nodes, 4 CPUs, 0 GPUs"
@@ -71,7 +71,7 @@ def test_by_a_port_forward_to_the_dashboard_alone(ray_session: RayCluster) -> No
     _, lines, _ = run_doctor(**cluster_environment(ray_session, RAY_ADDRESS=None))
     assert check_statuses(lines) == {
         "address": "skipped",
-        **dict.fromkeys(["dashboard", "token", "without the token", "versions", "State API"], "ok"),
+        **dict.fromkeys(["dashboard", "token", "anonymous access", "versions", "State API"], "ok"),
     }
 
 
@@ -84,12 +84,12 @@ def test_without_the_token(ray_session: RayCluster, tmp_path: Path, content: str
     code, lines, err = run_doctor(**cluster_environment(ray_session, HOME=str(tmp_path), **path))
     assert code == 1
     assert "cluster: token" in err.splitlines()[-1]
-    assert lines["token"].startswith("fails | ")
+    assert lines["token"].startswith("failed | ")
     assert check_statuses(lines) == {
         "address": "ok",
         "dashboard": "ok",
-        "token": "fails",
-        "without the token": "ok",
+        "token": "failed",
+        "anonymous access": "ok",
         "versions": "skipped",
         "State API": "skipped",
     }
@@ -104,11 +104,11 @@ def test_without_the_token_the_address_does_not_say_where_the_dashboard_is(
     code, lines, _ = run_doctor(**cluster_environment(ray_session, **changes))
     assert code == 1
     assert lines["dashboard"].startswith(
-        f"fails | {ray_session.address} does not say where it is: "
+        f"failed | {ray_session.address} does not say where it is: "
     )
     assert "RAY_AUTH_TOKEN_PATH" in lines["dashboard"]
     assert "0" * 64 not in json.dumps(lines)
-    assert set(check_statuses(lines).values()) == {"ok", "fails", "skipped"}
+    assert set(check_statuses(lines).values()) == {"ok", "failed", "skipped"}
 
 
 def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
@@ -121,7 +121,7 @@ def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
     )
     assert code == 1
     assert re.match(
-        rf"fails \| {closed}: .*Connection refused \| is the cluster up", lines["address"]
+        rf"failed \| {closed}: .*Connection refused \| is the cluster up", lines["address"]
     )
     assert "Connection refused" in lines["dashboard"]
     rest = {
@@ -143,7 +143,7 @@ def test_one_that_asks_for_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _, lines, _ = run_doctor(**cluster_environment(cluster))
     assert check_statuses(lines) == {
         **dict.fromkeys(["address", "dashboard", "token", "versions", "State API"], "ok"),
-        "without the token": "warning",
+        "anonymous access": "warning",
     }
     assert lines["token"] == "ok | none given, none asked for"
-    assert lines["without the token"].startswith("warning | taken: whoever reaches the cluster ")
+    assert lines["anonymous access"].startswith("warning | taken: whoever reaches the cluster ")

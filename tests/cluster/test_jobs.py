@@ -31,9 +31,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def model(bucket: str, configured: Callable[..., Config]) -> str:
+def model(bucket: str, make_config: Callable[..., Config]) -> str:
     run = Run(f"{bucket}/run")
-    train_local(configured("training.epochs=1"), run)
+    train_local(make_config("training.epochs=1"), run)
     return run.uri
 
 
@@ -70,11 +70,11 @@ def test_evaluate_on_the_cluster_gives_the_same_scores(archive: str, model: str)
 
 
 def test_an_ensemble_on_the_cluster_scores_as_here(
-    archive: str, bucket: str, configured: Callable[..., Config]
+    archive: str, bucket: str, make_config: Callable[..., Config]
 ) -> None:
     runs = [Run(f"{bucket}/{seed}") for seed in range(3)]
     for seed, run in enumerate(runs):
-        train_local(configured("training.epochs=1", f"training.seed={seed}"), run)
+        train_local(make_config("training.epochs=1", f"training.seed={seed}"), run)
     model = f"{bucket}/ensemble"
     build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
     pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)

@@ -42,7 +42,7 @@ PROGRESS_TIMEOUT_S = 300  # a run hangs where the next step, or the end, takes s
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 

@@ -97,7 +97,7 @@ def test_a_stream_that_starts_later_is_the_rest_of_the_whole(records: str) -> No
 def test_records_too_large_for_memory_are_read_shard_by_shard(
     records: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "SHARE_OF_STORE", 0.0)
+    monkeypatch.setattr(stream, "OBJECT_STORE_FRACTION", 0.0)
     plan = make_spec(records, workers=2)
     assert stream._cache_shards_in_object_store(plan) == {}
     assert_same_batches(batches_through_ray(plan), batches_in_process(plan))
@@ -106,7 +106,7 @@ def test_records_too_large_for_memory_are_read_shard_by_shard(
 def test_stretches_are_whole_steps_and_bounded_in_number(
     records: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MOST_TASKS", 3)
+    monkeypatch.setattr(stream, "MAX_READ_TASKS", 3)
     plan = make_spec(records, workers=2)
     stretches = stream.SamplerDatasource(plan).row_ranges()
     assert len(stretches) <= 4

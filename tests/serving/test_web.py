@@ -38,10 +38,10 @@ SECRET = "a token that nobody guesses"
 predictor = untrained_predictor()
 
 
-async def segment_image(name: str, content: bytes, for_view: bool) -> ImageSegmentation:
+async def segment_image(name: str, content: bytes, with_preview: bool) -> ImageSegmentation:
     image = decode_image(name, content)
     maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-    return ImageSegmentation(predictor, maps, image.size, encode_preview(image) if for_view else "")
+    return ImageSegmentation(predictor, maps, image.size, encode_preview(image) if with_preview else "")
 
 
 async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -216,20 +216,20 @@ def test_a_threshold_lies_between_0_and_1(
     ("given", "status"), [(None, 401), ("another", 401), (SECRET + "!", 401), (SECRET, 200)]
 )
 def test_a_server_with_a_token_asks_for_it(
-    guarded: str, session: requests.Session, content: bytes, given: str | None, status: int
+    guarded_address: str, session: requests.Session, content: bytes, given: str | None, status: int
 ) -> None:
     headers = {"Authorization": f"Bearer {given}"} if given else {}
     paths = ("/v1/segment", "/v1/view")
-    answers = [session.post(f"{guarded}{path}", content, headers=headers) for path in paths]
-    answers.append(session.get(f"{guarded}/v1/model", headers=headers))
+    answers = [session.post(f"{guarded_address}{path}", content, headers=headers) for path in paths]
+    answers.append(session.get(f"{guarded_address}/v1/model", headers=headers))
     assert [answer.status_code for answer in answers] == [status] * 3
     if status == 401:
         assert all(answer.headers["www-authenticate"] == "Bearer" for answer in answers)
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz"])
-def test_the_page_itself_needs_no_token(guarded: str, session: requests.Session, path: str) -> None:
-    found = session.get(guarded + path)
+def test_the_page_itself_needs_no_token(guarded_address: str, session: requests.Session, path: str) -> None:
+    found = session.get(guarded_address + path)
     assert found.status_code == 200
     assert "http:" not in found.text.replace("http://www.w3.org/2000/svg", "")
     assert "https:" not in found.text
