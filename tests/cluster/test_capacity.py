@@ -57,7 +57,10 @@ def test_refused_at_once_or_waited_for(
     ip = host.ip
     with host.enter(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
         (refusal,) = query_capacity(cluster, "workers=2")
-        assert "2 workers of 1 CPU and 1 for reading data need 3 CPU, the cluster has 0" in refusal
+        assert (
+            "2 workers of 1 CPU plus 1 CPU for reading data: 3 CPUs required, 0 available"
+            in refusal
+        )
         command = query_command("workers=2 gpus_per_worker=1 resource_timeout_s=200")
         with (
             child_process(command, os.environ | cluster.environment) as waiting,
@@ -70,10 +73,12 @@ def test_refused_at_once_or_waited_for(
                 cluster, "workers=2", "workers=1 gpus_per_worker=2", "workers=2 gpus_per_worker=2"
             )
             assert (few, whole) == ("3", "1")
-            assert "2 workers of 2 GPU need 4 GPU, the cluster has 2" in much
+            assert "2 workers of 2 GPUs: 4 GPUs required, 2 available" in much
             with ray_node(cluster, tmp_path / "two", 1, {}, ip, num_gpus=1):
                 (split,) = query_capacity(cluster, "workers=1 gpus_per_worker=3")
-            assert "1 workers of 1 CPU and 3 GPU, each whole on one node, and the nodes" in split
+            assert (
+                "1 worker of 1 CPU and 3 GPUs, each on a single node: the nodes have room" in split
+            )
 
 
 DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.workers=8"]
@@ -81,7 +86,7 @@ DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.
 
 @pytest.mark.parametrize(
     ("nodes", "code", "said"),
-    [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU need 8 GPU, the cluster has 2")],
+    [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU: 8 GPUs required, 2 available")],
 )
 def test_eight_gpus_on_nodes_of_two(
     make_hosts: Callable[..., list[Namespace]], nodes: int, code: int, said: str

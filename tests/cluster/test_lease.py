@@ -34,7 +34,9 @@ def other_driver() -> Iterator[Driver]:
         driver.kill()
 
 
-def test_while_it_trains_another_is_refused(make_config: Callable[..., Config], bucket: str) -> None:
+def test_while_it_trains_another_is_refused(
+    make_config: Callable[..., Config], bucket: str
+) -> None:
     run, said = Run(f"{bucket}/run"), list[str]()
     with other_driver() as driver:
 

@@ -203,7 +203,9 @@ def test_the_best_checkpoint_comes_with_boto3_alone(trained_run: Run, tmp_path: 
     assert (tmp_path / SEGMENTOR_FILE).read_bytes() == best.read(SEGMENTOR_FILE)
 
 
-def test_the_keys_are_nowhere(client: JobClient, trained_run: Run, study: Study, s3: S3Server) -> None:
+def test_the_keys_are_nowhere(
+    client: JobClient, trained_run: Run, study: Study, s3: S3Server
+) -> None:
     """Not in what the dashboard tells, in Ray's own logs, or in what Ray keeps in the bucket."""
     secrets = (s3.access_key, s3.secret_key, client.cluster.token_path.read_text())
     kinds = ("actors", "nodes", "placement_groups", "runtime_envs", "tasks", "workers")

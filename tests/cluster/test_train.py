@@ -49,7 +49,9 @@ def two_worker_config(s3: S3Server, make_config: Callable[..., Config]) -> Confi
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_run(two_worker_config: Config, ray_session: RayCluster) -> tuple[Run, list[TrainingProgress]]:
+def uninterrupted_run(
+    two_worker_config: Config, ray_session: RayCluster
+) -> tuple[Run, list[TrainingProgress]]:
     """A run of two workers from its start to its end, and what was seen of it."""
     return run_on_ray(two_worker_config, f"{BUCKET}/whole")
 
@@ -198,9 +200,11 @@ def kill_worker() -> bool:
 def test_what_does_not_fit_the_cluster_is_said_at_once(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    with pytest.raises(UsageError, match="8 workers of 1 CPU and 1 for reading data need 9 CPU"):
+    with pytest.raises(
+        UsageError, match="8 workers of 1 CPU plus 1 CPU for reading data: 9 CPUs required, 4"
+    ):
         run_on_ray(make_config("cluster.workers=8"), f"{bucket}/run")
-    with pytest.raises(UsageError, match="need 1 GPU, the cluster has 0"):
+    with pytest.raises(UsageError, match="1 GPU required, 0 available"):
         run_on_ray(make_config("cluster.gpus_per_worker=1"), f"{bucket}/run")
     assert not Run(f"{bucket}/run").metrics()
 

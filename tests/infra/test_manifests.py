@@ -81,7 +81,9 @@ def test_everything_fits_together(deployment: Deployment) -> None:
 
 
 def test_a_job_that_waits_counts_the_nodes_that_may_come(deployment_copy: Deployment) -> None:
-    small_train_spec(deployment_copy)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
+    small_train_spec(deployment_copy)["entrypoint"] += (
+        " cluster.workers=2 cluster.resource_timeout_s=900"
+    )
     small_train_spec(deployment_copy)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
     assert find_problems(deployment_copy) == []
 
@@ -420,7 +422,9 @@ def workers_at_full_price(d: Deployment) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMA_MISTAKES)
-def test_kuberay_would_refuse(name: str, deployment_copy: Deployment, schemas: dict[str, Tree]) -> None:
+def test_kuberay_would_refuse(
+    name: str, deployment_copy: Deployment, schemas: dict[str, Tree]
+) -> None:
     make, said = SCHEMA_MISTAKES[name]
     make(deployment_copy)
     found = schema_errors(deployment_copy.kuberay[CLUSTERS[0]], schemas)

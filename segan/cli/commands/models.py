@@ -58,10 +58,10 @@ def evaluate(
     if local:
         done: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
     else:
-        from ray_jobs.batch.evaluate import score
+        from ray_jobs.batch.inference import map_images
 
         join_cluster(debug)
-        done = score(pairs, predictor.name, threshold, tta)
+        done = map_images(ScoreTask(), pairs, predictor.name, threshold, tta)
     with progress_bar("scoring", len(pairs)) as advance:
         rows = sorted(
             (advance_and_return(one, advance) for one in done), key=lambda row: str(row["id"])
@@ -132,10 +132,10 @@ def predict(
         if local or not missing:
             done = run_image_task(predictor, missing, work)
         else:
-            from ray_jobs.batch.predict import predict as predict_on_ray
+            from ray_jobs.batch.inference import map_images
 
             join_cluster(debug)
-            done = predict_on_ray(missing, predictor.name, work, threshold, tta)
+            done = map_images(work, missing, predictor.name, threshold, tta)
         with progress_bar("predicting", len(found), there) as advance:
             for one in done:
                 kept.add(one)

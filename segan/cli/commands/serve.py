@@ -17,7 +17,6 @@ from segan.errors import UsageError
 app = typer.Typer()
 
 LocalRay = Annotated[bool, typer.Option("--local", help="On a Ray of its own, on this machine.")]
-LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # see infra.local.cluster
 
 
 @app.command(epilog="segan serve s3://bucket/ensembles/first --local")
@@ -37,7 +36,9 @@ def serve(
     """
     _check_token(host)
     if local:
-        os.environ.update(LOOPBACK_ENV)  # before Ray is imported
+        from ray_jobs import LOOPBACK_ENV
+
+        os.environ.update(LOOPBACK_ENV)  # read when Ray is imported
     from ray_jobs.serving import runtime
     from ray_jobs.serving.deployment import build_application
     from segan.cli.console import echo, redirect_stdout_to_stderr
@@ -67,7 +68,7 @@ def serve(
 def _check_token(host: str) -> None:
     """What others on the network can reach must ask for a token, and for none that is guessed."""
     try:
-        from ray_jobs.serving.web import TOKEN_VARIABLE, configured_token_digest
+        from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
     except ModuleNotFoundError as error:
         raise UsageError(f"serve needs {error.name}: pip install 'segan[serve]'") from None
 
