@@ -45,13 +45,13 @@ TRAIN = (
 QUERY_PROGRAM = """
 import json, sys
 from segan.errors import SeganError
-from segan.runs import Run
+from segan.runs.run import Run
 
 for line in sys.stdin:
     what, uri = line.split()
     run = Run(uri)
     try:
-        latest = run.latest()
+        latest = run.latest_checkpoint()
         if what == "images":
             answer = latest.samples if latest else 0
         else:

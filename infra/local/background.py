@@ -32,11 +32,11 @@ START_TIMEOUT_S, STOP_TIMEOUT_S = 300, 60
 def main() -> int:
     """Exit code 0 where it is then as asked for, also if it was so before."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.background", description=__doc__)
-    parser.add_argument("action", choices=("start", "stop", "hold"))
+    parser.add_argument("action", choices=("start", "stop", "run"))
     parser.add_argument("--folder", type=Path, default=Path("cluster"), help="for all it keeps")
     arguments = parser.parse_args()
     try:
-        {"start": start, "stop": stop, "hold": run_foreground}[arguments.action](arguments.folder)
+        {"start": start, "stop": stop, "run": run_foreground}[arguments.action](arguments.folder)
     except StartError as error:
         echo(f"cluster: {error}")
         return error.exit_code
@@ -54,7 +54,7 @@ def start(folder: Path) -> None:
                 sys.executable,
                 "-m",
                 "infra.local.background",
-                "hold",
+                "run",
                 "--folder",
                 str(folder),
             ]

@@ -36,7 +36,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
-        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, ExitStack() as stack:
+        with tempfile.TemporaryDirectory(prefix="dry-run-") as folder, ExitStack() as stack:
             names = ["head", *map(str, range(arguments.nodes))]
             head, *nodes = stack.enter_context(namespaces(names))
             stack.enter_context(head.enter())
@@ -50,7 +50,7 @@ def main() -> int:
             os.environ.update(cluster.environment)
             _print_placement(config)
     except SeganError as error:
-        echo(f"rehearse: {error}")
+        echo(f"dry_run: {error}")
         return error.exit_code
     return 0
 
@@ -80,9 +80,9 @@ def _workers_per_node(config: Config) -> Counter[str]:
 
     from ray_jobs.training.driver import scaling_config
 
-    scaling = scaling_config(config)
-    bundles = [dict(scaling.resources_per_worker) for _ in range(scaling.max_workers)]
-    group = placement_group(bundles, strategy=scaling.placement_strategy)
+    group_config = scaling_config(config)
+    bundles = [dict(group_config.resources_per_worker) for _ in range(group_config.max_workers)]
+    group = placement_group(bundles, strategy=group_config.placement_strategy)
     ray.get(group.ready(), timeout=PLACEMENT_TIMEOUT_S)
     nodes = placement_group_table(group)["bundles_to_node_id"]
     remove_placement_group(group)

@@ -80,20 +80,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Time": (
         Panel(
-            "Images a second",
+            "Images per second",
             "Of all workers, over the epoch so far.",
             "suffix: images/s",
             (run_query("images_per_second"),),
         ),
         Panel(
-            "Waiting for data",
+            "Data wait",
             "Part of the last validated epoch, for each rank.",
             "percentunit",
             (run_query("data_wait_fraction", RUN_LEGEND + " rank {{rank}}", "study, run, rank"),),
             max_value=1,
         ),
         Panel(
-            "Validation and checkpoint",
+            "Validation and checkpoint time",
             "What the last of each took; training stands still for both.",
             "s",
             (
@@ -102,10 +102,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Retries",
+            "Restarts",
             "Times that the worker group was started again since the job began.",
             "none",
-            (run_query("retries"),),
+            (run_query("restarts"),),
         ),
         Panel(
             "Images seen", "Of all workers, since the first step.", "short", (run_query("samples"),)
@@ -162,7 +162,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "CPUs and GPUs taken",
+            "CPUs and GPUs in use",
             "Logical ones, held by workers, actors and read tasks.",
             "none",
             (

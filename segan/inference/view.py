@@ -123,7 +123,7 @@ class ImageSegmentation:
             "height": self.size[1],
             "threshold": self.predictor.threshold if threshold is None else threshold,
             "area": int(mask.sum()),
-            "share": float(mask.mean()),
+            "area_fraction": float(mask.mean()),
             "members": [
                 {"threshold": member.threshold, "area": int(one.sum())}
                 for member, one in zip(self.predictor.members, masks, strict=True)

@@ -68,7 +68,7 @@ def test_it_says_that_it_is_well_and_asks_for_its_token(server: Server) -> None:
         assert requests.get(f"{server.address}/{path}", timeout=10).text == "ok\n"
     assert requests.get(f"{server.address}/v1/model", timeout=10).status_code == 401
     about = requests.get(f"{server.address}/v1/model", headers=HEADERS, timeout=10).json()
-    assert (about["threshold"], about["members"]) == (0.485, 3)
+    assert (about["threshold"], about["num_members"]) == (0.485, 3)
 
 
 def test_it_listens_on_loopback_alone(server: Server) -> None:

@@ -47,7 +47,7 @@ def page(browser: Chrome, server: Server) -> Chrome:
     """The page, its token given."""
     browser.get(server.address)
     browser.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
-    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    _wait(browser, lambda: browser.find_element(By.ID, "upload").is_displayed())
     return browser
 
 
@@ -94,11 +94,11 @@ def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
     with Image.open(photograph) as image:
         assert f"{image.width} x {image.height}" in text(page, "name")
     first, network_so_far = canvas_screenshot(page), network_events(page)
-    assert text(page, "chosen") == "0.485"
+    assert text(page, "threshold-value") == "0.485"
     assert len(np.unique(np.asarray(Image.open(io.BytesIO(first))))) > 100  # it is a photograph
 
     press_keys(page, Keys.ARROW_RIGHT * 3)
-    assert text(page, "chosen") == "0.5"
+    assert text(page, "threshold-value") == "0.5"
     assert canvas_screenshot(page) != first
     assert requested_urls(network_events(page)) == []  # the outline follows without the server
 
@@ -109,10 +109,10 @@ def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
     with Image.open(saved) as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
     assert text(page, "area") == f"{(expected > 0).sum():,} px"
-    assert text(page, "share") == f"{100 * (expected > 0).mean():.1f} %"
+    assert text(page, "area-fraction") == f"{100 * (expected > 0).mean():.1f} %"
 
-    page.find_element(By.ID, "own").click()
-    assert (text(page, "chosen"), canvas_screenshot(page)) == ("0.485", first)
+    page.find_element(By.ID, "reset-threshold").click()
+    assert (text(page, "threshold-value"), canvas_screenshot(page)) == ("0.485", first)
 
     events = [*network_so_far, *network_events(page)]
     assert failed_requests(events) == []
@@ -128,11 +128,11 @@ def test_members_and_layers_are_drawn_where_they_are_asked_for(
     boxes = page.find_elements(By.CSS_SELECTOR, "#members input")
     assert len(boxes) == 3
     layers = page.find_elements(By.CSS_SELECTOR, "[name=layer]")
-    for control in (*boxes, *layers[1:], page.find_element(By.ID, "whole")):
+    for control in (*boxes, *layers[1:], page.find_element(By.ID, "model-contour")):
         control.click()
         seen.append(canvas_screenshot(page))
     assert len(set(seen)) == len(seen)
-    assert text(page, "disagreement").endswith("of what any calls lesion")
+    assert text(page, "disagreement").endswith("of the pixels marked by any")
 
 
 @pytest.fixture
@@ -166,11 +166,11 @@ def test_another_token_is_refused_and_the_right_one_goes(browser: Chrome, server
     browser.get(server.address)
     token = browser.find_element(By.ID, "token")
     token.send_keys("not the right one", Keys.ENTER)
-    _wait(browser, lambda: text(browser, "error") == "That is not the server's token.")
-    assert not browser.find_element(By.ID, "choose").is_displayed()
+    _wait(browser, lambda: text(browser, "error") == "Invalid token.")
+    assert not browser.find_element(By.ID, "upload").is_displayed()
     token.clear()
     token.send_keys(TOKEN, Keys.ENTER)
-    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    _wait(browser, lambda: browser.find_element(By.ID, "upload").is_displayed())
     assert text(browser, "error") == ""
 
 
@@ -185,8 +185,8 @@ def test_all_of_it_is_reached_by_the_keyboard_in_order(page: Chrome, photograph:
         reached.append(focused.get_attribute("id") or focused.get_attribute("type"))
         style = focused.value_of_css_property("outline-style")
         assert style == "solid", f"nobody sees that {reached[-1]} has the focus"
-    boxes = ["whole", "checkbox", "checkbox", "checkbox"]
-    assert reached == ["threshold", "own", "radio", *boxes, "download"]
+    boxes = ["model-contour", "checkbox", "checkbox", "checkbox"]
+    assert reached == ["threshold", "reset-threshold", "radio", *boxes, "download"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -204,7 +204,7 @@ def test_the_page_bars_nobody(
     assert violations() == []
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     live = page.find_element(By.ID, "status")
-    assert (live.get_attribute("role"), live.text) == ("status", f"{photograph.name} is outlined.")
+    assert (live.get_attribute("role"), live.text) == ("status", f"{photograph.name}: segmented.")
     label = page.find_element(By.ID, "canvas").get_attribute("aria-label")
     assert text(page, "area").removesuffix(" px") in label
 

@@ -20,5 +20,5 @@ def test_the_stream_is_timed_beside_its_rivals(records: str) -> None:
     assert {way.name: way.images for way in report.timings} == {
         "stream": 78,
         "torch DataLoader": 81,
-        "an execution an epoch": 78,
+        "execution per epoch": 78,
     }

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 

@@ -34,7 +34,9 @@ def other_driver() -> Iterator[Driver]:
         driver.kill()
 
 
-def test_while_it_trains_another_is_refused(configured: Callable[..., Config], bucket: str) -> None:
+def test_while_it_trains_another_is_refused(
+    make_config: Callable[..., Config], bucket: str
+) -> None:
     run, said = Run(f"{bucket}/run"), list[str]()
     with other_driver() as driver:
 
@@ -42,27 +44,27 @@ def test_while_it_trains_another_is_refused(configured: Callable[..., Config], b
             if not said:
                 said.append(driver.hold(run.uri))
 
-        train(configured(), run, observe)
+        train(make_config(), run, observe)
     assert said[0].startswith(f"UsageError {run.uri}: held by process ")
     assert read_holder(run.uri) is None
     assert not storage.exists(f"{run.uri}/{LEASE_FILE}")
 
 
-def test_what_another_holds_is_not_trained(configured: Callable[..., Config], bucket: str) -> None:
+def test_what_another_holds_is_not_trained(make_config: Callable[..., Config], bucket: str) -> None:
     with other_driver() as driver:
         assert driver.hold(f"{bucket}/held") == "held"
         pid = driver.process.pid
         with pytest.raises(UsageError, match=f"held by process {pid} on "):
-            train(configured(), Run(f"{bucket}/held"), lambda status: None)
+            train(make_config(), Run(f"{bucket}/held"), lambda status: None)
         with pytest.raises(UsageError, match=f"held by process {pid} on "):
-            run_study(configured(), Study(f"{bucket}/held"), lambda *_: None)
+            run_study(make_config(), Study(f"{bucket}/held"), lambda *_: None)
 
 
 def test_a_study_is_held_and_its_trials_ask_for_nothing_more(
-    configured: Callable[..., Config], bucket: str
+    make_config: Callable[..., Config], bucket: str
 ) -> None:
     study, said = Study(f"{bucket}/study"), list[str]()
-    config = configured("search.trials=1", "training.epochs=1", "search.grace_period=1")
+    config = make_config("search.trials=1", "training.epochs=1", "search.grace_period=1")
     with other_driver() as driver:
 
         def come() -> None:
@@ -80,7 +82,7 @@ def test_a_study_is_held_and_its_trials_ask_for_nothing_more(
 
 
 def test_a_driver_that_has_lost_its_run_aborts_the_training(
-    configured: Callable[..., Config], bucket: str
+    make_config: Callable[..., Config], bucket: str
 ) -> None:
     run, turns = Run(f"{bucket}/lost"), []
     other = replace(
@@ -93,5 +95,5 @@ def test_a_driver_that_has_lost_its_run_aborts_the_training(
             storage.write_bytes(f"{run.uri}/{LEASE_FILE}", json.dumps(vars(other)).encode())
 
     with pytest.raises(SeganError, match=r"taken over by process .* on far-away"):
-        train(configured("training.epochs=100000"), run, observe)
+        train(make_config("training.epochs=100000"), run, observe)
     assert read_holder(run.uri) == other

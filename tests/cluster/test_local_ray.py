@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 PROGRAM = """
 import psutil
 import ray
-from segan.commands.options import join_cluster
+from segan.cli.commands.options import join_cluster
 
 join_cluster(False)
 ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -30,7 +30,7 @@ ray.shutdown()
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 
@@ -38,7 +38,7 @@ def test_it_listens_on_loopback_alone_with_a_token_for_its_user(tmp_path: Path) 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
     # Ray is imported before, as a command that trains does with ray_jobs.
-    program = "import ray_jobs.tune\n" + PROGRAM
+    program = "import ray_jobs.tuning.study\n" + PROGRAM
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )

@@ -48,14 +48,14 @@ def scrape(cluster: RayCluster) -> Samples:
     return found
 
 
-def wait_for_start(cluster: RayCluster, retries: int, expected: set[str]) -> Samples:
+def wait_for_start(cluster: RayCluster, restarts: int, expected: set[str]) -> Samples:
     """What is there once this start of the workers has validated, and none of an earlier one."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
         found = scrape(cluster)
-        starts = [value for _, value in found.get("ray_segan_retries", [])]
+        starts = [value for _, value in found.get("ray_segan_restarts", [])]
         ranks = [labels["rank"] for labels, _ in found.get("ray_segan_data_wait_fraction", [])]
-        if starts == [retries] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
+        if starts == [restarts] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
             return found
         time.sleep(1)
     raise TimeoutError(f"missing {expected - found.keys()}, ranks {ranks}, starts {starts}")
@@ -72,27 +72,27 @@ def metric_values(found: Samples) -> dict[str, float]:
 
 
 def test_prometheus_finds_all_that_the_dashboard_draws(
-    bucket: str, configured: Callable[..., Config], ray_session: RayCluster
+    bucket: str, make_config: Callable[..., Config], ray_session: RayCluster
 ) -> None:
     """At each validation the workers wait for a word, which comes once they have been scraped."""
     run = Run(f"{bucket}/studies/{STUDY}/trials/{TRIAL}")
-    config = configured("cluster.workers=2", "training.epochs=2", "training.log_every_steps=1")
+    config = make_config("cluster.workers=2", "training.epochs=2", "training.log_every_steps=1")
     drawn = metric_names(dashboard()) - (
         set() if ray.cluster_resources().get("GPU") else GPU_METRICS
     )
 
-    def watch(judge: Any) -> tuple[Samples, Samples]:
+    def watch(decisions: Any) -> tuple[Samples, Samples]:
         try:
             first = wait_for_start(ray_session, 0, drawn)
             kill_worker()
             return first, wait_for_start(ray_session, 1, drawn)
         finally:
             for epoch in (1, 2):
-                judge.set.remote(TRIAL, epoch, True)
+                decisions.set.remote(TRIAL, epoch, True)
 
-    with decisions_actor() as judge, ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch, judge)
-        train(config, run, lambda status: None, {"trial": TRIAL, "judge": judge})
+    with decisions_actor() as decisions, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, decisions)
+        train(config, run, lambda status: None, {"trial": TRIAL, "decisions": decisions})
     first, second = watching.result()
 
     ((labels, _),) = first["ray_segan_jaccard"]

@@ -42,7 +42,7 @@ PROGRESS_TIMEOUT_S = 300  # a run hangs where the next step, or the end, takes s
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 
@@ -149,7 +149,7 @@ def test_an_elastic_run_goes_on_without_a_node_and_ends_without_any(
         hosts[1].disconnect()
         _, said = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
         assert driver.returncode == 2
-        assert "1 workers of 2 CPU" in said.splitlines()[-1]
+        assert "1 worker of 2 CPUs" in said.splitlines()[-1]
         assert said.splitlines()[-1].endswith("; nodes have not come back")
 
 

@@ -42,7 +42,7 @@ RAY_SYSTEM_ACTORS = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorA
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
+def ray_connection() -> None:
     """This process joins no cluster."""
 
 
@@ -81,7 +81,7 @@ def stopped_epochs(client: JobClient, records: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def trained_run(client: JobClient, stopped: int) -> Run:
+def trained_run(client: JobClient, stopped_epochs: int) -> Run:
     code, said = client.submit("train-2", TRAIN)
     assert code == 0, said
     return Run(f"{BUCKET}/runs/first")
@@ -122,7 +122,7 @@ def test_a_mistake_is_a_line_and_an_exit_code(
 
 
 def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
-    client: JobClient, stopped: int
+    client: JobClient, stopped_epochs: int
 ) -> None:
     """In order: after the step under way, and not back at the last epoch's end."""
     assert client.get_job("train-1")["status"] == "STOPPED"
@@ -135,22 +135,22 @@ def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
     names = [c.name for c in Run(f"{BUCKET}/runs/first").checkpoints()]
     assert int(said[1]) > 5  # the first epoch's
     assert names
-    assert 1 <= stopped < 16
+    assert 1 <= stopped_epochs < 16
     poll_until(60, lambda: not leaked_actors(client))
     assert leaked_actors(client) == set()
 
 
 def test_the_same_command_goes_on_with_the_run(
-    client: JobClient, stopped: int, trained: Run
+    client: JobClient, stopped_epochs: int, trained_run: Run
 ) -> None:
-    epochs = [line["epoch"] for line in trained.metrics() if line["kind"] == "epoch"]
-    steps = [line["step"] for line in trained.metrics() if line["kind"] == "step"]
+    epochs = [line["epoch"] for line in trained_run.metrics() if line["kind"] == "epoch"]
+    steps = [line["step"] for line in trained_run.metrics() if line["kind"] == "step"]
     assert epochs == list(range(1, 17))
     assert steps == list(range(1, 16 * 42 // 8 + 1))
     told = [
         int(n) for n in re.findall(r"^epoch (\d+)/16 ", "\n".join(client.get_logs("train-2")), re.M)
     ]
-    assert min(told) > stopped
+    assert min(told) > stopped_epochs
     assert told[-1] == 16
 
 
@@ -165,13 +165,13 @@ def test_a_study(study: Study) -> None:
     assert all(row.checkpoint and row.status != "unfinished" for row in rows)
 
 
-def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> None:
-    code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
+def test_evaluate_and_predict(client: JobClient, trained_run: Run, archive: str) -> None:
+    code, said = client.submit("evaluate", f"evaluate {trained_run} {archive} --split test --json")
     assert code == 0, said
     scores = json.loads(client.get_logs("evaluate")[-1])
     assert scores["num_images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
-    code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
+    code, said = client.submit("predict", f"predict {trained_run} {images} {BUCKET}/masks")
     assert code == 0, said
     names = [file.name for file in storage.list_files(f"{BUCKET}/masks")]
     assert len([name for name in names if name.endswith("_segmentation.png")]) == 4
@@ -191,19 +191,21 @@ sys.meta_path.insert(0, Refusing())
 """
 
 
-def test_the_best_checkpoint_comes_with_boto3_alone(trained: Run, tmp_path: Path) -> None:
+def test_the_best_checkpoint_comes_with_boto3_alone(trained_run: Run, tmp_path: Path) -> None:
     """By the lines of docs/checkpoints.md, which are what a person has."""
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     lines = page.split("```python\n")[1].split("```")[0]
     assert 'bucket, run = boto3.client("s3"), "bucket", "runs/first"' in lines
     program = IMPORT_BLOCKER + lines.replace('"bucket"', f'"{BUCKET.removeprefix("s3://")}"')
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    best = trained.best_checkpoint()
+    best = trained_run.best_checkpoint()
     assert best is not None
     assert (tmp_path / SEGMENTOR_FILE).read_bytes() == best.read(SEGMENTOR_FILE)
 
 
-def test_the_keys_are_nowhere(client: JobClient, trained: Run, study: Study, s3: S3Server) -> None:
+def test_the_keys_are_nowhere(
+    client: JobClient, trained_run: Run, study: Study, s3: S3Server
+) -> None:
     """Not in what the dashboard tells, in Ray's own logs, or in what Ray keeps in the bucket."""
     secrets = (s3.access_key, s3.secret_key, client.cluster.token_path.read_text())
     kinds = ("actors", "nodes", "placement_groups", "runtime_envs", "tasks", "workers")

@@ -44,20 +44,22 @@ def metrics_without_times(run: Run) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def two_worker_config(s3: S3Server, configured: Callable[..., Config]) -> Config:
-    return configured("cluster.workers=2", "training.epochs=4", "training.log_every_steps=1")
+def two_worker_config(s3: S3Server, make_config: Callable[..., Config]) -> Config:
+    return make_config("cluster.workers=2", "training.epochs=4", "training.log_every_steps=1")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_run(two: Config, ray_session: RayCluster) -> tuple[Run, list[TrainingProgress]]:
+def uninterrupted_run(
+    two_worker_config: Config, ray_session: RayCluster
+) -> tuple[Run, list[TrainingProgress]]:
     """A run of two workers from its start to its end, and what was seen of it."""
-    return run_on_ray(two, f"{BUCKET}/whole")
+    return run_on_ray(two_worker_config, f"{BUCKET}/whole")
 
 
 def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
-    whole: tuple[Run, list[TrainingProgress]],
+    uninterrupted_run: tuple[Run, list[TrainingProgress]],
 ) -> None:
-    run, seen = whole
+    run, seen = uninterrupted_run
     # 4 x 42 rows at 8 a step; the loop itself asserts at each checkpoint that ranks are equal.
     steps = [line["step"] for line in run.metrics() if line["kind"] == "step"]
     assert steps == list(range(1, 22))
@@ -74,15 +76,15 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
 
 
 def test_two_workers_give_the_same_weights_twice(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
-    again, _ = run_on_ray(two, f"{bucket}/again")
-    assert weight_checksums(again) == weight_checksums(whole[0])
-    assert metrics_without_times(again) == metrics_without_times(whole[0])
+    again, _ = run_on_ray(two_worker_config, f"{bucket}/again")
+    assert weight_checksums(again) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(again) == metrics_without_times(uninterrupted_run[0])
 
 
 def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     killed = []
 
@@ -91,14 +93,14 @@ def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
             killed.append(kill_worker())
 
     run = Run(f"{bucket}/killed")
-    train(two, run, kill_once)
+    train(two_worker_config, run, kill_once)
     assert killed == [True]
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
 def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     run, wish = Run(f"{bucket}/stopped"), StopRequest()
 
@@ -107,19 +109,19 @@ def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
             wish.set(signal.SIGTERM)
 
     with pytest.raises(StoppedError, match="stopped after step"):
-        train(two, run, wish_once, stop_request=wish)
+        train(two_worker_config, run, wish_once, stop_request=wish)
     latest = run.latest_checkpoint()
     assert latest is not None
     assert 4 * 8 < latest.samples < 21 * 8
     assert len({line["samples"] for line in run.metrics()}) == latest.samples // 8
-    train(two, run, lambda status: None)
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
+    train(two_worker_config, run, lambda status: None)
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
 def test_a_torn_checkpoint_is_passed_over_by_all_workers(
-    two: Config,
-    whole: tuple[Run, list[TrainingProgress]],
+    two_worker_config: Config,
+    uninterrupted_run: tuple[Run, list[TrainingProgress]],
     bucket: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -135,37 +137,37 @@ def test_a_torn_checkpoint_is_passed_over_by_all_workers(
             storage.write_bytes(f"{latest.uri}/trainer.pt", content[:-1])
             torn.append(latest.name)
 
-    train(two, run, kill_and_tear)
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
+    train(two_worker_config, run, kill_and_tear)
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
     assert f"{run}: checkpoint {torn[0]} is not whole and passed over" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_not_tried_again(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
     before = len(list_workers())
     # Beyond float32, so the first loss is infinite.
-    config = configured("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
+    config = make_config("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
     with pytest.raises(NonFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
         run_on_ray(config, f"{bucket}/wild")
     assert len(list_workers()) - before == 2
 
 
 def test_a_finished_run_started_again_has_nothing_to_do(
-    two: Config, whole: tuple[Run, list[TrainingProgress]]
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]]
 ) -> None:
-    run, _ = whole
+    run, _ = uninterrupted_run
     before = (weight_checksums(run), run.metrics())
-    _, seen = run_on_ray(two, run.uri)
+    _, seen = run_on_ray(two_worker_config, run.uri)
     assert seen == []
     assert (weight_checksums(run), run.metrics()) == before
 
 
 def test_one_worker_on_the_cluster_is_the_same_as_local(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    config = configured()
+    config = make_config()
     on_ray, _ = run_on_ray(config, f"{bucket}/ray")
     here = Run(f"{bucket}/here")
     train_local(config, here)
@@ -196,24 +198,26 @@ def kill_worker() -> bool:
 
 
 def test_what_does_not_fit_the_cluster_is_said_at_once(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    with pytest.raises(UsageError, match="8 workers of 1 CPU and 1 for reading data need 9 CPU"):
-        run_on_ray(configured("cluster.workers=8"), f"{bucket}/run")
-    with pytest.raises(UsageError, match="need 1 GPU, the cluster has 0"):
-        run_on_ray(configured("cluster.gpus_per_worker=1"), f"{bucket}/run")
+    with pytest.raises(
+        UsageError, match="8 workers of 1 CPU plus 1 CPU for reading data: 9 CPUs required, 4"
+    ):
+        run_on_ray(make_config("cluster.workers=8"), f"{bucket}/run")
+    with pytest.raises(UsageError, match="1 GPU required, 0 available"):
+        run_on_ray(make_config("cluster.gpus_per_worker=1"), f"{bucket}/run")
     assert not Run(f"{bucket}/run").metrics()
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_damaged_shard_is_named(
-    split: str, bucket: str, records: str, configured: Callable[..., Config]
+    split: str, bucket: str, records: str, make_config: Callable[..., Config]
 ) -> None:
     for file in storage.list_files(records):
         content = bytearray(storage.read_bytes(f"{records}/{file.name}"))
         if file.name.startswith(split):
             content[len(content) // 2] ^= 1
         storage.write_bytes(f"{bucket}/records/{file.name}", bytes(content))
-    config = configured(f"data.records={bucket}/records", "cluster.max_failures=0")
+    config = make_config(f"data.records={bucket}/records", "cluster.max_failures=0")
     with pytest.raises(SeganError, match=rf"{split}-\d+.*do not match the manifest's checksum"):
         run_on_ray(config, f"{bucket}/run")

@@ -62,10 +62,10 @@ RAY_SYSTEM_ACTORS = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorA
 
 
 def test_a_study_gives_trials_up_and_leaves_nothing_behind(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
     study, told, before = Study(f"{bucket}/study"), [], alive_actors()
-    run_study(configured(*STUDY), study, lambda *word: told.append(word))
+    run_study(make_config(*STUDY), study, lambda *word: told.append(word))
     assert wait_for_cleanup(before) == NO_LEAKS
     rows = study.write_leaderboard()
     assert len(rows) == 4
@@ -78,16 +78,16 @@ def test_a_study_gives_trials_up_and_leaves_nothing_behind(
         assert row.jaccard == pytest.approx(max(row.jaccard_curve), abs=1e-6)
     assert [row.jaccard for row in rows] == sorted((r.jaccard for r in rows), reverse=True)
     # Started again, there is nothing to do.
-    run_study(configured(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
+    run_study(make_config(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
     assert study.write_leaderboard() == rows
 
 
 def test_optuna_suggests_the_points_and_is_told_of_them_again(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
     few = ("search.algorithm=optuna", "search.trials=3", "training.epochs=1")
     study = Study(f"{bucket}/study")
-    config = configured(*STUDY, *few)
+    config = make_config(*STUDY, *few)
     run_study(config, study, lambda *word: None)
     rows = study.write_leaderboard()
     assert sorted(row.trial for row in rows) == ["trial_000", "trial_001", "trial_002"]
@@ -102,14 +102,14 @@ def test_optuna_suggests_the_points_and_is_told_of_them_again(
 
 DRIVER_PROGRAM = """
 import sys
-from ray_jobs.cluster import connect
-from ray_jobs.tune import search
+from ray_jobs.cluster.connect import connect
+from ray_jobs.tuning.study import run_study
 from segan.config import parse_config
-from segan.search import Study, Trial
+from segan.runs.study import Study
 import json
 connect()
 tell = lambda trial, metrics, go_on: print(trial, metrics["epoch"], flush=True)
-search(parse_config(json.loads(sys.argv[2])), Study(sys.argv[1]), tell)
+run_study(parse_config(json.loads(sys.argv[2])), Study(sys.argv[1]), tell)
 """
 
 
@@ -119,9 +119,9 @@ def checkpoint_epochs(trial: Trial) -> int:
 
 
 def test_a_study_goes_on_after_its_driver_was_killed(
-    bucket: str, configured: Callable[..., Config]
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    config = configured(*STUDY, "search.max_concurrent_trials=2")
+    config = make_config(*STUDY, "search.max_concurrent_trials=2")
     study, actors = Study(f"{bucket}/study"), alive_actors()
     command = [sys.executable, "-c", DRIVER_PROGRAM, study.uri, config.model_dump_json()]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
@@ -160,11 +160,11 @@ def run_and_interrupt(after: str, *words: str) -> tuple[int, list[str]]:
 
 
 def test_an_ablation_that_is_interrupted_goes_on_to_every_variants_end(
-    bucket: str, configured: Callable[..., Config], tmp_path: Path
+    bucket: str, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     pixels = "{loss.reduction: per_level, loss.level_weights: [1, 0, 0, 0, 0, 0, 0]}"
     variants = f"ablation.variants={{paper: {{}}, pixels: {pixels}}}"
-    config = configured("cluster.cpus_per_worker=0.5", "ablation.seeds=1", variants)
+    config = make_config("cluster.cpus_per_worker=0.5", "ablation.seeds=1", variants)
     study, before = Study(f"{bucket}/claims"), alive_actors()
     file = tmp_path / "config.yaml"
     file.write_text(config.model_dump_json())

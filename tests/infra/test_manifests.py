@@ -80,10 +80,12 @@ def test_everything_fits_together(deployment: Deployment) -> None:
     assert find_problems(deployment) == []
 
 
-def test_a_job_that_waits_counts_the_nodes_that_may_come(changed: Deployment) -> None:
-    small_train_spec(changed)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
-    small_train_spec(changed)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
-    assert find_problems(changed) == []
+def test_a_job_that_waits_counts_the_nodes_that_may_come(deployment_copy: Deployment) -> None:
+    small_train_spec(deployment_copy)["entrypoint"] += (
+        " cluster.workers=2 cluster.resource_timeout_s=900"
+    )
+    small_train_spec(deployment_copy)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
+    assert find_problems(deployment_copy) == []
 
 
 @pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS, SERVICE])
@@ -105,17 +107,17 @@ def test_a_job_brings_the_cluster_of_its_overlay(deployment: Deployment) -> None
 
 
 def test_with_the_optional_components(
-    tmp_path: Path, changed: Deployment, schemas: dict[str, Tree]
+    tmp_path: Path, deployment_copy: Deployment, schemas: dict[str, Tree]
 ) -> None:
     shutil.copytree(ROOT / "infra/kuberay", tmp_path / "kuberay")
     job = tmp_path / "kuberay/jobs/small-train/kustomization.yaml"
     tree = yaml.safe_load(job.read_text())
     tree["components"] = [f"../../components/{name}" for name in ("irsa", "job", "kueue")]
     job.write_text(yaml.safe_dump(tree))
-    changed.kuberay = {"with components": render(job.parent)}
-    assert find_problems(changed) == []
-    assert schema_errors(changed.kuberay["with components"], schemas) == []
-    (rendered,) = resources_of_kind(changed, "with components", "RayJob")
+    deployment_copy.kuberay = {"with components": render(job.parent)}
+    assert find_problems(deployment_copy) == []
+    assert schema_errors(deployment_copy.kuberay["with components"], schemas) == []
+    (rendered,) = resources_of_kind(deployment_copy, "with components", "RayJob")
     assert rendered["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "segan"}
     assert "segan-s3" not in yaml.safe_dump(rendered)
 
@@ -140,7 +142,7 @@ def test_the_working_directory_is_small(tmp_path: Path) -> None:
     packed = package_working_dir(ROOT, tmp_path / "working_dir.zip")
     names = zipfile.ZipFile(packed).namelist()
     assert packed.stat().st_size < MEBIBYTE
-    assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli.py"} <= set(names)
+    assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli/main.py"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"segan", "ray_jobs"}
     assert not any("__pycache__" in name for name in names)
 
@@ -420,16 +422,18 @@ def workers_at_full_price(d: Deployment) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMA_MISTAKES)
-def test_kuberay_would_refuse(name: str, changed: Deployment, schemas: dict[str, Tree]) -> None:
+def test_kuberay_would_refuse(
+    name: str, deployment_copy: Deployment, schemas: dict[str, Tree]
+) -> None:
     make, said = SCHEMA_MISTAKES[name]
-    make(changed)
-    found = schema_errors(changed.kuberay[CLUSTERS[0]], schemas)
+    make(deployment_copy)
+    found = schema_errors(deployment_copy.kuberay[CLUSTERS[0]], schemas)
     assert any(said in line for line in found), found
 
 
 @pytest.mark.parametrize("name", CHECK_MISTAKES)
-def test_a_mistake_is_named(name: str, changed: Deployment) -> None:
+def test_a_mistake_is_named(name: str, deployment_copy: Deployment) -> None:
     make, said = CHECK_MISTAKES[name]
-    make(changed)
-    found = find_problems(changed)
+    make(deployment_copy)
+    found = find_problems(deployment_copy)
     assert any(said in line for line in found), found

@@ -33,13 +33,13 @@ def test_the_dashboard_draws_every_figure_and_no_other() -> None:
 
 @pytest.mark.parametrize("figure", METRICS, ids=lambda figure: figure.name)
 def test_a_figure_says_what_it_is_in_what_unit(figure: Any) -> None:
-    assert figure.what[0].isupper()
+    assert figure.description[0].isupper()
     assert figure.unit
 
 
 def test_what_a_status_has_of_figures_are_its_fields() -> None:
     """The others come with a validation's report, or from the board."""
-    reported = {"data_wait_fraction", "validation_seconds", "checkpoint_seconds", "retries"}
+    reported = {"data_wait_fraction", "validation_seconds", "checkpoint_seconds", "restarts"}
     fields = {field.name for field in dataclasses.fields(TrainingProgress)}
     assert {figure.name for figure in METRICS} - fields == reported
 

@@ -34,10 +34,10 @@ sleep 1000
 PARENT_PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from infra.local.processes import running
+from infra.local.processes import run_supervised
 
 command = ["sleep", "1000"]
-with running(command, folder=Path(sys.argv[1]), environment=os.environ,
+with run_supervised(command, folder=Path(sys.argv[1]), environment=os.environ,
     grace_period_s=1) as program:
     print(program.supervisor.pid, program.pid, flush=True)
     time.sleep(1000)
@@ -45,10 +45,10 @@ with running(command, folder=Path(sys.argv[1]), environment=os.environ,
 
 
 def start(
-    folder: Path, script: str, grace: float = 0.2
+    folder: Path, script: str, grace_period_s: float = 0.2
 ) -> AbstractContextManager[SupervisedProcess]:
     return run_supervised(
-        ["sh", "-c", script], folder=folder, environment=os.environ, grace_period_s=grace
+        ["sh", "-c", script], folder=folder, environment=os.environ, grace_period_s=grace_period_s
     )
 
 

@@ -113,7 +113,7 @@ def test_a_taken_port_is_exchanged_for_another(
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "MINIMUM_FREE_MIB", 2**40)
+    monkeypatch.setattr(s3_module, "MIN_FREE_MIB", 2**40)
     with pytest.raises(StartError, match="free disk"), s3_server(tmp_path):
         pass
 
