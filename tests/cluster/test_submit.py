@@ -128,7 +128,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
     assert client.get_job("train-1")["status"] == "STOPPED"
     said = re.fullmatch(
         rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
-        "the same command goes on from there",
+        "run the same command to resume",
         client.get_logs("train-1")[-1],
     )
     assert said, client.get_logs("train-1")

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from segan.networks.logistic import AdaptiveLogistic
 from segan.runs.checkpoint import CheckpointInfo
 from segan.runs.run import Run
-from segan.training import state
+from segan.training.checkpointing import (
+    gather_batch_norm_stats,
+    load_checkpoint,
+    serialise_checkpoint,
+)
 from segan.training.distributed import single_process_group
 from segan.training.precision import to_device
 from segan.training.step import SegAN
@@ -105,12 +109,12 @@ def test_going_on_from_a_checkpoint_is_exact(
     performance: dict[str, object], tmp_path: Path
 ) -> None:
     whole = train_steps(2, **performance)
-    statistics = state.gather_batch_norm_stats(whole)
+    statistics = gather_batch_norm_stats(whole)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(whole, statistics), NO_INFO
+        "step_0000002", serialise_checkpoint(whole, statistics), NO_INFO
     )
     later = train_steps(0, **performance)
-    state.load_checkpoint(later, saved, CPU)
+    load_checkpoint(later, saved, CPU)
     for both in (whole, later):
         both.train_step(*random_batch(5))
     for name in ("segmentor", "critic"):
@@ -120,12 +124,12 @@ def test_going_on_from_a_checkpoint_is_exact(
 
 def test_moments_take_the_layout_of_the_weights_that_they_are_of(tmp_path: Path) -> None:
     planes = train_steps(2, channels_last=False)
-    statistics = state.gather_batch_norm_stats(planes)
+    statistics = gather_batch_norm_stats(planes)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(planes, statistics), NO_INFO
+        "step_0000002", serialise_checkpoint(planes, statistics), NO_INFO
     )
     last = train_steps(0, channels_last=True)
-    state.load_checkpoint(last, saved, CPU)
+    load_checkpoint(last, saved, CPU)
     moved = last.segmentor_optimizer.state
     for parameter, before in zip(
         last.segmentor.parameters(), planes.segmentor.parameters(), strict=True

@@ -16,7 +16,7 @@ from segan.data.records.format import read_shard
 from segan.data.stream.batches import Batch, StreamSpec, to_batch
 from segan.errors import NonFiniteError
 from segan.runs.run import Run
-from segan.training import state
+from segan.training.checkpointing import TRAINER_FILE, load_checkpoint
 from segan.training.distributed import (
     batch_norm_stats,
     flatten,
@@ -24,7 +24,8 @@ from segan.training.distributed import (
     single_process_group,
     world_size,
 )
-from segan.training.launch import build_trainer, find_resume_checkpoint, resolve_resume
+from segan.training.launch import build_trainer
+from segan.training.resume import find_resume_checkpoint, resolve_resume
 from segan.training.step import SegAN
 from segan.training.trainer import Callbacks, Trainer
 from tests.training.helpers import BATCH_SIZE, configure, metric_lines, same_weights, scalar_steps
@@ -99,16 +100,17 @@ def run_rank(index: int, folder: Path, records: str) -> None:
 
 
 def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[str, Any]:
-    """A training from where the run stands; rank 0 says where that is, as the driver does."""
+    """Trains from the resume point that rank 0 finds and broadcasts, as the driver does."""
     broadcast: list[Any] = [resolve_resume(config, run) if rank() == 0 else None]
     dist.broadcast_object_list(broadcast, src=0)
-    (spec,) = broadcast
-    trainer = build_trainer(config, run, spec, callbacks or Callbacks())
+    (resume_point,) = broadcast
+    spec = resume_point.spec
+    trainer = build_trainer(config, run, resume_point, callbacks or Callbacks())
     begun = clone_stats(trainer.model)
     trainer.train(rank_batches(spec))
     return {
         "start": spec.start,
-        "step": trainer.step,
+        "step": trainer.state.step,
         "stopped": trainer.stopped,
         "begun": begun,
         "statistics": clone_stats(trainer.model),
@@ -130,8 +132,8 @@ def train_until_stop(config: Config, run: Run, step: int) -> dict[str, Any]:
 
 def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
     """A weight of rank 1 becomes infinite after 7 steps, so that it alone meets NaN in the 8th."""
-    spec = resolve_resume(config, run)
-    trainer = build_trainer(config, run, spec, Callbacks())
+    resume_point = resolve_resume(config, run)
+    trainer = build_trainer(config, run, resume_point, Callbacks())
     before: dict[str, Any] = {}
 
     def with_inf_weight(source: Iterator[Batch]) -> Iterator[Batch]:
@@ -144,7 +146,7 @@ def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
             yield batch
 
     try:
-        trainer.train(with_inf_weight(rank_batches(spec)))
+        trainer.train(with_inf_weight(rank_batches(resume_point.spec)))
     except NonFiniteError as error:
         return before | {"said": str(error), "after": clone_weights(trainer)}
     return before
@@ -206,13 +208,13 @@ def test_the_segmentor_for_use_has_the_mean_of_the_statistics(ranks: Ranks, fold
     """And so has each of another number of ranks that goes on: here one, from two."""
     run = Run(f"{folder}/stopped")
     within = next(c for c in run.checkpoints() if not c.is_validated)
-    trainer = torch.load(io.BytesIO(within.read(state.TRAINER)), weights_only=True)
+    trainer = torch.load(io.BytesIO(within.read(TRAINER_FILE)), weights_only=True)
     rows = trainer["segmentor_stats"]
     assert rows.shape[0] == RANKS
     assert not torch.equal(rows[0], rows[1])
     with single_process_group():
         alone = SegAN(within.config, torch.device("cpu"))
-        state.load_checkpoint(alone, within, torch.device("cpu"))
+        load_checkpoint(alone, within, torch.device("cpu"))
         torch.testing.assert_close(clone_stats(alone), (rows[0] + rows[1]) / 2)
 
 

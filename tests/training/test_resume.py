@@ -24,7 +24,8 @@ from segan import storage
 from segan.config import Config
 from segan.errors import StoppedError, StorageError
 from segan.runs.run import Run
-from segan.training.launch import resolve_resume, train_local
+from segan.training.launch import train_local
+from segan.training.resume import resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.training.helpers import (
     BATCH_SIZE,
@@ -163,7 +164,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
     run = Run(str(tmp_path_factory.mktemp("stopped") / "run"))
     config = configure_checkpoints(records, steps)
     for step in sorted(stops):
-        began = resolve_resume(config, run).start
+        began = resolve_resume(config, run).spec.start
         with contextlib.suppress(StoppedError):
             train_local(config, run, request_stop_at(step))
         # A wish is followed a step after it was heard, and heard after a step at the earliest.
@@ -184,7 +185,7 @@ def test_a_run_killed_anywhere_goes_on_from_its_last_checkpoint(
     run, config = Run(str(tmp_path / "run")), configure_checkpoints(records, steps)
     with pytest.raises(AbortError):
         train_local(config, run, kill_at(killed_in))
-    assert resolve_resume(config, run).start == kept * BATCH_SIZE
+    assert resolve_resume(config, run).spec.start == kept * BATCH_SIZE
     train_local(config, run)
     assert_same(run, uninterrupted_run)
 
@@ -195,7 +196,9 @@ def test_a_kill_between_metrics_and_manifest_leaves_both_consistent(
     """The save of step 10 got as far as its files: metrics are further than the checkpoints."""
     assert metric_lines(killed_run)[-1]["step"] == 10
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/manifest.json")
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     train_local(configure_checkpoints(records, 2), killed_run)
     assert_same(killed_run, uninterrupted_run)
 
@@ -266,9 +269,9 @@ def test_a_damaged_latest_is_passed_over_and_named(
 ) -> None:
     config = configure_checkpoints(records, 2)
     corrupt(f"{killed_run}/checkpoints/step_0000010/{file}", CORRUPTIONS[how])
-    assert resolve_resume(config, killed_run).start == 8 * BATCH_SIZE
+    assert resolve_resume(config, killed_run).spec.start == 8 * BATCH_SIZE
     said = caplog.text
-    assert f"{killed_run}: checkpoint step_0000010 is not whole and passed over: " in said
+    assert f"{killed_run}: checkpoint step_0000010 is skipped: " in said
     assert file in said
     train_local(config, killed_run)
     assert_same(killed_run, uninterrupted_run)
@@ -278,7 +281,9 @@ def test_a_missing_file_is_damage(
     killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/trainer.pt")
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     assert "found no such file" in caplog.text
 
 
@@ -286,7 +291,9 @@ def test_a_changed_number_in_a_manifest_is_damage(
     killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     corrupt(f"{killed_run}/checkpoints/step_0000010/manifest.json", change_samples)
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     assert "step_0000010" in caplog.text
 
 
@@ -307,7 +314,8 @@ def test_two_damaged_ones_fall_back_to_the_third(
     for name in ("step_0000008", "step_0000010"):
         corrupt(f"{killed_run}/checkpoints/{name}/critic.safetensors", flip_middle_byte)
     assert (
-        resolve_resume(configure_checkpoints(records, 2), killed_run).start == EPOCH_END_SAMPLES[1]
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start
+        == EPOCH_END_SAMPLES[1]
     )
     said = caplog.text
     assert "step_0000008" in said
@@ -324,7 +332,7 @@ def test_where_none_is_whole_nothing_begins_from_zero(killed_run: Run, records: 
     with pytest.raises(StorageError) as caught:
         train_local(configure_checkpoints(records, 2), killed_run)
     said = str(caught.value)
-    assert said.startswith(f"{killed_run}: none of its checkpoints is whole (")
+    assert said.startswith(f"{killed_run}: no checkpoint is usable (")
     for word in ("epoch_00001: trainer.pt: expected sha256", "step_0000008: ", "no such file"):
         assert word in said
     assert killed_run.metrics() == before
@@ -338,14 +346,16 @@ def test_an_older_segans_checkpoints_are_named(killed_run: Run, records: str) ->
 
     for name in ("epoch_00001", "step_0000008", "step_0000010"):
         corrupt(f"{killed_run}/checkpoints/{name}/manifest.json", older)
-    with pytest.raises(StorageError, match="epoch_00001: an older segan's, which this one cannot"):
+    with pytest.raises(
+        StorageError, match="epoch_00001: written by an older segan version; cannot be resumed"
+    ):
         resolve_resume(configure_checkpoints(records, 2), killed_run)
 
 
 def test_half_a_first_save_is_no_checkpoint(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
     storage.write_bytes(f"{run}/checkpoints/step_0000002/critic.safetensors", b"half")
-    assert resolve_resume(configure_checkpoints(records, 2), run).start == 0
+    assert resolve_resume(configure_checkpoints(records, 2), run).spec.start == 0
 
 
 # With everything that a training can hold
@@ -440,7 +450,7 @@ def test_a_signal_stops_a_training_in_order(
     assert process.returncode == code
     assert said.splitlines()[-1] == (
         f"segan: {run}: stopped after step {step}, with a checkpoint; "
-        "the same command goes on from there"
+        "run the same command to resume"
     )
     assert [line["step"] for line in run.metrics() if line["kind"] == "step"] == [
         *range(1, step + 1)

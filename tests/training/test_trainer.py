@@ -21,7 +21,9 @@ from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Predictor
 from segan.runs.run import Run
 from segan.training.distributed import single_process_group
-from segan.training.launch import _num_threads, build_trainer, resolve_resume, train_local
+from segan.training.launch import _num_threads, build_trainer, train_local
+from segan.training.metrics import EpochMetrics
+from segan.training.resume import resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.timing import TIMING_KEYS
 from tests.training.helpers import (
@@ -54,9 +56,9 @@ class CallbackRecorder:
     """What the watchers of a training were recorder."""
 
     progress: list[TrainingProgress] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[EpochMetrics] = field(default_factory=list)
 
-    def on_validation_end(self, metrics: dict[str, Any]) -> bool:
+    def on_validation_end(self, metrics: EpochMetrics) -> bool:
         self.metrics.append(metrics)
         return True
 
@@ -102,8 +104,8 @@ def stop_at(step: int) -> Callbacks:
 
 
 def stop_after_epoch(epoch: int) -> Callbacks:
-    def on_validation_end(metrics: dict[str, Any]) -> bool:
-        if metrics["epoch"] == epoch:
+    def on_validation_end(metrics: EpochMetrics) -> bool:
+        if metrics.epoch == epoch:
             raise AbortError
         return True
 
@@ -207,8 +209,8 @@ def test_watchers_are_told_of_each_step_and_validation(recorder: CallbackRecorde
         (EPOCHS, STEPS * BATCH_SIZE)
     }
     assert recorder.progress[0].jaccard is None
-    assert recorder.progress[-1].jaccard == recorder.metrics[-1]["jaccard"]
-    assert [metrics["epoch"] for metrics in recorder.metrics] == [1, 2, 3]
+    assert recorder.progress[-1].jaccard == recorder.metrics[-1].jaccard
+    assert [metrics.epoch for metrics in recorder.metrics] == [1, 2, 3]
 
 
 # Doing it again
@@ -232,7 +234,7 @@ def test_another_seed_gives_others(finished_run: Run, records: str, tmp_path: Pa
 def test_a_stopped_run_ends_as_one_that_was_not(
     stopped_run: Run, finished_run: Run, config: Config
 ) -> None:
-    assert resolve_resume(config, stopped_run).start == EPOCH_END_SAMPLES[1]
+    assert resolve_resume(config, stopped_run).spec.start == EPOCH_END_SAMPLES[1]
     train_local(config, stopped_run)
     assert same_weights(finished_run, stopped_run)
     assert metric_lines(finished_run) == metric_lines(stopped_run)
@@ -250,7 +252,7 @@ def test_a_run_stopped_within_an_epoch_begins_it_again(
     run = Run(str(tmp_path / "run"))
     with pytest.raises(AbortError):
         train_local(config, run, stop_at(step))
-    assert resolve_resume(config, run).start == kept
+    assert resolve_resume(config, run).spec.start == kept
     train_local(config, run)
     assert same_weights(finished_run, run)
     assert metric_lines(finished_run) == metric_lines(run)
@@ -260,7 +262,7 @@ def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics["epoch"] < 2))
+    train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics.epoch < 2))
     assert run.latest_checkpoint().info.epochs == 2
     assert metric_lines(run) == [
         line for line in metric_lines(finished_run) if line["samples"] <= EPOCH_END_SAMPLES[2]
@@ -274,12 +276,12 @@ def test_a_row_is_augmented_as_its_own_epoch_says(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    spec = resolve_resume(config, run)
-    batches = list(local_batches(spec))
+    resume_point = resolve_resume(config, run)
+    batches = list(local_batches(resume_point.spec))
     assert [b.epochs for b in batches[4:7]] == [[0] * 4, [0, 0, 1, 1], [1] * 4]
     batches[5] = dataclasses.replace(batches[5], epochs=[0] * 4)
     with single_process_group():
-        build_trainer(config, run, spec, Callbacks()).train(batches)
+        build_trainer(config, run, resume_point, Callbacks()).train(batches)
     assert not same_weights(finished_run, run)
 
 
@@ -305,9 +307,9 @@ def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"training": {"seed": 1}}, r"training\.seed 0, now asked for 1"),
-        ({"training": {"epochs": 9}}, r"training\.epochs 3, now asked for 9"),
-        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight 0\.0, now asked for 1\.0"),
+        ({"training": {"seed": 1}}, r"training\.seed is 0, expected 1"),
+        ({"training": {"epochs": 9}}, r"training\.epochs is 3, expected 9"),
+        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight is 0\.0, expected 1\.0"),
     ],
 )
 def test_a_name_in_use_takes_no_other_configuration(
@@ -329,10 +331,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     network: str, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    spec = resolve_resume(config, run)
-    batches = list(local_batches(spec))
+    resume_point = resolve_resume(config, run)
+    batches = list(local_batches(resume_point.spec))
     with single_process_group():
-        trainer = build_trainer(config, run, spec, Callbacks())
+        trainer = build_trainer(config, run, resume_point, Callbacks())
         with torch.no_grad():
             next(getattr(trainer.model, network).parameters()).fill_(torch.nan)
         with pytest.raises(NonFiniteError) as caught:
@@ -354,7 +356,7 @@ def test_what_is_not_finite_touches_no_weight(
     """After 7 steps something of S is broken, so the 8th is not finite: in all, or in S's half."""
     run = Run(str(tmp_path / "run"))
     config = configure(records, training={"log_every_steps": log_every_steps})
-    spec = resolve_resume(config, run)
+    resume_point = resolve_resume(config, run)
     before: list[dict[str, torch.Tensor]] = []
 
     def everything() -> dict[str, torch.Tensor]:
@@ -380,10 +382,10 @@ def test_what_is_not_finite_touches_no_weight(
             before.append(everything())
 
     with single_process_group():
-        trainer = build_trainer(config, run, spec, Callbacks(on_step_end=spoil))
+        trainer = build_trainer(config, run, resume_point, Callbacks(on_step_end=spoil))
         of = "critic and segmentor" if where == "weight" else "segmentor"
         with pytest.raises(NonFiniteError, match=f"gradient of {of} at step 8 is not finite"):
-            trainer.train(local_batches(spec))
+            trainer.train(local_batches(resume_point.spec))
         after = everything()
     (then,) = before
     assert then.keys() == after.keys()
@@ -427,11 +429,11 @@ def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
 
 
 def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
-    spec = resolve_resume(config, Run(str(tmp_path / "run")))
+    resume_point = resolve_resume(config, Run(str(tmp_path / "run")))
     with single_process_group():
-        trainer = build_trainer(config, Run(str(tmp_path / "run")), spec, Callbacks())
-        batches = list(local_batches(spec))
-        with pytest.raises(AssertionError, match="row 8 came where 4 was due"):
+        trainer = build_trainer(config, Run(str(tmp_path / "run")), resume_point, Callbacks())
+        batches = list(local_batches(resume_point.spec))
+        with pytest.raises(AssertionError, match="expected row 4, found 8"):
             trainer.train([batches[0], batches[2]])
 
 
