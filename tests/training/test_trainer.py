@@ -1,4 +1,4 @@
-"""Whole trainings in this process on a few drawn images: what a run leaves, and how it goes on."""
+"""Complete trainings in this process on a few synthetic images."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.training.helpers import (
     scalar_steps,
 )
 
-DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # the critic is no part of it
+DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # it does not depend on the critic
 
 
 class AbortError(Exception):
-    """What a test breaks a training off with."""
+    """Aborts a training in a test."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def config(records: str) -> Config:
 
 @dataclass
 class CallbackRecorder:
-    """What the watchers of a training were recorder."""
+    """Records the calls of a training's callbacks."""
 
     progress: list[TrainingProgress] = field(default_factory=list)
     metrics: list[EpochMetrics] = field(default_factory=list)
@@ -75,7 +75,7 @@ def recorder() -> CallbackRecorder:
 def finished_run(
     config: Config, recorder: CallbackRecorder, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run that went through without a stop, `recorder` along the way."""
+    """An uninterrupted run, with its callbacks recorded."""
     run = Run(str(tmp_path_factory.mktemp("runs") / "finished"))
     train_local(config, run, recorder.callbacks())
     return run
@@ -91,7 +91,7 @@ def stopped_run_folder(config: Config, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def stopped_run(stopped_run_folder: Path, tmp_path: Path) -> Run:
-    """A run that was broken off when epoch 1 was saved, to do with as one likes."""
+    """A copy of a run that was aborted after the checkpoint of epoch 1."""
     return Run(str(shutil.copytree(stopped_run_folder, tmp_path / "stopped")))
 
 
@@ -112,10 +112,10 @@ def stop_after_epoch(epoch: int) -> Callbacks:
     return Callbacks(on_validation_end=on_validation_end)
 
 
-# What a run leaves
+# The files of a run
 
 
-def test_what_it_takes_to_do_it_again_is_written_down(
+def test_run_json_has_what_reproduces_the_run(
     finished_run: Run, config: Config, records: str
 ) -> None:
     found = finished_run.description()
@@ -147,7 +147,7 @@ def test_steps_follow_the_schedules(finished_run: Run) -> None:
         assert line["critic_loss"] > 0
 
 
-def test_epochs_bring_scores_and_times(finished_run: Run) -> None:
+def test_epochs_have_scores_and_times(finished_run: Run) -> None:
     for line in (line for line in finished_run.metrics() if line["kind"] == "epoch"):
         assert len(line["jaccard_curve"]) == 199
         assert line["jaccard"] == pytest.approx(max(line["jaccard_curve"]), abs=1e-6)
@@ -202,7 +202,7 @@ def test_the_predictor_has_the_best_weights_and_their_threshold(
 
 
 @pytest.mark.usefixtures("finished_run")
-def test_watchers_are_told_of_each_step_and_validation(recorder: CallbackRecorder) -> None:
+def test_callbacks_are_called_after_each_step_and_validation(recorder: CallbackRecorder) -> None:
     samples = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
     assert sorted({status.samples for status in recorder.progress}) == samples
     assert {(s.total_epochs, s.total_samples) for s in recorder.progress} == {
@@ -213,7 +213,7 @@ def test_watchers_are_told_of_each_step_and_validation(recorder: CallbackRecorde
     assert [metrics.epoch for metrics in recorder.metrics] == [1, 2, 3]
 
 
-# Doing it again
+# Repeating and resuming
 
 
 def test_the_same_seed_gives_the_same_weights(
@@ -225,13 +225,13 @@ def test_the_same_seed_gives_the_same_weights(
     assert metric_lines(finished_run) == metric_lines(again)
 
 
-def test_another_seed_gives_others(finished_run: Run, records: str, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(finished_run: Run, records: str, tmp_path: Path) -> None:
     other = Run(str(tmp_path / "other"))
     train_local(configure(records, training={"seed": 1, "epochs": 1}), other)
     assert not same_weights(finished_run, other)
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(
+def test_a_run_aborted_after_an_epoch_resumes_exactly(
     stopped_run: Run, finished_run: Run, config: Config
 ) -> None:
     assert resolve_resume(config, stopped_run).spec.start == EPOCH_END_SAMPLES[1]
@@ -243,10 +243,10 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 
 @pytest.mark.parametrize(
     ("step", "kept"),
-    # Epoch 1 is saved after 6 steps; what follows it, or came before it, is done again.
+    # Epoch 1 is saved after 6 steps.
     [(3, 0), (9, 24)],
 )
-def test_a_run_stopped_within_an_epoch_begins_it_again(
+def test_a_run_aborted_within_an_epoch_repeats_it(
     step: int, kept: int, finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
@@ -258,7 +258,7 @@ def test_a_run_stopped_within_an_epoch_begins_it_again(
     assert metric_lines(finished_run) == metric_lines(run)
 
 
-def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
+def test_a_pruned_run_keeps_its_checkpoint_and_can_be_resumed(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
@@ -272,7 +272,7 @@ def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
     assert metric_lines(run) == metric_lines(finished_run)
 
 
-def test_a_row_is_augmented_as_its_own_epoch_says(
+def test_a_row_is_augmented_by_its_own_epoch(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
@@ -305,25 +305,25 @@ def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"training": {"seed": 1}}, r"training\.seed is 0, expected 1"),
         ({"training": {"epochs": 9}}, r"training\.epochs is 3, expected 9"),
         ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight is 0\.0, expected 1\.0"),
     ],
 )
-def test_a_name_in_use_takes_no_other_configuration(
-    sections: dict[str, dict[str, Any]], said: str, finished_run: Run, records: str
+def test_a_run_is_not_resumed_with_another_configuration(
+    sections: dict[str, dict[str, Any]], message: str, finished_run: Run, records: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         train_local(configure(records, **sections), finished_run)
 
 
-def test_how_it_lies_on_the_machine_may_change(finished_run: Run, records: str) -> None:
+def test_the_resources_of_a_run_may_change(finished_run: Run, records: str) -> None:
     train_local(configure(records, cluster={"cpus_per_worker": 2}), finished_run)
 
 
-# What may go wrong
+# Errors
 
 
 @pytest.mark.parametrize("network", ["segmentor", "critic"])
@@ -339,21 +339,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             next(getattr(trainer.model, network).parameters()).fill_(torch.nan)
         with pytest.raises(NonFiniteError) as caught:
             trainer.train(batches)
-    said = str(caught.value)
-    assert said.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
-    assert (
-        f"rank 0 (critic_loss nan, segmentor_loss nan, dice_loss {DICE_LOSS_TEXT[network]}" in said
-    )
-    assert f"with the images {', '.join(batches[0].ids)};" in said
+    message = str(caught.value)
+    assert message.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
+    losses = f"critic_loss nan, segmentor_loss nan, dice_loss {DICE_LOSS_TEXT[network]}"
+    assert f"rank 0 ({losses}" in message
+    assert f"with the images {', '.join(batches[0].ids)};" in message
     assert run.checkpoints() == []
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 100])
 @pytest.mark.parametrize("where", ["weight", "gradient"])
-def test_what_is_not_finite_touches_no_weight(
+def test_a_step_that_is_not_finite_changes_no_weight(
     where: str, log_every_steps: int, records: str, tmp_path: Path
 ) -> None:
-    """After 7 steps something of S is broken, so the 8th is not finite: in all, or in S's half."""
+    """After step 7 a weight or gradient of S is made infinite, so step 8 is not finite."""
     run = Run(str(tmp_path / "run"))
     config = configure(records, training={"log_every_steps": log_every_steps})
     resume_point = resolve_resume(config, run)
@@ -390,7 +389,7 @@ def test_what_is_not_finite_touches_no_weight(
     (then,) = before
     assert then.keys() == after.keys()
     changed = {name.split(".")[0] for name in then if not torch.equal(then[name], after[name])}
-    # C's half comes first, and where it was finite it was as any other.
+    # C is updated first, and if its gradients are finite, the update happens.
     assert changed == (set() if where == "weight" else {"critic", "critic_optimizer"})
     assert {int(v) for name, v in after.items() if name.endswith(".step")} <= {7, 8}
     assert [c.samples for c in run.checkpoints()] == [EPOCH_END_SAMPLES[1]]  # the last good one
@@ -400,12 +399,12 @@ def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -
     before = set(threading.enumerate())
     with pytest.raises(AbortError):
         train_local(config, Run(str(tmp_path / "run")), stop_at(1))
-    # TensorBoard's would go on to write into a folder that is gone.
+    # TensorBoard's thread would write to a deleted folder.
     assert [type(thread) for thread in threading.enumerate() if thread not in before] == []
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"augment": {"crop": 136}}, "augment.crop 136: the records' frames are 180 x 135"),
         ({"network": {"classes": 2}}, "network.classes 2: the records' masks have 1"),
@@ -414,12 +413,12 @@ def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -
         ({"data": {"records": ""}}, "data.records: expected the URI of records"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_written(
-    sections: dict[str, dict[str, Any]], said: str, records: str, tmp_path: Path
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
+    sections: dict[str, dict[str, Any]], message: str, records: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
         train_local(configure(records, **sections), Run(str(tmp_path / "run")))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -428,7 +427,7 @@ def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
         train_local(configure(records, cluster={"workers": 2}), Run(str(tmp_path / "run")))
 
 
-def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
+def test_batches_in_another_order_are_refused(config: Config, tmp_path: Path) -> None:
     resume_point = resolve_resume(config, Run(str(tmp_path / "run")))
     with single_process_group():
         trainer = build_trainer(config, Run(str(tmp_path / "run")), resume_point, Callbacks())
@@ -438,7 +437,7 @@ def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None
 
 
 def test_trainings_that_share_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials with as many threads as cores each were four times slower than with half."""
+    """Two trials with a thread per core each are four times slower than with half as many."""
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = Config()
