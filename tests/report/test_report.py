@@ -215,7 +215,7 @@ def test_what_cannot_be_reported_is_said_in_a_line(tiny_study: TinyStudy, tmp_pa
     copy_files(tiny_study.records, other)
     manifest = storage.read_json(f"{other}/manifest.json")
     storage.write_json(f"{other}/manifest.json", manifest | {"fingerprint": "other"})
-    with pytest.raises(UsageError, match=r"data fingerprint other, but .*--records"):
+    with pytest.raises(UsageError, match=r"data fingerprint is 'other', expected .*--records"):
         write_report(tiny_study.runs[0], records=other)
     told: list[str] = []
     try_write_report(f"{tmp_path}/nothing", told.append)
