@@ -67,19 +67,19 @@ class BenchReport:
         """As values for JSON, with the machine and when it was."""
         first = self.timings[0].median / self.timings[0].images
         return {
-            "what": self.title,
-            "floor": self.roofline,
+            "title": self.title,
+            "roofline": self.roofline,
             "machine": describe_machine(),
-            "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "ways": [
+            "timestamp": time.strftime("%Y-%m-%d %H:%M %Z"),
+            "timings": [
                 {
                     "name": way.name,
                     "images": way.images,
                     "seconds": [round(s, 6) for s in way.seconds],
                     "images_per_second": way.rate,
-                    "floor_images_per_second": way.roofline_rate,
-                    "share_of_floor": way.roofline_fraction,
-                    "times_first": first / (way.median / way.images),
+                    "roofline_images_per_second": way.roofline_rate,
+                    "roofline_fraction": way.roofline_fraction,
+                    "speedup": first / (way.median / way.images),
                     **way.notes,
                 }
                 for way in self.timings

@@ -79,7 +79,7 @@ def bench_predict(
                 written.save(Path(folder) / mask_name(image))
 
         ways = {
-            "one by one": one_by_one,
+            "sequential": one_by_one,
             "segan predict": lambda: predict(model, images, folder),
         }
         taken = interleave(ways, repeats, get_synchronize(device), on_progress)

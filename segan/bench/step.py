@@ -49,14 +49,14 @@ def bench_step(
             steps[name] = SegAN(
                 config.model_copy(update={"performance": performance}), device
             ).train_step
-        needed = count_flops(partial(steps["ours"], image, truth))
+        needed = count_flops(partial(steps["segan"], image, truth))
         work = {name: partial(step, image, truth) for name, step in steps.items()}
         taken = interleave(work, repeats, get_synchronize(device), on_progress)
     rates = {
         precision: measure_peak_flops(device, getattr(torch, precision))
         for precision in {way.precision for way in ways.values()}
     }
-    ways[BASELINE] = ways["ours"]
+    ways[BASELINE] = ways["segan"]
     floors = {name: needed / rates[way.precision] for name, way in ways.items()}
     said = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in sorted(rates.items()))
     return BenchReport(
@@ -70,7 +70,7 @@ def bench_step(
 def _variants(device: torch.device, compiled: bool) -> dict[str, PerformanceConfig]:
     last = PerformanceConfig(channels_last=True)
     half = last.model_copy(update={"precision": "bfloat16"})
-    ways = {"ours": PerformanceConfig(channels_last=False), "+ channels last": last}
+    ways = {"segan": PerformanceConfig(channels_last=False), "+ channels last": last}
     if supports_bfloat16(device):
         ways["+ bfloat16"] = last = half
     if compiled:

@@ -82,11 +82,11 @@ def export(
         file = Path(folder) / MODEL_FILES[kind]
         if kind == "safetensors":
             _write_weights(predictor, about, file)
-            about["checked"] = _verify_weights(predictor, file)
+            about["verification"] = _verify_weights(predictor, file)
         else:
             model = EnsembleModule(predictor)
             _export_program(model, predictor.frame_size, about, file)
-            about["checked"] = verify_export(model, load_exported(file), predictor, tolerance)
+            about["verification"] = verify_export(model, load_exported(file), predictor, tolerance)
         storage.write_bytes(storage.join(out, MODEL_FILES[kind]), file.read_bytes())
     storage.write_bytes(storage.join(out, "README.md"), _readme(about).encode())
     storage.write_json(storage.join(out, "model.json"), about)
@@ -108,8 +108,8 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
                 "k": float(member.read().logistic.k),
                 "threshold": member.threshold,
                 "network": member.config.network.model_dump(mode="json"),
-                "frame": member.config.evaluation.resize_mode,
-                "flips": member.config.evaluation.tta,
+                "resize_mode": member.config.evaluation.resize_mode,
+                "tta": member.config.evaluation.tta,
             }
             for member in predictor.members
         ],
@@ -117,19 +117,19 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
         "input": {
             "name": INPUT_NAME,
             "layout": "[batch, channel, height, width], channels red, green, blue",
-            "type": "float32",
+            "dtype": "float32",
             "range": [0, 1],
-            "least_side": MIN_SIDE,
+            "min_side": MIN_SIDE,
         },
         "output": {
             "name": OUTPUT_NAME,
             "layout": "[batch, class, height, width], of the input's height and width",
-            "type": "float32",
+            "dtype": "float32",
             "range": [0, 1],
         },
-        "before": "upright RGB of 8 bits, resized to the frame bilinearly with antialiasing (as "
+        "preprocessing": "upright RGB of 8 bits, resized to the frame bilinearly with antialiasing (as "
         "Pillow's BILINEAR does), divided by 255",
-        "after": "resized to the image's size bilinearly without antialiasing, pixel centres at "
+        "postprocessing": "resized to the image's size bilinearly without antialiasing, pixel centres at "
         "(i + 0.5) * scale - 0.5 and edges repeated; a pixel above the threshold is lesion",
         "threshold": predictor.threshold,
     }
@@ -175,11 +175,11 @@ def verify_export(
             "(--tolerance takes another bound)"
         )
     return {
-        "inputs": sizes,
-        "greatest_difference": greatest,
+        "input_shapes": sizes,
+        "max_abs_difference": greatest,
         "tolerance": tolerance,
-        "pixels_of_masks_that_differ": pixels,
-        "pixels": total,
+        "differing_pixels": pixels,
+        "total_pixels": total,
     }
 
 
@@ -243,7 +243,7 @@ def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
             if not torch.equal(found.pop(f"{i}.{name}"), value):
                 raise SeganError(f"{predictor.name}: {i}.{name} is not what was written")
     assert not found, "no weights of anything else"
-    return {"weights": "equal bit for bit"}
+    return {"weights": "bitwise equal"}
 
 
 def _to_metadata(value: Any) -> str:

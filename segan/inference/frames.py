@@ -54,6 +54,15 @@ def mean_map(maps: Iterable[Tensor]) -> Tensor:
     return total / count
 
 
+def std_map(maps: Tensor) -> Tensor:
+    """The uncertainty map: the standard deviation over members, float32 [H, W] in [0, 0.5].
+
+    Args:
+        maps: the members' probabilities, float32 [members, H, W].
+    """
+    return maps.std(0, correction=0)
+
+
 def _segment(segmentor: Segmentor, x: Tensor, config: Config) -> Tensor:
     """Maps of [B, 3, H, W] in [0, 1], put in as `evaluation.resize_mode` says."""
     height, width = x.shape[2:]

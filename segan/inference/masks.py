@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,12 +23,13 @@ from segan import storage
 from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import MASK_SUFFIX, read_image
 from segan.errors import SeganError, StorageError
+from segan.inference.frames import std_map
 from segan.inference.pipeline import ImageSize, Row
-from segan.inference.predictor import Predictor
+from segan.inference.predictor import Predictor, resize_map
 from segan.inference.region_stats import region_stats
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-PROBABILITY, UNCERTAINTY = "probability", "disagreement"
+PROBABILITY, UNCERTAINTY = "probability", "uncertainty"
 EXCLUDED_SUFFIXES = (MASK_SUFFIX, "_superpixels", f"_{PROBABILITY}", f"_{UNCERTAINTY}")
 UINT16_MAX = 65535  # what 1 is in a map's file
 
@@ -96,7 +96,7 @@ class MaskWriter:
         found = region_stats(whole, [member.mask for member in alone])
         content = {
             PROBABILITY: lambda: _encode_map(whole.probability),
-            UNCERTAINTY: lambda: _encode_map(_member_range(maps, size)),
+            UNCERTAINTY: lambda: _encode_map(resize_map(std_map(maps), size)),
         }
         *beside, mask = self.file_names(image)
         for kind, name in zip(self.map_kinds, beside, strict=True):
@@ -107,19 +107,12 @@ class MaskWriter:
         return place | {"width": size[0], "height": size[1]} | dataclasses.asdict(found)
 
     def on_error(self, image: str, error: RejectedError) -> Row:
-        return {"id": image_id(image), "image": image, "reject": str(error)}
+        return {"id": image_id(image), "image": image, "error": str(error)}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """A mask, bool [H, W], as a PNG of 0 and 255."""
     return _encode_png(mask.astype(np.uint8) * 255)
-
-
-def _member_range(maps: Tensor, size: ImageSize) -> np.ndarray:
-    """Greatest less least probability among members, float32 [height, width]."""
-    width, height = size
-    full = F.interpolate(maps[None], (height, width), mode="bilinear", align_corners=False)[0]
-    return (full.amax(0) - full.amin(0)).numpy()
 
 
 def _encode_map(values: np.ndarray) -> bytes:

@@ -144,14 +144,14 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         "model": predictor.name,
         "weights": [member.sha256 for member in predictor.members],
         "threshold": predictor.threshold,
-        "flips": [member.config.evaluation.tta for member in predictor.members],
+        "tta": [member.config.evaluation.tta for member in predictor.members],
     }
 
 
 def _compare(out: str, wanted: dict[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
         raise StorageError(f"{storage.join(out, MODEL_FILE)}: expected what `segan predict` wrote")
-    for key in ("weights", "threshold", "flips"):  # a model may move
+    for key in ("weights", "threshold", "tta"):  # a model may move
         if wanted[key] != found.get(key):
             raise UsageError(
                 f"{out}: masks of {found.get('model')} with {key} {found.get(key)} are here, and "

@@ -68,7 +68,7 @@ class Member:
             read()
         config = checkpoint.config
         if tta is not None:
-            evaluation = config.evaluation.model_copy(update={"flips": tta})
+            evaluation = config.evaluation.model_copy(update={"tta": tta})
             config = config.model_copy(update={"evaluation": evaluation})
         sha256 = checkpoint.files[SEGMENTOR_FILE]["sha256"]
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
@@ -173,10 +173,7 @@ class Predictor:
             size: (width, height) in pixels of the image.
             threshold: None for the model's own.
         """
-        width, height = size
-        mean = mean_map(maps)[None, None]
-        full = F.interpolate(mean, (height, width), mode="bilinear", align_corners=False)
-        probability = full[0, 0].numpy()
+        probability = resize_map(mean_map(maps), size)
         above = self.threshold if threshold is None else threshold
         return Prediction(probability, probability > above)
 
@@ -184,6 +181,15 @@ class Predictor:
         """What `finish` gives of each member alone, at its own threshold."""
         for member, own in zip(self.members, maps, strict=True):
             yield self.postprocess(own[None], size, member.threshold)
+
+
+def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A map of a frame, float32 [h, w], resized bilinearly to an image's (width, height)."""
+    width, height = size
+    full = F.interpolate(
+        values[None, None], (height, width), mode="bilinear", align_corners=False
+    )
+    return full[0, 0].numpy()
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:

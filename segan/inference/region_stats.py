@@ -51,18 +51,18 @@ def region_stats(prediction: Prediction, member_masks: Sequence[np.ndarray] = ()
     inside = float(probability.sum(where=mask, dtype=np.float64))
     outside = float(probability.sum(dtype=np.float64)) - inside
     confidence = min(1.0, inside / (area + outside)) if area else 0.0
-    parts = int(label(mask, EIGHT_CONNECTED)[1])
+    num_components = int(label(mask, EIGHT_CONNECTED)[1])
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     found = {
         "empty": not area,
         "border": any(edge.any() for edge in edges),
-        "parts": parts > 1,
-        "unsure": confidence < LOW_CONFIDENCE,
+        "multiple_components": num_components > 1,
+        "low_confidence": confidence < LOW_CONFIDENCE,
     }
     return RegionStats(
         area=area,
         area_fraction=area / mask.size,
-        num_components=parts,
+        num_components=num_components,
         confidence=round(confidence, 6),
         disagreement=round(disagreement(member_masks), 6) if len(member_masks) > 1 else None,
         flags=" ".join(flag for flag, is_so in found.items() if is_so),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from segan.inference.contour import Ring, find_contours
-from segan.inference.frames import mean_map
+from segan.inference.frames import mean_map, std_map
 from segan.inference.predictor import Predictor
 from segan.inference.region_stats import disagreement
 from segan.inference.thresholds import THRESHOLDS
@@ -70,6 +70,10 @@ class ViewResponse(SegmentationSummary):
         description="Probability, 65535 for 1: 16 bits little-endian in base64."
     )
     member_probabilities: list[str] = Field(description="The members', in the same way.")
+    uncertainty: str | None = Field(
+        description="Standard deviation of the members' probabilities, in the same encoding; "
+        "null for a single member."
+    )
     preview: str = Field(description="The image as it was read, upright: a JPEG in base64.")
 
 
@@ -113,6 +117,7 @@ class ImageSegmentation:
             frame=Dimensions(width=self.maps.shape[2], height=self.maps.shape[1]),
             probability=_encode_map(mean_map(self.maps)),
             member_probabilities=[_encode_map(member) for member in self.maps],
+            uncertainty=_encode_map(std_map(self.maps)) if len(self.maps) > 1 else None,
             preview=self.preview,
         )
 
@@ -123,7 +128,7 @@ class ImageSegmentation:
             "height": self.size[1],
             "threshold": self.predictor.threshold if threshold is None else threshold,
             "area": int(mask.sum()),
-            "share": float(mask.mean()),
+            "area_fraction": float(mask.mean()),
             "members": [
                 {"threshold": member.threshold, "area": int(one.sum())}
                 for member, one in zip(self.predictor.members, masks, strict=True)

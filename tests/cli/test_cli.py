@@ -141,8 +141,8 @@ def test_a_mask_has_the_images_size_and_the_challenges_name(world: Path) -> None
         image = Image.open(world / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
-        assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
-        assert not row["reject"]
+        assert row["area_fraction"] == pytest.approx((np.asarray(mask) == 255).mean())
+        assert not row["error"]
 
 
 def test_the_scores_are_those_of_the_masks_written(world: Path) -> None:
@@ -221,7 +221,7 @@ def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_p
     assert done.exit_code == 1
     assert "not segmented: b.jpg: not a whole image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
-    assert [bool(row["reject"]) for row in done.json] == [False, True, False]
+    assert [bool(row["error"]) for row in done.json] == [False, True, False]
     assert sorted(path.name for path in masks.glob("*.png")) == [
         "a_segmentation.png",
         "c_segmentation.png",
@@ -254,12 +254,12 @@ def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
     assert about == json.loads((tmp_path / "model.json").read_text())
     assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
     assert (tmp_path / about["file"]).is_file()
-    assert "weights equal bit for bit" in run_cli(*words).stderr
+    assert "weights bitwise equal" in run_cli(*words).stderr
 
 
-def test_a_disagreement_map_needs_members(world: Path, tmp_path: Path) -> None:
+def test_an_uncertainty_map_needs_members(world: Path, tmp_path: Path) -> None:
     words = ["predict", world / "run", world / "archive", tmp_path, "--local"]
-    assert "--disagreement needs an ensemble" in error_message(2, *words, "--disagreement")
+    assert "--uncertainty needs an ensemble" in error_message(2, *words, "--uncertainty")
 
 
 @pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])

@@ -187,7 +187,7 @@ def _show_report(report: BenchReport, as_json: bool) -> None:
         print_json(found)
         return
     rows = []
-    for way, line in zip(report.timings, found["ways"], strict=True):
+    for way, line in zip(report.timings, found["timings"], strict=True):
         spread = 100 * (max(way.seconds) - min(way.seconds)) / way.median
         figures = [1000 * way.median, way.rate, way.roofline_rate]
         rows.append(
@@ -196,7 +196,7 @@ def _show_report(report: BenchReport, as_json: bool) -> None:
                 *("-" if figure is None else f"{figure:.4g}" for figure in figures),
                 "-" if way.roofline_fraction is None else f"{100 * way.roofline_fraction:.1f} %",
                 f"{spread:.0f} %",
-                f"{line['times_first']:.2f}",
+                f"{line['speedup']:.2f}",
             ]
         )
     columns = ["", "ms", "images/s", "floor", "share", "spread", "times first"]
@@ -211,5 +211,5 @@ def _show_report(report: BenchReport, as_json: bool) -> None:
     load = " ".join(map(str, machine["load"]))
     echo(
         f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, "
-        f"torch {machine['torch']}, Python {machine['python']}, load {load}, {found['when']}"
+        f"torch {machine['torch']}, Python {machine['python']}, load {load}, {found['timestamp']}"
     )

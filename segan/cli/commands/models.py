@@ -93,8 +93,8 @@ def predict(
     probability: Annotated[
         bool, typer.Option("--probability", help="Each image's probability map too.")
     ] = False,
-    disagreement: Annotated[
-        bool, typer.Option("--disagreement", help="A map of where an ensemble's members differ.")
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write maps of the standard deviation over an ensemble's members.")
     ] = False,
     threshold: Threshold = None,
     tta: Tta = None,
@@ -120,9 +120,9 @@ def predict(
     found, place = find_images(images), storage.normalise(out)
     storage.check_access(place)
     predictor = Predictor.load(model, threshold, tta=tta)
-    if disagreement and len(predictor.members) == 1:
-        raise UsageError(f"{predictor.name}: --disagreement needs an ensemble, found one segmentor")
-    asked = {PROBABILITY: probability, UNCERTAINTY: disagreement}
+    if uncertainty and len(predictor.members) == 1:
+        raise UsageError(f"{predictor.name}: --uncertainty needs an ensemble, found one segmentor")
+    asked = {PROBABILITY: probability, UNCERTAINTY: uncertainty}
     work = MaskWriter(place, tuple(kind for kind, is_asked in asked.items() if is_asked))
     with PredictionTable(work, predictor, overwrite) as kept:
         missing = kept.find_missing(found)
@@ -179,10 +179,10 @@ def export(
     if as_json:
         print_json(about)
     else:
-        checked = about["checked"]
-        same = "weights equal bit for bit"
-        if "greatest_difference" in checked:
-            same = f"probabilities within {checked['greatest_difference']:.2g} of the model's"
+        verification = about["verification"]
+        same = "weights bitwise equal"
+        if "max_abs_difference" in verification:
+            same = f"probabilities within {verification['max_abs_difference']:.2g} of the model's"
         echo(f"{about['file']}, model.json and README.md written to {out}; {same}")
 
 

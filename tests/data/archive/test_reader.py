@@ -321,22 +321,22 @@ def archive_of_one_pair(tmp_path: Path) -> Path:
     ],
 )
 def test_a_link_that_leads_out_or_nowhere_is_a_reject(
-    linked: Path, name: str, target: str, reason: str
+    archive_of_one_pair: Path, name: str, target: str, reason: str
 ) -> None:
-    (linked / name).symlink_to(target)
-    archive = open_archive(str(linked))
+    (archive_of_one_pair / name).symlink_to(target)
+    archive = open_archive(str(archive_of_one_pair))
     assert [pair.id for pair in archive.pairs] == ["a"]
     (row,) = archive.rejects
     assert (row["name"], row["split"]) == (name, "")
     assert row["reason"].startswith(reason)
 
 
-def test_links_inside_the_archive_are_followed(linked: Path, tmp_path: Path) -> None:
-    (linked / "raw").mkdir()
-    (linked / TRAIN).rename(linked / "raw" / "images")
-    (linked / TRAIN).symlink_to("raw/images")
-    (linked / TRAIN / "b.jpg").symlink_to("a.jpg")
-    touch(linked, f"{TRAIN_TRUTH}/b_segmentation.png")
+def test_links_inside_the_archive_are_followed(archive_of_one_pair: Path, tmp_path: Path) -> None:
+    (archive_of_one_pair / "raw").mkdir()
+    (archive_of_one_pair / TRAIN).rename(archive_of_one_pair / "raw" / "images")
+    (archive_of_one_pair / TRAIN).symlink_to("raw/images")
+    (archive_of_one_pair / TRAIN / "b.jpg").symlink_to("a.jpg")
+    touch(archive_of_one_pair, f"{TRAIN_TRUTH}/b_segmentation.png")
     (tmp_path / "door").symlink_to("in")  # the archive itself may be behind one
     assert [pair.id for pair in open_archive(f"{tmp_path}/door").pairs] == ["a", "b"]
 
@@ -354,34 +354,34 @@ def test_links_do_not_multiply(tmp_path: Path) -> None:
     assert {*reasons(archive).values()} == {"a link to a folder, below another such link"}
 
 
-def test_what_is_neither_file_nor_folder_is_a_reject(linked: Path) -> None:
-    os.mkfifo(linked / TRAIN / "pipe.jpg")
-    assert reasons(open_archive(str(linked))) == {
+def test_what_is_neither_file_nor_folder_is_a_reject(archive_of_one_pair: Path) -> None:
+    os.mkfifo(archive_of_one_pair / TRAIN / "pipe.jpg")
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/pipe.jpg": "neither a file nor a folder"
     }
     with pytest.raises(StorageError, match="expected a file"):
-        read_file(f"{linked}/{TRAIN}/pipe.jpg")
+        read_file(f"{archive_of_one_pair}/{TRAIN}/pipe.jpg")
 
 
-def test_a_name_that_is_no_text_is_a_reject(linked: Path) -> None:
-    with open(os.fsencode(linked) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
+def test_a_name_that_is_no_text_is_a_reject(archive_of_one_pair: Path) -> None:
+    with open(os.fsencode(archive_of_one_pair) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
         pass
-    touch(linked, f"{TRAIN}/back\\slash.jpg")
+    touch(archive_of_one_pair, f"{TRAIN}/back\\slash.jpg")
     plain = "expected a plain name inside the archive"
-    assert reasons(open_archive(str(linked))) == {
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/\\udcff.jpg": plain,
         f"{TRAIN}/back\\slash.jpg": plain,
     }
 
 
-def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(linked: Path) -> None:
-    with open(linked / TRAIN / "b.jpg", "wb") as file:
+def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(archive_of_one_pair: Path) -> None:
+    with open(archive_of_one_pair / TRAIN / "b.jpg", "wb") as file:
         file.truncate(zips.MAX_BYTES + 1)  # a hole: it takes no room
-    assert reasons(open_archive(str(linked))) == {
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/b.jpg": "268435457 bytes; expected at most 268435456"
     }
     with pytest.raises(RejectedError, match=r"^b\.jpg: 268435457 bytes"):
-        read_file(f"{linked}/{TRAIN}/b.jpg")
+        read_file(f"{archive_of_one_pair}/{TRAIN}/b.jpg")
 
 
 def test_a_file_that_is_gone_is_rejected(tmp_path: Path) -> None:

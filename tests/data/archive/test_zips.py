@@ -100,38 +100,38 @@ class RecordingFile(storage.RandomAccessFile):
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """What is read of zips from here on, their directories apart once these are known."""
-    monkeypatch.setattr(RecordingFile, "asked", [], raising=False)
-    monkeypatch.setattr(storage, "OpenFile", RecordingFile)
+    monkeypatch.setattr(RecordingFile, "reads", [], raising=False)
+    monkeypatch.setattr(storage, "RandomAccessFile", RecordingFile)
     return RecordingFile.reads
 
 
 def test_members_in_a_row_are_read_together(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers have 30 bytes and a name of one: 131 bytes each, from 0, 131, 262, ..., 655."""
-    monkeypatch.setattr(zips, "GAP", 131)
+    monkeypatch.setattr(zips, "MAX_GAP", 131)
     files = {name: name.encode() * 100 for name in "abcdef"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
+    reads.clear()
     wanted = ["a", "c", "f"]  # one is left out between the first two, two are before the last
     with zips.ZipReader([f"{uri}!/{name}" for name in wanted] + ["/else.jpg"]) as members:
         for name in [*wanted, "a", "b"]:  # in another order too, and what was not announced
             assert members.read(uri, name) == files[name]
-    assert asked == [(0, 393), (655, 131), (131, 131)]
+    assert reads == [(0, 393), (655, 131), (131, 131)]
 
 
 def test_a_piece_has_a_largest_size(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zips, "PIECE", 300)
+    monkeypatch.setattr(zips, "MAX_RANGE", 300)
     files = {name: name.encode() * 100 for name in "abcde"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
+    reads.clear()
     with zips.ZipReader(f"{uri}!/{name}" for name in files) as members:
         assert [members.read(uri, name) for name in files] == [*files.values()]
-    assert asked == [(0, 262), (262, 262), (524, 131)]
+    assert reads == [(0, 262), (262, 262), (524, 131)]
 
 
 @settings(max_examples=40)
@@ -150,8 +150,8 @@ def test_whatever_is_announced_members_are_the_same(
 ) -> None:
     uri = save(tmp_path_factory.mktemp("zip"), make_zip(*files.items()))
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(zips, "GAP", gap)
-        patch.setattr(zips, "PIECE", piece)
+        patch.setattr(zips, "MAX_GAP", gap)
+        patch.setattr(zips, "MAX_RANGE", piece)
         with zips.ZipReader(f"{uri}!/{name}" for name in announced) as members:
             read = threads.map(lambda name: members.read(uri, name), files)
             assert dict(zip(files, read, strict=True)) == files
