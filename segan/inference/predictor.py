@@ -186,9 +186,7 @@ class Predictor:
 def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
     """A map of a frame, float32 [h, w], resized bilinearly to an image's (width, height)."""
     width, height = size
-    full = F.interpolate(
-        values[None, None], (height, width), mode="bilinear", align_corners=False
-    )
+    full = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)
     return full[0, 0].numpy()
 
 

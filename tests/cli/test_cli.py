@@ -219,7 +219,7 @@ def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_p
     (images / "b.jpg").write_bytes(good.read_bytes()[:500])
     done = run_cli("predict", world / "run", images, masks, "--local", "--json")
     assert done.exit_code == 1
-    assert "not segmented: b.jpg: not a whole image" in done.stderr
+    assert "not segmented: b.jpg: damaged image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
     assert [bool(row["error"]) for row in done.json] == [False, True, False]
     assert sorted(path.name for path in masks.glob("*.png")) == [

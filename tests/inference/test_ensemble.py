@@ -188,13 +188,15 @@ def read_truth(records: str) -> np.ndarray:
 def test_default_takes_the_three_best_runs(
     candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    assert [m.uri for m in read_ensemble(ensemble).members] == [c.uri for c in candidate_runs[0][:3]]
+    assert [m.uri for m in read_ensemble(ensemble).members] == [
+        c.uri for c in candidate_runs[0][:3]
+    ]
 
 
 def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
     candidate_runs: tuple[list[Checkpoint], str], tmp_path: Path
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     found = build_ensemble(f"{tmp_path}/greedy", runs, greedy=True)
 
     def score(members: Sequence[Checkpoint]) -> float:
@@ -226,9 +228,13 @@ def test_candidates_come_from_different_runs(candidate_runs: tuple[list[Checkpoi
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_of_one_runs_checkpoints_the_best_counts(
-    order: tuple[int, int], candidate_runs: tuple[list[Checkpoint], str], write_run: Callable[..., Checkpoint]
+    order: tuple[int, int],
+    candidate_runs: tuple[list[Checkpoint], str],
+    write_run: Callable[..., Checkpoint],
 ) -> None:
-    both = [write_run("two", constant_segmentor(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)]
+    both = [
+        write_run("two", constant_segmentor(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)
+    ]
     named = [both[order[0]].uri, both[order[1]].uri, candidate_runs[0][0].uri]
     with pytest.raises(UsageError, match="found 2"):
         find_candidates(None, named)
@@ -268,7 +274,7 @@ def test_members_that_differ_are_refused(
     write_run: Callable[..., Checkpoint],
     tmp_path: Path,
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     same = {"fingerprint": runs[0].info["fingerprint"], "config": tiny_config(records)}
     other = write_run(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
     with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
@@ -277,9 +283,11 @@ def test_members_that_differ_are_refused(
 
 
 def test_a_checkpoint_that_fails_its_checksum_is_refused(
-    candidate_runs: tuple[list[Checkpoint], str], write_run: Callable[..., Checkpoint], tmp_path: Path
+    candidate_runs: tuple[list[Checkpoint], str],
+    write_run: Callable[..., Checkpoint],
+    tmp_path: Path,
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     fingerprint = runs[0].info["fingerprint"]
     bad = write_run("bad", constant_segmentor(0.1), 0.99, fingerprint, config=tiny_config(records))
     weights = f"{bad.uri}/{SEGMENTOR_FILE}"
@@ -320,7 +328,9 @@ def test_everything_that_using_it_takes_is_inside(
     assert written["frame"] == {"width": WIDTH, "height": HEIGHT}
     assert len(written["jaccard_curve"]) == len(THRESHOLDS)
     assert written["candidates"] == {c.uri: c.jaccard for c in candidate_runs[0]}
-    for i, (member, source) in enumerate(zip(written["members"], candidate_runs[0], strict=False), 1):
+    for i, (member, source) in enumerate(
+        zip(written["members"], candidate_runs[0][:3], strict=True), 1
+    ):
         weights = files[f"{i}/{SEGMENTOR_FILE}"]
         assert member["uri"] == source.uri
         assert member["files"][SEGMENTOR_FILE]["sha256"] == storage.sha256(weights)

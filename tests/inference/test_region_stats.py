@@ -39,7 +39,10 @@ def test_an_empty_mask() -> None:
 def test_a_lesion_at_the_border(at: tuple[int, int]) -> None:
     probability = np.zeros((5, 5), np.float32)
     probability[2, 2] = probability[at] = 1
-    assert region_stats(Prediction(probability, probability > 0.5)).flags == "border multiple_components"
+    assert (
+        region_stats(Prediction(probability, probability > 0.5)).flags
+        == "border multiple_components"
+    )
 
 
 def test_pieces_that_touch_at_a_corner_are_one() -> None:

@@ -89,7 +89,9 @@ def test_areas_at_every_threshold_are_the_masks(predictor: Predictor, image: Ima
     assert found.areas[found.thresholds.index(0.4321)] == found.area
 
 
-def test_maps_are_within_half_a_step_of_sixteen_bits(predictor: Predictor, image: Image.Image) -> None:
+def test_maps_are_within_half_a_step_of_sixteen_bits(
+    predictor: Predictor, image: Image.Image
+) -> None:
     reading = segment_image(predictor, image)
     found = reading.to_view()
     shape = (found.frame.height, found.frame.width)

@@ -94,7 +94,11 @@ def predict(
         bool, typer.Option("--probability", help="Each image's probability map too.")
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write maps of the standard deviation over an ensemble's members.")
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write maps of the standard deviation over an ensemble's members.",
+        ),
     ] = False,
     threshold: Threshold = None,
     tta: Tta = None,
