@@ -48,7 +48,7 @@ def render_page(
     jaccards = [image.jaccard for image in result.images]
     counts = np.histogram(jaccards, JACCARD_BINS, (0, 1))[0].tolist()
     return render(
-        "report/page.html.j2",
+        "segan/report/page.html.j2",
         report=report,
         found=result,
         name=storage.basename(report.uri),

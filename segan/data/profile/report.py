@@ -278,7 +278,7 @@ def _render_html(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) -> s
     splits = profile.splits.values()
     proportions = [size.width / size.height for size in profile.sizes]
     return render(
-        "data/profile/report.html.j2",
+        "segan/data/profile/report.html.j2",
         portrait=profile,
         name=profile.source.rstrip("/").rpartition("/")[2],
         pictures=thumbnails,
