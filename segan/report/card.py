@@ -15,7 +15,8 @@ from segan.utils.html import render
 
 _RULE_DESCRIPTIONS = {
     "best": "The members are the best checkpoints of the three runs with the highest Jaccard.",
-    "greedy": "The members are the best run and, twice, the run that raised the ensemble's Jaccard most.",
+    "greedy": "The members are the best run and two more, each the one that raised the "
+    "ensemble's Jaccard most.",
 }
 _CONFIG_COLUMNS = {  # config keys by column name
     "width": "network.width",

@@ -30,7 +30,8 @@ def outline_mask(mask: np.ndarray) -> np.ndarray:
     touches_edge[1:] |= horizontal
     touches_edge[:, :-1] |= vertical
     touches_edge[:, 1:] |= vertical
-    return mask & touches_edge
+    outline: np.ndarray = mask & touches_edge
+    return outline
 
 
 def outline_path(mask: np.ndarray) -> str:
