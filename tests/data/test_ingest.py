@@ -302,10 +302,10 @@ def test_records_of_another_archive_or_size_are_not_replaced(
 ) -> None:
     before = ingest(str(synthetic_archive), out)
     with pytest.raises(
-        UsageError, match=f"{out}: records of {synthetic_archive} are here .* --overwrite"
+        UsageError, match=f"{out}: existing records are of {synthetic_archive}, .* --overwrite"
     ):
         ingest(str(source), out)
-    with pytest.raises(UsageError, match="20 x 16 pixels are here already, and 40 x 30 are asked"):
+    with pytest.raises(UsageError, match="records have 20 x 16 pixels, expected 40 x 30"):
         write_records(
             open_archive(str(synthetic_archive)), out, IngestOptions((40, 30)), local_executor(1)
         )
