@@ -209,9 +209,9 @@ def show_records(uri: str, manifest: Manifest) -> None:
     if manifest.num_rejects:
         echo(
             f"{manifest.num_rejects} of {manifest.num_inputs} pairs rejected, with reasons "
-            f"in the portrait"
+            f"in the data profile"
         )
-    echo(f"the data's portrait: {uri}/portrait.html")
+    echo(f"data profile: {uri}/profile.html")
     rows = [
         [split, manifest.num_rows(split), len(manifest.shards(split))] for split in manifest.splits
     ]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segan.cli.console import echo, print_table
 from segan.runs.listing import RunSummary
+
+if TYPE_CHECKING:  # segan.evaluation imports torch
+    from segan.evaluation.bootstrap import Interval
+    from segan.evaluation.compare import AblationReport, ScoreRow
 
 
 def show_runs(uri: str, summaries: Sequence[RunSummary]) -> None:
@@ -144,46 +148,56 @@ def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def show_ablation(report: Mapping[str, Any]) -> None:
-    """Each variant's Jaccard beside the baseline's, and how steady its trainings were."""
-    baseline = report["baseline"]
-    rows = [*report["variants"], *report["evaluations"]]
+def show_ablation(report: AblationReport) -> None:
+    """Each variant's Jaccard compared with the baseline's, and how stable its trainings were."""
+    baseline = report.baseline
+    rows: list[ScoreRow] = [*report.variants, *report.evaluations]
     print_table(
-        f"{report['study']}: Jaccard on {report['images']} validation images, mean over seeds; "
-        f"less {baseline}'s on the same images, with its 95 % interval over images",
-        ["variant", "seeds", "Jaccard", f"less {baseline}", "95 %", "of three"],
+        f"{report.study}: Jaccard on {report.num_images} validation images, mean over seeds; "
+        f"difference to {baseline} on the same images with its 95 % interval over images",
+        ["variant", "seeds", "Jaccard", f"minus {baseline}", "95 %", "ensemble of 3"],
         [
             [
-                row["variant"],
-                row["scored"],
-                _or_dash(row["jaccard"] and row["jaccard"]["mean"]),
-                *_format_difference(row["difference"]),
-                _or_dash(row["together"] and row["together"]["jaccard"]),
+                row.variant,
+                row.num_scored,
+                _or_dash(row.jaccard and row.jaccard.mean),
+                *_format_difference(row.difference_to_baseline),
+                _or_dash(row.ensemble_of_three and row.ensemble_of_three.jaccard),
             ]
             for row in rows
         ],
     )
-    names = ("last", "spread", "swing", "over_epochs", "roughness")
     print_table(
-        f"trainings: diverged is not finite, or a last Jaccard below {report['diverged_below']:g}",
-        ["variant", "diverged", *(name.replace("over_", "all ") for name in names)],
+        "stability: a training counts as diverged if it is not finite or its final Jaccard is "
+        f"below {report.divergence_threshold:g}",
+        ["variant", "diverged", "final", "std", "change", "all epochs", "roughness"],
         [
             [
-                row["variant"],
-                f"{row['diverged']} of {row['over']}",
-                *("-" if row[name] is None else f"{row[name]:.3f}" for name in names),
+                row.variant,
+                f"{row.num_diverged} of {row.num_ended}",
+                *(
+                    "-" if value is None else f"{value:.3f}"
+                    for value in (
+                        row.final_jaccard,
+                        row.std_over_seeds,
+                        row.mean_epoch_change,
+                        row.mean_jaccard_over_epochs,
+                        row.roughness,
+                    )
+                ),
             ]
-            for row in report["variants"]
+            for row in report.variants
         ],
     )
     echo(
-        "spread: standard deviation over seeds; swing: mean change of Jaccard from epoch to epoch; "
-        "all epochs: mean Jaccard of all of them; roughness: of the outline, 1 as the truth's. "
-        f"To call every pixel lesion scores {report['all_lesion']:.3f}"
+        "final: Jaccard after the last epoch; std: standard deviation over seeds; change: mean "
+        "change of the Jaccard from epoch to epoch; all epochs: mean Jaccard over all epochs; "
+        "roughness: of the outline, 1 is as smooth as the truth. "
+        f"Calling every pixel lesion scores {report.all_foreground_jaccard:.3f}"
     )
 
 
-def _format_difference(difference: Mapping[str, float] | None) -> tuple[str, str]:
+def _format_difference(difference: Interval | None) -> tuple[str, str]:
     if difference is None:
         return "-", "-"
-    return f"{difference['mean']:+.4f}", f"{difference['low']:+.3f} to {difference['high']:+.3f}"
+    return f"{difference.mean:+.4f}", f"{difference.low:+.3f} to {difference.high:+.3f}"

@@ -1,4 +1,4 @@
-"""Cases to look at: which images, and their outlines as paths over the photograph."""
+"""Example images for a report, with the outlines of their masks as SVG paths."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from segan.evaluation.probability_cache import ProbabilityCache
-from segan.evaluation.result import EvaluationResult, ImageScores
+from segan.evaluation.result import EvaluationResult
+from segan.evaluation.slices import ImageScores
 from segan.inference.frames import mean_map
 from segan.runs.checkpoint import Checkpoint
 from segan.utils.html import jpeg_data_uri
 from segan.utils.outline import outline_path
 
-CASES_PER_GROUP = 6  # images of a kind
+CASES_PER_GROUP = 6
 _QUALITY = 82
 
 
 class Outline(BaseModel):
-    """An SVG path around a mask in the frame's pixels; `whose` is truth, model or member 1 to 3."""
+    """The outline of a mask.
+
+    Attributes:
+        source: truth, model, or member 1 to 3.
+        path: SVG path in the frame's pixels.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +35,7 @@ class Outline(BaseModel):
 
 
 class Case(BaseModel):
-    """An image with its outlines; `picture` is a data URI."""
+    """An image with the outlines of its masks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +55,7 @@ class CaseGroup(BaseModel):
 def choose_cases(
     images: Sequence[ImageScores], limit: int = CASES_PER_GROUP
 ) -> dict[str, list[int]]:
-    """Positions of the best, the median and the worst images by Jaccard, none in two of them."""
+    """Indices of the best, median and worst images by Jaccard, without repetitions."""
     order = sorted(range(len(images)), key=lambda i: (-images[i].jaccard, images[i].id))
     limit = max(1, min(limit, len(order) // 3))
     start = (len(order) - limit) // 2
@@ -59,7 +65,7 @@ def choose_cases(
         "worst": order[-limit:],
     }
     used: set[int] = set()
-    for kind in ("worst", "best", "median"):  # what matters most comes first where there are few
+    for kind in ("worst", "best", "median"):  # by priority if there are few images
         chosen[kind] = [i for i in chosen[kind] if i not in used]
         used |= {*chosen[kind]}
     return chosen | {"worst": chosen["worst"][::-1]}
@@ -68,7 +74,7 @@ def choose_cases(
 def choose_disagreement_cases(
     images: Sequence[ImageScores], limit: int = CASES_PER_GROUP
 ) -> list[int]:
-    """Positions of the images on which the members of an ensemble disagree most."""
+    """Indices of the images with the largest disagreement of an ensemble's members."""
     order = sorted(range(len(images)), key=lambda i: (-(images[i].disagreement or 0), images[i].id))
     return [i for i in order[:limit] if images[i].disagreement]
 
@@ -76,33 +82,32 @@ def choose_disagreement_cases(
 def build_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[CaseGroup]:
-    """The groups that a report shows, none of them empty."""
+    """The worst, median and best cases, without empty groups."""
     kinds = {
-        "worst": ("The worst", "by Jaccard, the lowest first"),
-        "median": ("In the middle", "around the median: what is usual"),
-        "best": ("The best", "by Jaccard, the highest first"),
+        "worst": ("Worst", "lowest Jaccard first"),
+        "median": ("Median", "typical results"),
+        "best": ("Best", "highest Jaccard first"),
     }
     chosen = choose_cases(result.images)
-    groups = [
+    return [
         CaseGroup(
             title=title,
-            description=about,
+            description=description,
             cases=tuple(_make_case(maps, result, members, i) for i in chosen[kind]),
         )
-        for kind, (title, about) in kinds.items()
+        for kind, (title, description) in kinds.items()
         if chosen[kind]
     ]
-    return groups
 
 
 def build_disagreement_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[Case]:
-    """The images on which the members disagree most, with an outline of each member."""
-    return [
-        _make_disagreement_case(maps, result, members, i)
-        for i in (choose_disagreement_cases(result.images) if len(members) > 1 else [])
-    ]
+    """The images with the largest disagreement, with the outline of each member's mask."""
+    if len(members) < 2:
+        return []
+    chosen = choose_disagreement_cases(result.images)
+    return [_make_disagreement_case(maps, result, members, i) for i in chosen]
 
 
 def _make_case(
@@ -130,7 +135,7 @@ def _outline_case(
         scores=result.images[index],
         image_data_uri=jpeg_data_uri(maps.samples.image[index], quality=_QUALITY),
         outlines=tuple(
-            Outline(source=whose, path=outline_path(np.asarray(mask.any(0))))
-            for whose, mask in masks.items()
+            Outline(source=source, path=outline_path(np.asarray(mask.any(0))))
+            for source, mask in masks.items()
         ),
     )

@@ -106,9 +106,11 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 def test_ingest_reports_the_records(world: Path) -> None:
     manifest = read_output(world, "ingest")
-    rows = {split: sum(s["rows"] for s in shards) for split, shards in manifest["splits"].items()}
+    rows = {
+        split: sum(s["num_rows"] for s in shards) for split, shards in manifest["splits"].items()
+    }
     assert rows == {"train": 8, "validation": 2, "test": 3}
-    assert (manifest["width"], manifest["height"], manifest["rejects"]) == (72, 64, 0)
+    assert (manifest["width"], manifest["height"], manifest["num_rejects"]) == (72, 64, 0)
     assert manifest == json.loads((world / "records" / "manifest.json").read_text())
 
 
@@ -122,7 +124,7 @@ def test_train_reports_its_best_checkpoint(world: Path) -> None:
 
 def test_the_summary_is_the_mean_of_the_rows(world: Path) -> None:
     found = read_output(world, "evaluate")
-    assert (found["images"], found["split"]) == (3, "test")
+    assert (found["num_images"], found["split"]) == (3, "test")
     assert [row["id"] for row in found["scores"]] == [f"ISIC_00000{i}" for i in (10, 11, 12)]
     for name in ("accuracy", "dice", "jaccard"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in found["scores"]]))
@@ -288,11 +290,11 @@ def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) ->
     report = run_cli(*words, "--json")
     assert report.exit_code == 0, report.stderr
     assert [row["variant"] for row in report.json["variants"]] == ["paper", "dice"]
-    assert [row["over"] for row in report.json["variants"]] == [1, 1]
+    assert [row["num_ended"] for row in report.json["variants"]] == [1, 1]
     assert "dice-seed0  epoch 1  Jaccard 0." in report.stderr
     shown = run_cli(*words)
     assert shown.exit_code == 0
-    assert "less paper" in shown.stdout
+    assert "minus paper" in shown.stdout
     assert f"{report.json['variants'][1]['jaccard']['mean']:.4f}" in shown.stdout
     assert "epoch 1" not in shown.stderr  # nothing was trained again
 
@@ -318,7 +320,7 @@ def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
 
 def test_records_are_not_replaced_unasked(world: Path) -> None:
     words = ["ingest", world / "archive", world / "records", "--local", "--width", 90]
-    assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in error_message(2, *words)
+    assert "existing records have 72 x 64 pixels, expected 90 x 135" in error_message(2, *words)
 
 
 def test_overwriting_writes_the_same_records_again(world: Path, tmp_path: Path) -> None:
@@ -345,8 +347,8 @@ def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
         (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
-        (["train", "OUT", "data.records=NONE"], "no records here (no manifest.json)"),
-        (["train", "OUT", "data.records=RUN"], "no records here"),
+        (["train", "OUT", "data.records=NONE"], "no records found (no manifest.json)"),
+        (["train", "OUT", "data.records=RUN"], "no records found"),
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(
@@ -398,7 +400,7 @@ def test_a_crop_larger_than_the_frames_is_said(world: Path, tmp_path: Path) -> N
     words = ["train", tmp_path, f"data.records={world}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
-    assert "takes 25 images a step, but split 'train' has 8" in error_message(
+    assert "needs 25 images per step, but split 'train' has 8" in error_message(
         2, *words, "augment.crop=64"
     )
     assert list(tmp_path.iterdir()) == []

@@ -169,7 +169,7 @@ def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> 
     code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
     assert code == 0, said
     scores = json.loads(client.get_logs("evaluate")[-1])
-    assert scores["images"] == len(scores["scores"]) == 4
+    assert scores["num_images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
     code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
     assert code == 0, said

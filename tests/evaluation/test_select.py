@@ -71,7 +71,7 @@ def test_from_a_study_to_scores_side_by_side(
             name: expected[name] for name in ("accuracy", "dice", "jaccard")
         }
         assert member["threshold"] == alone.threshold
-    assert (found["images"], found["threshold"]) == (3, built.threshold)
+    assert (found["num_images"], found["threshold"]) == (3, built.threshold)
 
     assert main(["evaluate", out, archive, "--local"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from typing import Annotated, Any
 
@@ -66,12 +67,12 @@ def ablate(
             ablate_on_ray(settings, place, on_validation)
         report = compare_variants(settings, place, echo)
     if as_json:
-        print_json(report)
+        print_json(dataclasses.asdict(report))
     else:
         show_ablation(report)
-    failed = [run for run in report["runs"] if run["why"].startswith(("failed", "not over"))]
+    failed = [run for run in report.runs if run.reason.startswith(("failed", "not over"))]
     if failed:
         raise SeganError(
             f"{place.uri}: {len(failed)} of {len(overrides_by_trial)} runs are not done, as "
-            f"{failed[0]['trial']} ({failed[0]['why']}); the same command tries them again"
+            f"{failed[0].trial} ({failed[0].reason}); the same command tries them again"
         )

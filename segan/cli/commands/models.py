@@ -79,7 +79,7 @@ def evaluate(
     shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
     shown.append(("ensemble" if members else "model", summary))
     print_table(
-        f"{predictor.name} on {summary['images']} images of {split}",
+        f"{predictor.name} on {summary['num_images']} images of {split}",
         ["", *names],
         [[who, *(scores[n] for n in names)] for who, scores in shown],
     )
