@@ -233,7 +233,7 @@ def test_an_unreadable_image_fails_and_the_others_are_written(
     (images / "b.jpg").write_bytes(good.read_bytes()[:500])
     done = run_cli("predict", workspace / "run", images, masks, "--local", "--json")
     assert done.exit_code == 1
-    assert "not segmented: b.jpg: not a whole image" in done.stderr
+    assert "not segmented: b.jpg: damaged image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
     assert [bool(row["error"]) for row in done.json] == [False, True, False]
     assert sorted(path.name for path in masks.glob("*.png")) == [
@@ -332,7 +332,7 @@ def test_too_many_rejects_stop_the_job(workspace: Path, tmp_path: Path) -> None:
 
 def test_records_are_not_replaced_unasked(workspace: Path) -> None:
     words = ["ingest", workspace / "archive", workspace / "records", "--local", "--width", 90]
-    assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in error_message(2, *words)
+    assert "existing records have 72 x 64 pixels, expected 90 x 135" in error_message(2, *words)
 
 
 def test_overwriting_writes_the_same_records_again(workspace: Path, tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command:
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
         (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
-        (["train", "OUT", "data.records=NONE"], "no records here (no manifest.json)"),
-        (["train", "OUT", "data.records=RUN"], "no records here"),
+        (["train", "OUT", "data.records=NONE"], "no records found (no manifest.json)"),
+        (["train", "OUT", "data.records=RUN"], "no records found"),
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(
@@ -416,7 +416,7 @@ def test_a_crop_larger_than_the_frames_is_said(workspace: Path, tmp_path: Path) 
     words = ["train", tmp_path, f"data.records={workspace}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
-    assert "takes 25 images a step, but split 'train' has 8" in error_message(
+    assert "needs 25 images per step, but split 'train' has 8" in error_message(
         2, *words, "augment.crop=64"
     )
     assert list(tmp_path.iterdir()) == []

@@ -215,5 +215,5 @@ def test_a_damaged_shard_is_named(
             content[len(content) // 2] ^= 1
         storage.write_bytes(f"{bucket}/records/{file.name}", bytes(content))
     config = configured(f"data.records={bucket}/records", "cluster.max_failures=0")
-    with pytest.raises(SeganError, match=rf"{split}-\d+.*do not match the manifest's checksum"):
+    with pytest.raises(SeganError, match=rf"{split}-\d+.*checksum mismatch"):
         run_on_ray(config, f"{bucket}/run")

@@ -121,11 +121,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "mask with values between": (
         smudge,
-        "{mask}: expected 0 and 255 alone, found 3 pixels between (1, 128, 254)",
+        "{mask}: expected only 0 and 255, found 3 pixels of other values (1, 128, 254)",
     ),
     "mask of 0 and 1": (
         save_mask_as("L", 1),
-        "{mask}: expected 0 and 255 alone, found {area} pixels between (1)",
+        "{mask}: expected only 0 and 255, found {area} pixels of other values (1)",
     ),
     "mask in colour": (
         save_mask_as("RGB"),
@@ -133,13 +133,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "mask that is none": (
         lambda image, mask: mask.write_text("a mask"),
-        "{mask}: expected an image, found 6 bytes that are none",
+        "{mask}: expected an image, found 6 bytes of another format",
     ),
     "image that is none": (
         lambda image, mask: image.write_text("an image"),
-        "{image}: expected an image, found 8 bytes that are none",
+        "{image}: expected an image, found 8 bytes of another format",
     ),
-    "half an image": (truncate, "{image}: not a whole image (image file is truncated"),
+    "half an image": (truncate, "{image}: damaged image (image file is truncated"),
     "empty image": (
         lambda image, mask: image.write_bytes(b""),
         "{image}: expected an image, found an empty file",
@@ -185,7 +185,7 @@ def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -
     truncate(*damaged_files(source))
     with pytest.raises(SeganError, match="1 of 9 pairs rejected") as caught:
         ingest(str(source), out, max_rejects=0.1)
-    assert f"{DAMAGED_ID}.jpg: not a whole image" in str(caught.value)
+    assert f"{DAMAGED_ID}.jpg: damaged image" in str(caught.value)
     assert not storage.exists(f"{out}/{MANIFEST}")
     assert ingest(str(source), out, max_rejects=1 / 9).num_rejects == 1
 
@@ -302,10 +302,10 @@ def test_records_of_another_archive_or_size_are_not_replaced(
 ) -> None:
     before = ingest(str(synthetic_archive), out)
     with pytest.raises(
-        UsageError, match=f"{out}: records of {synthetic_archive} are here .* --overwrite"
+        UsageError, match=f"{out}: existing records are of {synthetic_archive}, .* --overwrite"
     ):
         ingest(str(source), out)
-    with pytest.raises(UsageError, match="20 x 16 pixels are here already, and 40 x 30 are asked"):
+    with pytest.raises(UsageError, match="records have 20 x 16 pixels, expected 40 x 30"):
         write_records(
             open_archive(str(synthetic_archive)), out, IngestOptions((40, 30)), local_executor(1)
         )

@@ -169,11 +169,8 @@ def predict(
 
     import torch
 
-    from segan.bench.predict import (
-        bench_predict,
-        write_synthetic_images,
-        write_untrained_checkpoint,
-    )
+    from segan.bench.ingest import write_synthetic_archive
+    from segan.bench.predict import bench_predict, write_untrained_checkpoint
     from segan.cli.console import echo
     from segan.config import load_config
     from segan.data.ingest import FRAME_SIZE
@@ -183,7 +180,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
         report = bench_predict(
             model or write_untrained_checkpoint(folder, settings, FRAME_SIZE),
-            images or write_synthetic_images(folder, count, short_side),
+            images or write_synthetic_archive(folder, count, short_side),
             _predict,
             _device(),
             repeats,

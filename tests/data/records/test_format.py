@@ -215,8 +215,8 @@ def test_a_damaged_shard_is_named(folder: str, damage: Callable[[bytes], bytes])
     with pytest.raises(StorageError) as caught:
         read_shard(folder, shard)
     assert str(caught.value).startswith(
-        f"{path}: {path.stat().st_size} bytes that do not match the manifest's checksum "
-        f"({shard.bytes} bytes expected)"
+        f"{path}: checksum mismatch: expected {shard.bytes} bytes with the manifest's "
+        f"checksum, found {path.stat().st_size} bytes"
     )
 
 
@@ -243,7 +243,7 @@ def test_a_place_without_records_says_how_to_write_them(
     with pytest.raises(StorageError) as caught:
         read_manifest(uri)
     assert str(caught.value) == (
-        f"{uri}: no records here (no manifest.json); write them with `segan ingest`"
+        f"{uri}: no records found (no manifest.json); write them with `segan ingest`"
     )
 
 
