@@ -11,15 +11,15 @@ from dataclasses import dataclass
 PROGRAM = """
 import sys, time
 from segan.errors import SeganError
-from segan.lease import Timing, hold
+from segan.storage.lease import LeaseConfig, hold_lease
 
-timing = Timing(*map(float, sys.argv[1:]))
+config = LeaseConfig(*map(float, sys.argv[1:]))
 for line in sys.stdin:
     uri, moment = line.split()
     while time.monotonic() < float(moment):
         pass
     try:
-        with hold(uri, timing):
+        with hold_lease(uri, config):
             print("held", flush=True)
             if sys.stdin.readline() == "fail\\n":
                 raise RuntimeError("as it was told")

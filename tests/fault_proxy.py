@@ -1,6 +1,6 @@
 """A proxy before the S3 server with the bad minutes of a real one, on loopback.
 
-    python -m tests.fault_proxy --port 20100 --control 20101 --to http://127.0.0.1:20000
+    python -m tests.fault_proxy --port 20100 --control 20101 --upstream http://127.0.0.1:20000
 
 What passes is not touched, the Host header included, since requests are signed with it; but each
 connection carries one request (`Connection: close`), so where a request begins is never in doubt.
@@ -71,19 +71,19 @@ class FaultProxy:
 
     def inject(self, *faults: Fault) -> None:
         """Adds faults; a request meets the first that fits it."""
-        self._send_command({"order": [asdict(fault) for fault in faults]})
+        self._send_command({"inject": [asdict(fault) for fault in faults]})
 
     def clear(self) -> None:
         """Takes back all faults, and listens again; what hangs goes on."""
-        self._send_command({"heal": True})
+        self._send_command({"clear": True})
 
     def set_upstream(self, server: str) -> None:
         """From here on to the server at this URL; clients go on with the endpoint they know."""
-        self._send_command({"to": server})
+        self._send_command({"upstream": server})
 
     def pop_requests(self) -> list[str]:
         """Every request since the last call, as "PUT /bucket/key?query", and " !kind" if ill."""
-        return list(self._send_command({"seen": True})["seen"])
+        return list(self._send_command({"requests": True})["requests"])
 
     def _send_command(self, order: dict[str, Any]) -> dict[str, Any]:
         where = urlsplit(self.endpoint).hostname, self.control_port
@@ -101,7 +101,13 @@ def run_fault_proxy(
 
     def start() -> FaultProxy:
         port, control = free_ports(2)
-        command = [sys.executable, "-m", "tests.fault_proxy", f"--to={server}", f"--seed={seed}"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fault_proxy",
+            f"--upstream={server}",
+            f"--seed={seed}",
+        ]
         environment = {"PYTHONPATH": str(ROOT)}
         program = stack.enter_context(
             run_supervised(
@@ -161,23 +167,23 @@ class _Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """The control port: one order, one answer."""
-        order = json.loads(await reader.readline() or "{}")
+        command = json.loads(await reader.readline() or "{}")
         answer: dict[str, Any] = {}
-        if "heal" in order:
+        if "clear" in command:
             self.faults.clear()
             self.cleared.set()
             self.cleared = asyncio.Event()
             await self.listen()
-        for values in order.get("order", []):
+        for values in command.get("inject", []):
             fault = Fault(**values)
             if fault.kind == "refuse":
                 await self.refuse(fault.seconds)
             else:
                 self.faults.append(_ActiveFault(fault, fault.times))
-        if "to" in order:
-            self.upstream = urlsplit(order["to"])
-        if "seen" in order:
-            answer["seen"], self.requests = self.requests, []
+        if "upstream" in command:
+            self.upstream = urlsplit(command["upstream"])
+        if "requests" in command:
+            answer["requests"], self.requests = self.requests, []
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
         writer.close()
@@ -298,12 +304,18 @@ def main() -> None:
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--control", type=int, required=True, help="port for orders")
-    parser.add_argument("--to", required=True, help="URL of the S3 server")
+    parser.add_argument("--upstream", required=True, help="URL of the S3 server")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' probabilities")
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
-            _run(arguments.host, arguments.port, arguments.control, arguments.to, arguments.seed)
+            _run(
+                arguments.host,
+                arguments.port,
+                arguments.control,
+                arguments.upstream,
+                arguments.seed,
+            )
         )
 
 

@@ -23,7 +23,7 @@ SECRET_VARIABLES = (
 class CheckStatus(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    FAILED = "fails"
+    FAILED = "failed"
     SKIPPED = "skipped"
 
 

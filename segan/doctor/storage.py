@@ -41,7 +41,7 @@ def storage_checks(uri: str) -> list[Check]:
             Check("storage: delete", probe.check_delete),
         ]
     return [
-        Check("storage: keys", check_credentials),
+        Check("storage: credentials", check_credentials),
         Check("storage: bucket", probe.check_bucket, timeout_s=25),
         Check("storage: clock", probe.check_clock),
         *common,

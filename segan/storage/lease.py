@@ -305,7 +305,10 @@ class _Lease:
                 Path(self.uri).rmdir()
 
     def _encode(self) -> bytes:
-        content = asdict(self.holder) | {"clock": time.monotonic(), "beat": _utc_now()}
+        content = asdict(self.holder) | {
+            "heartbeat_monotonic_s": time.monotonic(),
+            "heartbeat_at": _utc_now(),
+        }
         return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 

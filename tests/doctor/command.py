@@ -14,7 +14,7 @@ def run_doctor(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, di
     code = main(["doctor", "--json", *words])
     said = capsys.readouterr()
     rows = {row.pop("check"): row for row in json.loads(said.out)}
-    assert all(list(row) == ["verdict", "found", "advice"] for row in rows.values())
+    assert all(list(row) == ["status", "message", "advice"] for row in rows.values())
     lines = {name: " | ".join(row.values()).rstrip(" |") for name, row in rows.items()}
-    assert (code == 1) == any(line.startswith("fails |") for line in lines.values())
+    assert (code == 1) == any(line.startswith("failed |") for line in lines.values())
     return code, lines, said.err

@@ -44,7 +44,7 @@ def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["python"].startswith(f"ok | {version} on Linux ")
     assert found["packages"].startswith("ok | ")
     assert found["storage"] == "skipped | not looked at | say where: --uri s3://..."
-    failing = [name for name, line in found.items() if line.startswith("fails")]
+    failing = [name for name, line in found.items() if line.startswith("failed")]
     assert code == bool(failing)
     assert (", ".join(failing) in err) if failing else "segan:" not in err
 
@@ -57,13 +57,13 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_a_failure_is_said_and_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tiny))
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
     code, found, err = run_doctor(capsys)
     assert code == 1
     assert found["Ray's folder"] == (
-        f"fails | {tiny}/ray: 1.0 MB free of 1.0 MB | make room, or let TMPDIR (for Ray "
+        f"failed | {small_disk}/ray: 1.0 MB free of 1.0 MB | make room, or let TMPDIR (for Ray "
         "RAY_TMPDIR) name a folder on another disk"
     )
     assert err.splitlines()[-1].startswith("segan: 1 of ")
@@ -72,7 +72,7 @@ def test_a_failure_is_said_and_is_exit_code_1(
 
 def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
     program = (
-        "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.doctor;"
+        "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.cluster.doctor;"
         "sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -141,10 +141,10 @@ def write_pyproject(folder: Path, python: str, *packages: str) -> None:
 def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> None:
     wanted = ["numpy>=1", "pillow<2", "nowhere", "torch; sys_platform == 'win32'"]
     write_pyproject(checkout, ">=4", *wanted)
-    assert status(machine.check_python()) == "fails"
+    assert status(machine.check_python()) == "failed"
     assert machine.check_python().message.endswith(", expected >=4")
     outcome = machine.check_packages()
-    assert status(outcome) == "fails"
+    assert status(outcome) == "failed"
     pillow, nowhere = outcome.message.split("; ")
     assert pillow.startswith("pillow ")
     assert pillow.endswith(", expected <2")
@@ -170,8 +170,8 @@ def test_versions_that_were_not_tested(checkout: Path) -> None:
 # Limits
 
 
-def test_no_disk(tiny: Path) -> None:
-    assert status(machine.check_disk(tiny / "not" / "made" / "yet")) == "fails"
+def test_no_disk(small_disk: Path) -> None:
+    assert status(machine.check_disk(small_disk / "not" / "made" / "yet")) == "failed"
 
 
 def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,19 +185,19 @@ def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(machine.check_disk(tmp_path)) == expected
 
 
-def test_little_shared_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SHARED", tiny)
+def test_little_shared_memory(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHM_DIR", small_disk)
     outcome = machine.check_shared_memory()
     assert status(outcome) == "warning"
     assert "--shm-size" in outcome.advice
-    monkeypatch.setattr(machine, "SHARED", tiny / "none")
+    monkeypatch.setattr(machine, "SHM_DIR", small_disk / "none")
     assert status(machine.check_shared_memory()) == "skipped"
 
 
 def test_few_open_files() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {}));"
-        "from segan.doctor.machine import open_files; print(open_files().verdict)"
+        "from segan.doctor.machine import check_open_files; print(check_open_files().status)"
     )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < machine.MIN_OPEN_FILES:
@@ -267,8 +267,8 @@ def test_the_limits_of_a_container(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(machine, "PROC_CGROUP", tmp_path / "groups")
     assert machine.cgroup_cpu_limit() == 1.5
     assert machine.cgroup_memory_usage() == (2 * GB, 3 * GB // 2)
     outcome = machine.check_memory()
@@ -300,9 +300,9 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:16:01 UTC 2025\n"
         "GCC version:  gcc version 12.3.0\n"
     )
-    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "NVIDIA_VERSION_FILE", tmp_path / "version")
     machine.NVIDIA_VERSION_FILE.write_text(version)
     outcome = machine.check_gpus()
-    assert status(outcome) == "fails"
+    assert status(outcome) == "failed"
     assert outcome.message.startswith("NVIDIA driver 580.65.06, ")
     assert "torch" in outcome.advice

@@ -18,7 +18,7 @@ from tests.doctor.command import run_doctor
 from tests.doctor.proxy import ProxyFaults, run_proxy
 
 CHECK_ORDER = [
-    "keys",
+    "credentials",
     "bucket",
     "clock",
     "write",
@@ -60,9 +60,9 @@ def test_a_folder_that_is_not_there_is_not_there_afterwards(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = run_storage_checks(str(tmp_path / "file" / "runs"))
-    assert found["write"].startswith("fails | ")
+    assert found["write"].startswith("failed | ")
     assert found["write"].endswith(": Not a directory")
-    assert set(statuses(found).values()) - {"warning", "ok"} == {"fails", "skipped"}
+    assert set(statuses(found).values()) - {"warning", "ok"} == {"failed", "skipped"}
     assert statuses(found)["delete"] == "skipped"
 
 
@@ -80,11 +80,11 @@ integration = pytest.mark.integration
 def test_a_bucket_as_it_should_be(
     bucket: str, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, lines, err = run_doctor(capsys, "--bucket", f"{bucket}/runs")
+    _, lines, err = run_doctor(capsys, "--uri", f"{bucket}/runs")
     found = {k.removeprefix("storage: "): v for k, v in lines.items() if k.startswith("storage: ")}
     assert list(found) == [*CHECK_ORDER, "delete"]
     assert {line.split(" | ")[0] for line in found.values()} == {"ok"}, found
-    assert found["keys"] == "ok | there, from the environment"
+    assert found["credentials"] == "ok | there, from the environment"
     name = bucket.removeprefix("s3://")
     assert found["bucket"] == f"ok | {name} at {s3.endpoint}, region us-east-1"
     assert re.fullmatch(r"ok \| within [12] s of the store's", found["clock"])
@@ -104,12 +104,12 @@ def test_a_wrong_key(
     monkeypatch.setenv(name, "not-the-key-of-anybody")
     code, lines, err = run_doctor(capsys, "--uri", bucket)
     assert code == 1
-    assert lines["storage: keys"].startswith("ok | ")
-    assert lines["storage: bucket"].startswith(f"fails | {bucket}: access refused; check AWS_")
+    assert lines["storage: credentials"].startswith("ok | ")
+    assert lines["storage: bucket"].startswith(f"failed | {bucket}: access refused; check AWS_")
     assert lines["storage: clock"].startswith("ok | ")  # a refusal says the time too
     assert {v.split(" |")[0] for k, v in lines.items() if k.startswith("storage: ")} == {
         "ok",
-        "fails",
+        "failed",
         "skipped",
     }
     assert "not-the-key-of-anybody" not in json.dumps(lines) + err
@@ -122,7 +122,7 @@ def test_no_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     found = run_storage_checks(bucket)
-    assert found["keys"] == "fails | none"
+    assert found["credentials"] == "failed | none"
     assert "no credentials" in found["bucket"]
 
 
@@ -130,9 +130,10 @@ def test_no_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bucket_that_is_gone(bucket: str) -> None:
     found = run_storage_checks(f"{bucket}-gone/runs")
     assert (
-        found["bucket"] == f"fails | {bucket}-gone/runs: no such bucket; create it or mend its name"
+        found["bucket"]
+        == f"failed | {bucket}-gone/runs: no such bucket; create it or mend its name"
     )
-    rest = {n: v for n, v in statuses(found).items() if n not in ("keys", "bucket", "clock")}
+    rest = {n: v for n, v in statuses(found).items() if n not in ("credentials", "bucket", "clock")}
     assert set(rest.values()) == {"skipped"}
 
 
@@ -145,8 +146,8 @@ def test_a_port_at_which_nobody_listens(bucket: str, monkeypatch: pytest.MonkeyP
     assert f"no usable answer from http://127.0.0.1:{port}" in found["bucket"]
     assert statuses(found) == {
         **dict.fromkeys([*CHECK_ORDER, "delete"], "skipped"),
-        "keys": "ok",
-        "bucket": "fails",
+        "credentials": "ok",
+        "bucket": "failed",
     }
 
 
@@ -157,7 +158,7 @@ def test_a_port_at_which_nobody_listens(bucket: str, monkeypatch: pytest.MonkeyP
         # A busy machine may take seconds from the answer to the look at its own clock.
         (30, r"ok \| within (1\d|2\d|3[0-2]) s of the store's"),
         (-300, r"warning \| (299|30\d|31\d) s ahead of the store's"),
-        (7200, r"fails \| (718\d|719\d|720[01]) s behind the store's"),
+        (7200, r"failed \| (718\d|719\d|720[01]) s behind the store's"),
     ],
 )
 def test_a_clock_that_is_off(
@@ -202,7 +203,7 @@ def test_a_bucket_that_may_be_read_alone(
     with run_proxy(s3.endpoint, writes) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         found = statuses(run_storage_checks(bucket))
-    assert (found["bucket"], found["write"]) == ("ok", "fails")
+    assert (found["bucket"], found["write"]) == ("ok", "failed")
     assert {found[n] for n in ("read", "list", "conditional writes", "round trip", "delete")} == {
         "skipped"
     }

@@ -32,7 +32,7 @@ from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
 from segan.errors import StorageError, TransientError
-from segan.storage import retry, s3
+from segan.storage import files, retry, s3
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 
 pytestmark = pytest.mark.integration
@@ -59,8 +59,8 @@ def proxy(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name, value in (server.environment | {"AWS_ENDPOINT_URL": started.endpoint}).items():
             patch.setenv(name, value)
         patch.setenv(retry.TIMEOUT_VARIABLE, "40")
-        patch.setattr(s3, "REQUEST_SECONDS", READ_TIMEOUT_S)
-        patch.setattr(retry, "LONGEST_WAIT", 1.0)
+        patch.setattr(s3, "READ_TIMEOUT_S", READ_TIMEOUT_S)
+        patch.setattr(retry, "MAX_BACKOFF_S", 1.0)
         yield started
 
 
@@ -186,39 +186,43 @@ BODY_FAULTS = {
 @pytest.mark.parametrize("fault", TRANSIENT_FAULTS.values(), ids=TRANSIENT_FAULTS)
 def test_every_call_outlasts_what_passes(
     faults: FaultProxy,
-    place: str,
+    prefix_uri: str,
     tmp_path: Path,
     call: Callable[[str, Path], None],
     fault: Fault,
 ) -> None:
     faults.inject(fault)
-    call(place, tmp_path)
+    call(prefix_uri, tmp_path)
     met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
     assert fault.kind == "refuse" or len(met) == fault.times
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS.get(
+        call, {"small": SMALL, "large": LARGE}
+    )
 
 
 @pytest.mark.parametrize("call", READS + WRITES, ids=function_name)
 @pytest.mark.parametrize("fault", BODY_FAULTS.values(), ids=BODY_FAULTS)
 def test_a_body_that_breaks_off_is_made_whole(
     faults: FaultProxy,
-    place: str,
+    prefix_uri: str,
     tmp_path: Path,
     call: Callable[[str, Path], None],
     fault: Fault,
 ) -> None:
     way, verb = ("down", "GET") if call in READS else ("up", "PUT")
     names = "/bad-minutes/"  # a listing is a GET too, of the bucket
-    faults.inject(Fault(**vars(fault) | {"direction": way, "match": f"{verb} {names}"}))
-    call(place, tmp_path)
+    faults.inject(Fault(**vars(fault) | {"direction": way, "request_prefix": f"{verb} {names}"}))
+    call(prefix_uri, tmp_path)
     met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
     assert len(met) == fault.times
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS.get(
+        call, {"small": SMALL, "large": LARGE}
+    )
 
 
-def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, place: str) -> None:
+def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, prefix_uri: str) -> None:
     """A body that always breaks after 3 MB comes whole: each time there is more of it."""
     faults.inject(
         Fault(
@@ -230,35 +234,35 @@ def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, place: str) ->
             after_headers=True,
         )
     )
-    read_large(place, Path())
+    read_large(prefix_uri, Path())
     assert len(faults.pop_requests()) == len(LARGE) / 3_000_000
 
 
 def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
-    faults: FaultProxy, place: str
+    faults: FaultProxy, prefix_uri: str
 ) -> None:
     faults.inject(Fault("reset", request_prefix="GET", direction="down", after_bytes=6_000_000))
-    chunks = storage.read_chunks(f"{place}/large")
+    chunks = storage.read_chunks(f"{prefix_uri}/large")
     next(chunks)
-    storage.write_bytes(f"{place}/large", LARGE[::-1])
+    storage.write_bytes(f"{prefix_uri}/large", LARGE[::-1])
     assert "changed while it was read" in error_message(b"".join, chunks)
 
 
 @pytest.mark.parametrize("after", [SMALL + SMALL, SMALL[:1000], b""], ids=len)
 def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, after: bytes
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, after: bytes
 ) -> None:
     """The size that an answer without a body said is not that of the next answer."""
 
     class Overwriting(retry.Backoff):
-        def failed(self, error: TransientError) -> None:
+        def wait(self, error: TransientError) -> None:
             super().wait(error)
             s3.shared_client().put_object(Bucket="bad-minutes", Key=f"{key}/small", Body=after)
 
-    _, key = s3.bucket_and_key(place)
-    monkeypatch.setattr(s3, "Patience", Overwriting)
+    _, key = s3.bucket_and_key(prefix_uri)
+    monkeypatch.setattr(s3, "Backoff", Overwriting)
     faults.inject(Fault("cut", request_prefix="GET", direction="down", after_headers=True))
-    assert storage.read_bytes(f"{place}/small") == after
+    assert storage.read_bytes(f"{prefix_uri}/small") == after
 
 
 # What lasts
@@ -277,15 +281,15 @@ PERMANENT_ERRORS = {
 
 @pytest.mark.parametrize("code", PERMANENT_ERRORS)
 def test_every_call_says_at_once_what_lasts(
-    faults: FaultProxy, place: str, tmp_path: Path, code: str
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path, code: str
 ) -> None:
     status, words = PERMANENT_ERRORS[code]
     faults.inject(Fault("answer", times=None, status=status, code=code))
     for call in [*CALLS, lambda uri, _: storage.check_access(uri)]:
         began = time.monotonic()
-        said = error_message(call, place, tmp_path)
+        said = error_message(call, prefix_uri, tmp_path)
         assert time.monotonic() - began < 5
-        assert said.startswith(place)
+        assert said.startswith(prefix_uri)
         assert words in said
         assert "\n" not in said
         assert len(faults.pop_requests()) == 1, "asked once"
@@ -303,19 +307,19 @@ def test_a_bucket_that_is_gone(server: S3Server, faults: FaultProxy, tmp_path: P
 
 
 def test_a_wrong_key(
-    faults: FaultProxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for call in CALLS:
-        said = error_message(call, place, tmp_path)
+        said = error_message(call, prefix_uri, tmp_path)
         assert "access refused; check AWS_ACCESS_KEY_ID" in said
         assert SECRET not in said
         assert len(faults.pop_requests()) == 1
 
 
-def test_a_name_that_is_too_long(place: str, tmp_path: Path) -> None:
+def test_a_name_that_is_too_long(prefix_uri: str, tmp_path: Path) -> None:
     assert "the name is too long" in error_message(
-        storage.write_bytes, f"{place}/{'n' * 1100}", b""
+        storage.write_bytes, f"{prefix_uri}/{'n' * 1100}", b""
     )
     local = str(tmp_path / ("n" * 300))
     assert error_message(storage.write_bytes, local, b"") == f"{local}: File name too long"
@@ -323,64 +327,64 @@ def test_a_name_that_is_too_long(place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["refuse", "hang", "answer"])
 def test_a_check_fails_soon(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, kind: str
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
     faults.inject(Fault(kind, times=None, seconds=60))
     began = time.monotonic()
-    said = error_message(storage.check_access, place)
+    said = error_message(storage.check_access, prefix_uri)
     assert time.monotonic() - began < 30  # and not 60, or the patience that follows a check
     assert faults.endpoint in said or "SlowDown" in said
 
 
 def test_a_worker_s_check_waits(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
-    monkeypatch.setattr(storage, "_patient", False)
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(files, "_retry_checks", False)
     storage.retry_access_checks()
     faults.inject(Fault("refuse", seconds=s3.CHECK_TIMEOUT_S))
-    storage.check_access(place)
+    storage.check_access(prefix_uri)
 
 
 @pytest.mark.parametrize(("seconds", "least"), [("0", 0), ("3", 3)])
 def test_patience_ends(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
 ) -> None:
     monkeypatch.setenv(retry.TIMEOUT_VARIABLE, seconds)
     faults.inject(Fault("answer", times=None))
     began = time.monotonic()
-    said = error_message(storage.read_bytes, f"{place}/small")
+    said = error_message(storage.read_bytes, f"{prefix_uri}/small")
     assert least <= time.monotonic() - began < least + 4
-    assert said.startswith(f"{place}/small: the store is not ready (SlowDown: ")
+    assert said.startswith(f"{prefix_uri}/small: the store is not ready (SlowDown: ")
     assert said.endswith(f"; tried for {seconds} s (SEGAN_STORAGE_RETRY_TIMEOUT_S says how long)")
 
 
 def test_waiting_is_said_once_and_its_end_once(
-    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+    faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("refuse", seconds=4))
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(storage.read_bytes, [f"{place}/small"] * 4))
+        found = list(threads.map(storage.read_bytes, [f"{prefix_uri}/small"] * 4))
     assert found == [SMALL] * 4
     begins, ends = [record.getMessage() for record in caplog.records if "segan" in record.name]
-    assert begins.startswith(f"{place}/small: no usable answer from {faults.endpoint} (")
+    assert begins.startswith(f"{prefix_uri}/small: no usable answer from {faults.endpoint} (")
     assert begins.endswith("; waiting for it, at most 40 s")
     assert ends.startswith("storage answers again after ")
 
 
 def test_what_passes_quickly_is_not_worth_a_line(
-    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+    faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("answer", times=2))
-    read(place, Path())
+    read(prefix_uri, Path())
     assert not [record for record in caplog.records if "segan" in record.name]
 
 
 # What is done to the server itself
 
 
-def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, place: str) -> None:
+def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, prefix_uri: str) -> None:
     """Bounded by the patience of this module; a request waits for no more than `SILENCE`."""
     pause = 4 * READ_TIMEOUT_S
     os.kill(server.pid, signal.SIGSTOP)
@@ -388,12 +392,12 @@ def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, place: st
     going_on.start()
     try:
         began = time.monotonic()
-        write(place, Path())
+        write(prefix_uri, Path())
         assert time.monotonic() - began > pause - 1
-        read_large(place, Path())
+        read_large(prefix_uri, Path())
     finally:
         going_on.join()
-    assert read_contents(place) == EXPECTED_CONTENTS[write]
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write]
 
 
 def test_a_server_that_is_killed_and_started_again(
@@ -476,37 +480,39 @@ def test_an_unwell_store_holds_what_a_dictionary_would(
 
 
 def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
-    faults: FaultProxy, place: str, tmp_path: Path
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path
 ) -> None:
     sizes = {"train": 12, "validation": 4, "test": 2}
 
     def put(name: str, content: bytes) -> None:
-        storage.write_bytes(f"{place}/archive/{name}", content)
+        storage.write_bytes(f"{prefix_uri}/archive/{name}", content)
 
     generate_archive(sizes, 0, put, 64)
-    archive = open_archive(f"{place}/archive")
-    well = ingest(archive, f"{place}/well", IngestOptions(rows_per_shard=4), local_executor(2))
+    archive = open_archive(f"{prefix_uri}/archive")
+    well = ingest(archive, f"{prefix_uri}/well", IngestOptions(rows_per_shard=4), local_executor(2))
     faults.inject(*RANDOM_FAULTS)
-    unwell = ingest(archive, f"{place}/unwell", IngestOptions(rows_per_shard=4), local_executor(2))
+    unwell = ingest(
+        archive, f"{prefix_uri}/unwell", IngestOptions(rows_per_shard=4), local_executor(2)
+    )
     assert unwell == well
-    frames = read_samples(f"{place}/unwell", unwell, "train")
+    frames = read_samples(f"{prefix_uri}/unwell", unwell, "train")
     met = [request for request in faults.pop_requests() if "!" in request]
     assert len(met) > 10
     faults.clear()
-    same = read_samples(f"{place}/well", well, "train")
+    same = read_samples(f"{prefix_uri}/well", well, "train")
     assert frames.ids == same.ids
     assert frames.image.tobytes() == same.image.tobytes()
 
 
 def test_fetch_from_a_bucket_into_a_bucket(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all that can happen to an upload in parts on its way."""
     monkeypatch.setattr("segan.data.download.remote.INITIAL_BACKOFF_S", 0.01)
-    source = S3File(f"{place}/large")
+    source = S3File(f"{prefix_uri}/large")
     faults.inject(
         Fault("reset", request_prefix="POST", direction="down", times=2),  # begun, and nobody knows
-        *[Fault(**vars(fault) | {"match": "PUT"}) for fault in BODY_FAULTS.values()],
+        *[Fault(**vars(fault) | {"request_prefix": "PUT"}) for fault in BODY_FAULTS.values()],
         Fault(
             "reset",
             request_prefix="GET /bad-minutes/",
@@ -517,14 +523,14 @@ def test_fetch_from_a_bucket_into_a_bucket(
         Fault("answer", request_prefix="GET /bad-minutes?", times=2),
     )
     version = source.stat()
-    with partial.resumable_writer(f"{place}/new", version.tag) as (start, put):
+    with partial.resumable_writer(f"{prefix_uri}/new", version.tag) as (start, put):
         for chunk in iter_bytes(source, version, start, lambda line: None):
             put(chunk)
         faults.inject(
             Fault("reset", request_prefix="POST", direction="down")
         )  # put together, and so too
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS[write_large]
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write_large]
 
 
 # A disk that is full
@@ -546,14 +552,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, place: str) -> None:
+def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, prefix_uri: str) -> None:
     there = str(small_disk / "there")
     storage.write_bytes(there, b"before")
     expected = f"{there}: No space left on device; make room and give the command again"
     began = time.monotonic()
     assert error_message(storage.write_bytes, there, LARGE) == expected
     digest = storage.sha256(LARGE)
-    assert error_message(storage.download, f"{place}/large", there, digest) == expected
+    assert error_message(storage.download, f"{prefix_uri}/large", there, digest) == expected
     assert time.monotonic() - began < 5
     assert [path.name for path in small_disk.iterdir()] == ["there"]
     assert storage.read_bytes(there) == b"before"

@@ -64,34 +64,34 @@ def error_message(call: Callable[..., object], *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_read_and_listed(place: str, name: str) -> None:
-    uri = storage.join(place, name)
+def test_what_is_written_is_read_and_listed(empty_uri: str, name: str) -> None:
+    uri = storage.join(empty_uri, name)
     assert not storage.exists(uri)
     storage.write_bytes(uri, b"one")
     assert storage.exists(uri)
     assert storage.read_bytes(uri) == b"one"
-    assert storage.list_files(place) == [storage.FileInfo(name, 3)]
+    assert storage.list_files(empty_uri) == [storage.FileInfo(name, 3)]
     storage.delete_file(uri)
     assert not storage.exists(uri)
 
 
-def test_a_second_writing_replaces_the_first(place: str) -> None:
-    uri = storage.join(place, "file")
+def test_a_second_writing_replaces_the_first(empty_uri: str) -> None:
+    uri = storage.join(empty_uri, "file")
     storage.write_bytes(uri, b"a long one")
     storage.write_bytes(uri, b"")
     assert storage.read_bytes(uri) == b""
-    assert storage.list_files(place) == [storage.FileInfo("file", 0)]
+    assert storage.list_files(empty_uri) == [storage.FileInfo("file", 0)]
 
 
-def test_many_bytes_come_back_as_they_were(place: str) -> None:
+def test_many_bytes_come_back_as_they_were(empty_uri: str) -> None:
     content = os.urandom(12_000_000)  # more than one part of an S3 upload
-    uri = storage.join(place, "large")
+    uri = storage.join(empty_uri, "large")
     storage.write_bytes(uri, content)
     assert storage.sha256(storage.read_bytes(uri)) == storage.sha256(content)
 
 
-def test_a_file_is_read_in_pieces(place: str) -> None:
-    uri = storage.join(place, "file")
+def test_a_file_is_read_in_pieces(empty_uri: str) -> None:
+    uri = storage.join(empty_uri, "file")
     storage.write_bytes(uri, b"0123456789")
     with storage.RandomAccessFile(uri) as file:
         assert file.size == 10
@@ -103,44 +103,44 @@ def test_a_file_is_read_in_pieces(place: str) -> None:
         assert file.etag != storage.RandomAccessFile(uri).etag
 
 
-def test_names_are_sorted_at_every_depth(place: str) -> None:
+def test_names_are_sorted_at_every_depth(empty_uri: str) -> None:
     names = ["b", "a/z", "a/b/c", "a-b", "B", "a/b/a"]
     for name in names:
-        storage.write_bytes(storage.join(place, name), b"x")
-    assert [file.name for file in storage.list_files(place)] == sorted(names)
-    assert [file.name for file in storage.list_files(place + "/a/")] == ["b/a", "b/c", "z"]
-    assert list(storage.iter_names(place, "b")) == ["a-b", "b"]
+        storage.write_bytes(storage.join(empty_uri, name), b"x")
+    assert [file.name for file in storage.list_files(empty_uri)] == sorted(names)
+    assert [file.name for file in storage.list_files(empty_uri + "/a/")] == ["b/a", "b/c", "z"]
+    assert list(storage.iter_names(empty_uri, "b")) == ["a-b", "b"]
 
 
-def test_a_folder_is_listed_without_its_neighbours(place: str) -> None:
-    storage.write_bytes(storage.join(place, "run/x"), b"")
-    storage.write_bytes(storage.join(place, "run-2/y"), b"")
-    assert [file.name for file in storage.list_files(storage.join(place, "run"))] == ["x"]
-    storage.delete_folder(storage.join(place, "run"))
-    assert [file.name for file in storage.list_files(place)] == ["run-2/y"]
+def test_a_folder_is_listed_without_its_neighbours(empty_uri: str) -> None:
+    storage.write_bytes(storage.join(empty_uri, "run/x"), b"")
+    storage.write_bytes(storage.join(empty_uri, "run-2/y"), b"")
+    assert [file.name for file in storage.list_files(storage.join(empty_uri, "run"))] == ["x"]
+    storage.delete_folder(storage.join(empty_uri, "run"))
+    assert [file.name for file in storage.list_files(empty_uri)] == ["run-2/y"]
 
 
-def test_nothing_is_listed_or_deleted_where_nothing_is(place: str) -> None:
-    assert storage.list_files(place) == []
-    storage.delete_folder(place)
-    assert not storage.exists(place)
+def test_nothing_is_listed_or_deleted_where_nothing_is(empty_uri: str) -> None:
+    assert storage.list_files(empty_uri) == []
+    storage.delete_folder(empty_uri)
+    assert not storage.exists(empty_uri)
 
 
-def test_a_folder_is_no_file(place: str) -> None:
-    storage.write_bytes(storage.join(place, "folder/file"), b"")
-    assert not storage.exists(storage.join(place, "folder"))
+def test_a_folder_is_no_file(empty_uri: str) -> None:
+    storage.write_bytes(storage.join(empty_uri, "folder/file"), b"")
+    assert not storage.exists(storage.join(empty_uri, "folder"))
 
 
-def test_json_comes_back_as_it_was(place: str) -> None:
+def test_json_comes_back_as_it_was(empty_uri: str) -> None:
     value = {"b": [1, 2.5, None], "a": "ü", "deep": {"er": True}}
-    uri = storage.join(place, "value.json")
+    uri = storage.join(empty_uri, "value.json")
     storage.write_json(uri, value)
     assert storage.read_json(uri) == value
     assert storage.read_bytes(uri).startswith(b'{\n  "a"')
 
 
-def test_what_is_no_json_is_named(place: str) -> None:
-    uri = storage.join(place, "value.json")
+def test_what_is_no_json_is_named(empty_uri: str) -> None:
+    uri = storage.join(empty_uri, "value.json")
     storage.write_bytes(uri, b"{half")
     assert error_message(storage.read_json, uri).startswith(f"{uri}: expected JSON (")
     storage.write_bytes(uri, b"\xff\xfe\xfa")
@@ -150,8 +150,8 @@ def test_what_is_no_json_is_named(place: str) -> None:
 @pytest.mark.parametrize(
     "call", [storage.read_bytes, storage.read_json, storage.delete_file, storage.RandomAccessFile]
 )
-def test_a_missing_file_is_named(place: str, call: Callable[[str], object]) -> None:
-    uri = storage.join(place, "absent")
+def test_a_missing_file_is_named(empty_uri: str, call: Callable[[str], object]) -> None:
+    uri = storage.join(empty_uri, "absent")
     assert error_message(call, uri) == f"{uri}: not found"
 
 
@@ -279,27 +279,27 @@ def test_a_missing_bucket_is_said() -> None:
     assert "no such bucket" in error_message(storage.write_bytes, uri, b"")
 
 
-def test_an_endpoint_where_nothing_listens_is_named_within_seconds(nobody: str) -> None:
+def test_an_endpoint_where_nothing_listens_is_named_within_seconds(dead_endpoint: str) -> None:
     began = time.monotonic()
     said = error_message(storage.check_access, "s3://bucket/file")
     assert time.monotonic() - began < 15
-    assert said.startswith(f"s3://bucket/file: no usable answer from {nobody} (")
+    assert said.startswith(f"s3://bucket/file: no usable answer from {dead_endpoint} (")
 
 
 @pytest.mark.parametrize("call", [storage.list_files, storage.read_bytes, storage.exists])
 def test_every_call_names_an_endpoint_where_nothing_listens(
-    nobody: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+    dead_endpoint: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", "0")
     said = error_message(call, "s3://bucket/file")
     assert said.startswith("s3://bucket/file: ")
-    assert nobody in said
+    assert dead_endpoint in said
     assert "\n" not in said
 
 
 @pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
 def test_a_patience_that_is_none_is_refused(
-    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str
+    dead_endpoint: str, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", given)
     with pytest.raises(
@@ -311,7 +311,7 @@ def test_a_patience_that_is_none_is_refused(
 @pytest.mark.parametrize("given", ["127.0.0.1:8333", "ftp://host", "http://", "http://a b"])
 @pytest.mark.parametrize("call", [storage.check_access, storage.read_bytes])
 def test_an_endpoint_that_is_none_is_refused(
-    nobody: str, monkeypatch: pytest.MonkeyPatch, given: str, call: Callable[[str], object]
+    dead_endpoint: str, monkeypatch: pytest.MonkeyPatch, given: str, call: Callable[[str], object]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", given)
     with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: expected http://host:port"):
@@ -319,9 +319,9 @@ def test_an_endpoint_that_is_none_is_refused(
 
 
 def test_keys_that_are_gone_are_not_remembered(
-    nobody: str, monkeypatch: pytest.MonkeyPatch
+    dead_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 0.5)
     assert "no usable answer" in error_message(storage.check_access, "s3://bucket/x")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -338,8 +338,8 @@ def test_a_local_place_needs_no_check(tmp_path: Path) -> None:
 # Keys stay in the environment
 
 
-def test_no_object_carries_a_key(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
+def test_no_object_carries_a_key(dead_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 0.5)
     sequence = DeterministicSampler(
         Manifest(
             height=1,
@@ -375,7 +375,7 @@ def test_no_object_carries_a_key(nobody: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("call", [storage.normalise, storage.check_access])
 def test_a_key_in_a_uri_is_refused_and_not_repeated(
-    nobody: str, call: Callable[[str], object]
+    dead_endpoint: str, call: Callable[[str], object]
 ) -> None:
     with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as caught:
         call(f"s3://somebody:{SECRET}@bucket/prefix")

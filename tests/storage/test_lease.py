@@ -48,7 +48,7 @@ def start_driver() -> Iterator[Callable[..., Driver]]:
 
     yield start
     for driver in started:
-        driver.end()
+        driver.kill()
 
 
 def read_lease(run: str) -> dict[str, Any]:
@@ -58,13 +58,14 @@ def read_lease(run: str) -> dict[str, Any]:
 
 def write_lease(run: str, lease: Holder, heartbeat_monotonic_s: float = 0.0) -> None:
     storage.write_json(
-        storage.join(run, LEASE_FILE), vars(lease) | {"clock": heartbeat_monotonic_s}
+        storage.join(run, LEASE_FILE),
+        vars(lease) | {"heartbeat_monotonic_s": heartbeat_monotonic_s},
     )
 
 
 def remote_holder(**changes: Any) -> Holder:
     """A holder on another machine, its pid one that is in use here."""
-    far = {"host": "far-away", "machine": "far-away boot pid", "owner": "another"}
+    far = {"host": "far-away", "host_id": "far-away boot pid", "lease_id": "another"}
     return replace(Holder.current_process(), **far, **changes)
 
 
@@ -97,15 +98,15 @@ def repeat_every(seconds: float, callback: Callable[[int], None]) -> Iterator[No
 
 
 def test_of_two_that_start_at_once_exactly_one_has_the_run(
-    run: str, drive: Callable[..., Driver]
+    run_uri: str, start_driver: Callable[..., Driver]
 ) -> None:
-    drivers = [drive(*vars(LeaseConfig()).values()) for _ in range(2)]
+    drivers = [start_driver(*vars(LeaseConfig()).values()) for _ in range(2)]
     for number, driver in enumerate(drivers):  # from here on all is imported
-        assert driver.hold(f"{run}-warm-{number}") == "held"
+        assert driver.hold(f"{run_uri}-warm-{number}") == "held"
         driver.send("done")
         assert driver.read_line() == "released"
     for number in range(ROUNDS):
-        place = f"{run}-{number}"
+        place = f"{run_uri}-{number}"
         moment = time.monotonic() + 0.1
         for driver in drivers:
             driver.send(place, moment)
@@ -123,19 +124,21 @@ def test_of_two_that_start_at_once_exactly_one_has_the_run(
         assert storage.list_files(place) == []
 
 
-def test_a_killed_holder_is_replaced_at_once(run: str, drive: Callable[..., Driver]) -> None:
-    first = drive()
-    assert first.hold(run) == "held"
+def test_a_killed_holder_is_replaced_at_once(
+    run_uri: str, start_driver: Callable[..., Driver]
+) -> None:
+    first = start_driver()
+    assert first.hold(run_uri) == "held"
     first.kill()
-    assert read_lease(run)["pid"] == first.process.pid
+    assert read_lease(run_uri)["pid"] == first.process.pid
     began = time.monotonic()
-    with hold_lease(run):  # 40 s would be the time of a lease
+    with hold_lease(run_uri):  # 40 s would be the time of a lease
         assert time.monotonic() - began < 20
-        assert read_lease(run)["pid"] == os.getpid()
+        assert read_lease(run_uri)["pid"] == os.getpid()
 
 
-def test_a_zombie_holds_nothing(tmp_path: Path, drive: Callable[..., Driver]) -> None:
-    first = drive()
+def test_a_zombie_holds_nothing(tmp_path: Path, start_driver: Callable[..., Driver]) -> None:
+    first = start_driver()
     assert first.hold(str(tmp_path)) == "held"
     first.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)  # it is not reaped
@@ -150,65 +153,65 @@ def test_a_pid_used_again_is_not_the_holder(tmp_path: Path) -> None:
 
 
 def test_a_stopped_holder_is_replaced_and_stops_when_it_comes_back(
-    run: str, drive: Callable[..., Driver]
+    run_uri: str, start_driver: Callable[..., Driver]
 ) -> None:
-    first, second = drive(), drive()
-    assert first.hold(run) == "held"
+    first, second = start_driver(), start_driver()
+    assert first.hold(run_uri) == "held"
     first.send_signal(signal.SIGSTOP)
     time.sleep(2 * HEARTBEAT_S)  # of a beat that is younger it is taken to be alive
     began = time.monotonic()
-    assert second.hold(run) == "held"
+    assert second.hold(run_uri) == "held"
     assert time.monotonic() - began > TTL_S
     first.send_signal(signal.SIGCONT)
     said = first.read_line()
-    assert said.startswith(f"SeganError {run}: taken over by process {second.process.pid} on ")
-    assert read_lease(run)["pid"] == second.process.pid
+    assert said.startswith(f"SeganError {run_uri}: taken over by process {second.process.pid} on ")
+    assert read_lease(run_uri)["pid"] == second.process.pid
     second.send("done")
     assert second.read_line() == "released"
-    assert storage.list_files(run) == []
+    assert storage.list_files(run_uri) == []
 
 
 # Another host
 
 
 def test_one_elsewhere_without_a_sign_is_replaced_after_the_leases_time(
-    run: str, capsys: pytest.CaptureFixture[str]
+    run_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_lease(run, remote_holder())
+    write_lease(run_uri, remote_holder())
     began = time.monotonic()
-    with hold_lease(run, SHORT_LEASE):
+    with hold_lease(run_uri, SHORT_LEASE):
         assert TTL_S < time.monotonic() - began < TTL_S + 3
-        assert read_lease(run)["pid"] == os.getpid()
-        assert read_lease(run)["host"] == socket.gethostname()
-    said = capsys.readouterr().err
-    assert said.startswith(f"{run}: held by process {os.getpid()} on far-away since ")
-    assert said.endswith("taken over if no sign of it comes in 1.5 s\n")
+        assert read_lease(run_uri)["pid"] == os.getpid()
+        assert read_lease(run_uri)["host"] == socket.gethostname()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{run_uri}: held by process {os.getpid()} on far-away since ")
+    assert said.endswith("taken over if no sign of it comes in 1.5 s")
 
 
-def test_one_elsewhere_that_gives_signs_is_not(run: str) -> None:
-    far = remote_holder(job="raysubmit_1", cluster="10.0.0.1:6379")
-    write_lease(run, far)
+def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
+    far = remote_holder(submission_id="raysubmit_1", ray_address="10.0.0.1:6379")
+    write_lease(run_uri, far)
     with (
-        repeat_every(0.5, lambda turn: write_lease(run, far, heartbeat_monotonic_s=turn)),
+        repeat_every(0.5, lambda turn: write_lease(run_uri, far, heartbeat_monotonic_s=turn)),
         pytest.raises(UsageError) as refusal,
-        hold_lease(run, replace(SHORT_LEASE, ttl_s=30)),
+        hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=30)),
     ):
         pass
     assert str(refusal.value) == (
-        f"{run}: held by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
+        f"{run_uri}: held by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
         f"10.0.0.1:6379 since {far.acquired_at}, last sign just now; use another name, or "
         f"ray job stop "
         "raysubmit_1 first"
     )
-    assert read_lease(run)["host"] == "far-away"
+    assert read_lease(run_uri)["host"] == "far-away"
 
 
-def test_one_elsewhere_that_gives_it_back_is_not_waited_for(run: str) -> None:
-    write_lease(run, remote_holder())
+def test_one_elsewhere_that_gives_it_back_is_not_waited_for(run_uri: str) -> None:
+    write_lease(run_uri, remote_holder())
     began = time.monotonic()
-    timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run, LEASE_FILE)))
+    timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run_uri, LEASE_FILE)))
     timer.start()
-    with hold_lease(run, replace(SHORT_LEASE, ttl_s=60)):
+    with hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=60)):
         assert time.monotonic() - began < 20
     timer.join()
 
@@ -243,25 +246,25 @@ def test_a_file_that_is_no_lease_is_watched_and_then_replaced(tmp_path: Path) ->
     ("word", "said"), [("done", "released"), ("fail", "RuntimeError as it was told")]
 )
 def test_it_is_given_back_at_the_end_and_after_an_error(
-    run: str, drive: Callable[..., Driver], word: str, said: str
+    run_uri: str, start_driver: Callable[..., Driver], word: str, said: str
 ) -> None:
-    driver = drive()
-    assert driver.hold(run) == "held"
-    assert read_holder(run) == Holder.from_version(
-        FileVersion(json.dumps(read_lease(run)).encode(), "")
+    driver = start_driver()
+    assert driver.hold(run_uri) == "held"
+    assert read_holder(run_uri) == Holder.from_version(
+        FileVersion(json.dumps(read_lease(run_uri)).encode(), "")
     )
     driver.send(word)
     assert driver.read_line() == said
-    assert read_holder(run) is None
-    assert storage.list_files(run) == []
+    assert read_holder(run_uri) is None
+    assert storage.list_files(run_uri) == []
 
 
-def test_it_is_given_back_at_a_ctrl_c(run: str, drive: Callable[..., Driver]) -> None:
-    driver = drive()
-    assert driver.hold(run) == "held"
+def test_it_is_given_back_at_a_ctrl_c(run_uri: str, start_driver: Callable[..., Driver]) -> None:
+    driver = start_driver()
+    assert driver.hold(run_uri) == "held"
     driver.send_signal(signal.SIGINT)
     assert driver.read_line().startswith("KeyboardInterrupt")
-    assert storage.list_files(run) == []
+    assert storage.list_files(run_uri) == []
 
 
 def test_a_folder_that_was_made_for_nothing_else_goes(tmp_path: Path) -> None:
@@ -278,18 +281,24 @@ def test_a_folder_that_was_made_for_nothing_else_goes(tmp_path: Path) -> None:
 # While it is held
 
 
-def test_it_beats(run: str) -> None:
-    with hold_lease(run, SHORT_LEASE):
-        before = read_lease(run)
-        assert wait_for(20, lambda: read_lease(run)["clock"] >= before["clock"] + 4 * HEARTBEAT_S)
-        assert read_lease(run)["owner"] == before["owner"]
+def test_it_beats(run_uri: str) -> None:
+    with hold_lease(run_uri, SHORT_LEASE):
+        before = read_lease(run_uri)
+        assert wait_for(
+            20,
+            lambda: (
+                read_lease(run_uri)["heartbeat_monotonic_s"]
+                >= before["heartbeat_monotonic_s"] + 4 * HEARTBEAT_S
+            ),
+        )
+        assert read_lease(run_uri)["lease_id"] == before["lease_id"]
 
 
-def test_the_file_deleted_under_it_is_written_again(run: str) -> None:
-    with hold_lease(run, SHORT_LEASE):
-        storage.delete_file(storage.join(run, LEASE_FILE))
-        assert wait_for(20, lambda: storage.exists(storage.join(run, LEASE_FILE)))
-        assert read_lease(run)["pid"] == os.getpid()
+def test_the_file_deleted_under_it_is_written_again(run_uri: str) -> None:
+    with hold_lease(run_uri, SHORT_LEASE):
+        storage.delete_file(storage.join(run_uri, LEASE_FILE))
+        assert wait_for(20, lambda: storage.exists(storage.join(run_uri, LEASE_FILE)))
+        assert read_lease(run_uri)["pid"] == os.getpid()
 
 
 @pytest.mark.integration
@@ -305,7 +314,9 @@ def test_a_store_that_is_silent_for_a_while_is_no_reason_to_stop(
             time.sleep(2 * TTL_S)
             os.kill(server.pid, signal.SIGCONT)
             again = time.monotonic()
-            assert wait_for(20, lambda: read_lease("s3://silent/run")["clock"] > again)
+            assert wait_for(
+                20, lambda: read_lease("s3://silent/run")["heartbeat_monotonic_s"] > again
+            )
 
 
 def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
@@ -329,10 +340,12 @@ def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
     assert f"held by process {os.getpid()} on " in message
 
 
-def test_a_trial_is_held_through_its_study(tmp_path: Path, drive: Callable[..., Driver]) -> None:
+def test_a_trial_is_held_through_its_study(
+    tmp_path: Path, start_driver: Callable[..., Driver]
+) -> None:
     study, trial = str(tmp_path / "k"), str(tmp_path / "k" / "trials" / "trial_000")
     storage.write_json(f"{study}/study.json", {})
-    driver = drive()
+    driver = start_driver()
     assert driver.hold(trial) == "held"
     with pytest.raises(UsageError, match=f"^{study}: held by"), hold_lease(study):
         pass
@@ -352,7 +365,10 @@ def test_it_says_which_ray_job_it_is_of(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(said))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with hold_lease(str(tmp_path)):
-        assert (read_lease(str(tmp_path))["job"], read_lease(str(tmp_path))["cluster"]) == (
+        assert (
+            read_lease(str(tmp_path))["submission_id"],
+            read_lease(str(tmp_path))["ray_address"],
+        ) == (
             "nightly",
             "10.0.0.1:6379",
         )
@@ -361,8 +377,8 @@ def test_it_says_which_ray_job_it_is_of(tmp_path: Path, monkeypatch: pytest.Monk
 # The file beneath
 
 
-def test_of_many_that_have_seen_the_same_one_changes_it(run: str) -> None:
-    uri = storage.join(run, "file")
+def test_of_many_that_have_seen_the_same_one_changes_it(run_uri: str) -> None:
+    uri = storage.join(run_uri, "file")
     files = [conditional_file(uri) for _ in range(8)]
     for _ in range(5):
         seen = files[0].read()
@@ -386,8 +402,8 @@ def test_of_many_that_have_seen_the_same_one_changes_it(run: str) -> None:
         assert found.content == f"by {winner} after {seen}".encode()
 
 
-def test_only_what_was_seen_is_removed(run: str) -> None:
-    file = conditional_file(storage.join(run, "file"))
+def test_only_what_was_seen_is_removed(run_uri: str) -> None:
+    file = conditional_file(storage.join(run_uri, "file"))
     assert file.read() is None
     assert file.compare_and_swap(None, b"one")
     one = file.read()
@@ -406,7 +422,7 @@ def test_only_what_was_seen_is_removed(run: str) -> None:
     assert file.compare_and_delete(two)
     assert not file.compare_and_delete(two)
     assert not file.compare_and_swap(two, b"three")
-    assert storage.list_files(run) == [] or not storage.is_s3(run)
+    assert storage.list_files(run_uri) == [] or not storage.is_s3(run_uri)
 
 
 @pytest.mark.integration

@@ -73,8 +73,8 @@ def test_an_end_from_outside_is_said() -> None:
 
 def test_none_is_left_when_the_first_one_is_killed() -> None:
     code = (
-        "from segan import processes; from tests.utils.test_processes import nap\n"
-        "list(processes.spread(nap, [0.0, 60.0, 60.0], 2))"
+        "from segan.utils.processes import map_unordered; from tests.utils.test_processes import sleep\n"
+        "list(map_unordered(sleep, [0.0, 60.0, 60.0], 2))"
     )
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", code], cwd=root) as first:

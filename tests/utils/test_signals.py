@@ -27,24 +27,32 @@ def received_signals() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def test_the_first_is_a_wish_and_the_second_what_it_always_was(heard: list[int]) -> None:
-    with graceful_shutdown(FIRST_SIGNAL, SECOND_SIGNAL) as wish:
-        assert (wish(), wish.signum, wish.elapsed_s) == (False, None, 0.0)
+def test_the_first_is_a_wish_and_the_second_what_it_always_was(received_signals: list[int]) -> None:
+    with graceful_shutdown(FIRST_SIGNAL, SECOND_SIGNAL) as stop_requested:
+        assert (stop_requested(), stop_requested.signum, stop_requested.elapsed_s) == (
+            False,
+            None,
+            0.0,
+        )
         signal.raise_signal(SECOND_SIGNAL)
-        assert (wish(), wish.signum, heard) == (True, SECOND_SIGNAL, [])
-        assert 0 <= wish.elapsed_s < 60
+        assert (stop_requested(), stop_requested.signum, received_signals) == (
+            True,
+            SECOND_SIGNAL,
+            [],
+        )
+        assert 0 <= stop_requested.elapsed_s < 60
         signal.raise_signal(FIRST_SIGNAL)
-        assert (wish.signum, heard) == (SECOND_SIGNAL, [FIRST_SIGNAL])
+        assert (stop_requested.signum, received_signals) == (SECOND_SIGNAL, [FIRST_SIGNAL])
 
 
-def test_without_a_signal_all_is_as_before(heard: list[int]) -> None:
+def test_without_a_signal_all_is_as_before(received_signals: list[int]) -> None:
     with graceful_shutdown(FIRST_SIGNAL):
         signal.raise_signal(SECOND_SIGNAL)
     signal.raise_signal(FIRST_SIGNAL)
-    assert heard == [SECOND_SIGNAL, FIRST_SIGNAL]
+    assert received_signals == [SECOND_SIGNAL, FIRST_SIGNAL]
 
 
-def test_the_exit_code_is_the_signals(heard: list[int]) -> None:
+def test_the_exit_code_is_the_signals(received_signals: list[int]) -> None:
     def stop() -> None:
         with graceful_shutdown(FIRST_SIGNAL):
             signal.raise_signal(FIRST_SIGNAL)
@@ -56,32 +64,32 @@ def test_the_exit_code_is_the_signals(heard: list[int]) -> None:
     assert StoppedError("by no signal").exit_code == 128 + signal.SIGTERM
 
 
-def test_an_ignored_signal_stays_ignored(heard: list[int]) -> None:
+def test_an_ignored_signal_stays_ignored(received_signals: list[int]) -> None:
     signal.signal(FIRST_SIGNAL, signal.SIG_IGN)
-    with graceful_shutdown(FIRST_SIGNAL) as wish:
+    with graceful_shutdown(FIRST_SIGNAL) as stop_requested:
         signal.raise_signal(FIRST_SIGNAL)
-        assert not wish()
+        assert not stop_requested()
 
 
-def test_outside_of_the_main_thread_nothing_is_taken(heard: list[int]) -> None:
+def test_outside_of_the_main_thread_nothing_is_taken(received_signals: list[int]) -> None:
     def run() -> None:
-        with graceful_shutdown(FIRST_SIGNAL) as wish:
+        with graceful_shutdown(FIRST_SIGNAL) as stop_requested:
             signal.raise_signal(FIRST_SIGNAL)
-            wishes.append(wish())
+            wishes.append(stop_requested())
 
     wishes: list[bool] = []
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert (wishes, heard) == ([False], [FIRST_SIGNAL])
+    assert (wishes, received_signals) == ([False], [FIRST_SIGNAL])
 
 
 PROGRAM = """
 import signal
-from segan.interrupts import stoppable
-with stoppable(signal.SIGTERM, signal.SIGINT) as wish:
+from segan.utils.signals import graceful_shutdown
+with graceful_shutdown(signal.SIGTERM, signal.SIGINT) as stop_requested:
     signal.raise_signal(signal.SIGINT)
-    print(wish(), flush=True)
+    print(stop_requested(), flush=True)
     signal.raise_signal({})
 """
 

@@ -14,9 +14,7 @@ app = typer.Typer()
 
 @app.command(epilog="segan doctor --uri s3://bucket/runs")
 def doctor(
-    uri: Annotated[
-        str | None, typer.Option("--uri", "--bucket", help="Folder or s3:// prefix to try out.")
-    ] = None,
+    uri: Annotated[str | None, typer.Option(help="Folder or s3:// prefix to try out.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

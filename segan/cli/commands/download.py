@@ -13,7 +13,7 @@ from segan.cli.commands.options import Debug, Json
 app = typer.Typer()
 
 
-@app.command(epilog="segan fetch isic2017 --dest s3://bucket/isic2017")
+@app.command(epilog="segan download isic2017 --out s3://bucket/isic2017")
 def download(
     name: Annotated[str, typer.Argument(help="isic2016, isic2017 or isic2018.")],
     out: Annotated[str, typer.Option(help="Folder or s3:// prefix for the files.")],

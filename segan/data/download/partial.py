@@ -38,7 +38,7 @@ def prepare_folder(out: str, missing_bytes: int) -> None:
         raise StorageError(
             f"{out}: {missing_bytes - here} bytes are still to come, and {free} are free; "
             f"make room or "
-            "choose another --dest"
+            "choose another --out"
         )
 
 
@@ -65,7 +65,7 @@ def discard(uri: str) -> None:
 def _file_writer(uri: str, tag: str) -> Iterator[tuple[int, Write]]:
     target = Path(uri)
     if target.is_dir():
-        raise StorageError(f"{uri}: a folder of the file's name; move it or choose another --dest")
+        raise StorageError(f"{uri}: a folder of the file's name; move it or choose another --out")
     partial = target.with_name(f"{target.name}.{tag}.partial")
     if not partial.exists():
         discard(uri)
@@ -90,10 +90,10 @@ def _storage_errors(uri: str) -> Iterator[None]:
         )
         reasons |= dict.fromkeys(
             (errno.EACCES, errno.EPERM, errno.EROFS),
-            "; get leave to write there or choose another --dest",
+            "; get leave to write there or choose another --out",
         )
         raise StorageError(
-            f"{uri}: {error.strerror}{reasons.get(error.errno, '; choose another --dest')}"
+            f"{uri}: {error.strerror}{reasons.get(error.errno, '; choose another --out')}"
         ) from None
 
 
@@ -128,7 +128,7 @@ class _MultipartUpload:
             )
             self.upload_args["UploadId"] = begun["UploadId"]
             storage.write_json(
-                _state_uri(uri), {"tag": tag, "upload": self.upload_args["UploadId"]}
+                _state_uri(uri), {"tag": tag, "upload_id": self.upload_args["UploadId"]}
             )
 
     def write(self, chunk: bytes) -> None:
@@ -201,7 +201,7 @@ def _read_state(uri: str) -> tuple[str, str] | None:
         return None
     note = storage.read_json(_state_uri(uri))
     try:
-        return str(note["tag"]), str(note["upload"])
+        return str(note["tag"]), str(note["upload_id"])
     except (KeyError, TypeError):
         return None
 

@@ -69,7 +69,7 @@ def check_base(base: str) -> str:
     if storage.is_s3(base):
         return storage.normalise(base)
     if "@" in base.partition("://")[2].partition("/")[0]:  # not repeated: it may be a password
-        raise UsageError("--base has a name or password in it; only open addresses are read")
+        raise UsageError("--mirror has a name or password in it; only open addresses are read")
     expected = "expected https://host/path, http://host/path or s3://bucket/prefix"
     try:
         parts = urlsplit(base)
@@ -79,7 +79,7 @@ def check_base(base: str) -> str:
     else:
         usable &= parts.scheme in ("http", "https") and not parts.query and not parts.fragment
     if not usable or not re.fullmatch(r"[!-~]+", base):
-        raise UsageError(f"--base {base!r}: {expected}")
+        raise UsageError(f"--mirror {base!r}: {expected}")
     return base.rstrip("/")
 
 
@@ -133,7 +133,7 @@ class _RetryBackoff:
             raise StorageError(
                 f"{self.uri}: {reason}, and so {MAX_ATTEMPTS} times in a row; what has come "
                 f"is kept: "
-                "give the same command again later, or name a mirror with --base"
+                "give the same command again later, or name a mirror with --mirror"
             )
         wait = INITIAL_BACKOFF_S * 2 ** (self.failures - 1)
         self.log(f"{self.uri}: {reason}; again in {wait:g} s")
@@ -149,10 +149,12 @@ class HttpFile:
             found = _response_version(answer)
             kind = answer.headers.get_content_type()
         if found is None:
-            raise StorageError(f"{self.uri}: the server does not say its size; name another --base")
+            raise StorageError(
+                f"{self.uri}: the server does not say its size; name another --mirror"
+            )
         if found.size == 0 or kind == "text/html":
             what = "an empty file" if found.size == 0 else "a web page"
-            raise StorageError(f"{self.uri}: expected a zip, found {what}; check --base")
+            raise StorageError(f"{self.uri}: expected a zip, found {what}; check --mirror")
         return found
 
     def read(self, version: RemoteVersion, start: int) -> Iterator[bytes]:
@@ -221,17 +223,17 @@ def _status_to_error(uri: str, error: HTTPError) -> Exception:
     status = error.code
     if 300 <= status < 400:
         place = error.headers.get("Location")
-        return StorageError(f"{uri}: redirected to {place}, which is not followed; check --base")
+        return StorageError(f"{uri}: redirected to {place}, which is not followed; check --mirror")
     if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
         return ChangedError("it is shorter now")
     if status >= 500 or status in (408, 429):
         return TransientError(f"the server failed (HTTP {status})")
     reasons = {
-        401: "the server asks for a password, and only open addresses are read; check --base",
-        403: "access refused; check the address, or name a mirror with --base",
-        404: "not found; check the address, or name a mirror with --base",
+        401: "the server asks for a password, and only open addresses are read; check --mirror",
+        403: "access refused; check the address, or name a mirror with --mirror",
+        404: "not found; check the address, or name a mirror with --mirror",
     }
-    reason = reasons.get(status, "refused; check the address, or name a mirror with --base")
+    reason = reasons.get(status, "refused; check the address, or name a mirror with --mirror")
     return StorageError(f"{uri}: {reason} (HTTP {status})")
 
 
@@ -264,7 +266,7 @@ class S3File:
         found = s3.stat_object(self.uri)
         if found is None or found.size == 0:
             what = "expected a zip, found an empty file" if found else "not found"
-            raise StorageError(f"{self.uri}: {what}; check --base")
+            raise StorageError(f"{self.uri}: {what}; check --mirror")
         return RemoteVersion(found.size, found.etag)
 
     def read(self, version: RemoteVersion, start: int) -> Iterator[bytes]:

@@ -134,8 +134,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 2)
+    monkeypatch.setattr(remote, "INITIAL_BACKOFF_S", 0.001)
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 2)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
@@ -174,30 +174,33 @@ def read_only_file(place: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 3 * MIB, partial.PART_SIZE, 2 * partial.PART_SIZE + 5])
-def test_a_file_arrives_as_it_was(server: Server, place: str, size: int) -> None:
+def test_a_file_arrives_as_it_was(server: Server, destination: str, size: int) -> None:
     body = server.put(FILE, content(size))
-    uri = storage.join(place, FILE)
-    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, False, 0)]
-    assert read_only_file(place) == body
-    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, True, 0)]
+    uri = storage.join(destination, FILE)
+    assert fetch(server.base, destination) == [FetchResult(FILE, uri, size, False, 0)]
+    assert read_only_file(destination) == body
+    assert fetch(server.base, destination) == [FetchResult(FILE, uri, size, True, 0)]
     assert server.gets == [None]
 
 
-def test_what_has_another_size_is_fetched_anew(server: Server, place: str) -> None:
+def test_what_has_another_size_is_fetched_anew(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
-    storage.write_bytes(storage.join(place, FILE), body[:-1])
-    assert not fetch(server.base, place)[0].skipped
-    assert read_only_file(place) == body
+    storage.write_bytes(storage.join(destination, FILE), body[:-1])
+    assert not fetch(server.base, destination)[0].skipped
+    assert read_only_file(destination) == body
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("size", [5, 2 * partial.PART_SIZE + 5])
-def test_a_bucket_is_a_mirror_too(place: str, bucket: str, size: int) -> None:
+def test_a_bucket_is_a_mirror_too(destination: str, bucket: str, size: int) -> None:
     base = storage.join(bucket, "mirror")
     storage.write_bytes(storage.join(base, FILE), content(size))
-    assert not fetch(base, place)[0].skipped
-    assert read_only_file(place) == content(size)
-    assert error_message(base, place, FILES[1]) == f"{base}/{FILES[1]}: not found; check --base"
+    assert not fetch(base, destination)[0].skipped
+    assert read_only_file(destination) == content(size)
+    assert (
+        error_message(base, destination, FILES[1])
+        == f"{base}/{FILES[1]}: not found; check --mirror"
+    )
 
 
 # What breaks on the way
@@ -206,83 +209,89 @@ def test_a_bucket_is_a_mirror_too(place: str, bucket: str, size: int) -> None:
 @pytest.mark.parametrize("how", ["drop", "stall"])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_connection_that_breaks_is_gone_on_with(
-    server: Server, place: str, how: str, ranges: bool
+    server: Server, destination: str, how: str, ranges: bool
 ) -> None:
     body = server.put(FILE, content(3 * MIB))
     server.ranges, server.interruptions = ranges, [(how, MIB), (how, MIB + 7)]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
     second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges it begins at 0 each time
     assert server.gets == [None, f"bytes={MIB}-", f"bytes={second}-"]
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, place: str) -> None:
+def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.statuses = [503, 429, 500]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
 
 
-def test_a_server_that_always_breaks_off_is_given_up(server: Server, place: str) -> None:
+def test_a_server_that_always_breaks_off_is_given_up(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     server.interruptions = [("drop", 400), *[("drop", 0)] * 20]
-    said = error_message(server.base, place)
+    said = error_message(server.base, destination)
     assert said.startswith(f"{server.base}/{FILE}: the connection was closed after 400 of 1000")
     assert "and so 6 times in a row; what has come is kept: give the same command again" in said
     assert len(server.gets) == 1 + remote.MAX_ATTEMPTS - 1
-    assert FILE not in list_names(place)
+    assert FILE not in list_names(destination)
 
 
-def test_what_came_before_is_not_asked_for_again(server: Server, place: str) -> None:
+def test_what_came_before_is_not_asked_for_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(3 * partial.PART_SIZE))
     server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 5]
-    error_message(server.base, place)
+    error_message(server.base, destination)
     server.interruptions, server.gets, server.bytes_sent = [], [], 0
-    kept = partial.PART_SIZE * 2 + (0 if storage.is_s3(place) else 9)  # a bucket keeps whole parts
-    assert fetch(server.base, place)[0].resumed_bytes == kept
+    kept = partial.PART_SIZE * 2 + (
+        0 if storage.is_s3(destination) else 9
+    )  # a bucket keeps whole parts
+    assert fetch(server.base, destination)[0].resumed_bytes == kept
     assert (server.gets, server.bytes_sent) == ([f"bytes={kept}-"], len(body) - kept)
-    assert read_only_file(place) == body
+    assert read_only_file(destination) == body
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("size", [500, 1000, 1500])
-def test_two_versions_are_never_joined(server: Server, place: str, ranges: bool, size: int) -> None:
+def test_two_versions_are_never_joined(
+    server: Server, destination: str, ranges: bool, size: int
+) -> None:
     """The file changes while its connection is broken, and once more between two commands."""
     server.put(FILE, content(1000))
     server.ranges, server.interruptions = ranges, [("drop", 400), ("drop", 300), *[("drop", 0)] * 6]
     changes = iter([lambda: None, lambda: server.put(FILE, content(size, 1))])
     server.on_get = lambda: next(changes, lambda: None)()
-    error_message(server.base, place)
+    error_message(server.base, destination)
     server.interruptions = []
     body = server.put(FILE, content(size, 2))
-    assert fetch(server.base, place)[0].resumed_bytes == 0
-    assert read_only_file(place) == body
+    assert fetch(server.base, destination)[0].resumed_bytes == 0
+    assert read_only_file(destination) == body
 
 
-def test_a_server_that_heeds_no_if_range_joins_nothing_either(server: Server, place: str) -> None:
+def test_a_server_that_heeds_no_if_range_joins_nothing_either(
+    server: Server, destination: str
+) -> None:
     server.put(FILE, content(1000))
     server.if_range, server.interruptions = False, [("drop", 400)]
     changes = iter([lambda: None, lambda: server.put(FILE, content(1000, 1))])
     server.on_get = lambda: next(changes, lambda: None)()
-    fetch(server.base, place)
-    assert read_only_file(place) == content(1000, 1)
+    fetch(server.base, destination)
+    assert read_only_file(destination) == content(1000, 1)
     assert server.gets == [None, "bytes=400-", None]
 
 
-def test_what_has_no_version_begins_again(server: Server, place: str) -> None:
+def test_what_has_no_version_begins_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.send_etag, server.interruptions = False, [("drop", 400)]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
     assert server.gets == [None, None]
 
 
-def test_what_changes_all_the_time_is_given_up(server: Server, place: str) -> None:
+def test_what_changes_all_the_time_is_given_up(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     numbers = iter(range(100))
     server.interruptions = [("drop", 400)] * 100
     server.on_get = lambda: server.put(FILE, content(1000, next(numbers))) and None
-    assert "begun 3 times and always changed" in error_message(server.base, place)
+    assert "begun 3 times and always changed" in error_message(server.base, destination)
 
 
 @pytest.mark.integration
@@ -298,7 +307,7 @@ def test_a_part_is_sent_once(server: Server, bucket: str, monkeypatch: pytest.Mo
         )
         return client
 
-    monkeypatch.setattr(s3, "client", counting)
+    monkeypatch.setattr(s3, "create_client", counting)
     body = server.put(FILE, content(4 * partial.PART_SIZE + 1))
     server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 5]
     error_message(server.base, bucket)
@@ -314,7 +323,7 @@ def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: st
     error_message(server.base, bucket)
     note = storage.read_json(f"{bucket}/{FILE}.partial")
     s3.create_client().abort_multipart_upload(
-        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=note["upload"]
+        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=note["upload_id"]
     )
     assert fetch(server.base, bucket)[0].resumed_bytes == 0
     assert read_only_file(bucket) == body
@@ -339,10 +348,10 @@ def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "access refused; check the address, or name a mirror with --base (HTTP 403)"),
-        (404, "not found; check the address, or name a mirror with --base (HTTP 404)"),
+        (403, "access refused; check the address, or name a mirror with --mirror (HTTP 403)"),
+        (404, "not found; check the address, or name a mirror with --mirror (HTTP 404)"),
         (401, "the server asks for a password"),
-        (410, "refused; check the address, or name a mirror with --base (HTTP 410)"),
+        (410, "refused; check the address, or name a mirror with --mirror (HTTP 410)"),
     ],
 )
 def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
@@ -422,7 +431,7 @@ def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: P
     server.size = 10**18
     said = error_message(server.base, str(tmp_path))
     assert said.startswith(f"{tmp_path}: {10**18} bytes are still to come, and ")
-    assert said.endswith(" are free; make room or choose another --dest")
+    assert said.endswith(" are free; make room or choose another --out")
     assert (server.gets, list(tmp_path.iterdir())) == ([], [])
 
 
@@ -433,7 +442,7 @@ def test_a_file_in_the_place_of_the_folder_is_said(
     server.put(FILE, b"x")
     (tmp_path / "file").write_bytes(b"")
     said = error_message(server.base, str(tmp_path / where))
-    assert said.endswith("choose another --dest")
+    assert said.endswith("choose another --out")
 
 
 def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path) -> None:
@@ -447,7 +456,7 @@ def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path)
 
 def test_no_leave_to_write_is_said(server: Server) -> None:
     server.put(FILE, b"x")
-    assert "get leave to write there or choose another --dest" in error_message(
+    assert "get leave to write there or choose another --out" in error_message(
         server.base, "/sys/new"
     )
 
@@ -483,14 +492,14 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_base_that_cannot_be_is_wrong_use(base: str, tmp_path: Path) -> None:
-    done = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+    done = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
     assert done[0] == 2
     assert base in done[2]
 
 
 def test_a_password_in_the_base_is_not_repeated(tmp_path: Path) -> None:
     for base in ("https://me:secret@host/x", "http://me:secret@host:p", "s3://me:secret@host/x"):
-        code, _, err = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+        code, _, err = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
         assert code == 2
         assert "secret" not in err
 
@@ -510,11 +519,17 @@ def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str
     bodies = {
         file: server.put(file, content(1000, i)) for i, file in enumerate(DATASETS[name].files)
     }
-    words = ["fetch", name, "--dest", str(tmp_path), "--base", server.base + "/", "--json"]
+    words = ["download", name, "--out", str(tmp_path), "--mirror", server.base + "/", "--json"]
     code, out, err = run_cli(*words)
     assert code == 0
     assert json.loads(out) == [
-        {"file": file, "uri": f"{tmp_path}/{file}", "bytes": 1000, "skipped": False, "resumed": 0}
+        {
+            "file": file,
+            "uri": f"{tmp_path}/{file}",
+            "bytes": 1000,
+            "skipped": False,
+            "resumed_bytes": 0,
+        }
         for file in bodies
     ]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
@@ -523,7 +538,7 @@ def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str
 
 
 def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
-    code, _, err = run_cli("fetch", "isic2019", "--dest", str(tmp_path))
+    code, _, err = run_cli("download", "isic2019", "--out", str(tmp_path))
     assert (code, err) == (
         2,
         "segan: no data set 'isic2019'; expected one of isic2016, isic2017, isic2018\n",
@@ -547,7 +562,7 @@ def test_a_file_larger_than_the_disk_takes_goes_on_when_there_is_room(
 
 
 def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[str]:
-    words = ["fetch", "isic2016", "--dest", place, "--base", server.base, "--json"]
+    words = ["download", "isic2016", "--out", place, "--mirror", server.base, "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "segan", *words],
         stdout=subprocess.PIPE,
@@ -557,25 +572,29 @@ def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[
     )
 
 
-def test_a_command_killed_again_and_again_ends_with_whole_files(server: Server, place: str) -> None:
+def test_a_command_killed_again_and_again_ends_with_whole_files(
+    server: Server, destination: str
+) -> None:
     part = partial.PART_SIZE
     bodies = {file: server.put(file, content(1000, i)) for i, file in enumerate(FILES)}
     bodies[FILE] = server.put(FILE, content(4 * part + 1))
     for stalls_after, parts in ((part + 1, 1), (2 * part + 2, 3), (5, 3)):
         server.interruptions, wanted = [("stall", stalls_after)], server.bytes_sent + stalls_after
-        running = start_fetch(server, place)
+        running = start_fetch(server, destination)
         wait_until(
-            lambda w=wanted, p=parts: server.bytes_sent >= w and stored_bytes(place) >= p * part
+            lambda w=wanted, p=parts: (
+                server.bytes_sent >= w and stored_bytes(destination) >= p * part
+            )
         )
         running.send_signal(signal.SIGKILL)
         running.communicate(timeout=60)
-    last = start_fetch(server, place)
+    last = start_fetch(server, destination)
     out, err = last.communicate(timeout=60)
     assert last.returncode == 0, err
-    assert json.loads(out)[0]["resumed"] >= 3 * part
-    assert list_names(place) == sorted(FILES)
+    assert json.loads(out)[0]["resumed_bytes"] >= 3 * part
+    assert list_names(destination) == sorted(FILES)
     for file, body in bodies.items():
-        assert storage.read_bytes(storage.join(place, file)) == body
+        assert storage.read_bytes(storage.join(destination, file)) == body
 
 
 def stored_bytes(place: str) -> int:
@@ -586,7 +605,7 @@ def stored_bytes(place: str) -> int:
         return 0
     note = storage.read_json(storage.join(place, f"{FILE}.partial"))
     bucket, key = s3.bucket_and_key(storage.join(place, FILE))
-    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=note["upload"])
+    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=note["upload_id"])
     return sum(part["Size"] for part in listed.get("Parts", []))
 
 
