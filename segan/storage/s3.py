@@ -1,7 +1,7 @@
 """S3 objects, with retries of transient errors and one-line messages for permanent ones.
 
-Every call is retried (`segan.storage.retry`) while the endpoint refuses or resets connections, times
-out or answers with an error such as 503 SlowDown; `storage_errors` decides which errors are
+Every call is retried (`segan.storage.retry`) while the endpoint refuses or resets connections,
+times out or answers with an error such as 503 SlowDown; `storage_errors` decides which errors are
 transient. Credentials, region and endpoint come from the environment alone.
 """
 
@@ -345,7 +345,9 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 def unreachable_message(error_name: str) -> str:
     where = endpoint() or "AWS (AWS_ENDPOINT_URL is not set)"
-    return f"no valid response from {where} ({error_name}); check the address and that it is running"
+    return (
+        f"no valid response from {where} ({error_name}); check the address and that it is running"
+    )
 
 
 def region() -> str:

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def preload(module: str) -> None:
-    """Starts to import `module` in the background, in the server that `map_unordered` forks from."""
+    """Imports `module` in the background, in the server that forks `map_unordered`'s workers."""
     _forkserver_context(module)
     forkserver.ensure_running()
 

@@ -1,4 +1,4 @@
-"""Graceful shutdown: the first signal requests a checkpoint and a clean exit, a second terminates."""
+"""Graceful shutdown: the first signal requests a clean exit, a second one terminates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The command that says what is wrong with a machine, a cluster or a bucket."""
+"""`segan doctor`: checks of this machine, the Ray cluster and a bucket."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -14,13 +15,13 @@ app = typer.Typer()
 
 @app.command(epilog="segan doctor --uri s3://bucket/runs")
 def doctor(
-    uri: Annotated[str | None, typer.Option(help="Folder or s3:// prefix to try out.")] = None,
+    uri: Annotated[str | None, typer.Option(help="Folder or s3:// prefix to check.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at this machine, the Ray cluster and a bucket: what is wrong, and what to do.
+    """Check this machine, the Ray cluster and a bucket, with advice on what to fix.
 
-    Starts and joins nothing. Exit code 1 where a check fails.
+    Starts no Ray and joins no cluster. Exit code 1 if a check fails.
     """
     from ray_jobs.cluster.doctor import cluster_checks
     from segan.cli.console import print_json, print_table, progress_bar, redirect_stdout_to_stderr
@@ -29,29 +30,24 @@ def doctor(
     from segan.doctor.storage import storage_checks
 
     redirect_stdout_to_stderr()
-    no_storage_check = [
-        Check("storage", lambda: skipped("not looked at", "say where: --uri s3://..."))
-    ]
+    no_storage = [Check("storage", lambda: skipped("not checked", "give a URI: --uri s3://..."))]
     checks = [
         *machine_checks(),
         *cluster_checks(),
-        *(storage_checks(uri) if uri else no_storage_check),
+        *(storage_checks(uri) if uri else no_storage),
     ]
-    found = []
+    rows = []
     with progress_bar("checking", len(checks)) as advance:
-        for finding in run_checks(checks):
-            found.append(finding)
+        for name, outcome in run_checks(checks):
+            rows.append({"check": name, **asdict(outcome)})
             advance(1)
     if as_json:
-        print_json([finding.to_dict() for finding in found])
+        print_json(rows)
     else:
-        rows = [list(map(str, finding.to_dict().values())) for finding in found]
-        print_table(
-            "this machine, the cluster, storage",
-            ["check", "", "found", "what to do"],
-            rows,
-            (0, 1, 2, 3),
-        )
-    failed = [finding.check for finding in found if finding.outcome.status == CheckStatus.FAILED]
+        columns = ["check", "status", "message", "advice"]
+        cells = [[str(value) for value in row.values()] for row in rows]
+        print_table("this machine, the cluster, storage", columns, cells, (0, 1, 2, 3))
+    failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
     if failed:
-        raise SeganError(f"{len(failed)} of {len(found)} checks fail: {', '.join(failed)}")
+        checks_failed = "1 check" if len(failed) == 1 else f"{len(failed)} checks"
+        raise SeganError(f"{checks_failed} of {len(rows)} failed: {', '.join(failed)}")
