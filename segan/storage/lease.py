@@ -240,7 +240,7 @@ class _Lease:
 
     @contextlib.contextmanager
     def _heartbeats(self) -> Iterator[None]:
-        """Renews the lease while the block runs; losing it interrupts a block in the main thread."""
+        """Renews the lease while the block runs; a lost lease interrupts the main thread."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         previous = signal.getsignal(LEASE_LOST_SIGNAL)
         if self._in_main_thread:

@@ -1,4 +1,4 @@
-"""One door to storage: a folder and a bucket behave alike, and what goes wrong is named."""
+"""Storage: a folder and a bucket behave alike, and errors name the URI and the cause."""
 
 import os
 import pickle
@@ -30,7 +30,7 @@ NAMES = ["plain.json", "deep/er/file.bin", "a b.bin", "ü/é.bin", "100%/x+y=z.b
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
 def empty_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A URI below which there is nothing yet."""
+    """A URI below which no file exists."""
     if request.param == "local":
         return str(tmp_path / "place")
     return storage.join(request.getfixturevalue("bucket"), "place")
@@ -44,7 +44,7 @@ def wrong_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def dead_endpoint(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An endpoint where nothing listens."""
+    """An endpoint on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -60,7 +60,7 @@ def error_message(call: Callable[..., object], *arguments: object) -> str:
     return str(caught.value)
 
 
-# The same on both
+# Local folders and buckets behave alike
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,7 +84,7 @@ def test_a_second_writing_replaces_the_first(empty_uri: str) -> None:
 
 
 def test_many_bytes_come_back_as_they_were(empty_uri: str) -> None:
-    content = os.urandom(12_000_000)  # more than one part of an S3 upload
+    content = os.urandom(12_000_000)  # larger than one part of a multipart upload
     uri = storage.join(empty_uri, "large")
     storage.write_bytes(uri, content)
     assert storage.sha256(storage.read_bytes(uri)) == storage.sha256(content)
@@ -155,7 +155,7 @@ def test_a_missing_file_is_named(empty_uri: str, call: Callable[[str], object]) 
     assert error_message(call, uri) == f"{uri}: not found"
 
 
-# Names and places
+# Names and URIs
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_missing_file_is_named(empty_uri: str, call: Callable[[str], object]) 
 )
 @pytest.mark.parametrize("root", ["/data", "s3://bucket/data"])
 def test_a_name_that_leaves_its_folder_is_refused(root: str, name: str) -> None:
-    with pytest.raises(UsageError, match=f"not a name inside {root}"):
+    with pytest.raises(UsageError, match=f"expected a name inside {root}"):
         storage.join(root, "inside", name)
 
 
@@ -210,7 +210,7 @@ def test_another_scheme_is_refused(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///prefix"])
 def test_a_bucket_has_a_name(uri: str) -> None:
-    with pytest.raises(UsageError, match="no bucket in it; expected s3://bucket/prefix"):
+    with pytest.raises(UsageError, match="bucket name missing; expected s3://bucket/prefix"):
         storage.normalise(uri)
 
 
@@ -219,12 +219,12 @@ def test_a_scheme_with_one_slash_is_no_folder() -> None:
         storage.normalise("s3:/bucket/x")
 
 
-# Whole or not at all
+# Atomic writes
 
 
 @pytest.mark.parametrize("before", [b"before", None])
 def test_a_local_file_is_whole_or_not_there(tmp_path: Path, before: bytes | None) -> None:
-    """Where the target is a folder the rename fails, the last thing that can."""
+    """With a folder as the target, the rename at the end of the write fails."""
     target = tmp_path / "target"
     target.mkdir()
     if before:
@@ -243,7 +243,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     )
 
 
-# What goes wrong with a bucket
+# Errors of a bucket
 
 
 @pytest.mark.integration
@@ -254,7 +254,7 @@ def test_a_wrong_key_is_said_within_seconds(wrong_key: str, call: Callable[[str]
     began = time.monotonic()
     said = error_message(call, f"{wrong_key}/file")
     assert time.monotonic() - began < 10
-    assert said.startswith(f"{wrong_key}/file: access refused; check AWS_ACCESS_KEY_ID")
+    assert said.startswith(f"{wrong_key}/file: access denied; check AWS_ACCESS_KEY_ID")
     assert SECRET not in said
 
 
@@ -272,18 +272,18 @@ def test_a_right_key_works_again_after_a_wrong_one(bucket: str) -> None:
 def test_a_missing_bucket_is_said() -> None:
     uri = "s3://a-bucket-that-nobody-made/prefix"
     assert error_message(storage.check_access, uri) == (
-        f"{uri}: no such bucket; create it or mend its name"
+        f"{uri}: bucket does not exist; create it or correct the name"
     )
     for call in (storage.read_bytes, storage.exists, storage.list_files, storage.delete_folder):
-        assert "no such bucket" in error_message(call, uri)
-    assert "no such bucket" in error_message(storage.write_bytes, uri, b"")
+        assert "bucket does not exist" in error_message(call, uri)
+    assert "bucket does not exist" in error_message(storage.write_bytes, uri, b"")
 
 
 def test_an_endpoint_where_nothing_listens_is_named_within_seconds(dead_endpoint: str) -> None:
     began = time.monotonic()
     said = error_message(storage.check_access, "s3://bucket/file")
     assert time.monotonic() - began < 15
-    assert said.startswith(f"s3://bucket/file: no usable answer from {dead_endpoint} (")
+    assert said.startswith(f"s3://bucket/file: no valid response from {dead_endpoint} (")
 
 
 @pytest.mark.parametrize("call", [storage.list_files, storage.read_bytes, storage.exists])
@@ -303,7 +303,7 @@ def test_a_patience_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", given)
     with pytest.raises(
-        UsageError, match=f"SEGAN_STORAGE_RETRY_TIMEOUT_S={given}: expected seconds"
+        UsageError, match=f"SEGAN_STORAGE_RETRY_TIMEOUT_S={given}: expected a number of seconds"
     ):
         storage.exists("s3://bucket/file")
 
@@ -322,7 +322,7 @@ def test_keys_that_are_gone_are_not_remembered(
     dead_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 0.5)
-    assert "no usable answer" in error_message(storage.check_access, "s3://bucket/x")
+    assert "no valid response" in error_message(storage.check_access, "s3://bucket/x")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -335,7 +335,7 @@ def test_a_local_place_needs_no_check(tmp_path: Path) -> None:
     storage.check_access(str(tmp_path / "absent"))
 
 
-# Keys stay in the environment
+# Credentials stay in the environment
 
 
 def test_no_object_carries_a_key(dead_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +365,7 @@ def test_no_object_carries_a_key(dead_endpoint: str, monkeypatch: pytest.MonkeyP
         ),
         Checkpoint("s3://bucket/run/checkpoints/one", "one", {}, {}),
     ]
-    error_message(storage.check_access, "s3://bucket")  # a connection was asked for
+    error_message(storage.check_access, "s3://bucket")  # creates a client
     assert s3.shared_client() is s3.shared_client()
     for one in carried:
         assert SECRET.encode() not in pickle.dumps(one)

@@ -1,4 +1,4 @@
-"""Who holds a run: real processes that want the same one, in a folder and in the real S3 server."""
+"""The lease of a run: real processes compete for it, in a folder and in a real S3 server."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SHORT_LEASE = LeaseConfig(HEARTBEAT_S, TTL_S, 0.1)
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.integration)])
 def run_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of a run that nobody has begun."""
+    """The URI of a run that does not exist yet."""
     if request.param == "s3":
         return f"{request.getfixturevalue('bucket')}/runs/first"
     return str(tmp_path / "runs" / "first")
@@ -39,7 +39,7 @@ def run_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def start_driver() -> Iterator[Callable[..., Driver]]:
-    """Starts a driver; those that are left are ended."""
+    """Starts drivers, which are killed at the end of the test."""
     started = []
 
     def start(*timing: float) -> Driver:
@@ -64,7 +64,7 @@ def write_lease(run: str, lease: Holder, heartbeat_monotonic_s: float = 0.0) -> 
 
 
 def remote_holder(**changes: Any) -> Holder:
-    """A holder on another machine, its pid one that is in use here."""
+    """A holder on another host, with a PID that is in use on this host."""
     far = {"host": "far-away", "host_id": "far-away boot pid", "lease_id": "another"}
     return replace(Holder.current_process(), **far, **changes)
 
@@ -115,8 +115,8 @@ def test_of_two_that_start_at_once_exactly_one_has_the_run(
         loser = said[1 - winner]
         pid = drivers[winner].process.pid
         pattern = (
-            rf"UsageError {place}: held by process {pid} on {socket.gethostname()} since "
-            r"20\d\d-\S+, last sign \d s ago; use another name, or stop that one first"
+            rf"UsageError {place}: locked by process {pid} on {socket.gethostname()} since "
+            r"20\d\d-\S+, last heartbeat \d s ago; use another name, or stop it first"
         )
         assert re.fullmatch(pattern, loser), loser
         drivers[winner].send("done")
@@ -164,7 +164,7 @@ def test_a_stopped_holder_is_replaced_and_stops_when_it_comes_back(
     assert time.monotonic() - began > TTL_S
     first.send_signal(signal.SIGCONT)
     said = first.read_line()
-    assert said.startswith(f"SeganError {run_uri}: taken over by process {second.process.pid} on ")
+    assert said.startswith(f"SeganError {run_uri}: lease lost to process {second.process.pid} on ")
     assert read_lease(run_uri)["pid"] == second.process.pid
     second.send("done")
     assert second.read_line() == "released"
@@ -184,8 +184,8 @@ def test_one_elsewhere_without_a_sign_is_replaced_after_the_leases_time(
         assert read_lease(run_uri)["pid"] == os.getpid()
         assert read_lease(run_uri)["host"] == socket.gethostname()
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(f"{run_uri}: held by process {os.getpid()} on far-away since ")
-    assert said.endswith("taken over if no sign of it comes in 1.5 s")
+    assert said.startswith(f"{run_uri}: locked by process {os.getpid()} on far-away since ")
+    assert said.endswith("taking over if there is no heartbeat for 1.5 s")
 
 
 def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
@@ -198,8 +198,8 @@ def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
     ):
         pass
     assert str(refusal.value) == (
-        f"{run_uri}: held by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
-        f"10.0.0.1:6379 since {far.acquired_at}, last sign just now; use another name, or "
+        f"{run_uri}: locked by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
+        f"10.0.0.1:6379 since {far.acquired_at}, last heartbeat just now; use another name, or "
         f"ray job stop "
         "raysubmit_1 first"
     )
@@ -337,7 +337,7 @@ def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
         thread.join()
         assert read_lease(run)["pid"] == os.getpid()
     (message,) = refused
-    assert f"held by process {os.getpid()} on " in message
+    assert f"locked by process {os.getpid()} on " in message
 
 
 def test_a_trial_is_held_through_its_study(
@@ -347,12 +347,12 @@ def test_a_trial_is_held_through_its_study(
     storage.write_json(f"{study}/study.json", {})
     driver = start_driver()
     assert driver.hold(trial) == "held"
-    with pytest.raises(UsageError, match=f"^{study}: held by"), hold_lease(study):
+    with pytest.raises(UsageError, match=f"^{study}: locked by"), hold_lease(study):
         pass
     driver.send("done")
     assert driver.read_line() == "released"
     with hold_lease(study), hold_lease(trial):
-        assert driver.hold(trial).startswith(f"UsageError {study}: held by")
+        assert driver.hold(trial).startswith(f"UsageError {study}: locked by")
 
 
 def test_what_is_not_a_study_holds_no_run_in_its_trials(tmp_path: Path) -> None:
@@ -427,7 +427,10 @@ def test_only_what_was_seen_is_removed(run_uri: str) -> None:
 
 @pytest.mark.integration
 def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
-    with pytest.raises(StorageError, match="no such bucket"), hold_lease(f"{bucket}-else/run"):
+    with (
+        pytest.raises(StorageError, match="bucket does not exist"),
+        hold_lease(f"{bucket}-else/run"),
+    ):
         pass
 
 
@@ -442,7 +445,7 @@ def test_a_lock_that_is_kept_is_not_waited_for_without_end(
     with path.open() as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         with (
-            pytest.raises(StorageError, match=r"locked for 0\.3 s by another process"),
+            pytest.raises(StorageError, match=r"locked by another process for 0\.3 s"),
             hold_lease(str(tmp_path)),
         ):
             pass

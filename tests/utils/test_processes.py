@@ -1,4 +1,4 @@
-"""Processes do the work, say what went wrong, and are gone when the first one is."""
+"""A pool of processes does all tasks, passes errors on and ends with its parent."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def read_variable(name: str) -> str | None:
 def test_the_environment_is_the_one_of_now(
     value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the server that forks was started with another one."""
+    """Also if the fork server was started with another environment."""
     if value:
         monkeypatch.setenv("SEGAN_TEST_VARIABLE", value)
     assert (
@@ -67,19 +67,20 @@ def test_an_error_is_raised_as_it_was(count: int) -> None:
 
 
 def test_an_end_from_outside_is_said() -> None:
-    with pytest.raises(SeganError, match="ended from outside"):
+    with pytest.raises(SeganError, match="a worker process was killed"):
         list(processes.map_unordered(kill_self, range(4), 2))
 
 
 def test_none_is_left_when_the_first_one_is_killed() -> None:
     code = (
-        "from segan.utils.processes import map_unordered; from tests.utils.test_processes import sleep\n"
+        "from segan.utils.processes import map_unordered\n"
+        "from tests.utils.test_processes import sleep\n"
         "list(map_unordered(sleep, [0.0, 60.0, 60.0], 2))"
     )
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", code], cwd=root) as first:
         try:
-            # The server that forks, the tracker of what is shared, and the two at work.
+            # The fork server, the resource tracker and two workers.
             assert wait_for(lambda: len(descendants(first.pid)) == 4)
             started = descendants(first.pid)
         finally:

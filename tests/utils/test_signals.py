@@ -1,4 +1,4 @@
-"""The first signal asks, the second ends."""
+"""The first signal requests a stop, the second terminates."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ FIRST_SIGNAL, SECOND_SIGNAL = signal.SIGUSR1, signal.SIGUSR2
 
 @pytest.fixture
 def received_signals() -> Iterator[list[int]]:
-    """What the handlers from before have heard."""
+    """The signals that the previous handlers receive."""
     numbers: list[int] = []
     before = {
         n: signal.signal(n, lambda n, _: numbers.append(n)) for n in (FIRST_SIGNAL, SECOND_SIGNAL)
@@ -75,13 +75,13 @@ def test_outside_of_the_main_thread_nothing_is_taken(received_signals: list[int]
     def run() -> None:
         with graceful_shutdown(FIRST_SIGNAL) as stop_requested:
             signal.raise_signal(FIRST_SIGNAL)
-            wishes.append(stop_requested())
+            requests.append(stop_requested())
 
-    wishes: list[bool] = []
+    requests: list[bool] = []
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert (wishes, received_signals) == ([False], [FIRST_SIGNAL])
+    assert (requests, received_signals) == ([False], [FIRST_SIGNAL])
 
 
 PROGRAM = """

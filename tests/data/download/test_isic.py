@@ -1,4 +1,4 @@
-"""Fetching: whole files, whatever breaks on the way, from a real server of this test's own."""
+"""Downloads give complete files through all kinds of faults of a real HTTP server."""
 
 import contextlib
 import hashlib
@@ -21,9 +21,9 @@ import pytest
 from segan import storage
 from segan.cli.main import main
 from segan.data.download import partial, remote
-from segan.data.download.isic import DATASETS, FetchResult, fetch_files
+from segan.data.download.isic import DATASETS, DownloadResult, download_files
 from segan.errors import StorageError
-from segan.storage import s3
+from segan.storage import retry, s3
 
 FILES = DATASETS["isic2016"].files
 FILE = FILES[0]
@@ -35,7 +35,7 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by path, as well as it is told to."""
+    """Serves `files` by path, with the faults that its attributes describe."""
 
     daemon_threads = True
 
@@ -44,16 +44,15 @@ class Server(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.ranges = True
         self.if_range = True
-        self.size: int | None = None  # instead of the true one
-        self.send_etag = True  # an ETag that is the content's hash
-        self.interruptions: list[
-            tuple[str, int]
-        ] = []  # "drop" or "stall", after so many bytes; one a GET
+        self.size: int | None = None  # announced instead of the true size
+        self.send_etag = True  # the hash of the content
+        # For each GET in turn: "drop" or "stall" after this many bytes.
+        self.interruptions: list[tuple[str, int]] = []
         self.redirects: dict[str, str] = {}
-        self.statuses: list[int] = []  # instead of an answer, one a request
+        self.statuses: list[int] = []  # sent instead of the files, one for each request
         self.headers: dict[str, str] = {}
-        self.on_get: Callable[[], None] = lambda: None
-        self.gets: list[str | None] = []  # each GET's Range
+        self.on_get: Callable[[], object] = lambda: None
+        self.gets: list[str | None] = []  # the Range header of each GET
         self.bytes_sent = 0
         self.stopped = threading.Event()
 
@@ -66,7 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
         return body
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no news."""
+        """Ignores clients that were killed."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -134,8 +133,15 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "INITIAL_BACKOFF_S", 0.001)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF_S", 0.001)
     monkeypatch.setattr(remote, "READ_TIMEOUT_S", 2)
+    monkeypatch.setattr(remote, "STAT_TIMEOUT_S", 0.3)
+
+
+@pytest.fixture
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that makes no progress for 0.3 s fails."""
+    monkeypatch.setenv(retry.TIMEOUT_VARIABLE, "0.3")
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
@@ -150,8 +156,8 @@ def no_progress(*_: object) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
 
 
-def fetch(base: str, place: str, *files: str) -> list[FetchResult]:
-    return list(fetch_files(files or (FILE,), base, place, no_progress, lambda _: None))
+def fetch(base: str, out: str, *files: str) -> list[DownloadResult]:
+    return list(download_files(files or (FILE,), base, out, no_progress))
 
 
 def error_message(base: str, place: str, *files: str) -> str:
@@ -165,21 +171,21 @@ def list_names(place: str) -> list[str]:
 
 
 def read_only_file(place: str) -> bytes:
-    """The one file that is there; nothing is left beside it."""
+    """Returns the content of FILE, which must be the only file."""
     assert list_names(place) == [FILE]
     return storage.read_bytes(storage.join(place, FILE))
 
 
-# Whole, and once
+# Complete, and downloaded once
 
 
 @pytest.mark.parametrize("size", [1, 3 * MIB, partial.PART_SIZE, 2 * partial.PART_SIZE + 5])
 def test_a_file_arrives_as_it_was(server: Server, destination: str, size: int) -> None:
     body = server.put(FILE, content(size))
     uri = storage.join(destination, FILE)
-    assert fetch(server.base, destination) == [FetchResult(FILE, uri, size, False, 0)]
+    assert fetch(server.base, destination) == [DownloadResult(FILE, uri, size, False, 0)]
     assert read_only_file(destination) == body
-    assert fetch(server.base, destination) == [FetchResult(FILE, uri, size, True, 0)]
+    assert fetch(server.base, destination) == [DownloadResult(FILE, uri, size, True, 0)]
     assert server.gets == [None]
 
 
@@ -203,7 +209,7 @@ def test_a_bucket_is_a_mirror_too(destination: str, bucket: str, size: int) -> N
     )
 
 
-# What breaks on the way
+# Broken connections
 
 
 @pytest.mark.parametrize("how", ["drop", "stall"])
@@ -215,7 +221,7 @@ def test_a_connection_that_breaks_is_gone_on_with(
     server.ranges, server.interruptions = ranges, [(how, MIB), (how, MIB + 7)]
     fetch(server.base, destination)
     assert read_only_file(destination) == body
-    second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges it begins at 0 each time
+    second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges every response starts at 0
     assert server.gets == [None, f"bytes={MIB}-", f"bytes={second}-"]
 
 
@@ -226,37 +232,45 @@ def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, destina
     assert read_only_file(destination) == body
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_a_server_that_always_breaks_off_is_given_up(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
-    server.interruptions = [("drop", 400), *[("drop", 0)] * 20]
+    server.interruptions = [("drop", 400), *[("drop", 0)] * 30]
     said = error_message(server.base, destination)
-    assert said.startswith(f"{server.base}/{FILE}: the connection was closed after 400 of 1000")
-    assert "and so 6 times in a row; what has come is kept: give the same command again" in said
-    assert len(server.gets) == 1 + remote.MAX_ATTEMPTS - 1
+    assert said.startswith(
+        f"{server.base}/{FILE}: the connection was closed after 400 of 1000 bytes; gave up after "
+    )
+    assert said.endswith(f" s; {remote.RESUME_ADVICE}")
+    assert len(server.gets) > 5
     assert FILE not in list_names(destination)
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_what_came_before_is_not_asked_for_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(3 * partial.PART_SIZE))
-    server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 5]
+    server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 30]
     error_message(server.base, destination)
     server.interruptions, server.gets, server.bytes_sent = [], [], 0
     kept = partial.PART_SIZE * 2 + (
         0 if storage.is_s3(destination) else 9
-    )  # a bucket keeps whole parts
+    )  # a bucket keeps complete parts only
     assert fetch(server.base, destination)[0].resumed_bytes == kept
     assert (server.gets, server.bytes_sent) == ([f"bytes={kept}-"], len(body) - kept)
     assert read_only_file(destination) == body
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("size", [500, 1000, 1500])
 def test_two_versions_are_never_joined(
     server: Server, destination: str, ranges: bool, size: int
 ) -> None:
-    """The file changes while its connection is broken, and once more between two commands."""
+    """The file changes while its connection is broken, and again between two commands."""
     server.put(FILE, content(1000))
-    server.ranges, server.interruptions = ranges, [("drop", 400), ("drop", 300), *[("drop", 0)] * 6]
+    server.ranges, server.interruptions = (
+        ranges,
+        [("drop", 400), ("drop", 300), *[("drop", 0)] * 30],
+    )
     changes = iter([lambda: None, lambda: server.put(FILE, content(size, 1))])
     server.on_get = lambda: next(changes, lambda: None)()
     error_message(server.base, destination)
@@ -291,39 +305,41 @@ def test_what_changes_all_the_time_is_given_up(server: Server, destination: str)
     numbers = iter(range(100))
     server.interruptions = [("drop", 400)] * 100
     server.on_get = lambda: server.put(FILE, content(1000, next(numbers))) and None
-    assert "begun 3 times and always changed" in error_message(server.base, destination)
+    assert "changed during each of 3 downloads" in error_message(server.base, destination)
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.integration
-def test_a_part_is_sent_once(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_sent_once(server: Server, bucket: str) -> None:
     sent: list[int] = []
-    plain = s3.create_client
-
-    def counting(**options: Any) -> Any:
-        client = plain(**options)
-        client.meta.events.register(
-            "provide-client-params.s3.UploadPart",
-            lambda params, **_: sent.append(params["PartNumber"]),
-        )
-        return client
-
-    monkeypatch.setattr(s3, "create_client", counting)
+    events = s3.shared_client().meta.events
     body = server.put(FILE, content(4 * partial.PART_SIZE + 1))
-    server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 5]
-    error_message(server.base, bucket)
-    fetch(server.base, bucket)
+    server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 30]
+    events.register(
+        "provide-client-params.s3.UploadPart",
+        lambda params, **_: sent.append(params["PartNumber"]),
+        unique_id="sent",
+    )
+    try:
+        error_message(server.base, bucket)
+        server.interruptions = []
+        fetch(server.base, bucket)
+    finally:
+        events.unregister("provide-client-params.s3.UploadPart", unique_id="sent")
     assert sent == [1, 2, 3, 4, 5]
     assert read_only_file(bucket) == body
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.integration
 def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: str) -> None:
     body = server.put(FILE, content(2 * partial.PART_SIZE))
-    server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 5]
+    server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 30]
     error_message(server.base, bucket)
-    note = storage.read_json(f"{bucket}/{FILE}.partial")
+    server.interruptions = []
+    state = storage.read_json(f"{bucket}/{FILE}.partial")
     s3.create_client().abort_multipart_upload(
-        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=note["upload_id"]
+        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=state["upload_id"]
     )
     assert fetch(server.base, bucket)[0].resumed_bytes == 0
     assert read_only_file(bucket) == body
@@ -338,20 +354,20 @@ def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
             write(b"x")
             partial.discard(uri)
 
-    with pytest.raises(StorageError, match="is another command fetching it"):
+    with pytest.raises(StorageError, match="perhaps by another download"):
         lose_it()
 
 
-# What is not as it should be
+# Errors
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "access refused; check the address, or name a mirror with --mirror (HTTP 403)"),
-        (404, "not found; check the address, or name a mirror with --mirror (HTTP 404)"),
-        (401, "the server asks for a password"),
-        (410, "refused; check the address, or name a mirror with --mirror (HTTP 410)"),
+        (403, "access denied (HTTP 403); check the address or choose a --mirror"),
+        (404, "not found (HTTP 404); check the address or choose a --mirror"),
+        (401, "the server requires a password"),
+        (410, "the server rejected the request (HTTP 410); check the address"),
     ],
 )
 def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
@@ -364,9 +380,7 @@ def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, 
 
 def test_a_server_that_only_fails_is_given_up(server: Server, tmp_path: Path) -> None:
     server.statuses = [503] * 100
-    assert "the server failed (HTTP 503), and so 6 times" in error_message(
-        server.base, str(tmp_path)
-    )
+    assert "server error (HTTP 503); gave up after " in error_message(server.base, str(tmp_path))
 
 
 def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_path: Path) -> None:
@@ -402,7 +416,7 @@ def test_a_redirect_to_http_is_followed(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
 def test_a_redirect_to_elsewhere_is_refused(server: Server, tmp_path: Path, target: str) -> None:
     server.redirects = {f"/mirror/{FILE}": target}
-    assert f"redirected to {target}, which is not followed" in error_message(
+    assert f"redirects to {target}, expected http or https" in error_message(
         server.base, str(tmp_path)
     )
 
@@ -417,21 +431,21 @@ def test_the_proxy_of_the_environment_is_used(
     fetch(base, str(tmp_path))
     assert read_only_file(str(tmp_path)) == content(1000)
     monkeypatch.setenv("no_proxy", "nowhere.invalid")
-    assert "and so 6 times in a row" in error_message(base, str(tmp_path / "other"))
+    assert "; gave up after " in error_message(base, str(tmp_path / "other"))
 
 
 def test_no_server_is_said(server: Server, tmp_path: Path) -> None:
     base = server.base
     server.server_close()
-    assert "Connection refused, and so 6 times" in error_message(base, str(tmp_path))
+    assert "Connection refused; gave up after " in error_message(base, str(tmp_path))
 
 
 def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     server.size = 10**18
     said = error_message(server.base, str(tmp_path))
-    assert said.startswith(f"{tmp_path}: {10**18} bytes are still to come, and ")
-    assert said.endswith(" are free; make room or choose another --out")
+    assert said.startswith(f"{tmp_path}: expected {10**18} bytes of free space, found ")
+    assert said.endswith("; free some space or choose another --out")
     assert (server.gets, list(tmp_path.iterdir())) == ([], [])
 
 
@@ -442,23 +456,22 @@ def test_a_file_in_the_place_of_the_folder_is_said(
     server.put(FILE, b"x")
     (tmp_path / "file").write_bytes(b"")
     said = error_message(server.base, str(tmp_path / where))
-    assert said.endswith("choose another --out")
+    assert said.endswith("; check the path")
 
 
 def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     (tmp_path / FILE).mkdir()
-    assert f"{tmp_path}/{FILE}: a folder of the file's name" in error_message(
-        server.base, str(tmp_path)
+    assert (
+        f"{tmp_path}/{FILE}: expected a file, found a folder; choose another --out"
+        in error_message(server.base, str(tmp_path))
     )
     assert server.gets == []
 
 
 def test_no_leave_to_write_is_said(server: Server) -> None:
     server.put(FILE, b"x")
-    assert "get leave to write there or choose another --out" in error_message(
-        server.base, "/sys/new"
-    )
+    assert "; check the permissions" in error_message(server.base, "/sys/new")
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
@@ -466,7 +479,7 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
     with partial.resumable_writer(uri, "tag") as (_, write):
         write(b"x")
         with (
-            pytest.raises(StorageError, match="another command is fetching it"),
+            pytest.raises(StorageError, match="another command is downloading this file"),
             partial.resumable_writer(uri, "tag"),
         ):
             pass
@@ -541,7 +554,7 @@ def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
     code, _, err = run_cli("download", "isic2019", "--out", str(tmp_path))
     assert (code, err) == (
         2,
-        "segan: no data set 'isic2019'; expected one of isic2016, isic2017, isic2018\n",
+        "segan: isic2019: unknown dataset; expected one of isic2016, isic2017, isic2018\n",
     )
 
 
@@ -550,13 +563,13 @@ def test_a_file_larger_than_the_disk_takes_goes_on_when_there_is_room(
 ) -> None:
     bodies = {file: server.put(file, content(MIB, i)) for i, file in enumerate(FILES)}
 
-    def little_room() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 
-    first = start_fetch(server, str(tmp_path), preexec_fn=little_room)
+    first = start_fetch(server, str(tmp_path), preexec_fn=limit_file_size)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "make room and give the same command again: it goes on where it stopped" in err
+    assert "free some space and run the command again" in err
     assert fetch(server.base, str(tmp_path), *FILES)[0].resumed_bytes == 600_000
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
 
@@ -598,14 +611,14 @@ def test_a_command_killed_again_and_again_ends_with_whole_files(
 
 
 def stored_bytes(place: str) -> int:
-    """Bytes of the first file that have come to stay."""
+    """Returns how many bytes of the first file are stored."""
     if not storage.is_s3(place):
         return sum(file.size for file in storage.list_files(place))
     if not storage.exists(storage.join(place, f"{FILE}.partial")):
         return 0
-    note = storage.read_json(storage.join(place, f"{FILE}.partial"))
+    state = storage.read_json(storage.join(place, f"{FILE}.partial"))
     bucket, key = s3.bucket_and_key(storage.join(place, FILE))
-    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=note["upload_id"])
+    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=state["upload_id"])
     return sum(part["Size"] for part in listed.get("Parts", []))
 
 
