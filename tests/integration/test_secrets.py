@@ -1,4 +1,4 @@
-"""Secrets planted in the environment are searched for in everything that is written or said."""
+"""Secrets planted in the environment appear in no file, output or error."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ FAILING_COMMANDS = {
     "no records": f"train {BUCKET}/run data.records={BUCKET}/nothing --local --debug",
     "wrong use": f"train {BUCKET}/run network.widht=3 --local --debug",
 }
-LOCAL_COMMANDS = ("synth", "ingest", "train")  # in a local folder too
-# In one process, which imports torch once; each command's words go to a file of its name.
+LOCAL_COMMANDS = ("synth", "ingest", "train")  # also run on a local folder
+# All commands run in one process, which imports torch once; each one's output goes to a file.
 COMMANDS_PROGRAM = """
 import json, os, sys
 from segan.cli.main import main
@@ -58,7 +58,7 @@ for name, words, environment in json.load(sys.stdin):
     print(name, main(words.split()), sep="\\t", file=codes)
     sys.stdout.flush()
 """
-# Code and status of answers, each of another way through what reads them.
+# Error codes and statuses, each handled by another branch of segan.storage.s3.
 ERROR_STATUSES = {
     "ExpiredToken": 400,
     "SignatureDoesNotMatch": 403,
@@ -73,7 +73,7 @@ ERROR_STATUSES = {
 
 @pytest.fixture(scope="module")
 def planted_secrets(clean_environment: None) -> dict[str, str]:
-    """Every secret by where it is; the keys to the store are the ones that are used."""
+    """The secrets by the name of their variable; the store accepts the AWS keys among them."""
     secrets = {
         "AWS_ACCESS_KEY_ID": "PLANTEDKEYID00000001",
         "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-0000000000002",
@@ -109,11 +109,11 @@ def faults(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def commands_folder(
     server: S3Server, planted_secrets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Where the whole way was gone, and all mistakes made: what each command said, and wrote."""
+    """The folder in which all commands ran, with their files and a `.said` file for each output."""
     folder = tmp_path_factory.mktemp("commands")
     (folder / "tmp").mkdir()
     everything = {name: value for name, value in planted_secrets.items() if name.isupper()}
-    # SeaweedFS takes no session token with a user's lasting keys.
+    # SeaweedFS rejects a session token together with permanent keys.
     keys = everything | {"AWS_SESSION_TOKEN": ""}
     wrong = keys | {"AWS_SECRET_ACCESS_KEY": planted_secrets["AWS_SECRET_ACCESS_KEY"][:-1]}
     here = {
@@ -145,7 +145,7 @@ def commands_folder(
 
 
 def find_secrets(planted: Mapping[str, str], content: bytes) -> list[str]:
-    """Which of the secrets are in it, as they are or in base 64."""
+    """Returns the names of the secrets in `content`, verbatim or in base64."""
     forms = {
         name: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1])
         for name, value in planted.items()
@@ -154,7 +154,7 @@ def find_secrets(planted: Mapping[str, str], content: bytes) -> list[str]:
 
 
 def decompress(name: str, content: bytes) -> bytes:
-    """What is compressed in a Parquet file, beside the file itself."""
+    """Returns a file's content, with the decompressed values of a Parquet file appended."""
     if not name.endswith(".parquet"):
         return content
     table = pq.read_table(io.BytesIO(content))
@@ -194,7 +194,7 @@ def test_nothing_said_or_written_here_has_a_secret(
     }
     assert b"Traceback" in said["no bucket"]
     assert (commands_folder / "root" / "run" / "run.json").is_file()
-    assert b"access refused" in said["wrong key"]
+    assert b"access denied" in said["wrong key"]
     token = Path.home() / ".ray" / "auth_token"
     for path in (*commands_folder.rglob("*"), *Path.home().rglob("*")):
         if path.is_file() and path != token:
@@ -210,7 +210,7 @@ def test_no_error_of_the_store_has_a_secret(
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    """Neither its text nor its traceback, nor what a worker would send of it to the driver."""
+    """Neither its text, its traceback nor its pickle, which a worker sends to the driver."""
     for name in planted_secrets.keys() - {"the token's file"}:
         monkeypatch.setenv(name, planted_secrets[name])
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
@@ -254,7 +254,7 @@ def test_a_password_in_the_endpoint_is_not_repeated(
 def test_what_storage_keeps_open_is_in_no_pickle(
     server: S3Server, commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
-    """What is sent between processes holds URIs; a connection, which holds keys, cannot be sent."""
+    """Pickled objects contain URIs only; a client, which contains secrets, cannot be pickled."""
     with storage.RandomAccessFile(f"{BUCKET}/run/run.json") as file:
         assert find_secrets(planted_secrets, pickle.dumps(file)) == []
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):

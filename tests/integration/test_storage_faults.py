@@ -1,7 +1,7 @@
-"""Object storage that has bad minutes: what passes is waited for, what lasts is said at once.
+"""Storage faults: transient errors are retried, permanent errors are raised at once.
 
-The server is real; what happens to it on the way is made by the proxy of `tests.fault_proxy`,
-and some of it is done to the server itself.
+The S3 server is real; the proxy of `tests.fault_proxy` injects faults into its connections, and
+some tests suspend or kill the server itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,12 @@ pytestmark = pytest.mark.integration
 SECRET = "a-secret-that-must-stay-in-the-environment"
 SMALL = random.Random(0).randbytes(300_000)
 LARGE = random.Random(1).randbytes(9_000_000)
-READ_TIMEOUT_S = 1.5  # seconds without a byte after which a request is given up here
+READ_TIMEOUT_S = 1.5  # replaces s3.READ_TIMEOUT_S in these tests
 
 
 @pytest.fixture(scope="module")
 def server(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server of these tests' own: other tests' requests are in no fault's way."""
+    """A separate server, so that faults hit no request of other tests."""
     with s3_server(tmp_path_factory.mktemp("s3")) as started:
         yield started
 
@@ -66,20 +67,20 @@ def proxy(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def faults(proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """The proxy before the server, healthy before and after; the environment points to it."""
+    """The proxy in front of the server, without faults before and after the test."""
     yield proxy
     proxy.clear()
 
 
 @pytest.fixture(scope="module")
 def root(server: S3Server, proxy: FaultProxy) -> str:
-    server.create_bucket("bad-minutes")
-    return "s3://bad-minutes"
+    server.create_bucket("storage-faults")
+    return "s3://storage-faults"
 
 
 @pytest.fixture
 def prefix_uri(root: str, faults: FaultProxy, request: pytest.FixtureRequest) -> str:
-    """A prefix with two files in it, `small` and `large`, and nothing else."""
+    """A prefix with exactly two files, `small` and `large`."""
     uri = f"{root}/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
     storage.write_bytes(f"{uri}/small", SMALL)
     storage.write_bytes(f"{uri}/large", LARGE)
@@ -90,11 +91,11 @@ def prefix_uri(root: str, faults: FaultProxy, request: pytest.FixtureRequest) ->
 def error_message(call: Callable[..., object], *arguments: object) -> str:
     with pytest.raises(StorageError) as caught:
         call(*arguments)
-    assert type(caught.value) is not TransientError, "nobody is to try it again"
+    assert type(caught.value) is not TransientError, "retries are over"
     return str(caught.value)
 
 
-# Every call of the door, and whether it did its work
+# The functions of `storage`, each with a check of its result
 
 
 def read(place: str, _: Path) -> None:
@@ -105,7 +106,7 @@ def read_large(place: str, _: Path) -> None:
     assert storage.read_bytes(f"{place}/large") == LARGE
 
 
-def read_a_piece(place: str, _: Path) -> None:
+def read_range(place: str, _: Path) -> None:
     with storage.RandomAccessFile(f"{place}/small") as file:
         assert file.read_at(1000, 200_000) == SMALL[1000:201_000]
 
@@ -144,7 +145,7 @@ def delete_all(place: str, _: Path) -> None:
     storage.delete_folder(place)
 
 
-READS = [read, read_large, read_a_piece, read_in_chunks, download]
+READS = [read, read_large, read_range, read_in_chunks, download]
 WRITES = [write, write_large]
 CALLS = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
 EXPECTED_CONTENTS = {
@@ -166,19 +167,19 @@ def function_name(value: object) -> str | None:
 TRANSIENT_FAULTS = {
     "slow down": Fault("answer", times=3),
     "internal error": Fault("answer", times=2, status=500, code="InternalError"),
-    "too late": Fault("answer", status=400, code="RequestTimeout"),
+    "request timeout": Fault("answer", status=400, code="RequestTimeout"),
     "reset before the request": Fault("reset"),
-    "reset in the answer's head": Fault("reset", times=2, direction="down", after_bytes=40),
-    "answer lost": Fault("reset", times=2, direction="down"),
-    "answer cut": Fault("cut", direction="down", after_bytes=60),
-    "silence": Fault("hang", seconds=30),
-    "silence after the request": Fault("hang", direction="down", seconds=30),
+    "reset in the response headers": Fault("reset", times=2, direction="down", after_bytes=40),
+    "response lost": Fault("reset", times=2, direction="down"),
+    "response cut": Fault("cut", direction="down", after_bytes=60),
+    "hang": Fault("hang", seconds=30),
+    "hang after the request": Fault("hang", direction="down", seconds=30),
     "refused": Fault("refuse", seconds=1),
 }
 BODY_FAULTS = {
     "reset": Fault("reset", times=3, after_bytes=100_000),
     "cut": Fault("cut", times=3, after_bytes=100_000),
-    "silence": Fault("hang", seconds=30, after_bytes=100_000),
+    "hang": Fault("hang", seconds=30, after_bytes=100_000),
 }
 
 
@@ -210,9 +211,9 @@ def test_a_body_that_breaks_off_is_made_whole(
     call: Callable[[str, Path], None],
     fault: Fault,
 ) -> None:
-    way, verb = ("down", "GET") if call in READS else ("up", "PUT")
-    names = "/bad-minutes/"  # a listing is a GET too, of the bucket
-    faults.inject(Fault(**vars(fault) | {"direction": way, "request_prefix": f"{verb} {names}"}))
+    direction, method = ("down", "GET") if call in READS else ("up", "PUT")
+    prefix = f"{method} /storage-faults/"  # not a listing, which is a GET of the bucket
+    faults.inject(replace(fault, direction=direction, request_prefix=prefix))
     call(prefix_uri, tmp_path)
     met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
     assert len(met) == fault.times
@@ -223,7 +224,7 @@ def test_a_body_that_breaks_off_is_made_whole(
 
 
 def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, prefix_uri: str) -> None:
-    """A body that always breaks after 3 MB comes whole: each time there is more of it."""
+    """A response that always breaks after 3 MB is complete after several requests."""
     faults.inject(
         Fault(
             "cut",
@@ -245,19 +246,19 @@ def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
     chunks = storage.read_chunks(f"{prefix_uri}/large")
     next(chunks)
     storage.write_bytes(f"{prefix_uri}/large", LARGE[::-1])
-    assert "changed while it was read" in error_message(b"".join, chunks)
+    assert "changed while it was being read" in error_message(b"".join, chunks)
 
 
 @pytest.mark.parametrize("after", [SMALL + SMALL, SMALL[:1000], b""], ids=len)
 def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, after: bytes
 ) -> None:
-    """The size that an answer without a body said is not that of the next answer."""
+    """The size announced in a response without a body does not bind the next response."""
 
     class Overwriting(retry.Backoff):
         def wait(self, error: TransientError) -> None:
             super().wait(error)
-            s3.shared_client().put_object(Bucket="bad-minutes", Key=f"{key}/small", Body=after)
+            s3.shared_client().put_object(Bucket="storage-faults", Key=f"{key}/small", Body=after)
 
     _, key = s3.bucket_and_key(prefix_uri)
     monkeypatch.setattr(s3, "Backoff", Overwriting)
@@ -265,16 +266,16 @@ def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
     assert storage.read_bytes(f"{prefix_uri}/small") == after
 
 
-# What lasts
+# Permanent errors
 
 PERMANENT_ERRORS = {
-    "ExpiredToken": (400, "the session token has expired"),
-    "InvalidToken": (400, "the session token has expired"),
-    "RequestTimeTooSkewed": (403, "the clock of this machine is off"),
-    "AccessDenied": (403, "access refused; check AWS_ACCESS_KEY_ID"),
-    "InvalidAccessKeyId": (403, "access refused; check AWS_ACCESS_KEY_ID"),
-    "NoSuchBucket": (404, "no such bucket; create it or mend its name"),
-    "InsufficientStorage": (507, "no space left; make room"),
+    "ExpiredToken": (400, "the session token is expired"),
+    "InvalidToken": (400, "the session token is expired"),
+    "RequestTimeTooSkewed": (403, "this machine's clock is wrong"),
+    "AccessDenied": (403, "access denied; check AWS_ACCESS_KEY_ID"),
+    "InvalidAccessKeyId": (403, "access denied; check AWS_ACCESS_KEY_ID"),
+    "NoSuchBucket": (404, "bucket does not exist; create it or correct the name"),
+    "InsufficientStorage": (507, "the store is full; free some space"),
     "KeyTooLongError": (400, "the name is too long"),
 }
 
@@ -292,18 +293,18 @@ def test_every_call_says_at_once_what_lasts(
         assert said.startswith(prefix_uri)
         assert words in said
         assert "\n" not in said
-        assert len(faults.pop_requests()) == 1, "asked once"
+        assert len(faults.pop_requests()) == 1, "one request"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bucket_that_is_gone(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
-    """Not that nothing is there, which a run would take for its own beginning."""
+    """It is not reported as empty, since a run would then start from scratch."""
     server.create_bucket("gone")
     storage.write_bytes("s3://gone/a/small", SMALL)
     storage.delete_folder("s3://gone/a")
     s3.shared_client().delete_bucket(Bucket="gone")
     for call in CALLS:
-        assert "no such bucket" in error_message(call, "s3://gone/a", tmp_path)
+        assert "bucket does not exist" in error_message(call, "s3://gone/a", tmp_path)
 
 
 def test_a_wrong_key(
@@ -312,7 +313,7 @@ def test_a_wrong_key(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for call in CALLS:
         said = error_message(call, prefix_uri, tmp_path)
-        assert "access refused; check AWS_ACCESS_KEY_ID" in said
+        assert "access denied; check AWS_ACCESS_KEY_ID" in said
         assert SECRET not in said
         assert len(faults.pop_requests()) == 1
 
@@ -333,7 +334,7 @@ def test_a_check_fails_soon(
     faults.inject(Fault(kind, times=None, seconds=60))
     began = time.monotonic()
     said = error_message(storage.check_access, prefix_uri)
-    assert time.monotonic() - began < 30  # and not 60, or the patience that follows a check
+    assert time.monotonic() - began < 30  # neither the hang nor the usual retry timeout
     assert faults.endpoint in said or "SlowDown" in said
 
 
@@ -356,8 +357,10 @@ def test_patience_ends(
     began = time.monotonic()
     said = error_message(storage.read_bytes, f"{prefix_uri}/small")
     assert least <= time.monotonic() - began < least + 4
-    assert said.startswith(f"{prefix_uri}/small: the store is not ready (SlowDown: ")
-    assert said.endswith(f"; tried for {seconds} s (SEGAN_STORAGE_RETRY_TIMEOUT_S says how long)")
+    assert said.startswith(f"{prefix_uri}/small: the store is unavailable (SlowDown: ")
+    assert said.endswith(
+        f"; gave up after {seconds} s; set SEGAN_STORAGE_RETRY_TIMEOUT_S to wait longer"
+    )
 
 
 def test_waiting_is_said_once_and_its_end_once(
@@ -368,9 +371,9 @@ def test_waiting_is_said_once_and_its_end_once(
         found = list(threads.map(storage.read_bytes, [f"{prefix_uri}/small"] * 4))
     assert found == [SMALL] * 4
     begins, ends = [record.getMessage() for record in caplog.records if "segan" in record.name]
-    assert begins.startswith(f"{prefix_uri}/small: no usable answer from {faults.endpoint} (")
-    assert begins.endswith("; waiting for it, at most 40 s")
-    assert ends.startswith("storage answers again after ")
+    assert begins.startswith(f"{prefix_uri}/small: no valid response from {faults.endpoint} (")
+    assert begins.endswith("; retrying for up to 40 s")
+    assert ends.startswith("connection restored after ")
 
 
 def test_what_passes_quickly_is_not_worth_a_line(
@@ -381,55 +384,55 @@ def test_what_passes_quickly_is_not_worth_a_line(
     assert not [record for record in caplog.records if "segan" in record.name]
 
 
-# What is done to the server itself
+# Faults of the server itself
 
 
 def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, prefix_uri: str) -> None:
-    """Bounded by the patience of this module; a request waits for no more than `SILENCE`."""
+    """The pause is shorter than the retry timeout; each request waits READ_TIMEOUT_S."""
     pause = 4 * READ_TIMEOUT_S
     os.kill(server.pid, signal.SIGSTOP)
-    going_on = threading.Timer(pause, os.kill, (server.pid, signal.SIGCONT))
-    going_on.start()
+    resume = threading.Timer(pause, os.kill, (server.pid, signal.SIGCONT))
+    resume.start()
     try:
         began = time.monotonic()
         write(prefix_uri, Path())
         assert time.monotonic() - began > pause - 1
         read_large(prefix_uri, Path())
     finally:
-        going_on.join()
+        resume.join()
     assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write]
 
 
 def test_a_server_that_is_killed_and_started_again(
     tmp_path: Path, proxy: FaultProxy, server: S3Server
 ) -> None:
-    """What was written is there, what was being written too; the proxy leads to its new ports."""
-    wanted = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
+    """All writes succeed, before and after; the proxy connects to the new ports."""
+    contents = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(s3_server(tmp_path))
         first.create_bucket("restarted")
         proxy.set_upstream(first.endpoint)
         stack.callback(proxy.set_upstream, server.endpoint)
-        half = threading.Event()
+        half_done = threading.Event()
 
-        def work() -> None:
-            for number, (name, content) in enumerate(wanted.items()):
+        def write_all() -> None:
+            for number, (name, content) in enumerate(contents.items()):
                 storage.write_bytes(f"s3://restarted/{name}", content)
                 assert storage.read_bytes(f"s3://restarted/{name}") == content
-                if number == len(wanted) // 2:
-                    half.set()
+                if number == len(contents) // 2:
+                    half_done.set()
 
         with ThreadPoolExecutor(1) as thread:
-            working = thread.submit(work)
-            assert half.wait(60)
+            writing = thread.submit(write_all)
+            assert half_done.wait(60)
             os.kill(first.pid, signal.SIGKILL)
-            again = stack.enter_context(s3_server(tmp_path))
-            proxy.set_upstream(again.endpoint)
-            working.result()
-        assert read_contents("s3://restarted") == wanted
+            second = stack.enter_context(s3_server(tmp_path))
+            proxy.set_upstream(second.endpoint)
+            writing.result()
+        assert read_contents("s3://restarted") == contents
 
 
-# Whole tasks through a store that is never well
+# Longer tasks with random faults
 
 RANDOM_FAULTS = [
     Fault("answer", times=None, probability=0.08),
@@ -489,65 +492,68 @@ def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
 
     generate_archive(sizes, 0, put, 64)
     archive = open_archive(f"{prefix_uri}/archive")
-    well = ingest(archive, f"{prefix_uri}/well", IngestOptions(rows_per_shard=4), local_executor(2))
-    faults.inject(*RANDOM_FAULTS)
-    unwell = ingest(
-        archive, f"{prefix_uri}/unwell", IngestOptions(rows_per_shard=4), local_executor(2)
+    expected = ingest(
+        archive, f"{prefix_uri}/expected", IngestOptions(rows_per_shard=4), local_executor(2)
     )
-    assert unwell == well
-    frames = read_samples(f"{prefix_uri}/unwell", unwell, "train")
+    faults.inject(*RANDOM_FAULTS)
+    manifest = ingest(
+        archive, f"{prefix_uri}/faults", IngestOptions(rows_per_shard=4), local_executor(2)
+    )
+    assert manifest == expected
+    frames = read_samples(f"{prefix_uri}/faults", manifest, "train")
     met = [request for request in faults.pop_requests() if "!" in request]
     assert len(met) > 10
     faults.clear()
-    same = read_samples(f"{prefix_uri}/well", well, "train")
-    assert frames.ids == same.ids
-    assert frames.image.tobytes() == same.image.tobytes()
+    expected_frames = read_samples(f"{prefix_uri}/expected", expected, "train")
+    assert frames.ids == expected_frames.ids
+    assert frames.image.tobytes() == expected_frames.image.tobytes()
 
 
 def test_fetch_from_a_bucket_into_a_bucket(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all that can happen to an upload in parts on its way."""
-    monkeypatch.setattr("segan.data.download.remote.INITIAL_BACKOFF_S", 0.01)
+    """With faults at every step of a multipart upload."""
     source = S3File(f"{prefix_uri}/large")
     faults.inject(
-        Fault("reset", request_prefix="POST", direction="down", times=2),  # begun, and nobody knows
-        *[Fault(**vars(fault) | {"request_prefix": "PUT"}) for fault in BODY_FAULTS.values()],
+        Fault(
+            "reset", request_prefix="POST", direction="down", times=2
+        ),  # the upload is created, but the response is lost
+        *[replace(fault, request_prefix="PUT") for fault in BODY_FAULTS.values()],
         Fault(
             "reset",
-            request_prefix="GET /bad-minutes/",
+            request_prefix="GET /storage-faults/",
             direction="down",
             after_bytes=4_000_000,
             times=2,
         ),
-        Fault("answer", request_prefix="GET /bad-minutes?", times=2),
+        Fault("answer", request_prefix="GET /storage-faults?", times=2),
     )
     version = source.stat()
     with partial.resumable_writer(f"{prefix_uri}/new", version.tag) as (start, put):
-        for chunk in iter_bytes(source, version, start, lambda line: None):
+        for chunk in iter_bytes(source, version, start):
             put(chunk)
         faults.inject(
             Fault("reset", request_prefix="POST", direction="down")
-        )  # put together, and so too
+        )  # completed, but the response is lost
     faults.clear()
     assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write_large]
 
 
-# A disk that is full
+# Full disk
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB; skipped where this user may mount none."""
+    """A file system of 1 MiB; skipped without permission to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(mounting, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("no `mount` on this machine")
+        pytest.skip("no `mount` command on this machine")
     if done.returncode:
-        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+        pytest.skip(f"cannot mount a disk: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -555,7 +561,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, prefix_uri: str) -> None:
     there = str(small_disk / "there")
     storage.write_bytes(there, b"before")
-    expected = f"{there}: No space left on device; make room and give the command again"
+    expected = f"{there}: No space left on device; free some space and run the command again"
     began = time.monotonic()
     assert error_message(storage.write_bytes, there, LARGE) == expected
     digest = storage.sha256(LARGE)

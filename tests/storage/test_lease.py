@@ -198,10 +198,9 @@ def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
     ):
         pass
     assert str(refusal.value) == (
-        f"{run_uri}: locked by process {os.getpid()} on far-away, Ray job raysubmit_1 of the cluster "
-        f"10.0.0.1:6379 since {far.acquired_at}, last heartbeat just now; use another name, or "
-        f"ray job stop "
-        "raysubmit_1 first"
+        f"{run_uri}: locked by process {os.getpid()} on far-away, Ray job raysubmit_1 of the "
+        f"cluster 10.0.0.1:6379 since {far.acquired_at}, last heartbeat just now; use another "
+        "name, or ray job stop raysubmit_1 first"
     )
     assert read_lease(run_uri)["host"] == "far-away"
 
@@ -243,7 +242,7 @@ def test_a_file_that_is_no_lease_is_watched_and_then_replaced(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("done", "released"), ("fail", "RuntimeError as it was told")]
+    ("word", "said"), [("done", "released"), ("fail", "RuntimeError as requested")]
 )
 def test_it_is_given_back_at_the_end_and_after_an_error(
     run_uri: str, start_driver: Callable[..., Driver], word: str, said: str
