@@ -97,6 +97,8 @@ def error_message(call: Callable[..., object], *arguments: object) -> str:
 
 # The functions of `storage`, each with a check of its result
 
+Call = Callable[[str, Path], None]
+
 
 def read(place: str, _: Path) -> None:
     assert storage.read_bytes(f"{place}/small") == SMALL
@@ -145,10 +147,10 @@ def delete_all(place: str, _: Path) -> None:
     storage.delete_folder(place)
 
 
-READS = [read, read_large, read_range, read_in_chunks, download]
-WRITES = [write, write_large]
-CALLS = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
-EXPECTED_CONTENTS = {
+READS: list[Call] = [read, read_large, read_range, read_in_chunks, download]
+WRITES: list[Call] = [write, write_large]
+CALLS: list[Call] = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
+EXPECTED_CONTENTS: dict[Call, dict[str, bytes]] = {
     write: {"small": SMALL, "large": LARGE, "new": SMALL},
     write_large: {"small": SMALL, "large": LARGE, "new": LARGE},
     delete: {"large": LARGE},
@@ -189,7 +191,7 @@ def test_every_call_outlasts_what_passes(
     faults: FaultProxy,
     prefix_uri: str,
     tmp_path: Path,
-    call: Callable[[str, Path], None],
+    call: Call,
     fault: Fault,
 ) -> None:
     faults.inject(fault)
@@ -208,7 +210,7 @@ def test_a_body_that_breaks_off_is_made_whole(
     faults: FaultProxy,
     prefix_uri: str,
     tmp_path: Path,
-    call: Callable[[str, Path], None],
+    call: Call,
     fault: Fault,
 ) -> None:
     direction, method = ("down", "GET") if call in READS else ("up", "PUT")

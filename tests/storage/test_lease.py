@@ -65,8 +65,12 @@ def write_lease(run: str, lease: Holder, heartbeat_monotonic_s: float = 0.0) -> 
 
 def remote_holder(**changes: Any) -> Holder:
     """A holder on another host, with a PID that is in use on this host."""
-    far = {"host": "far-away", "host_id": "far-away boot pid", "lease_id": "another"}
-    return replace(Holder.current_process(), **far, **changes)
+    far: dict[str, Any] = {
+        "host": "far-away",
+        "host_id": "far-away boot pid",
+        "lease_id": "another",
+    }
+    return replace(Holder.current_process(), **(far | changes))
 
 
 def wait_for(seconds: float, condition: Callable[[], bool]) -> bool:

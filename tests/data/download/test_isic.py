@@ -594,11 +594,9 @@ def test_a_command_killed_again_and_again_ends_with_whole_files(
     for stalls_after, parts in ((part + 1, 1), (2 * part + 2, 3), (5, 3)):
         server.interruptions, wanted = [("stall", stalls_after)], server.bytes_sent + stalls_after
         running = start_fetch(server, destination)
-        wait_until(
-            lambda w=wanted, p=parts: (
-                server.bytes_sent >= w and stored_bytes(destination) >= p * part
-            )
-        )
+        while server.bytes_sent < wanted or stored_bytes(destination) < parts * part:
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.communicate(timeout=60)
     last = start_fetch(server, destination)
@@ -620,10 +618,3 @@ def stored_bytes(place: str) -> int:
     bucket, key = s3.bucket_and_key(storage.join(place, FILE))
     listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=state["upload_id"])
     return sum(part["Size"] for part in listed.get("Parts", []))
-
-
-def wait_until(ready: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
