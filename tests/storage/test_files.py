@@ -202,6 +202,11 @@ def test_a_local_place_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert storage.normalise("~/records") == "/home/somebody/records"
 
 
+def test_the_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(UsageError, match="~no-such-user/x: expected an existing user after ~"):
+        storage.normalise("~no-such-user/x")
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "S3://bucket/x", "s4://b"])
 def test_another_scheme_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match=f"{uri}: expected a local path or s3://bucket/prefix"):
@@ -329,6 +334,29 @@ def test_keys_that_are_gone_are_not_remembered(
     assert error_message(storage.check_access, "s3://bucket/x") == (
         "s3://bucket/x: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_PROFILE", "no-such-profile"), ("AWS_REGION", "no region")]
+)
+@pytest.mark.parametrize("call", [storage.check_access, storage.read_bytes, storage.write_bytes])
+def test_an_invalid_aws_configuration_is_named(
+    dead_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    call: Callable[..., object],
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"^invalid AWS configuration: .*{value}") as caught:
+        call("s3://bucket/file", *[b""] * (call is storage.write_bytes))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_invalid_bucket_name_is_one_line(dead_endpoint: str) -> None:
+    said = error_message(storage.read_bytes, "s3://no bucket/file")
+    assert said.startswith("s3://no bucket/file: ")
+    assert "\n" not in said
 
 
 def test_a_local_place_needs_no_check(tmp_path: Path) -> None:

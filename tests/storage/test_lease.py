@@ -454,6 +454,14 @@ def test_a_lock_that_is_kept_is_not_waited_for_without_end(
             pass
 
 
+def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"/lease\.json: File name too long"),
+        hold_lease(str(tmp_path / ("n" * 300))),
+    ):
+        pass
+
+
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (

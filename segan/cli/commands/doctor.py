@@ -30,11 +30,13 @@ def doctor(
     from segan.doctor.storage import storage_checks
 
     redirect_stdout_to_stderr()
-    no_storage = [Check("storage", lambda: skipped("not checked", "give a URI: --uri s3://..."))]
+    no_storage_check = [
+        Check("storage", lambda: skipped("not checked", "give a folder or bucket with --uri"))
+    ]
     checks = [
         *machine_checks(),
         *cluster_checks(),
-        *(storage_checks(uri) if uri else no_storage),
+        *(storage_checks(uri) if uri else no_storage_check),
     ]
     rows = []
     with progress_bar("checking", len(checks)) as advance:
@@ -44,10 +46,9 @@ def doctor(
     if as_json:
         print_json(rows)
     else:
-        columns = ["check", "status", "message", "advice"]
+        columns = ["check", "status", "found", "what to do"]
         cells = [[str(value) for value in row.values()] for row in rows]
         print_table("this machine, the cluster, storage", columns, cells, (0, 1, 2, 3))
     failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
     if failed:
-        checks_failed = "1 check" if len(failed) == 1 else f"{len(failed)} checks"
-        raise SeganError(f"{checks_failed} of {len(rows)} failed: {', '.join(failed)}")
+        raise SeganError(f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}")
