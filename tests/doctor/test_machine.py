@@ -38,7 +38,7 @@ def status(outcome: Outcome) -> str:
 # The command
 
 
-def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     code, found, err = run_doctor(capsys)
     version = ".".join(map(str, sys.version_info[:3]))
     assert found["python"].startswith(f"ok | {version} on Linux ")
@@ -49,14 +49,14 @@ def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert (", ".join(failing) in err) if failing else "segan:" not in err
 
 
-def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["doctor", "--uri", str(tmp_path)])
     out = capsys.readouterr().out
     assert "shared memory" in out
     assert "what to do" in out
 
 
-def test_a_failure_is_said_and_is_exit_code_1(
+def test_a_failed_check_gives_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
@@ -70,7 +70,7 @@ def test_a_failure_is_said_and_is_exit_code_1(
     assert err.splitlines()[-1].endswith(" checks failed: Ray's folder")
 
 
-def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
+def test_importing_the_checks_imports_neither_ray_nor_torch() -> None:
     program = (
         "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.cluster.doctor;"
         "sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
@@ -139,7 +139,7 @@ def write_pyproject(folder: Path, python: str, *packages: str) -> None:
     (folder / "pyproject.toml").write_text(text)
 
 
-def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> None:
+def test_unmet_requirements_fail(checkout: Path) -> None:
     wanted = ["numpy>=1", "pillow<2", "nowhere", "torch; sys_platform == 'win32'"]
     write_pyproject(checkout, ">=4", *wanted)
     assert status(machine.check_python()) == "failed"
@@ -154,13 +154,13 @@ def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> Non
     assert machine.check_packages() == ok("1 installed as required")
 
 
-def test_without_a_checkout_it_is_what_was_installed(checkout: Path) -> None:
+def test_without_a_checkout_the_installed_metadata_is_used(checkout: Path) -> None:
     assert status(machine.check_python()) == "ok"
     assert status(machine.check_packages()) == "ok"
     assert status(machine.check_tested_versions()) == "skipped"
 
 
-def test_versions_that_were_not_tested(checkout: Path) -> None:
+def test_untested_versions_give_a_warning(checkout: Path) -> None:
     (checkout / "constraints.txt").write_text("numpy==0.1\nnowhere==1\n")
     outcome = machine.check_tested_versions()
     assert status(outcome) == "warning"
@@ -261,7 +261,7 @@ def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=["version 2", "container", "version 1"],
 )
-def test_the_limits_of_a_container(
+def test_container_limits_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str]
 ) -> None:
     (tmp_path / "groups").write_text(groups)
@@ -281,7 +281,7 @@ def test_the_limits_of_a_container(
 # GPUs: on a machine with one, `segan doctor` itself is the test
 
 
-def test_without_a_gpu_training_is_on_the_cpu() -> None:
+def test_without_a_gpu_the_check_is_skipped() -> None:
     import torch
 
     if torch.cuda.is_available() or machine.NVIDIA_VERSION_FILE.exists():

@@ -50,12 +50,12 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_not_there_afterwards(tmp_path: Path) -> None:
+def test_a_missing_folder_is_removed_again(tmp_path: Path) -> None:
     assert statuses(run_storage_checks(str(tmp_path / "a" / "b")))["write"] == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = run_storage_checks(str(tmp_path / "file" / "runs"))
     assert found["write"].startswith("failed | ")
@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     assert statuses(found)["delete"] == "skipped"
 
 
-def test_what_is_no_uri_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_uri_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     from segan.cli.main import main
 
     assert main(["doctor", "--uri", "s3://KEY:SECRET@bucket"]) == 2
@@ -75,7 +75,7 @@ integration = pytest.mark.integration
 
 
 @integration
-def test_a_bucket_as_it_should_be(
+def test_a_bucket_without_faults(
     bucket: str, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, lines, err = run_doctor(capsys, "--uri", f"{bucket}/runs")
@@ -125,7 +125,7 @@ def test_no_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @integration
-def test_a_bucket_that_is_gone(bucket: str) -> None:
+def test_a_missing_bucket(bucket: str) -> None:
     found = run_storage_checks(f"{bucket}-gone/runs")
     assert (
         found["bucket"]
@@ -136,7 +136,7 @@ def test_a_bucket_that_is_gone(bucket: str) -> None:
 
 
 @integration
-def test_a_port_at_which_nobody_listens(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_port(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -175,7 +175,7 @@ def is_conditional(head: str) -> bool:
 
 
 @integration
-def test_a_store_that_knows_no_conditional_writes(
+def test_a_store_without_conditional_writes(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with run_proxy(s3.endpoint, ProxyFaults(should_refuse=is_conditional)) as endpoint:
@@ -194,9 +194,7 @@ def test_a_store_that_knows_no_conditional_writes(
 
 
 @integration
-def test_a_bucket_that_may_be_read_alone(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_bucket(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = ProxyFaults(should_refuse=lambda head: head.startswith(("put ", "post ", "delete ")))
     with run_proxy(s3.endpoint, writes) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)

@@ -40,7 +40,7 @@ def run_cli(*words: str) -> Any:
     return json.loads(out.getvalue())
 
 
-def test_the_challenges_scorer_gives_what_evaluate_gives(
+def test_evaluate_agrees_with_the_challenges_scorer(
     isic2017: Path, scorer: Any, bucket: str, tmp_path: Path
 ) -> None:
     for folder, ending in ((IMAGES, "jpg"), (TRUTH, "png")):

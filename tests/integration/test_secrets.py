@@ -162,14 +162,14 @@ def decompress(name: str, content: bytes) -> bytes:
     return content + repr((table.schema, table.schema.metadata, words.to_pylist())).encode()
 
 
-def test_the_search_finds_what_is_there(planted_secrets: dict[str, str]) -> None:
+def test_planted_secrets_are_found(planted_secrets: dict[str, str]) -> None:
     for name, value in planted_secrets.items():
         assert find_secrets(planted_secrets, b"x" + value.encode() + b"y") == [name]
         assert find_secrets(planted_secrets, base64.b64encode(value.encode())) == [name]
     assert find_secrets(planted_secrets, b"nothing") == []
 
 
-def test_nothing_in_the_bucket_has_a_secret(
+def test_no_file_in_the_bucket_contains_a_secret(
     commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
     names = {file.name for file in storage.list_files(BUCKET)}
@@ -181,7 +181,7 @@ def test_nothing_in_the_bucket_has_a_secret(
         assert find_secrets(planted_secrets, content) == [], name
 
 
-def test_nothing_said_or_written_here_has_a_secret(
+def test_no_output_or_local_file_contains_a_secret(
     commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
     said = {path.stem: path.read_bytes() for path in commands_folder.glob("*.said")}
@@ -203,7 +203,7 @@ def test_nothing_said_or_written_here_has_a_secret(
 
 
 @pytest.mark.parametrize("fault", [*ERROR_STATUSES, "refuse", "reset", "cut"])
-def test_no_error_of_the_store_has_a_secret(
+def test_no_storage_error_contains_a_secret(
     faults: FaultProxy,
     planted_secrets: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -240,7 +240,7 @@ def test_no_error_of_the_store_has_a_secret(
         faults.clear()
 
 
-def test_a_password_in_the_endpoint_is_not_repeated(
+def test_a_password_in_the_endpoint_is_not_shown(
     planted_secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     password = planted_secrets["GF_SECURITY_ADMIN_PASSWORD"]
@@ -251,7 +251,7 @@ def test_a_password_in_the_endpoint_is_not_repeated(
         assert find_secrets(planted_secrets, str(caught.value).encode()) == []
 
 
-def test_what_storage_keeps_open_is_in_no_pickle(
+def test_no_pickle_contains_a_secret(
     server: S3Server, commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
     """Pickled objects contain URIs only; a client, which contains secrets, cannot be pickled."""

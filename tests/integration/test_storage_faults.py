@@ -187,7 +187,7 @@ BODY_FAULTS = {
 
 @pytest.mark.parametrize("call", CALLS, ids=function_name)
 @pytest.mark.parametrize("fault", TRANSIENT_FAULTS.values(), ids=TRANSIENT_FAULTS)
-def test_every_call_outlasts_what_passes(
+def test_every_call_survives_transient_faults(
     faults: FaultProxy,
     prefix_uri: str,
     tmp_path: Path,
@@ -206,7 +206,7 @@ def test_every_call_outlasts_what_passes(
 
 @pytest.mark.parametrize("call", READS + WRITES, ids=function_name)
 @pytest.mark.parametrize("fault", BODY_FAULTS.values(), ids=BODY_FAULTS)
-def test_a_body_that_breaks_off_is_made_whole(
+def test_an_interrupted_body_is_completed(
     faults: FaultProxy,
     prefix_uri: str,
     tmp_path: Path,
@@ -225,7 +225,7 @@ def test_a_body_that_breaks_off_is_made_whole(
     )
 
 
-def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, prefix_uri: str) -> None:
+def test_received_bytes_are_not_requested_again(faults: FaultProxy, prefix_uri: str) -> None:
     """A response that always breaks after 3 MB is complete after several requests."""
     faults.inject(
         Fault(
@@ -241,7 +241,7 @@ def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, prefix_uri: st
     assert len(faults.pop_requests()) == len(LARGE) / 3_000_000
 
 
-def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
+def test_versions_are_never_mixed_when_a_file_changes_during_a_read(
     faults: FaultProxy, prefix_uri: str
 ) -> None:
     faults.inject(Fault("reset", request_prefix="GET", direction="down", after_bytes=6_000_000))
@@ -252,7 +252,7 @@ def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
 
 
 @pytest.mark.parametrize("after", [SMALL + SMALL, SMALL[:1000], b""], ids=len)
-def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
+def test_a_file_that_changes_before_its_first_byte_is_read_anew(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, after: bytes
 ) -> None:
     """The size announced in a response without a body does not bind the next response."""
@@ -283,7 +283,7 @@ PERMANENT_ERRORS = {
 
 
 @pytest.mark.parametrize("code", PERMANENT_ERRORS)
-def test_every_call_says_at_once_what_lasts(
+def test_every_call_raises_permanent_errors_at_once(
     faults: FaultProxy, prefix_uri: str, tmp_path: Path, code: str
 ) -> None:
     status, words = PERMANENT_ERRORS[code]
@@ -299,7 +299,7 @@ def test_every_call_says_at_once_what_lasts(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bucket_that_is_gone(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
+def test_a_missing_bucket(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
     """It is not reported as empty, since a run would then start from scratch."""
     server.create_bucket("gone")
     storage.write_bytes("s3://gone/a/small", SMALL)
@@ -329,7 +329,7 @@ def test_a_name_that_is_too_long(prefix_uri: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["refuse", "hang", "answer"])
-def test_a_check_fails_soon(
+def test_check_access_fails_soon(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
@@ -340,7 +340,7 @@ def test_a_check_fails_soon(
     assert faults.endpoint in said or "SlowDown" in said
 
 
-def test_a_worker_s_check_waits(
+def test_check_access_retries_in_a_worker(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
@@ -351,7 +351,7 @@ def test_a_worker_s_check_waits(
 
 
 @pytest.mark.parametrize(("seconds", "least"), [("0", 0), ("3", 3)])
-def test_patience_ends(
+def test_retries_end_at_the_timeout(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
 ) -> None:
     monkeypatch.setenv(retry.TIMEOUT_VARIABLE, seconds)
@@ -365,7 +365,7 @@ def test_patience_ends(
     )
 
 
-def test_waiting_is_said_once_and_its_end_once(
+def test_an_outage_is_logged_once_at_its_beginning_and_end(
     faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("refuse", seconds=4))
@@ -378,7 +378,7 @@ def test_waiting_is_said_once_and_its_end_once(
     assert ends.startswith("connection restored after ")
 
 
-def test_what_passes_quickly_is_not_worth_a_line(
+def test_a_short_outage_is_not_logged(
     faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("answer", times=2))
@@ -389,7 +389,7 @@ def test_what_passes_quickly_is_not_worth_a_line(
 # Faults of the server itself
 
 
-def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, prefix_uri: str) -> None:
+def test_a_suspended_server(server: S3Server, faults: FaultProxy, prefix_uri: str) -> None:
     """The pause is shorter than the retry timeout; each request waits READ_TIMEOUT_S."""
     pause = 4 * READ_TIMEOUT_S
     os.kill(server.pid, signal.SIGSTOP)
@@ -405,9 +405,7 @@ def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, prefix_ur
     assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write]
 
 
-def test_a_server_that_is_killed_and_started_again(
-    tmp_path: Path, proxy: FaultProxy, server: S3Server
-) -> None:
+def test_a_killed_and_restarted_server(tmp_path: Path, proxy: FaultProxy, server: S3Server) -> None:
     """All writes succeed, before and after; the proxy connects to the new ports."""
     contents = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
     with contextlib.ExitStack() as stack:
@@ -453,7 +451,7 @@ STEPS = st.tuples(
 
 @given(steps=st.lists(STEPS, min_size=10, max_size=25), seed=st.integers(0, 2**32))
 @settings(max_examples=8)
-def test_an_unwell_store_holds_what_a_dictionary_would(
+def test_with_random_faults_the_store_behaves_like_a_dictionary(
     proxy: FaultProxy, root: str, steps: list[tuple[str, str, int]], seed: int
 ) -> None:
     place, expected = f"{root}/{seed}", dict[str, bytes]()
@@ -484,7 +482,7 @@ def test_an_unwell_store_holds_what_a_dictionary_would(
     assert read_contents(place) == expected
 
 
-def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
+def test_ingest_and_reading_records_are_unaffected_by_faults(
     faults: FaultProxy, prefix_uri: str, tmp_path: Path
 ) -> None:
     sizes = {"train": 12, "validation": 4, "test": 2}
@@ -511,7 +509,7 @@ def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
     assert frames.image.tobytes() == expected_frames.image.tobytes()
 
 
-def test_fetch_from_a_bucket_into_a_bucket(
+def test_download_from_bucket_to_bucket(
     faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With faults at every step of a multipart upload."""
@@ -560,7 +558,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, prefix_uri: str) -> None:
+def test_a_full_disk(small_disk: Path, faults: FaultProxy, prefix_uri: str) -> None:
     there = str(small_disk / "there")
     storage.write_bytes(there, b"before")
     expected = f"{there}: No space left on device; free some space and run the command again"

@@ -64,7 +64,7 @@ def error_message(call: Callable[..., object], *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_read_and_listed(empty_uri: str, name: str) -> None:
+def test_written_files_are_read_and_listed(empty_uri: str, name: str) -> None:
     uri = storage.join(empty_uri, name)
     assert not storage.exists(uri)
     storage.write_bytes(uri, b"one")
@@ -75,7 +75,7 @@ def test_what_is_written_is_read_and_listed(empty_uri: str, name: str) -> None:
     assert not storage.exists(uri)
 
 
-def test_a_second_writing_replaces_the_first(empty_uri: str) -> None:
+def test_a_second_write_replaces_the_first(empty_uri: str) -> None:
     uri = storage.join(empty_uri, "file")
     storage.write_bytes(uri, b"a long one")
     storage.write_bytes(uri, b"")
@@ -83,14 +83,14 @@ def test_a_second_writing_replaces_the_first(empty_uri: str) -> None:
     assert storage.list_files(empty_uri) == [storage.FileInfo("file", 0)]
 
 
-def test_many_bytes_come_back_as_they_were(empty_uri: str) -> None:
+def test_a_large_file_is_read_unchanged(empty_uri: str) -> None:
     content = os.urandom(12_000_000)  # larger than one part of a multipart upload
     uri = storage.join(empty_uri, "large")
     storage.write_bytes(uri, content)
     assert storage.sha256(storage.read_bytes(uri)) == storage.sha256(content)
 
 
-def test_a_file_is_read_in_pieces(empty_uri: str) -> None:
+def test_a_file_is_read_at_any_offset(empty_uri: str) -> None:
     uri = storage.join(empty_uri, "file")
     storage.write_bytes(uri, b"0123456789")
     with storage.RandomAccessFile(uri) as file:
@@ -120,18 +120,18 @@ def test_a_folder_is_listed_without_its_neighbours(empty_uri: str) -> None:
     assert [file.name for file in storage.list_files(empty_uri)] == ["run-2/y"]
 
 
-def test_nothing_is_listed_or_deleted_where_nothing_is(empty_uri: str) -> None:
+def test_a_missing_folder_is_listed_as_empty_and_deleted(empty_uri: str) -> None:
     assert storage.list_files(empty_uri) == []
     storage.delete_folder(empty_uri)
     assert not storage.exists(empty_uri)
 
 
-def test_a_folder_is_no_file(empty_uri: str) -> None:
+def test_a_folder_does_not_exist_as_a_file(empty_uri: str) -> None:
     storage.write_bytes(storage.join(empty_uri, "folder/file"), b"")
     assert not storage.exists(storage.join(empty_uri, "folder"))
 
 
-def test_json_comes_back_as_it_was(empty_uri: str) -> None:
+def test_json_is_read_as_it_was_written(empty_uri: str) -> None:
     value = {"b": [1, 2.5, None], "a": "ü", "deep": {"er": True}}
     uri = storage.join(empty_uri, "value.json")
     storage.write_json(uri, value)
@@ -139,7 +139,7 @@ def test_json_comes_back_as_it_was(empty_uri: str) -> None:
     assert storage.read_bytes(uri).startswith(b'{\n  "a"')
 
 
-def test_what_is_no_json_is_named(empty_uri: str) -> None:
+def test_invalid_json_is_named(empty_uri: str) -> None:
     uri = storage.join(empty_uri, "value.json")
     storage.write_bytes(uri, b"{half")
     assert error_message(storage.read_json, uri).startswith(f"{uri}: expected JSON (")
@@ -162,7 +162,7 @@ def test_a_missing_file_is_named(empty_uri: str, call: Callable[[str], object]) 
     "name", ["..", "../x", "a/../b", "a/..", ".", "/etc", "~", "~root/x", "a\\b", "", "a//b", "a/"]
 )
 @pytest.mark.parametrize("root", ["/data", "s3://bucket/data"])
-def test_a_name_that_leaves_its_folder_is_refused(root: str, name: str) -> None:
+def test_a_name_outside_its_folder_is_refused(root: str, name: str) -> None:
     with pytest.raises(UsageError, match=f"expected a name inside {root}"):
         storage.join(root, "inside", name)
 
@@ -171,7 +171,7 @@ NAME_PARTS = st.sampled_from(["..", ".", "", "~", "/", "//", "\\", "a", "b.png",
 
 
 @given(st.lists(st.lists(NAME_PARTS | st.text(max_size=5), max_size=4).map("/".join), max_size=3))
-def test_what_join_gives_stays_below_the_root(names: list[str]) -> None:
+def test_a_joined_uri_is_below_its_root(names: list[str]) -> None:
     try:
         joined = storage.join("/root/of/all", *names)
     except UsageError:
@@ -190,12 +190,12 @@ def test_what_join_gives_stays_below_the_root(names: list[str]) -> None:
         ("file:///a/b", "/a/b"),
     ],
 )
-def test_a_place_is_written_in_one_way(uri: str, expected: str) -> None:
+def test_uris_are_normalised(uri: str, expected: str) -> None:
     assert storage.normalise(uri) == expected
     assert storage.normalise(expected) == expected
 
 
-def test_a_local_place_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_local_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     assert storage.normalise("records/a") == f"{tmp_path}/records/a"
@@ -214,12 +214,12 @@ def test_another_scheme_is_refused(uri: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///prefix"])
-def test_a_bucket_has_a_name(uri: str) -> None:
+def test_a_missing_bucket_name_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="bucket name missing; expected s3://bucket/prefix"):
         storage.normalise(uri)
 
 
-def test_a_scheme_with_one_slash_is_no_folder() -> None:
+def test_a_scheme_with_one_slash_is_refused() -> None:
     with pytest.raises(UsageError, match="s3:/bucket/x: expected"):
         storage.normalise("s3:/bucket/x")
 
@@ -228,7 +228,9 @@ def test_a_scheme_with_one_slash_is_no_folder() -> None:
 
 
 @pytest.mark.parametrize("before", [b"before", None])
-def test_a_local_file_is_whole_or_not_there(tmp_path: Path, before: bytes | None) -> None:
+def test_a_failed_local_write_leaves_the_file_unchanged(
+    tmp_path: Path, before: bytes | None
+) -> None:
     """With a folder as the target, the rename at the end of the write fails."""
     target = tmp_path / "target"
     target.mkdir()
@@ -255,7 +257,9 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "call", [storage.check_access, storage.list_files, storage.read_bytes, storage.exists]
 )
-def test_a_wrong_key_is_said_within_seconds(wrong_key: str, call: Callable[[str], object]) -> None:
+def test_a_wrong_key_is_reported_within_seconds(
+    wrong_key: str, call: Callable[[str], object]
+) -> None:
     began = time.monotonic()
     said = error_message(call, f"{wrong_key}/file")
     assert time.monotonic() - began < 10
@@ -274,7 +278,7 @@ def test_a_right_key_works_again_after_a_wrong_one(bucket: str) -> None:
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("s3")
-def test_a_missing_bucket_is_said() -> None:
+def test_a_missing_bucket_is_reported() -> None:
     uri = "s3://a-bucket-that-nobody-made/prefix"
     assert error_message(storage.check_access, uri) == (
         f"{uri}: bucket does not exist; create it or correct the name"
@@ -303,7 +307,7 @@ def test_every_call_names_an_endpoint_where_nothing_listens(
 
 
 @pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
-def test_a_patience_that_is_none_is_refused(
+def test_an_invalid_retry_timeout_is_refused(
     dead_endpoint: str, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("SEGAN_STORAGE_RETRY_TIMEOUT_S", given)
@@ -315,7 +319,7 @@ def test_a_patience_that_is_none_is_refused(
 
 @pytest.mark.parametrize("given", ["127.0.0.1:8333", "ftp://host", "http://", "http://a b"])
 @pytest.mark.parametrize("call", [storage.check_access, storage.read_bytes])
-def test_an_endpoint_that_is_none_is_refused(
+def test_an_invalid_endpoint_is_refused(
     dead_endpoint: str, monkeypatch: pytest.MonkeyPatch, given: str, call: Callable[[str], object]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", given)
@@ -323,7 +327,7 @@ def test_an_endpoint_that_is_none_is_refused(
         call("s3://bucket/file")
 
 
-def test_keys_that_are_gone_are_not_remembered(
+def test_deleted_credentials_are_not_cached(
     dead_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 0.5)
@@ -359,14 +363,16 @@ def test_an_invalid_bucket_name_is_one_line(dead_endpoint: str) -> None:
     assert "\n" not in said
 
 
-def test_a_local_place_needs_no_check(tmp_path: Path) -> None:
+def test_a_local_path_needs_no_access_check(tmp_path: Path) -> None:
     storage.check_access(str(tmp_path / "absent"))
 
 
 # Credentials stay in the environment
 
 
-def test_no_object_carries_a_key(dead_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pickled_object_contains_credentials(
+    dead_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 0.5)
     sequence = DeterministicSampler(
         Manifest(
@@ -402,7 +408,7 @@ def test_no_object_carries_a_key(dead_endpoint: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("call", [storage.normalise, storage.check_access])
-def test_a_key_in_a_uri_is_refused_and_not_repeated(
+def test_credentials_in_a_uri_are_refused_and_not_shown(
     dead_endpoint: str, call: Callable[[str], object]
 ) -> None:
     with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as caught:

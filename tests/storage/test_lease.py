@@ -101,7 +101,7 @@ def repeat_every(seconds: float, callback: Callable[[int], None]) -> Iterator[No
 # Who gets it
 
 
-def test_of_two_that_start_at_once_exactly_one_has_the_run(
+def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
     run_uri: str, start_driver: Callable[..., Driver]
 ) -> None:
     drivers = [start_driver(*vars(LeaseConfig()).values()) for _ in range(2)]
@@ -141,7 +141,7 @@ def test_a_killed_holder_is_replaced_at_once(
         assert read_lease(run_uri)["pid"] == os.getpid()
 
 
-def test_a_zombie_holds_nothing(tmp_path: Path, start_driver: Callable[..., Driver]) -> None:
+def test_a_zombie_holds_no_lease(tmp_path: Path, start_driver: Callable[..., Driver]) -> None:
     first = start_driver()
     assert first.hold(str(tmp_path)) == "held"
     first.send_signal(signal.SIGKILL)
@@ -150,13 +150,13 @@ def test_a_zombie_holds_nothing(tmp_path: Path, start_driver: Callable[..., Driv
         pass
 
 
-def test_a_pid_used_again_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
     write_lease(str(tmp_path), replace(Holder.current_process(), lease_id="another", start_ticks=1))
     with hold_lease(str(tmp_path)):
         pass
 
 
-def test_a_stopped_holder_is_replaced_and_stops_when_it_comes_back(
+def test_a_suspended_holder_is_replaced_and_stops_when_resumed(
     run_uri: str, start_driver: Callable[..., Driver]
 ) -> None:
     first, second = start_driver(), start_driver()
@@ -178,7 +178,7 @@ def test_a_stopped_holder_is_replaced_and_stops_when_it_comes_back(
 # Another host
 
 
-def test_one_elsewhere_without_a_sign_is_replaced_after_the_leases_time(
+def test_a_remote_holder_without_heartbeats_is_replaced_after_the_ttl(
     run_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_lease(run_uri, remote_holder())
@@ -192,7 +192,7 @@ def test_one_elsewhere_without_a_sign_is_replaced_after_the_leases_time(
     assert said.endswith("taking over if there is no heartbeat for 1.5 s")
 
 
-def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
+def test_a_remote_holder_with_heartbeats_keeps_the_lease(run_uri: str) -> None:
     far = remote_holder(submission_id="raysubmit_1", ray_address="10.0.0.1:6379")
     write_lease(run_uri, far)
     with (
@@ -209,7 +209,7 @@ def test_one_elsewhere_that_gives_signs_is_not(run_uri: str) -> None:
     assert read_lease(run_uri)["host"] == "far-away"
 
 
-def test_one_elsewhere_that_gives_it_back_is_not_waited_for(run_uri: str) -> None:
+def test_a_lease_released_by_a_remote_holder_is_taken_at_once(run_uri: str) -> None:
     write_lease(run_uri, remote_holder())
     began = time.monotonic()
     timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run_uri, LEASE_FILE)))
@@ -220,7 +220,7 @@ def test_one_elsewhere_that_gives_it_back_is_not_waited_for(run_uri: str) -> Non
 
 
 @given(content=st.binary() | st.from_type(dict).map(lambda d: repr(d).encode()))
-def test_a_file_that_is_no_lease_has_a_holder_that_nobody_knows(content: bytes) -> None:
+def test_an_invalid_lease_file_has_an_unknown_holder(content: bytes) -> None:
     assert Holder.from_version(FileVersion(content, "")) == Holder()
 
 
@@ -230,12 +230,12 @@ def test_a_file_that_is_no_lease_has_a_holder_that_nobody_knows(content: bytes) 
         st.none() | st.text() | st.floats() | st.lists(st.none()),
     )
 )
-def test_a_leases_values_are_of_their_types_or_nobodys(values: dict[str, Any]) -> None:
+def test_values_of_a_lease_file_have_their_declared_types(values: dict[str, Any]) -> None:
     found = Holder.from_version(FileVersion(json.dumps(values).encode(), ""))
     assert [type(v) for v in vars(found).values()] == [type(v) for v in vars(Holder()).values()]
 
 
-def test_a_file_that_is_no_lease_is_watched_and_then_replaced(tmp_path: Path) -> None:
+def test_an_invalid_lease_file_is_replaced_after_the_ttl(tmp_path: Path) -> None:
     (tmp_path / LEASE_FILE).write_text("{")
     began = time.monotonic()
     with hold_lease(str(tmp_path), SHORT_LEASE):
@@ -248,7 +248,7 @@ def test_a_file_that_is_no_lease_is_watched_and_then_replaced(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("word", "said"), [("done", "released"), ("fail", "RuntimeError as requested")]
 )
-def test_it_is_given_back_at_the_end_and_after_an_error(
+def test_the_lease_is_released_at_the_end_and_after_an_error(
     run_uri: str, start_driver: Callable[..., Driver], word: str, said: str
 ) -> None:
     driver = start_driver()
@@ -262,7 +262,7 @@ def test_it_is_given_back_at_the_end_and_after_an_error(
     assert storage.list_files(run_uri) == []
 
 
-def test_it_is_given_back_at_a_ctrl_c(run_uri: str, start_driver: Callable[..., Driver]) -> None:
+def test_the_lease_is_released_at_ctrl_c(run_uri: str, start_driver: Callable[..., Driver]) -> None:
     driver = start_driver()
     assert driver.hold(run_uri) == "held"
     driver.send_signal(signal.SIGINT)
@@ -270,7 +270,7 @@ def test_it_is_given_back_at_a_ctrl_c(run_uri: str, start_driver: Callable[..., 
     assert storage.list_files(run_uri) == []
 
 
-def test_a_folder_that_was_made_for_nothing_else_goes(tmp_path: Path) -> None:
+def test_a_folder_created_for_the_lease_alone_is_removed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), hold_lease(str(tmp_path / "run")):
         raise RuntimeError
     with hold_lease(str(tmp_path / "used")):
@@ -284,7 +284,7 @@ def test_a_folder_that_was_made_for_nothing_else_goes(tmp_path: Path) -> None:
 # While it is held
 
 
-def test_it_beats(run_uri: str) -> None:
+def test_heartbeats_renew_the_lease(run_uri: str) -> None:
     with hold_lease(run_uri, SHORT_LEASE):
         before = read_lease(run_uri)
         assert wait_for(
@@ -297,7 +297,7 @@ def test_it_beats(run_uri: str) -> None:
         assert read_lease(run_uri)["lease_id"] == before["lease_id"]
 
 
-def test_the_file_deleted_under_it_is_written_again(run_uri: str) -> None:
+def test_a_deleted_lease_file_is_written_again(run_uri: str) -> None:
     with hold_lease(run_uri, SHORT_LEASE):
         storage.delete_file(storage.join(run_uri, LEASE_FILE))
         assert wait_for(20, lambda: storage.exists(storage.join(run_uri, LEASE_FILE)))
@@ -305,7 +305,7 @@ def test_the_file_deleted_under_it_is_written_again(run_uri: str) -> None:
 
 
 @pytest.mark.integration
-def test_a_store_that_is_silent_for_a_while_is_no_reason_to_stop(
+def test_the_lease_survives_a_store_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_server(tmp_path) as server:
@@ -322,7 +322,7 @@ def test_a_store_that_is_silent_for_a_while_is_no_reason_to_stop(
             )
 
 
-def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
+def test_the_lease_is_reentrant_in_one_thread_only(tmp_path: Path) -> None:
     run, refused = str(tmp_path), []
 
     def other() -> None:
@@ -343,7 +343,7 @@ def test_the_same_thread_can_ask_again_and_no_other(tmp_path: Path) -> None:
     assert f"locked by process {os.getpid()} on " in message
 
 
-def test_a_trial_is_held_through_its_study(
+def test_the_lease_of_a_trial_is_its_studys(
     tmp_path: Path, start_driver: Callable[..., Driver]
 ) -> None:
     study, trial = str(tmp_path / "k"), str(tmp_path / "k" / "trials" / "trial_000")
@@ -358,12 +358,12 @@ def test_a_trial_is_held_through_its_study(
         assert driver.hold(trial).startswith(f"UsageError {study}: locked by")
 
 
-def test_what_is_not_a_study_holds_no_run_in_its_trials(tmp_path: Path) -> None:
+def test_a_run_in_a_folder_named_trials_has_its_own_lease(tmp_path: Path) -> None:
     with hold_lease(str(tmp_path / "trials" / "first")):
         assert (tmp_path / "trials" / "first" / LEASE_FILE).exists()
 
 
-def test_it_says_which_ray_job_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_names_its_ray_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"runtime_env": {"env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "nightly"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(said))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -380,7 +380,7 @@ def test_it_says_which_ray_job_it_is_of(tmp_path: Path, monkeypatch: pytest.Monk
 # The file beneath
 
 
-def test_of_many_that_have_seen_the_same_one_changes_it(run_uri: str) -> None:
+def test_of_simultaneous_swaps_exactly_one_succeeds(run_uri: str) -> None:
     uri = storage.join(run_uri, "file")
     files = [conditional_file(uri) for _ in range(8)]
     for _ in range(5):
@@ -405,7 +405,7 @@ def test_of_many_that_have_seen_the_same_one_changes_it(run_uri: str) -> None:
         assert found.content == f"by {winner} after {seen}".encode()
 
 
-def test_only_what_was_seen_is_removed(run_uri: str) -> None:
+def test_only_the_expected_version_is_replaced_or_deleted(run_uri: str) -> None:
     file = conditional_file(storage.join(run_uri, "file"))
     assert file.read() is None
     assert file.compare_and_swap(None, b"one")
@@ -429,7 +429,7 @@ def test_only_what_was_seen_is_removed(run_uri: str) -> None:
 
 
 @pytest.mark.integration
-def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
+def test_a_missing_bucket_is_reported(bucket: str) -> None:
     with (
         pytest.raises(StorageError, match="bucket does not exist"),
         hold_lease(f"{bucket}-else/run"),
@@ -437,9 +437,7 @@ def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
         pass
 
 
-def test_a_lock_that_is_kept_is_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_a_file_lock_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     monkeypatch.setattr("segan.storage.compare_and_swap.LOCK_TIMEOUT_S", 0.3)
@@ -454,7 +452,7 @@ def test_a_lock_that_is_kept_is_not_waited_for_without_end(
             pass
 
 
-def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_reported(tmp_path: Path) -> None:
     with (
         pytest.raises(StorageError, match=r"/lease\.json: File name too long"),
         hold_lease(str(tmp_path / ("n" * 300))),
@@ -462,7 +460,7 @@ def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
         pass
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(SeganError, match=r"file/run/lease\.json: Not a directory"),

@@ -27,7 +27,9 @@ def received_signals() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def test_the_first_is_a_wish_and_the_second_what_it_always_was(received_signals: list[int]) -> None:
+def test_the_first_signal_requests_a_stop_and_the_second_gets_the_previous_handler(
+    received_signals: list[int],
+) -> None:
     with graceful_shutdown(FIRST_SIGNAL, SECOND_SIGNAL) as stop_requested:
         assert (stop_requested(), stop_requested.signum, stop_requested.elapsed_s) == (
             False,
@@ -45,7 +47,7 @@ def test_the_first_is_a_wish_and_the_second_what_it_always_was(received_signals:
         assert (stop_requested.signum, received_signals) == (SECOND_SIGNAL, [FIRST_SIGNAL])
 
 
-def test_without_a_signal_all_is_as_before(received_signals: list[int]) -> None:
+def test_the_previous_handlers_are_restored(received_signals: list[int]) -> None:
     with graceful_shutdown(FIRST_SIGNAL):
         signal.raise_signal(SECOND_SIGNAL)
     signal.raise_signal(FIRST_SIGNAL)
@@ -71,7 +73,7 @@ def test_an_ignored_signal_stays_ignored(received_signals: list[int]) -> None:
         assert not stop_requested()
 
 
-def test_outside_of_the_main_thread_nothing_is_taken(received_signals: list[int]) -> None:
+def test_no_signal_is_handled_outside_of_the_main_thread(received_signals: list[int]) -> None:
     def run() -> None:
         with graceful_shutdown(FIRST_SIGNAL) as stop_requested:
             signal.raise_signal(FIRST_SIGNAL)
@@ -95,7 +97,7 @@ with graceful_shutdown(signal.SIGTERM, signal.SIGINT) as stop_requested:
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_one_ends_a_process_at_once(second: signal.Signals) -> None:
+def test_a_second_signal_terminates_the_process(second: signal.Signals) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(int(second))],
         env=os.environ,

@@ -180,7 +180,7 @@ def read_only_file(place: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 3 * MIB, partial.PART_SIZE, 2 * partial.PART_SIZE + 5])
-def test_a_file_arrives_as_it_was(server: Server, destination: str, size: int) -> None:
+def test_a_file_is_downloaded_unchanged(server: Server, destination: str, size: int) -> None:
     body = server.put(FILE, content(size))
     uri = storage.join(destination, FILE)
     assert fetch(server.base, destination) == [DownloadResult(FILE, uri, size, False, 0)]
@@ -189,7 +189,7 @@ def test_a_file_arrives_as_it_was(server: Server, destination: str, size: int) -
     assert server.gets == [None]
 
 
-def test_what_has_another_size_is_fetched_anew(server: Server, destination: str) -> None:
+def test_a_file_of_another_size_is_downloaded_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     storage.write_bytes(storage.join(destination, FILE), body[:-1])
     assert not fetch(server.base, destination)[0].skipped
@@ -198,7 +198,7 @@ def test_what_has_another_size_is_fetched_anew(server: Server, destination: str)
 
 @pytest.mark.integration
 @pytest.mark.parametrize("size", [5, 2 * partial.PART_SIZE + 5])
-def test_a_bucket_is_a_mirror_too(destination: str, bucket: str, size: int) -> None:
+def test_a_bucket_serves_as_a_mirror(destination: str, bucket: str, size: int) -> None:
     base = storage.join(bucket, "mirror")
     storage.write_bytes(storage.join(base, FILE), content(size))
     assert not fetch(base, destination)[0].skipped
@@ -214,7 +214,7 @@ def test_a_bucket_is_a_mirror_too(destination: str, bucket: str, size: int) -> N
 
 @pytest.mark.parametrize("how", ["drop", "stall"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_is_gone_on_with(
+def test_a_broken_connection_is_resumed(
     server: Server, destination: str, how: str, ranges: bool
 ) -> None:
     body = server.put(FILE, content(3 * MIB))
@@ -225,7 +225,7 @@ def test_a_connection_that_breaks_is_gone_on_with(
     assert server.gets == [None, f"bytes={MIB}-", f"bytes={second}-"]
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, destination: str) -> None:
+def test_server_errors_are_retried(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.statuses = [503, 429, 500]
     fetch(server.base, destination)
@@ -233,7 +233,9 @@ def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, destina
 
 
 @pytest.mark.usefixtures("short_retries")
-def test_a_server_that_always_breaks_off_is_given_up(server: Server, destination: str) -> None:
+def test_a_server_that_always_closes_the_connection_is_given_up(
+    server: Server, destination: str
+) -> None:
     server.put(FILE, content(1000))
     server.interruptions = [("drop", 400), *[("drop", 0)] * 30]
     said = error_message(server.base, destination)
@@ -246,7 +248,9 @@ def test_a_server_that_always_breaks_off_is_given_up(server: Server, destination
 
 
 @pytest.mark.usefixtures("short_retries")
-def test_what_came_before_is_not_asked_for_again(server: Server, destination: str) -> None:
+def test_a_second_command_downloads_the_remaining_bytes_only(
+    server: Server, destination: str
+) -> None:
     body = server.put(FILE, content(3 * partial.PART_SIZE))
     server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 30]
     error_message(server.base, destination)
@@ -280,9 +284,7 @@ def test_two_versions_are_never_joined(
     assert read_only_file(destination) == body
 
 
-def test_a_server_that_heeds_no_if_range_joins_nothing_either(
-    server: Server, destination: str
-) -> None:
+def test_versions_are_not_joined_without_if_range(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     server.if_range, server.interruptions = False, [("drop", 400)]
     changes = iter([lambda: None, lambda: server.put(FILE, content(1000, 1))])
@@ -292,7 +294,7 @@ def test_a_server_that_heeds_no_if_range_joins_nothing_either(
     assert server.gets == [None, "bytes=400-", None]
 
 
-def test_what_has_no_version_begins_again(server: Server, destination: str) -> None:
+def test_a_file_without_validator_starts_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.send_etag, server.interruptions = False, [("drop", 400)]
     fetch(server.base, destination)
@@ -300,7 +302,7 @@ def test_what_has_no_version_begins_again(server: Server, destination: str) -> N
     assert server.gets == [None, None]
 
 
-def test_what_changes_all_the_time_is_given_up(server: Server, destination: str) -> None:
+def test_a_file_that_keeps_changing_is_given_up(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     numbers = iter(range(100))
     server.interruptions = [("drop", 400)] * 100
@@ -332,7 +334,7 @@ def test_a_part_is_sent_once(server: Server, bucket: str) -> None:
 
 @pytest.mark.usefixtures("short_retries")
 @pytest.mark.integration
-def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: str) -> None:
+def test_an_aborted_upload_starts_again(server: Server, bucket: str) -> None:
     body = server.put(FILE, content(2 * partial.PART_SIZE))
     server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 30]
     error_message(server.base, bucket)
@@ -346,7 +348,7 @@ def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: st
 
 
 @pytest.mark.integration
-def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
+def test_an_upload_aborted_meanwhile_is_reported(bucket: str) -> None:
     uri = storage.join(bucket, FILE)
 
     def lose_it() -> None:
@@ -370,7 +372,9 @@ def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
         (410, "the server rejected the request (HTTP 410); check the address"),
     ],
 )
-def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
+def test_a_client_error_is_reported_at_once(
+    server: Server, tmp_path: Path, status: int, said: str
+) -> None:
     server.statuses = [status]
     assert error_message(server.base, str(tmp_path / "new")).startswith(
         f"{server.base}/{FILE}: {said}"
@@ -378,12 +382,12 @@ def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_server_that_only_fails_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_with_errors_only_is_given_up(server: Server, tmp_path: Path) -> None:
     server.statuses = [503] * 100
     assert "server error (HTTP 503); gave up after " in error_message(server.base, str(tmp_path))
 
 
-def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_any_download(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     assert f"{FILES[1]}: not found" in error_message(server.base, str(tmp_path), *FILES)
     assert server.gets == []
@@ -396,7 +400,7 @@ def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_p
         ({}, b"", "expected a zip, found an empty file"),
     ],
 )
-def test_what_is_no_zip_is_said(
+def test_a_file_that_is_not_a_zip_is_reported(
     server: Server, tmp_path: Path, headers: dict[str, str], body: bytes, said: str
 ) -> None:
     server.headers = headers
@@ -414,7 +418,9 @@ def test_a_redirect_to_http_is_followed(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
-def test_a_redirect_to_elsewhere_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+def test_a_redirect_to_another_scheme_is_refused(
+    server: Server, tmp_path: Path, target: str
+) -> None:
     server.redirects = {f"/mirror/{FILE}": target}
     assert f"redirects to {target}, expected http or https" in error_message(
         server.base, str(tmp_path)
@@ -434,13 +440,13 @@ def test_the_proxy_of_the_environment_is_used(
     assert "; gave up after " in error_message(base, str(tmp_path / "other"))
 
 
-def test_no_server_is_said(server: Server, tmp_path: Path) -> None:
+def test_a_closed_port_is_reported(server: Server, tmp_path: Path) -> None:
     base = server.base
     server.server_close()
     assert "Connection refused; gave up after " in error_message(base, str(tmp_path))
 
 
-def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_any_download(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     server.size = 10**18
     said = error_message(server.base, str(tmp_path))
@@ -450,7 +456,7 @@ def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_file_in_the_place_of_the_folder_is_said(
+def test_a_file_instead_of_the_folder_is_reported(
     server: Server, tmp_path: Path, where: str
 ) -> None:
     server.put(FILE, b"x")
@@ -459,7 +465,7 @@ def test_a_file_in_the_place_of_the_folder_is_said(
     assert said.endswith("; check the path")
 
 
-def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_is_reported(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     (tmp_path / FILE).mkdir()
     assert (
@@ -469,7 +475,7 @@ def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path)
     assert server.gets == []
 
 
-def test_no_leave_to_write_is_said(server: Server) -> None:
+def test_missing_permission_to_write_is_reported(server: Server) -> None:
     server.put(FILE, b"x")
     assert "; check the permissions" in error_message(server.base, "/sys/new")
 
@@ -504,13 +510,13 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
         "s3://",
     ],
 )
-def test_a_base_that_cannot_be_is_wrong_use(base: str, tmp_path: Path) -> None:
+def test_an_invalid_mirror_is_a_usage_error(base: str, tmp_path: Path) -> None:
     done = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
     assert done[0] == 2
     assert base in done[2]
 
 
-def test_a_password_in_the_base_is_not_repeated(tmp_path: Path) -> None:
+def test_a_password_in_the_mirror_is_not_shown(tmp_path: Path) -> None:
     for base in ("https://me:secret@host/x", "http://me:secret@host:p", "s3://me:secret@host/x"):
         code, _, err = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
         assert code == 2
@@ -528,7 +534,7 @@ def run_cli(*words: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str) -> None:
+def test_the_command_downloads_a_dataset(server: Server, tmp_path: Path, name: str) -> None:
     bodies = {
         file: server.put(file, content(1000, i)) for i, file in enumerate(DATASETS[name].files)
     }
@@ -550,7 +556,7 @@ def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str
     assert [one["skipped"] for one in json.loads(run_cli(*words)[1])] == [True] * len(bodies)
 
 
-def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
+def test_an_unknown_dataset_is_a_usage_error(tmp_path: Path) -> None:
     code, _, err = run_cli("download", "isic2019", "--out", str(tmp_path))
     assert (code, err) == (
         2,
@@ -558,9 +564,7 @@ def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_larger_than_the_disk_takes_goes_on_when_there_is_room(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_download_stopped_by_a_full_disk_is_resumed(server: Server, tmp_path: Path) -> None:
     bodies = {file: server.put(file, content(MIB, i)) for i, file in enumerate(FILES)}
 
     def limit_file_size() -> None:
@@ -585,7 +589,7 @@ def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[
     )
 
 
-def test_a_command_killed_again_and_again_ends_with_whole_files(
+def test_a_command_killed_repeatedly_ends_with_complete_files(
     server: Server, destination: str
 ) -> None:
     part = partial.PART_SIZE
