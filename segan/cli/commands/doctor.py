@@ -46,7 +46,7 @@ def doctor(
     if as_json:
         print_json(rows)
     else:
-        columns = ["check", "status", "found", "what to do"]
+        columns = ["check", "status", "message", "advice"]
         cells = [[str(value) for value in row.values()] for row in rows]
         print_table("this machine, the cluster, storage", columns, cells, (0, 1, 2, 3))
     failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
