@@ -18,7 +18,7 @@ from segan.data.archive.reader import read_image
 from segan.inference.masks import encode_mask, find_images, mask_name
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import build_segmentor
-from segan.runs.checkpoint import SEGMENTOR_FILE
+from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo
 from segan.runs.run import Run
 
 PredictFunction = Callable[[str, str, str], object]
@@ -30,14 +30,14 @@ def write_untrained_checkpoint(folder: str, config: Config, size: tuple[int, int
     Args:
         size: (width, height) of its frames, pixels.
     """
-    info = {
-        "epochs": 0,
-        "samples": 0,
-        "metrics": {"jaccard": 0.0, "threshold": config.evaluation.threshold},
-        "fingerprint": "none",
-        "frame": {"width": size[0], "height": size[1]},
-        "config": config.model_dump(mode="json"),
-    }
+    info = CheckpointInfo(
+        epochs=0,
+        samples=0,
+        metrics={"jaccard": 0.0, "threshold": config.evaluation.threshold},
+        fingerprint="none",
+        frame={"width": size[0], "height": size[1]},
+        config=config.model_dump(mode="json"),
+    )
     weights = save(build_segmentor(config.network).state_dict())
     return (
         Run(str(Path(folder) / "run"))

@@ -264,5 +264,6 @@ def _import_optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"--format onnx needs {package}; in the checkout, run pip install -e '.[export]'"
+            f"{package} is not installed, which --format onnx needs; in the checkout, run "
+            "pip install -e '.[export]'"
         ) from None

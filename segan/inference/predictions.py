@@ -19,9 +19,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from segan import storage
-from segan.errors import StorageError, UsageError
+from segan.errors import StorageError
 from segan.inference.masks import MaskWriter, image_id
 from segan.inference.predictor import Predictor
+from segan.runs.identity import require_same
 
 TABLE_FILE, MODEL_FILE = "predictions.csv", "predictions.json"
 SAVE_INTERVAL_S = 30.0  # between two saves of the table
@@ -77,7 +78,7 @@ class PredictionTable:
         place = storage.join(task.out, MODEL_FILE)
         there = storage.read_json(place) if storage.exists(place) else None
         if there is not None and not overwrite:
-            _compare(task.out, self._model, there)
+            _require_same_model(task.out, self._model, there)
             self._rows = {row.id: row for row in read_predictions(task.out)}
             return
         if storage.exists(storage.join(task.out, TABLE_FILE)):
@@ -152,13 +153,13 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _compare(out: str, wanted: dict[str, Any], found: Any) -> None:
+def _require_same_model(out: str, expected: dict[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
         raise StorageError(f"{storage.join(out, MODEL_FILE)}: expected what `segan predict` wrote")
-    for key in ("weights", "threshold", "tta"):  # a model may move
-        if wanted[key] != found.get(key):
-            raise UsageError(
-                f"{out}: masks of {found.get('model')} with {key} {found.get(key)} are here, and "
-                f"{wanted[key]} of {wanted['model']} are asked for; use --overwrite or another "
-                "place"
-            )
+    keys = ("weights", "threshold", "tta")  # not `model`: a model may move
+    require_same(
+        {key: expected[key] for key in keys},
+        {key: found.get(key) for key in keys},
+        f"{out}: contains masks of {found.get('model')}",
+        "use --overwrite or another OUT",
+    )

@@ -57,7 +57,7 @@ def _training_table(members: Sequence[EnsembleMember]) -> str:
             f"member {i}",
             *_config_values(member),
             f"{member.k:g}",
-            str(member.info["epochs"]),
+            str(member.info.epochs),
             member.uri,
         ]
         for i, member in enumerate(members, 1)
@@ -66,7 +66,7 @@ def _training_table(members: Sequence[EnsembleMember]) -> str:
 
 
 def _config_values(member: EnsembleMember) -> list[str]:
-    config: dict[str, dict[str, Any]] = member.info["config"]
+    config: dict[str, dict[str, Any]] = member.info.config
     keys = (key.split(".") for key in _CONFIG_COLUMNS.values())
     return [f"{config[section][key]:g}" for section, key in keys]
 

@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from segan.evaluation.slices import FrozenModel
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 
 class TrialSummary(FrozenModel):
@@ -17,7 +18,7 @@ class TrialSummary(FrozenModel):
     Attributes:
         jaccard, threshold, epoch: of its best validation.
         epochs: completed.
-        reason: how it ended.
+        reason: explains a status other than finished; may be empty.
         best_jaccards: (epoch, best Jaccard so far) of each validation; ASHA compares these.
     """
 
@@ -27,6 +28,7 @@ class TrialSummary(FrozenModel):
     threshold: float | None
     epoch: int
     epochs: int
+    status: TrialStatus
     reason: str
     best_jaccards: tuple[tuple[int, float], ...]
 
@@ -70,20 +72,26 @@ def summarise_search(study: Study) -> SearchSummary:
     trials = {trial.name: trial for trial in study.trials()}
     summaries = tuple(
         TrialSummary(
-            name=row["trial"],
-            best_jaccards=best_so_far(trials[row["trial"]]),
-            **{key: row[key] for key in ("parameters", "jaccard", "threshold", "epoch", "epochs")},
-            reason=row["why"],
+            name=row.trial,
+            parameters=row.parameters,
+            jaccard=row.jaccard,
+            threshold=row.threshold,
+            epoch=row.best_epoch,
+            epochs=row.epochs,
+            status=row.status,
+            reason=row.reason,
+            best_jaccards=best_so_far(trials[row.trial]),
         )
         for row in study.leaderboard_rows()
     )
+    is_ablation = study.command() == "ablate"
     rungs = rung_epochs(search["grace_period"], search["reduction_factor"], epochs)
+    if is_ablation or not search["early_stopping"]:
+        rungs = []
     return SearchSummary(
-        algorithm=search["algorithm"],
+        algorithm="ablation" if is_ablation else search["algorithm"],
         trials=summaries,
-        rungs=tuple(
-            summarise_rung(epoch, summaries) for epoch in rungs if search["early_stopping"]
-        ),
+        rungs=tuple(summarise_rung(epoch, summaries) for epoch in rungs),
         epochs_trained=sum(trial.epochs for trial in summaries),
         epochs_without_stopping=len(summaries) * epochs,
     )
@@ -111,6 +119,10 @@ def summarise_rung(epoch: int, trials: Sequence[TrialSummary]) -> Rung:
     for trial in trials:
         later_scores = [score for at, score in trial.best_jaccards if at >= epoch]
         reached += bool(later_scores)
-        promoted += later_scores[:1] if len(later_scores) > 1 or trial.reason == "finished" else []
+        promoted += (
+            later_scores[:1]
+            if len(later_scores) > 1 or trial.status is TrialStatus.FINISHED
+            else []
+        )
     cutoff = min(promoted, default=None)
     return Rung(epoch=epoch, num_reached=reached, num_promoted=len(promoted), cutoff=cutoff)

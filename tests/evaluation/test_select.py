@@ -133,4 +133,4 @@ def test_where_there_is_no_study_it_says_so(tmp_path: Path) -> None:
 
 def write_study(uri: str, trials: Sequence[str]) -> None:
     entries = [{"name": name, "parameters": {}} for name in trials]
-    storage.write_json(f"{uri}/study.json", {"trials": entries})
+    storage.write_json(f"{uri}/study.json", {"identity": {}, "config": {}, "trials": entries})

@@ -34,7 +34,7 @@ from segan.inference.predictor import Member, Predictor, read_segmentor
 from segan.inference.thresholds import THRESHOLDS
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.report.ensemble import build_ensemble
-from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import REPORT_FILES, Run
 from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_config
@@ -59,14 +59,14 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpo
         config: Config | None = None,
         checkpoint: str = "epoch_00001",
     ) -> Checkpoint:
-        info = {
-            "samples": 8,
-            "epochs": 1,
-            "metrics": {"accuracy": 0.9, "dice": 0.8, "jaccard": jaccard, "threshold": 0.5},
-            "fingerprint": fingerprint,
-            "frame": {"width": size[0], "height": size[1]},
-            "config": (config or tiny_config()).model_dump(mode="json"),
-        }
+        info = CheckpointInfo(
+            epochs=1,
+            samples=8,
+            metrics={"accuracy": 0.9, "dice": 0.8, "jaccard": jaccard, "threshold": 0.5},
+            fingerprint=fingerprint,
+            frame={"width": size[0], "height": size[1]},
+            config=(config or tiny_config()).model_dump(mode="json"),
+        )
         weights = {key: value.contiguous() for key, value in segmentor.state_dict().items()}
         return Run(str(root / name)).save_checkpoint(
             checkpoint, {SEGMENTOR_FILE: save(weights)}, info
@@ -275,7 +275,7 @@ def test_members_that_differ_are_refused(
     tmp_path: Path,
 ) -> None:
     runs, records = candidate_runs
-    same = {"fingerprint": runs[0].info["fingerprint"], "config": tiny_config(records)}
+    same = {"fingerprint": runs[0].info.fingerprint, "config": tiny_config(records)}
     other = write_run(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
     with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
@@ -288,7 +288,7 @@ def test_a_checkpoint_that_fails_its_checksum_is_refused(
     tmp_path: Path,
 ) -> None:
     runs, records = candidate_runs
-    fingerprint = runs[0].info["fingerprint"]
+    fingerprint = runs[0].info.fingerprint
     bad = write_run("bad", constant_segmentor(0.1), 0.99, fingerprint, config=tiny_config(records))
     weights = f"{bad.uri}/{SEGMENTOR_FILE}"
     storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"!")

@@ -163,5 +163,7 @@ def test_nothing_is_left_of_a_file_that_gives_other_maps(
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SeganError, match=r"needs onnxscript; .*pip install -e '\.\[export\]'"):
+    with pytest.raises(
+        SeganError, match=r"onnxscript is not installed.*pip install -e '\.\[export\]'"
+    ):
         exporting._import_optional("onnxscript")
