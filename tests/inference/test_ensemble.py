@@ -277,7 +277,9 @@ def test_members_that_differ_are_refused(
     runs, records = candidate_runs
     same = {"fingerprint": runs[0].info.fingerprint, "config": tiny_config(records)}
     other = write_run(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
-    with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
+    with pytest.raises(
+        UsageError, match=f"{other.uri}: {what} is .*, expected .*; the members .* {runs[0].uri}"
+    ):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
     assert storage.list_files(f"{tmp_path}/out") == []
 

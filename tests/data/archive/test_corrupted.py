@@ -14,7 +14,7 @@ from segan.data.ingest import IngestOptions, local_executor
 from segan.data.ingest import ingest as write_records
 from segan.data.records.format import read_rejects
 from segan.data.synthetic import generate_archive
-from tests.data.archive.corrupter import (
+from tests.data.archive.corruptions import (
     CORRUPTIONS,
     EITHER,
     LINK_CORRUPTIONS,

@@ -23,7 +23,7 @@ from segan.data.archive.images import (
 from segan.data.archive.reader import Pair, open_archive, read_image, read_mask
 from segan.data.records.shards import read_record
 from segan.data.synthetic import generate_archive, generate_pair
-from tests.data.archive.corrupter import (
+from tests.data.archive.corruptions import (
     CORRUPTIONS,
     encode,
     encode_interlaced,
