@@ -109,8 +109,9 @@ class ImageSegmentation:
         return ContourResponse(**self._summary_fields(mask, threshold), contour=shape)
 
     def to_view(self, threshold: float | None = None) -> ViewResponse:
-        own = self.predictor.threshold
-        thresholds = np.unique([*THRESHOLDS, own, own if threshold is None else threshold])
+        default = self.predictor.threshold
+        chosen = default if threshold is None else threshold
+        thresholds = np.unique([*THRESHOLDS, default, chosen])
         probability = self.predictor.postprocess(self.maps, self.size).probability
         return ViewResponse(
             **self._summary_fields(self.mask(threshold), threshold),
