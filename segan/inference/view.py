@@ -13,12 +13,12 @@ from torch import Tensor
 
 from segan.inference.contour import Ring, find_contours
 from segan.inference.frames import mean_map, std_map
+from segan.inference.masks import UINT16_MAX
 from segan.inference.predictor import Predictor
 from segan.inference.region_stats import disagreement
 from segan.inference.thresholds import THRESHOLDS
 
 MAX_PREVIEW_SIDE = 1600  # longer side of the preview, pixels
-UINT16_MAX = 65535  # encodes 1.0 in a map
 
 
 class Dimensions(BaseModel):

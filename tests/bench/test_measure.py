@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 
 def test_a_timing_is_its_median_repeat() -> None:
-    way = Timing("one", images=50, seconds=(1.0, 4.0, 2.0), roofline=0.5)
-    assert (way.median, way.rate, way.roofline_rate, way.roofline_fraction) == (
+    timing = Timing("one", images=50, seconds=(1.0, 4.0, 2.0), roofline=0.5)
+    assert (timing.median, timing.rate, timing.roofline_rate, timing.roofline_fraction) == (
         2.0,
         25.0,
         100.0,
@@ -34,19 +34,19 @@ def test_a_timing_is_its_median_repeat() -> None:
 
 def test_speedups_are_per_image_and_relative_to_the_first() -> None:
     # 2 s for 10 images and 1 s for 20: four times the rate.
-    ways = (Timing("a", 10, (2.0,)), Timing("b", 20, (1.0,), notes={"rank, MB": 3.0}))
-    found = BenchReport("work", "none", ways).to_dict()
-    assert [way["speedup"] for way in found["timings"]] == [1.0, 4.0]
-    assert found["timings"][0]["roofline_fraction"] is None
+    timings = (Timing("a", 10, (2.0,), 0.5), Timing("b", 20, (1.0,), 0.1, {"rank, MB": 3.0}))
+    found = BenchReport("work", "none", timings).to_dict()
+    assert [timing["speedup"] for timing in found["timings"]] == [1.0, 4.0]
+    assert found["timings"][0]["roofline_fraction"] == 0.25
     assert found["timings"][1]["rank, MB"] == 3.0
     assert found["machine"]["torch"] == torch.__version__
 
 
 def test_repeats_are_interleaved_after_a_warm_up() -> None:
     order: list[str] = []
-    taken = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3
-    assert [(len(one.seconds), len(one.cpu)) for one in taken.values()] == [(2, 2), (2, 2)]
+    assert [(len(one.seconds), len(one.cpu)) for one in times.values()] == [(2, 2), (2, 2)]
 
 
 def test_flops_are_counted_forward_and_backward() -> None:

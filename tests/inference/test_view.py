@@ -70,9 +70,12 @@ def test_areas_and_disagreement_are_those_of_the_masks(
     assert found.disagreement == pytest.approx((some & ~every).sum() / some.sum())
 
 
-def test_disagreement_of_a_single_member_is_null(predictor: Predictor, image: Image.Image) -> None:
+def test_a_single_member_has_neither_disagreement_nor_uncertainty(
+    predictor: Predictor, image: Image.Image
+) -> None:
     one = Predictor(predictor.members[:1], FRAME, 0.4, "one")
     assert segment_image(one, image).to_contour().disagreement is None
+    assert segment_image(one, image).to_view().uncertainty is None
 
 
 def test_disagreement_of_empty_masks_is_0(predictor: Predictor, image: Image.Image) -> None:
@@ -97,12 +100,12 @@ def test_areas_by_threshold_are_those_of_the_masks(
 
 def test_maps_are_exact_to_16_bits(predictor: Predictor, image: Image.Image) -> None:
     segmentation = segment_image(predictor, image)
-    found = segmentation.to_view()
+    found, maps = segmentation.to_view(), segmentation.maps
     shape = (found.frame.height, found.frame.width)
     assert shape == FRAME[::-1]
     for text, map_ in zip(
-        [found.probability, *found.member_probabilities],
-        [segmentation.maps.mean(0), *segmentation.maps],
+        [found.probability, found.uncertainty, *found.member_probabilities],
+        [maps.mean(0), maps.std(0, correction=0), *maps],
         strict=True,
     ):
         values = np.frombuffer(base64.b64decode(text), "<u2").reshape(shape) / 65535
