@@ -120,7 +120,7 @@ def test_blocks_are_bounded_whatever_the_number_of_workers(records: str) -> None
     # hold 658, so 6 steps of 100 rows, 3 of 200 and none of 1600.
     manifest = read_manifest(records)
     (shard, *_) = manifest.shards("train")
-    large = shard.model_copy(update={"rows": 5000})
+    large = shard.model_copy(update={"num_rows": 5000})
     sampler = DeterministicSampler(
         manifest.model_copy(update={"splits": {"train": (large,)}}), "train", 0
     )
