@@ -124,7 +124,9 @@ def find_executable(name: str) -> str:
     search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     found = shutil.which(name, path=search_path)
     if found is None:
-        raise StartError(f"program {name!r} is not installed; run `make setup`")
+        raise StartError(
+            f"program {name!r} is not installed: in the checkout, run pip install -e '.[local]'"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
-"""How far a mean over images can be trusted: percentile intervals of the bootstrap.
+"""Percentile bootstrap intervals of a mean over images.
 
-Images are drawn with replacement, as another set of as many images of the same kind would be. The
-draws follow a seed, so the same scores always have the same interval.
+Images are resampled with replacement. The resamples depend on a seed, so the same scores always
+have the same interval.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_RESAMPLES = 10_000
-INDICES_PER_BATCH = 2**22  # indices; bounds the memory
+INDICES_PER_BATCH = 2**22  # bounds the memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the bounds between which 95 % of its resamples lie."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -25,28 +25,23 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
-    """The mean of one score for each image.
-
-    Of one image the interval is that image.
+    """Mean of one score per image. With one image, the interval has no width.
 
     Args:
-        values: [N], at least one; none is NaN.
+        values: [N], N >= 1, without NaN.
     """
     scores = np.asarray(values, np.float64)
-    assert scores.ndim == 1, "one score for each image"
-    assert len(scores) > 0, "a mean of nothing is none"
+    assert scores.ndim == 1, "expected one score per image"
+    assert len(scores) > 0, "the mean of no scores is undefined"
     rng = np.random.default_rng(seed)
-    resamples_per_batch = max(1, INDICES_PER_BATCH // len(scores))
+    batch = max(1, INDICES_PER_BATCH // len(scores))
     means = np.concatenate(
         [
-            scores[
-                rng.integers(
-                    len(scores), size=(min(resamples_per_batch, NUM_RESAMPLES - at), len(scores))
-                )
-            ].mean(1)
-            for at in range(0, NUM_RESAMPLES, resamples_per_batch)
+            rng.choice(scores, (min(batch, NUM_RESAMPLES - start), len(scores))).mean(1)
+            for start in range(0, NUM_RESAMPLES, batch)
         ]
     )
+    # scipy.stats.bootstrap differs in the last digit: it takes the 2.5000000000000022th percentile.
     low, high = np.percentile(means, (2.5, 97.5))
     return Interval(float(scores.mean()), float(low), float(high))
 
@@ -54,13 +49,12 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interv
 def paired_interval(
     values: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:
-    """The mean difference, `values` less `rival`, of two models on the same images in one order.
+    """Mean of the per-image differences `values - baseline` of two models on the same images.
 
-    Paired, because both find the same images hard: the interval is narrower than that of either
-    mean. Above zero throughout, `values` is the better.
+    The interval is narrower than that of either mean, because the same images are hard for both.
 
     Args:
-        values, rival: [N] each.
+        values, baseline: [N] each, in the same order of images.
     """
     scores, baseline_scores = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     assert scores.shape == baseline_scores.shape, f"{scores.shape} against {baseline_scores.shape}"

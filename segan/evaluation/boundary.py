@@ -1,25 +1,26 @@
-"""How smooth a mask's outline is, beside that of the truth.
+"""Perimeter and roughness of a mask relative to the ground truth.
 
-The paper says that SegAN's label maps "have very smooth boundary" (section 3.1) and gives no
-figure. Here an outline's length is the number of sides between a lesion's pixel and one of skin;
-the frame's own edge, where a lesion is cut off, is no outline.
+The paper claims that SegAN's label maps "have very smooth boundary" (section 3.1) without a
+measure. Here the perimeter is the number of pixel sides between lesion and skin; the frame's edge
+does not count.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from segan.utils.outline import boundary_edges
+
 
 def perimeter(mask: np.ndarray) -> np.ndarray:
-    """Sides between lesion and skin, int [...], of bool [..., H, W]."""
-    down = mask[..., 1:, :] != mask[..., :-1, :]
-    across = mask[..., :, 1:] != mask[..., :, :-1]
-    length: np.ndarray = down.sum((-2, -1)) + across.sum((-2, -1))
+    """Number of pixel sides between lesion and skin, int [...], of masks bool [..., H, W]."""
+    horizontal, vertical = boundary_edges(mask)
+    length: np.ndarray = horizontal.sum((-2, -1)) + vertical.sum((-2, -1))
     return length
 
 
 def perimeter_ratio(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Predicted perimeter over the truth's, float [...]; NaN where the truth has no outline.
+    """Predicted perimeter / true perimeter, float [...]; NaN where the true perimeter is 0.
 
     Args:
         predicted, truth: bool [..., H, W].
@@ -28,9 +29,13 @@ def perimeter_ratio(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def roughness(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The same of perimeters over the root of their areas, which a mask's size does not change.
+    """Ratio of perimeter / sqrt(area), predicted over true, float [...].
 
-    1 is as smooth as the truth, more is rougher; NaN where either has no outline.
+    1 is as smooth as the truth and more is rougher, whatever the sizes. NaN where either perimeter
+    is 0.
+
+    Args:
+        predicted, truth: bool [..., H, W].
     """
     predicted_ratio, truth_ratio = (
         _ratio(perimeter(mask), np.sqrt(mask.sum((-2, -1)))) for mask in (predicted, truth)

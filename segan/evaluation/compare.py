@@ -1,13 +1,13 @@
-"""What an ablation came to: its variants beside the baseline, on the validation images.
+"""The report of an ablation: its variants beside the baseline on the validation images.
 
-Every model is scored at its own best threshold, image by image, at the records' size. Epoch and
-threshold are chosen on these same images, for all variants alike, so no score here is a test score.
+Every model is scored per image at its own best threshold, at the frames' size. Epoch and threshold
+are selected on the same images for all variants, so no score here is a test score.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,28 +17,29 @@ import torch
 from segan import storage
 from segan.config import Config, EvaluationConfig
 from segan.data.records.format import Samples, read_manifest, read_samples
-from segan.evaluation.bootstrap import mean_interval, paired_interval
+from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.boundary import perimeter_ratio, roughness
 from segan.evaluation.metrics import confusion
+from segan.evaluation.probability_cache import batch_slices
 from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
 from segan.runs.ablation import evaluation_config, trial_name
 from segan.runs.checkpoint import Checkpoint
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 ABLATION_REPORT = "ablation.json"
 NUM_MEMBERS = 3  # segmentors in the paper's final result
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """A model's, for each of N images in the records' order.
+    """Scores of one model on N images.
 
     Attributes:
-        threshold: best on these images.
-        jaccard: [N], the mean over classes.
-        perimeter, roughness: [N, classes], NaN where there is no outline.
+        threshold: the best one on these images.
+        jaccard: [N], mean over classes.
+        perimeter, roughness: [N, classes] relative to the truth; NaN where there is no outline.
     """
 
     threshold: float
@@ -49,7 +50,7 @@ class ModelScores:
 
 @dataclass
 class VariantRuns:
-    """What there is of a variant: its trials in the order of their seeds, and what was scored."""
+    """A variant's trials in the order of their seeds, and the scores of those with a checkpoint."""
 
     trials: list[Trial]
     scores: list[ModelScores] = field(default_factory=list)
@@ -57,62 +58,176 @@ class VariantRuns:
 
     @property
     def per_image_jaccard(self) -> np.ndarray:
-        """Jaccard [N], the mean over seeds."""
-        mean: np.ndarray = np.mean([one.jaccard for one in self.scores], axis=0)
+        """Jaccard [N], mean over seeds."""
+        mean: np.ndarray = np.mean([model.jaccard for model in self.scores], axis=0)
         return mean
+
+
+@dataclass(frozen=True)
+class EnsembleRow:
+    """The first three seeds as one model.
+
+    Attributes:
+        difference: Jaccard of the ensemble minus the mean of its members', paired by image.
+    """
+
+    jaccard: float
+    threshold: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores of the best checkpoints of one variant, or of the baseline evaluated differently.
+
+    Attributes:
+        overrides: what the row changes in the configuration, by `section.key`.
+        num_scored: trials with a checkpoint; without one the scores are None.
+        jaccard_per_seed, thresholds: of each scored trial.
+        jaccard: mean over images and seeds.
+        difference_to_baseline: paired by image; None for the baseline itself.
+        std_over_seeds: sample standard deviation of `jaccard_per_seed`.
+        perimeter, roughness: median over images, classes and seeds, relative to the truth.
+        ensemble_of_three: None with fewer than three scored trials.
+    """
+
+    variant: str
+    overrides: dict[str, Any]
+    num_scored: int
+    jaccard_per_seed: list[float]
+    thresholds: list[float]
+    jaccard: Interval | None
+    difference_to_baseline: Interval | None
+    std_over_seeds: float | None
+    perimeter: float | None
+    roughness: float | None
+    ensemble_of_three: EnsembleRow | None
+
+
+@dataclass(frozen=True)
+class VariantRow(ScoreRow):
+    """A variant's scores, and how stable its trainings were.
+
+    Attributes:
+        num_runs, num_ended, num_failed, num_diverged: trials planned, ended (in any way), failed,
+            and diverged: not finite, or a final Jaccard below the report's threshold.
+        final_jaccard: on validation after the last epoch, mean over seeds.
+        mean_jaccard_over_epochs: mean over all epochs and seeds.
+        mean_epoch_change: mean |change| of the Jaccard from one epoch to the next.
+        seconds: training time of all ended trials.
+    """
+
+    num_runs: int
+    num_ended: int
+    num_failed: int
+    num_diverged: int
+    final_jaccard: float | None
+    mean_jaccard_over_epochs: float | None
+    mean_epoch_change: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One trial.
+
+    Attributes:
+        hardware: that it ran on; None before its first validation.
+        reason: explains a status other than finished; may be empty.
+        checkpoint: URI of its best checkpoint.
+        epoch, jaccard, threshold, critic_loss, segmentor_loss, images_per_second: of each
+            validation.
+    """
+
+    trial: str
+    hardware: str | None
+    parameters: dict[str, Any]
+    status: TrialStatus
+    reason: str
+    seconds: float
+    checkpoint: str | None
+    epoch: list[int]
+    jaccard: list[float | None]
+    threshold: list[float | None]
+    critic_loss: list[float | None]
+    segmentor_loss: list[float | None]
+    images_per_second: list[float | None]
+
+
+@dataclass(frozen=True)
+class AblationReport:
+    """The content of ablation.json.
+
+    Attributes:
+        study: URI.
+        baseline: name of the variant that the others are compared with.
+        fingerprint: of the records.
+        frame: width and height in pixels.
+        num_images: validation images.
+        all_foreground_jaccard: Jaccard of calling every pixel lesion.
+        divergence_threshold: final Jaccard below which a training counts as diverged.
+        evaluations: the baseline's checkpoints with another `evaluation` configuration.
+        runs: all trials.
+    """
+
+    study: str
+    config: dict[str, Any]
+    baseline: str
+    fingerprint: str
+    frame: dict[str, int]
+    num_images: int
+    all_foreground_jaccard: float
+    divergence_threshold: float
+    variants: list[VariantRow]
+    evaluations: list[ScoreRow]
+    runs: list[RunRow]
 
 
 def compare_variants(
     config: Config, study: Study, log: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
-    """The report of an ablation as far as its runs are there; written to ablation.json too.
+) -> AblationReport:
+    """Scores every trial that has a checkpoint, and writes the report to ablation.json.
 
     Args:
-        tell: is given a line for each variant whose segmentors run over the validation images.
-
-    Returns:
-        `variants` and `evaluations`, a row each; `runs`, a row for each trial; and what they are
-        of: `fingerprint`, `images`, `all_lesion` (the Jaccard of calling every pixel lesion).
+        log: called with a message before the segmentors of each row run.
     """
     manifest = read_manifest(config.data.records)
-    frames = read_samples(config.data.records, manifest, config.data.validation)
+    samples = read_samples(config.data.records, manifest, config.data.validation)
     trials = {trial.name: trial for trial in study.trials()}
     ablation, variant_runs = config.ablation, {}
     for name in ablation.variants:
-        log(f"scoring {name} on {len(frames.ids)} images of {config.data.validation}")
+        log(f"scoring {name} on {len(samples.ids)} images of {config.data.validation}")
         variant_trials = [trials[trial_name(name, seed)] for seed in ablation_seeds(config)]
-        variant_runs[name] = _score_trials(variant_trials, frames)
+        variant_runs[name] = _score_trials(variant_trials, samples)
     baseline = variant_runs[ablation.baseline]
     evaluations = {}
     for name, overrides in ablation.evaluations.items():
         log(f"scoring {ablation.baseline} with {name}")
-        evaluations[name] = _score_trials(
-            baseline.trials, frames, evaluation_config(config, name, overrides).evaluation
-        )
-    report = {
-        "study": study.uri,
-        "config": config.model_dump(mode="json"),
-        "baseline": ablation.baseline,
-        "fingerprint": manifest.fingerprint,
-        "frame": [manifest.width, manifest.height],
-        "images": len(frames.ids),
-        "all_lesion": float((frames.mask != 0).mean((1, 2, 3)).mean()),
-        "diverged_below": ablation.divergence_threshold,
-        "variants": [
-            {
-                "variant": name,
-                "overrides": ablation.variants[name],
-                **_variant_row(one, baseline, config),
-            }
-            for name, one in variant_runs.items()
+        evaluation = evaluation_config(config, name, overrides).evaluation
+        evaluations[name] = _score_trials(baseline.trials, samples, evaluation)
+    report = AblationReport(
+        study=study.uri,
+        config=config.model_dump(mode="json"),
+        baseline=ablation.baseline,
+        fingerprint=manifest.fingerprint,
+        frame={"width": manifest.width, "height": manifest.height},
+        num_images=len(samples.ids),
+        all_foreground_jaccard=float((samples.mask != 0).mean((1, 2, 3)).mean()),
+        divergence_threshold=ablation.divergence_threshold,
+        variants=[
+            VariantRow(
+                **_score_fields(name, ablation.variants[name], runs, baseline),
+                **_stability_fields(runs, ablation.divergence_threshold),
+            )
+            for name, runs in variant_runs.items()
         ],
-        "evaluations": [
-            {"variant": name, "overrides": ablation.evaluations[name], **_score_row(one, baseline)}
-            for name, one in evaluations.items()
+        evaluations=[
+            ScoreRow(**_score_fields(name, ablation.evaluations[name], runs, baseline))
+            for name, runs in evaluations.items()
         ],
-        "runs": [_trial_row(trial) for one in variant_runs.values() for trial in one.trials],
-    }
-    storage.write_json(storage.join(study.uri, ABLATION_REPORT), report)
+        runs=[_run_row(trial) for runs in variant_runs.values() for trial in runs.trials],
+    )
+    storage.write_json(storage.join(study.uri, ABLATION_REPORT), dataclasses.asdict(report))
     return report
 
 
@@ -123,7 +238,7 @@ def ablation_seeds(config: Config) -> range:
 
 
 def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
-    """A model's scores at its best threshold.
+    """Scores of a model at its best threshold.
 
     Args:
         maps: float32 [N, classes, H, W] in [0, 1].
@@ -144,7 +259,7 @@ def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
 def _score_trials(
     trials: list[Trial], samples: Samples, evaluation: EvaluationConfig | None = None
 ) -> VariantRuns:
-    """Each trial's best checkpoint, and the first three as one model."""
+    """Scores each trial's best checkpoint, and the first three as an ensemble."""
     runs = VariantRuns(trials)
     best = [checkpoint for trial in trials if (checkpoint := trial.run.best_checkpoint())]
     total = np.zeros(0)
@@ -165,93 +280,86 @@ def _predict_probabilities(
     if evaluation:
         config = member.config.model_copy(update={"evaluation": evaluation})
         member = dataclasses.replace(member, config=config)
-    size = member.config.evaluation.batch_size
+    batches = batch_slices(len(samples.ids), member.config.evaluation.batch_size)
     return np.concatenate(
-        [
-            member(torch.tensor(samples.image[at : at + size])).cpu().numpy()
-            for at in range(0, len(samples.ids), size)
-        ]
+        [member(torch.tensor(samples.image[batch])).cpu().numpy() for batch in batches]
     )
 
 
-def _variant_row(runs: VariantRuns, baseline: VariantRuns, config: Config) -> dict[str, Any]:
-    """A variant's line: how good it is, and how steady its trainings were."""
-    curves = [_jaccard_curve(trial) for trial in runs.trials]
-    ended = [trial for trial in runs.trials if trial.result() is not None]
-    threshold = config.ablation.divergence_threshold
+def _score_fields(
+    name: str, overrides: dict[str, Any], runs: VariantRuns, baseline: VariantRuns
+) -> dict[str, Any]:
+    """The fields of a ScoreRow."""
+    scores = runs.scores
+    jaccard_per_seed = [float(model.jaccard.mean()) for model in scores]
+    difference = None
+    if runs is not baseline and scores and baseline.scores:
+        difference = paired_interval(runs.per_image_jaccard, baseline.per_image_jaccard)
     return {
-        **_score_row(runs, baseline),
-        "runs": len(runs.trials),
-        "over": len(ended),
-        "failed": sum(end_reason(trial).startswith("failed") for trial in ended),
-        "diverged": sum(_has_diverged(trial, threshold) for trial in ended),
-        "last": _mean(curve[-1] for curve in curves if curve),
-        "over_epochs": _mean(np.mean(curve) for curve in curves if curve),
-        "swing": _mean(np.abs(np.diff(curve)).mean() for curve in curves if len(curve) > 1),
-        "seconds": sum(result["seconds"] for t in ended if (result := t.result())),
+        "variant": name,
+        "overrides": overrides,
+        "num_scored": len(scores),
+        "jaccard_per_seed": jaccard_per_seed,
+        "thresholds": [model.threshold for model in scores],
+        "jaccard": mean_interval(runs.per_image_jaccard) if scores else None,
+        "difference_to_baseline": difference,
+        "std_over_seeds": float(np.std(jaccard_per_seed, ddof=1)) if len(scores) > 1 else None,
+        "perimeter": _median([model.perimeter for model in scores]),
+        "roughness": _median([model.roughness for model in scores]),
+        "ensemble_of_three": _ensemble_row(runs),
     }
 
 
-def _score_row(runs: VariantRuns, baseline: VariantRuns) -> dict[str, Any]:
-    """Jaccard with its intervals, by seed and of three together; and the outline."""
-    if not runs.scores:
-        names = ("jaccard", "difference", "spread", "perimeter", "roughness", "together")
-        return {"scored": 0, "each": [], **dict.fromkeys(names)}
-    jaccard_per_seed = [float(one.jaccard.mean()) for one in runs.scores]
-    has_baseline = runs is not baseline and baseline.scores
+def _stability_fields(runs: VariantRuns, divergence_threshold: float) -> dict[str, Any]:
+    """The fields that a VariantRow has beyond those of a ScoreRow."""
+    curves = [curve for trial in runs.trials if (curve := _jaccard_curve(trial))]
+    results = [trial.result() for trial in runs.trials]
     return {
-        "scored": len(jaccard_per_seed),
-        "each": jaccard_per_seed,
-        "thresholds": [one.threshold for one in runs.scores],
-        "jaccard": vars(mean_interval(runs.per_image_jaccard)),
-        "difference": vars(paired_interval(runs.per_image_jaccard, baseline.per_image_jaccard))
-        if has_baseline
-        else None,
-        "spread": float(np.std(jaccard_per_seed, ddof=1)) if len(jaccard_per_seed) > 1 else None,
-        "perimeter": _median([one.perimeter for one in runs.scores]),
-        "roughness": _median([one.roughness for one in runs.scores]),
-        "together": _ensemble_row(runs),
+        "num_runs": len(runs.trials),
+        "num_ended": sum(result.has_ended for result in results),
+        "num_failed": sum(result.status is TrialStatus.FAILED for result in results),
+        "num_diverged": sum(_has_diverged(trial, divergence_threshold) for trial in runs.trials),
+        "final_jaccard": _mean(curve[-1] for curve in curves),
+        "mean_jaccard_over_epochs": _mean(np.mean(curve) for curve in curves),
+        "mean_epoch_change": _mean(np.abs(np.diff(c)).mean() for c in curves if len(c) > 1),
+        "seconds": sum(result.seconds for result in results),
     }
 
 
-def _ensemble_row(runs: VariantRuns) -> dict[str, Any] | None:
-    """The first three seeds as one model, and what that brings over each of them alone."""
-    if runs.ensemble_of_three is None:
+def _ensemble_row(runs: VariantRuns) -> EnsembleRow | None:
+    ensemble = runs.ensemble_of_three
+    if ensemble is None:
         return None
-    mean_member_jaccard = np.mean([one.jaccard for one in runs.scores[:NUM_MEMBERS]], axis=0)
-    return {
-        "jaccard": float(runs.ensemble_of_three.jaccard.mean()),
-        "threshold": runs.ensemble_of_three.threshold,
-        "difference": vars(paired_interval(runs.ensemble_of_three.jaccard, mean_member_jaccard)),
-    }
+    mean_member_jaccard = np.mean([model.jaccard for model in runs.scores[:NUM_MEMBERS]], axis=0)
+    return EnsembleRow(
+        float(ensemble.jaccard.mean()),
+        ensemble.threshold,
+        paired_interval(ensemble.jaccard, mean_member_jaccard),
+    )
 
 
-def _trial_row(trial: Trial) -> dict[str, Any]:
+def _run_row(trial: Trial) -> RunRow:
     epochs = trial.epoch_metrics()
     names = ("jaccard", "threshold", "critic_loss", "segmentor_loss", "images_per_second")
-    best = trial.run.best_checkpoint()
-    return {
-        "trial": trial.name,
-        "hardware": trial.run.description()["hardware"] if epochs else None,
-        "parameters": trial.parameters,
-        "why": end_reason(trial),
-        "seconds": (trial.result() or {"seconds": 0.0})["seconds"],
-        "checkpoint": best.uri if best else None,
-        "epoch": [line["epoch"] for line in epochs],
+    best, result = trial.run.best_checkpoint(), trial.result()
+    return RunRow(
+        trial=trial.name,
+        hardware=trial.run.description()["hardware"] if epochs else None,
+        parameters=trial.parameters,
+        status=result.status,
+        reason=result.reason,
+        seconds=result.seconds,
+        checkpoint=best.uri if best else None,
+        epoch=[line["epoch"] for line in epochs],
         **{name: [line.get(name) for line in epochs] for name in names},
-    }
-
-
-def end_reason(trial: Trial) -> str:
-    """What became of a trial, in words."""
-    result: Mapping[str, Any] = trial.result() or {"why": "not over"}
-    return str(result["why"])
+    )
 
 
 def _has_diverged(trial: Trial, threshold: float) -> bool:
-    """Not finite, or where the training ended no better than the bound."""
-    curve = _jaccard_curve(trial)
-    return end_reason(trial).startswith(DIVERGED) or (bool(curve) and curve[-1] < threshold)
+    """Whether an ended trial became non-finite, or its final Jaccard is below the threshold."""
+    result, curve = trial.result(), _jaccard_curve(trial)
+    is_poor = result.has_ended and bool(curve) and curve[-1] < threshold
+    return result.status is TrialStatus.DIVERGED or is_poor
 
 
 def _jaccard_curve(trial: Trial) -> list[float]:
@@ -259,11 +367,12 @@ def _jaccard_curve(trial: Trial) -> list[float]:
 
 
 def _mean(values: Iterable[Any]) -> float | None:
-    found = [float(value) for value in values]
-    return sum(found) / len(found) if found else None
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _median(parts: Sequence[np.ndarray]) -> float | None:
-    values = np.concatenate([part.ravel() for part in parts])
+    """Median of all values that are not NaN; None if there are none."""
+    values = np.concatenate([np.zeros(0), *(part.ravel() for part in parts)])
     values = values[~np.isnan(values)]
     return float(np.median(values)) if len(values) else None

@@ -1,4 +1,4 @@
-"""Accuracy, Dice and Jaccard of binary masks, image by image, as the challenge counts them."""
+"""Accuracy, Dice and Jaccard of binary masks per image, as the ISIC challenge defines them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCORE_NAMES = ("accuracy", "dice", "jaccard")
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixels by truth and prediction; arrays of any common shape, one entry per mask."""
+    """Pixel counts by truth and prediction; arrays of one common shape, one entry per mask."""
 
     true_positive: np.ndarray
     false_positive: np.ndarray
@@ -21,7 +21,7 @@ class Confusion:
     def scores(self) -> dict[str, np.ndarray]:
         """accuracy, dice and jaccard in [0, 1], float64 of the same shape.
 
-        An empty truth with an empty prediction counts as 1, as in the challenge's own scorer.
+        Dice and Jaccard of two empty masks are 1, as in the challenge's own scorer.
         """
         tp, fp = self.true_positive.astype(np.float64), self.false_positive
         fn, tn = self.false_negative, self.true_negative
@@ -33,7 +33,7 @@ class Confusion:
 
 
 def confusion(predicted: np.ndarray, truth: np.ndarray) -> Confusion:
-    """Counts over the last two axes of two boolean arrays [..., H, W] of the same shape."""
+    """Counts over the last two axes of two masks, bool [..., H, W] of the same shape."""
     assert predicted.shape == truth.shape, f"{predicted.shape} against {truth.shape}"
     axes = (-2, -1)
     return Confusion(

@@ -1,4 +1,4 @@
-"""Probability maps of the validation frames, of as many models as one wishes, one in memory."""
+"""Cache of the validation frames' probability maps, for any number of models."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from segan.inference.predictor import Member
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 
 BATCH_SIZE = 25  # frames whose maps are in memory at once
-MAX_CPU_BATCH_SIZE = 5  # frames that a CPU takes at once: more need memory and save no time
+MAX_CPU_BATCH_SIZE = 5  # larger batches need more memory on a CPU and are not faster
 
 
 class ProbabilityCache:
-    """Every model's probability maps of the validation frames.
+    """Probability maps of the validation frames by model.
 
-    Each model runs over the frames once, alone in memory; its maps lie in a file, from which a
-    batch is read at a time.
+    Each model runs over the frames once, with no other model in memory. Its maps are written to a
+    memory-mapped file and read one batch at a time.
     """
 
     def __init__(self, samples: Samples, folder: Path, log: Callable[[str], None] = lambda _: None):
         """
         Args:
-            folder: for the files, 4 bytes a pixel of every frame for each model.
-            tell: is given a line when a model begins.
+            folder: where the files go: 4 bytes per pixel and model.
+            log: called with a message before each model runs.
         """
         self.samples, self.folder, self.log = samples, folder, log
 
     def get(self, checkpoint: Checkpoint) -> np.ndarray:
-        """float32 [N, classes, H, W] in [0, 1], read from the file where it is looked at."""
+        """A model's maps, float32 [N, classes, H, W] in [0, 1], memory-mapped.
+
+        Runs the model on the first call.
+        """
         file = self.folder / f"{checkpoint.files[SEGMENTOR_FILE]['sha256']}.npy"
         if not file.exists():
             self.log(f"segmenting {len(self.samples.ids)} validation frames with {checkpoint.uri}")
@@ -49,23 +52,23 @@ class ProbabilityCache:
         return probabilities
 
     def iter_mean(self, members: Sequence[Checkpoint]) -> Iterator[tuple[slice, Tensor]]:
-        """The mean of the members' maps, [B, classes, H, W], batch by batch."""
+        """Yields batches: the slice of the frames and the members' mean map [B, classes, H, W]."""
         maps = [self.get(member) for member in members]
         for batch in batch_slices(len(self.samples.ids), BATCH_SIZE):
             yield batch, mean_map(torch.tensor(probabilities[batch]) for probabilities in maps)
 
     def sweep(self, members: Sequence[Checkpoint]) -> Sweep:
-        """The scores of the mean of the members' maps at every threshold."""
+        """Scores of the members' mean map at every threshold."""
         sweep = Sweep.empty(self.samples.mask.shape[1])
-        for part, mean in self.iter_mean(members):
-            sweep.update(mean, torch.tensor(self.samples.mask[part]))
+        for batch, mean in self.iter_mean(members):
+            sweep.update(mean, torch.tensor(self.samples.mask[batch]))
         return sweep
 
     def jaccard(self, members: Sequence[Checkpoint]) -> float:
-        """Of the mean of the members' maps, at its best threshold."""
+        """Best Jaccard over the thresholds of the members' mean map."""
         return float(self.sweep(members).curve().max())
 
 
 def batch_slices(count: int, size: int) -> Iterator[slice]:
-    """The slices of at most `size` that make up `count`."""
+    """Slices of at most `size` that cover range(count)."""
     return (slice(at, at + size) for at in range(0, count, size))

@@ -1,7 +1,7 @@
-"""What a model does on the validation frames: scores of each image, slices, calibration.
+"""Evaluation of a model on the validation frames: scores per image, slices, calibration.
 
-Everything is at the frames' size and on the images that chose the model's epoch and threshold, so
-it flatters; none of it is a test score.
+Scores are at the frames' size and on the images that selected the model's epoch and threshold, so
+they are optimistically biased; none is a test score.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from segan.data.profile import image_stats
@@ -18,48 +17,22 @@ from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.hair import hair_fraction
 from segan.evaluation.metrics import SCORE_NAMES, confusion
 from segan.evaluation.probability_cache import ProbabilityCache
-from segan.evaluation.slices import SliceGroup, slice_images
+from segan.evaluation.slices import FrozenModel, ImageScores, SliceGroup, slice_images
 from segan.evaluation.sweep import Sweep
 from segan.runs.checkpoint import Checkpoint
 
-NUM_BINS = 10  # of probability, for calibration
-
-
-class FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ImageScores(FrozenModel):
-    """One validation image.
-
-    Attributes:
-        accuracy, dice, jaccard: of the model's mask at its threshold.
-        lesion: share of the frame that the true lesion covers.
-        touches_border: the true lesion reaches the frame's edge.
-        tone: individual typology angle in degrees; None where it could not be told.
-        hair: share of the skin that looks like hair, see `segan.evaluation.hair`.
-        disagreement: of an ensemble's members, see `disagreements`; None of a single model.
-    """
-
-    id: str
-    accuracy: float
-    dice: float
-    jaccard: float
-    lesion_fraction: float
-    touches_border: bool
-    ita: float | None
-    hair_fraction: float
-    disagreement: float | None = None
+NUM_BINS = 10  # of probability, in the calibration
 
 
 class Calibration(FrozenModel):
-    """Over all pixels, those of each tenth of probability together.
+    """Calibration over all pixels in NUM_BINS bins of probability.
 
     Attributes:
-        pixels: in each tenth.
-        probability: their mean; None where there is no pixel.
-        lesion: share of them that is lesion; None where there is no pixel.
-        error: mean distance of the two, weighted by pixels (expected calibration error).
+        pixels: number of pixels in each bin.
+        probability: their mean probability; None in an empty bin.
+        lesion_fraction: fraction of them that is lesion; None in an empty bin.
+        expected_calibration_error: mean |probability - lesion_fraction| over the bins, weighted by
+            pixels.
     """
 
     pixels: tuple[int, ...]
@@ -69,10 +42,10 @@ class Calibration(FrozenModel):
 
 
 class MemberResult(FrozenModel):
-    """A member of an ensemble alone, at its own threshold.
+    """A member of an ensemble, evaluated alone at its own threshold.
 
     Attributes:
-        gain: Jaccard of the ensemble less the member's, over the same images.
+        gain: Jaccard of the ensemble minus the member's, paired by image.
     """
 
     threshold: float
@@ -81,12 +54,13 @@ class MemberResult(FrozenModel):
 
 
 class EvaluationResult(FrozenModel):
-    """
+    """A model's evaluation on one split.
+
     Attributes:
         images: in the records' order.
-        scores: means over images, at `threshold`.
-        curves: of each score, its mean at each of `segan.evaluation.sweep.THRESHOLDS`.
-        members: of an ensemble.
+        scores: accuracy, dice and jaccard: means over images at `threshold`.
+        threshold_curves: mean of each score at each of `segan.inference.thresholds.THRESHOLDS`.
+        members: of an ensemble; empty for one model.
     """
 
     split: str
@@ -100,7 +74,7 @@ class EvaluationResult(FrozenModel):
 
 
 class _CalibrationCounts:
-    """Pixels of each bin of probability, the sum of their probabilities, and their lesions."""
+    """Per bin of probability: pixels, sum of their probabilities, lesion pixels."""
 
     def __init__(self) -> None:
         self.sums = np.zeros((3, NUM_BINS))
@@ -125,11 +99,12 @@ class _CalibrationCounts:
 def evaluate_members(
     maps: ProbabilityCache, split: str, members: Sequence[Checkpoint], threshold: float
 ) -> EvaluationResult:
-    """What the mean of the members' maps is worth on the validation frames.
+    """Evaluates the members' mean map on the cached samples.
 
     Args:
-        members: one for a single model.
-        threshold: of the mean map; the members keep their own.
+        split: name of the samples' split.
+        members: several for an ensemble, else one.
+        threshold: applied to the mean map; members evaluated alone use their own.
     """
     samples, counts, scores = maps.samples, _CalibrationCounts(), []
     sweep = Sweep.empty(samples.mask.shape[1])
@@ -138,28 +113,27 @@ def evaluate_members(
         sweep.update(mean, truth)
         counts.update(mean, truth)
         scores.append(_mean_over_classes(mean.numpy() > threshold, samples.mask[batch]))
-    scores_per_image = {name: np.concatenate([one[name] for one in scores]) for name in SCORE_NAMES}
-    images = _score_images(
-        maps, scores_per_image, compute_disagreement(maps, members) if len(members) > 1 else None
-    )
+    scores_per_image = {name: np.concatenate([s[name] for s in scores]) for name in SCORE_NAMES}
+    disagreement = compute_disagreement(maps, members) if len(members) > 1 else None
+    images = _score_images(maps, scores_per_image, disagreement)
     return EvaluationResult(
         split=split,
         threshold=threshold,
         images=images,
         scores={name: mean_interval(values) for name, values in scores_per_image.items()},
         threshold_curves={name: tuple(sweep.curve(name).round(6).tolist()) for name in SCORE_NAMES},
-        slice_groups=slice_images([image.model_dump() for image in images]),
+        slice_groups=slice_images(images),
         calibration=counts.compute(),
-        members=tuple(_evaluate_member(maps, one, scores_per_image) for one in members)
+        members=tuple(_evaluate_member(maps, member, scores_per_image) for member in members)
         if len(members) > 1
         else (),
     )
 
 
 def compute_disagreement(maps: ProbabilityCache, members: Sequence[Checkpoint]) -> np.ndarray:
-    """[N], of the pixels that any member calls lesion, the share that not all of them do.
+    """Disagreement of the members' masks per image, float64 [N]: 1 - intersection / union.
 
-    Each at its own threshold; 0 where none of them sees a lesion.
+    Each mask is at its member's own threshold. The disagreement of empty masks is 0.
     """
     masks = [maps.get(member) > member.threshold for member in members]
     union = np.logical_or.reduce(masks).sum((1, 2, 3))
@@ -179,9 +153,9 @@ def _score_images(
         ImageScores(
             id=row["id"],
             **{name: float(scores[name][i]) for name in SCORE_NAMES},
-            lesion_fraction=row["lesion"],
+            lesion_fraction=row["lesion_fraction"],
             touches_border=row["touches_border"],
-            ita=None if np.isnan(row["tone"]) else row["tone"],
+            ita=None if np.isnan(row["ita"]) else row["ita"],
             hair_fraction=hair_fraction(samples.image[i], np.asarray(samples.mask[i].any(0))),
             disagreement=None if disagreement is None else float(disagreement[i]),
         )
@@ -201,9 +175,10 @@ def _evaluate_member(
 
 
 def _mean_over_classes(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each image, the mean over its classes; [N] each."""
-    return {n: s.mean(1) for n, s in confusion(predicted, truth != 0).scores().items()}
+    """Scores of each image, the mean over its classes; [N] each."""
+    scores = confusion(predicted, truth != 0).scores()
+    return {name: values.mean(1) for name, values in scores.items()}
 
 
 def _fractions(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, ...]:
-    return tuple(float(p / w) if w else None for p, w in zip(numerator, denominator, strict=True))
+    return tuple(float(n / d) if d else None for n, d in zip(numerator, denominator, strict=True))

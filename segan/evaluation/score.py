@@ -1,4 +1,4 @@
-"""Scores against an archive's own masks, at the original images' size, as the challenge does."""
+"""Scores against an archive's masks at the original image size, as the ISIC challenge scores."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from segan.inference.predictor import Prediction, Predictor
 
 
 class ScoreTask:
-    """Work for `segan.inference.pipeline`: the scores of each pair.
+    """Image task of `segan.inference.pipeline` that scores each pair.
 
-    A row has `id`, `accuracy`, `dice` and `jaccard`; where the model has several members, `members`
-    holds the same scores of each alone. A pair that cannot be read raises RejectedError: scores
-    over a part would mislead.
+    A row has `id`, `accuracy`, `dice` and `jaccard`, and for an ensemble `members`: the same scores
+    of each member. A pair that cannot be read raises RejectedError, because a mean over the other
+    pairs would be misleading.
     """
 
     def read(self, pair: Pair) -> Image.Image:
         return read_image(pair.image)
 
     def process(self, predictor: Predictor, pair: Pair, maps: Tensor, size: ImageSize) -> Row:
-        assert pair.mask is not None, "a score needs the truth"
+        assert pair.mask is not None, "a pair without a mask cannot be scored"
         truth = read_mask(pair.mask, size) > 128
         row = {"id": pair.id, **_scores(predictor.postprocess(maps, size), truth)}
         if len(predictor.members) > 1:
@@ -41,7 +41,7 @@ class ScoreTask:
 
 
 def score_pair(predictor: Predictor, pair: Pair) -> Row:
-    """The row of one pair, as of many; raises RejectedError where it cannot be read."""
+    """The row of one pair, see ScoreTask; raises RejectedError if it cannot be read."""
     task = ScoreTask()
     image = task.read(pair)
     return task.process(
@@ -50,8 +50,12 @@ def score_pair(predictor: Predictor, pair: Pair) -> Row:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each score over the images, and how many there were; so for each member."""
-    summary: dict[str, Any] = {"images": len(rows), **_means(rows)}
+    """Number of images and mean of each score; for an ensemble also `members`, each one's means.
+
+    Args:
+        rows: of ScoreTask, at least one.
+    """
+    summary: dict[str, Any] = {"num_images": len(rows), **_means(rows)}
     if "members" in rows[0]:
         rows_by_member = zip(*(row["members"] for row in rows), strict=True)
         summary["members"] = [_means(member) for member in rows_by_member]

@@ -1,35 +1,57 @@
-"""Scores by kind of image: where a model is weak, and how sure that is with so few images."""
+"""Mean Jaccard by kind of image, with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segan.data.profile.image_stats import TONE_CATEGORIES, tone_category
-from segan.evaluation.bootstrap import Interval, mean_interval
+from segan.evaluation.bootstrap import mean_interval
 
-# Bands of the frame's share that a lesion covers, and of the skin's share that hair does: up to.
+# (upper bound, name) of bands of the frame's fraction that is lesion and the skin's that is hair.
 LESION_BANDS = ((0.02, "up to 2 %"), (0.05, "2 to 5 %"), (0.15, "5 to 15 %"), (0.4, "15 to 40 %"))
 LARGEST_LESION = "above 40 %"
 HAIR_BANDS = ((0.01, "up to 1 %"), (0.03, "1 to 3 %"))
 MOST_HAIR = "above 3 %"
-MIN_IMAGES = 5  # images that an interval can be drawn from
-
-Row = Mapping[str, Any]
+MIN_IMAGES = 5  # fewest images that a slice's interval is computed from
 
 
-class Slice(BaseModel):
-    """Some of the images.
+class FrozenModel(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ImageScores(FrozenModel):
+    """Scores and properties of one validation image.
+
+    Attributes:
+        accuracy, dice, jaccard: of the model's mask at its threshold, mean over classes.
+        lesion_fraction: fraction of the frame that the true lesion covers.
+        touches_border: whether the true lesion reaches the frame's edge.
+        ita: individual typology angle in degrees; None if it could not be estimated.
+        hair_fraction: fraction of the skin that looks like hair, see `segan.evaluation.hair`.
+        disagreement: of an ensemble's members, see `compute_disagreement`; None for one model.
+    """
+
+    id: str
+    accuracy: float
+    dice: float
+    jaccard: float
+    lesion_fraction: float
+    touches_border: bool
+    ita: float | None
+    hair_fraction: float
+    disagreement: float | None = None
+
+
+class Slice(FrozenModel):
+    """The images of one kind.
 
     Attributes:
         jaccard: mean.
-        low, high: between which 95 % of the bootstrap's means lie; None under `FEWEST` images.
+        low, high: 95 % bootstrap interval of the mean; None with fewer than MIN_IMAGES images.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     num_images: int
@@ -38,53 +60,49 @@ class Slice(BaseModel):
     high: float | None
 
 
-class SliceGroup(BaseModel):
-    """All images, parted by one of their traits."""
-
-    model_config = ConfigDict(frozen=True)
+class SliceGroup(FrozenModel):
+    """All images, grouped by one attribute; empty slices are left out."""
 
     attribute: str
     description: str
     slices: tuple[Slice, ...]
 
 
-def slice_images(images: Sequence[Row]) -> tuple[SliceGroup, ...]:
-    """The mean Jaccard by lesion size, border, skin tone and hair.
-
-    Args:
-        images: what `segan.evaluation.result.ImageScores` holds of each.
-    """
+def slice_images(images: Sequence[ImageScores]) -> tuple[SliceGroup, ...]:
+    """Groups the images by lesion size, border, estimated skin tone and hair."""
     tones = [name for name, _ in TONE_CATEGORIES]
     return (
         _slice_group(
             "Lesion size",
-            "share of the frame that the lesion covers",
+            "fraction of the frame that the lesion covers",
             images,
-            lambda image: (
-                _band(image["lesion"], LESION_BANDS, LARGEST_LESION) if image["lesion"] else "none"
-            ),
             ["none", *(name for _, name in LESION_BANDS), LARGEST_LESION],
+            lambda image: (
+                _band(image.lesion_fraction, LESION_BANDS, LARGEST_LESION)
+                if image.lesion_fraction
+                else "none"
+            ),
         ),
         _slice_group(
             "Lesion and border",
-            "whether the photograph cuts the lesion off",
+            "whether the frame cuts the lesion off",
             images,
-            lambda image: "touches the border" if image["touches_border"] else "lies inside",
             ["lies inside", "touches the border"],
+            lambda image: "touches the border" if image.touches_border else "lies inside",
         ),
         _slice_group(
             "Estimated skin tone",
             "individual typology angle of the skin around the lesion",
             images,
-            lambda image: "not told" if image["tone"] is None else tone_category(image["tone"]),
-            [*tones, "not told"],
+            [*tones, "unknown"],
+            lambda image: (None if image.ita is None else tone_category(image.ita)) or "unknown",
         ),
         _slice_group(
             "Hair",
-            "share of the skin under dark, thin, long lines; rulers and pen marks count too",
+            "fraction of the skin under dark, thin, long lines; rulers and pen marks count too",
             images,
-            lambda image: _band(image["hair"], HAIR_BANDS, MOST_HAIR),
             [*(name for _, name in HAIR_BANDS), MOST_HAIR],
+            lambda image: _band(image.hair_fraction, HAIR_BANDS, MOST_HAIR),
         ),
     )
 
@@ -92,29 +110,28 @@ def slice_images(images: Sequence[Row]) -> tuple[SliceGroup, ...]:
 def _slice_group(
     attribute: str,
     description: str,
-    images: Sequence[Row],
-    name_of_slice: Callable[[Row], str | None],
+    images: Sequence[ImageScores],
     names: Sequence[str],
+    get_name: Callable[[ImageScores], str],
 ) -> SliceGroup:
-    """Slices in the order of `names`, without those that are empty."""
-    jaccards: dict[str | None, list[float]] = {slice_name: [] for slice_name in names}
+    """Slices in the order of `names`, without the empty ones."""
+    jaccards: dict[str, list[float]] = {name: [] for name in names}
     for image in images:
-        jaccards[name_of_slice(image)].append(image["jaccard"])
-    slices = [_score_slice(str(each), values) for each, values in jaccards.items() if values]
-    return SliceGroup(attribute=attribute, description=description, slices=tuple(slices))
+        jaccards[get_name(image)].append(image.jaccard)
+    slices = tuple(_score_slice(name, values) for name, values in jaccards.items() if values)
+    return SliceGroup(attribute=attribute, description=description, slices=slices)
 
 
 def _score_slice(name: str, jaccards: Sequence[float]) -> Slice:
-    mean = float(np.mean(jaccards))
-    bounds: Interval | None = mean_interval(jaccards) if len(jaccards) >= MIN_IMAGES else None
+    interval = mean_interval(jaccards) if len(jaccards) >= MIN_IMAGES else None
     return Slice(
         name=name,
         num_images=len(jaccards),
-        jaccard=mean,
-        low=bounds.low if bounds else None,
-        high=bounds.high if bounds else None,
+        jaccard=float(np.mean(jaccards)),
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
     )
 
 
 def _band(value: float, bands: Sequence[tuple[float, str]], above: str) -> str:
-    return next((name for most, name in bands if value <= most), above)
+    return next((name for upper, name in bands if value <= upper), above)

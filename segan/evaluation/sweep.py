@@ -1,7 +1,7 @@
-"""Every threshold at once: one pass over the images gives each score at each threshold, exactly.
+"""Exact scores at every threshold in one pass over the images.
 
-Each image keeps two histograms of its probabilities, of lesion and of skin, whose bins lie
-between the thresholds; sums over the bins are the confusion counts at all of them.
+Each image has two histograms of its probabilities, one of the lesion pixels and one of the skin
+pixels, with bins between the thresholds; cumulative sums of the bins are the confusion counts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from segan.inference.thresholds import NUM_STEPS, THRESHOLDS
 class Sweep:
     """Sums over images of accuracy, dice and jaccard at each of THRESHOLDS.
 
-    `sums` is [classes, 3, thresholds] and `count` the images in it, so sweeps of several ranks
-    are brought together by adding both.
+    Sweeps of several ranks are combined by adding both attributes.
+
+    Attributes:
+        sums: [classes, 3, thresholds].
+        count: number of images.
     """
 
     sums: np.ndarray
@@ -32,7 +35,7 @@ class Sweep:
         return cls(np.zeros((classes, len(SCORE_NAMES), len(THRESHOLDS))), 0)
 
     def update(self, probability: Tensor, truth: Tensor) -> None:
-        """Takes images in.
+        """Adds a batch of images.
 
         Args:
             probability: float [B, classes, H, W] in [0, 1]; above a threshold is lesion.
@@ -44,24 +47,24 @@ class Sweep:
 
     def curve(self, name: str = "jaccard") -> np.ndarray:
         """Mean over images and classes of a score at each of THRESHOLDS."""
-        assert self.count > 0, "no image was taken in"
+        assert self.count > 0, "no images were added"
         mean: np.ndarray = self.sums[:, SCORE_NAMES.index(name)].mean(0) / self.count
         return mean
 
     def best_threshold(self) -> float:
-        """The threshold of the best Jaccard; the middle one where several are as good."""
+        """The threshold with the best Jaccard; the middle one of equally good thresholds."""
         curve = self.curve()
         best = np.flatnonzero(curve >= curve.max())
         return float(THRESHOLDS[best[len(best) // 2]])
 
     def scores_at(self, threshold: float) -> dict[str, float]:
-        """accuracy, dice and jaccard at the nearest of THRESHOLDS."""
+        """accuracy, dice and jaccard at the threshold of THRESHOLDS nearest to `threshold`."""
         index = int(np.abs(THRESHOLDS - threshold).argmin())
         return {name: float(self.curve(name)[index]) for name in SCORE_NAMES}
 
 
 def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:
-    """Counts [B, classes, thresholds] for maps [B, classes, H, W]."""
+    """Counts [B, classes, thresholds] for probability maps [B, classes, H, W]."""
     edges = torch.as_tensor(THRESHOLDS, dtype=torch.float32, device=probability.device)
     # Bin i holds THRESHOLDS[i - 1] < p <= THRESHOLDS[i], so p > THRESHOLDS[j] fills bins j + 1 on.
     bins = torch.bucketize(probability.float().flatten(2).contiguous(), edges)

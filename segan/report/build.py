@@ -1,4 +1,4 @@
-"""The numbers of a report: of a run, of a study and its best run, or of an ensemble."""
+"""The content of report.json for a run, a study (its best run) or an ensemble."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import yaml
 from segan import storage
 from segan.config import Config
 from segan.errors import UsageError
-from segan.evaluation.result import EvaluationResult, FrozenModel
+from segan.evaluation.result import EvaluationResult
+from segan.evaluation.slices import FrozenModel
 from segan.report.search import SearchSummary, summarise_search
-from segan.runs.checkpoint import Checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import Ensemble, is_ensemble, read_ensemble
-from segan.runs.listing import describe_run, non_default_values, run_not_found
+from segan.runs.listing import epoch_rows, non_default_values, open_run
 from segan.runs.provenance import package_versions
 from segan.runs.run import Run
 from segan.runs.study import STUDY_FILE, Study
@@ -29,12 +30,12 @@ TargetKind = Literal["run", "study", "ensemble"]
 
 @dataclass(frozen=True)
 class ReportTarget:
-    """What a report is of.
+    """The run, study or ensemble that is reported.
 
     Attributes:
-        members: the checkpoint that is looked at, or the three of an ensemble.
-        threshold: of the mean of the members' maps.
-        run: where the checkpoint comes from; None of an ensemble.
+        members: the best checkpoint, or the members of an ensemble.
+        threshold: for the members' mean map.
+        run: of the checkpoint; None for an ensemble.
     """
 
     kind: TargetKind
@@ -47,17 +48,23 @@ class ReportTarget:
 
     @property
     def config(self) -> Config:
-        """Of its first member."""
+        """The configuration of the first member."""
         return self.members[0].config
 
     @property
     def records(self) -> str:
-        """URI of the records that it was validated on."""
+        """URI of the records that the model was validated on."""
         return self.ensemble.records if self.ensemble else self.config.data.records
 
 
 class ModelInfo(FrozenModel):
-    """A checkpoint that is looked at: `epoch` is the one it was saved after, `uri` where it was."""
+    """An evaluated checkpoint.
+
+    Attributes:
+        uri: of the checkpoint in its run, also for a member of an ensemble.
+        epoch: epochs completed when it was saved.
+        sha256: of the segmentor's weights.
+    """
 
     uri: str
     epoch: int
@@ -66,14 +73,14 @@ class ModelInfo(FrozenModel):
 
 
 class Provenance(FrozenModel):
-    """What it takes to do it again.
+    """What is needed to reproduce the model.
 
     Attributes:
-        command: with every key that is not the default.
-        config: those keys, each with its value and the default.
+        command: with every configuration key that differs from the default.
+        config: these keys, each with its `value` and `default`.
         fingerprint: of the records.
-        git_commit, packages, python, hardware, started: as it ran; of an ensemble, whose build
-            keeps no note of them, those of the report's writing.
+        git_commit, packages, python, hardware, started_at: of the run. For an ensemble packages
+            and python are those of the report, because its build does not record them.
     """
 
     command: str
@@ -84,18 +91,19 @@ class Provenance(FrozenModel):
     packages: dict[str, str]
     python: str
     hardware: str | None
-    started: str | None
+    started_at: str | None
 
 
 class Report(FrozenModel):
-    """What report.json says. Fields may be added; those that are here keep name and meaning.
+    """The content of report.json. Fields may be added; existing ones keep name and meaning.
 
     Attributes:
-        written: UTC.
-        frame: width and height in pixels, of all that was scored.
-        trained_on: name of the split, and `splits` how many images each has.
-        epochs: lines of the run's metrics, with the learning rate; none of an ensemble.
-        search: of a study.
+        written_at: UTC.
+        frame: width and height in pixels of the scored images.
+        train_split: name of the training split.
+        splits: number of images in each split.
+        epochs: the run's metrics of each epoch; empty for an ensemble.
+        search: only for a study.
     """
 
     kind: TargetKind
@@ -103,7 +111,7 @@ class Report(FrozenModel):
     written_at: str
     models: tuple[ModelInfo, ...]
     frame: dict[str, int]
-    trained_on: str
+    train_split: str
     splits: dict[str, int]
     result: EvaluationResult
     epochs: tuple[dict[str, Any], ...]
@@ -116,7 +124,7 @@ def find_target(uri: str) -> ReportTarget:
 
     Raises:
         UsageError: it has no validated checkpoint yet.
-        StorageError: there is none.
+        StorageError: there is no run, study or ensemble at the URI.
     """
     uri = storage.normalise(uri)
     storage.check_access(uri)
@@ -126,35 +134,37 @@ def find_target(uri: str) -> ReportTarget:
         return ReportTarget("ensemble", uri, members, ensemble.threshold, ensemble=ensemble)
     if storage.exists(storage.join(uri, STUDY_FILE)):
         study = Study(uri)
-        bests = [
-            (trial.run, best) for trial in study.trials() if (best := trial.run.best_checkpoint())
-        ]
-        if not bests:
-            raise UsageError(f"{uri}: no trial has a validated checkpoint yet; report it later")
-        run, best = max(bests, key=lambda one: one[1].jaccard)
+        runs = [trial.run for trial in study.trials()]
+        validated = [(run, best) for run in runs if (best := run.best_checkpoint())]
+        if not validated:
+            raise UsageError(f"{uri}: no trial has a validated checkpoint yet; try again later")
+        run, best = max(validated, key=lambda candidate: candidate[1].jaccard)
         return ReportTarget("study", uri, (best,), best.threshold, run, study)
-    if not storage.exists(storage.join(uri, "run.json")):
-        raise run_not_found(uri)
-    run = Run(uri)
+    run = open_run(uri)
     if (found := run.best_checkpoint()) is None:
-        raise UsageError(f"{uri}: no validated checkpoint yet; report it later")
+        raise UsageError(f"{uri}: no validated checkpoint yet; try again later")
     return ReportTarget("run", uri, (found,), found.threshold, run)
 
 
 def build_report(
     target: ReportTarget, result: EvaluationResult, splits: Mapping[str, int], records: str
 ) -> Report:
-    """All that there is to say; `splits` are the records' sizes, `records` their URI."""
+    """The report of an evaluation.
+
+    Args:
+        splits: number of images in each split of the records.
+        records: their URI.
+    """
     return Report(
         kind=target.kind,
         uri=target.uri,
         written_at=datetime.now(UTC).isoformat(timespec="seconds"),
         models=tuple(_model_info(target, number) for number in range(len(target.members))),
         frame=dict(zip(("width", "height"), target.members[0].frame_size, strict=True)),
-        trained_on=target.config.data.train,
+        train_split=target.config.data.train,
         splits=dict(splits),
         result=result,
-        epochs=tuple(describe_run(target.run.uri)["epochs"]) if target.run else (),
+        epochs=tuple(epoch_rows(target.run)) if target.run else (),
         search=summarise_search(target.study) if target.study else None,
         provenance=_make_provenance(target, records),
     )
@@ -165,14 +175,14 @@ def _model_info(target: ReportTarget, number: int) -> ModelInfo:
     source = target.ensemble.members[number].uri if target.ensemble else member.uri
     return ModelInfo(
         uri=source,
-        epoch=member.info["epochs"],
+        epoch=member.info.epochs,
         threshold=member.threshold,
-        sha256=member.files["segmentor.safetensors"]["sha256"],
+        sha256=member.files[SEGMENTOR_FILE]["sha256"],
     )
 
 
 def _make_provenance(target: ReportTarget, records: str) -> Provenance:
-    facts: dict[str, Any] = {"git_commit": None, "hardware": None, "started": None}
+    facts: dict[str, Any] = {"git_commit": None, "hardware": None, "started_at": None}
     facts |= {"packages": package_versions(), "python": platform.python_version()}
     if target.run:
         description = target.run.description()
@@ -184,7 +194,7 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         arguments += [f"--records {shlex.quote(records)}", f"--out {shlex.quote(target.uri)}"]
     else:
         config = non_default_values(_requested_config(target))
-        verb = "tune" if target.kind == "study" else "train"
+        verb = target.study.command() if target.study else "train"
         arguments = [f"segan {verb} {shlex.quote(target.uri)}"]
         arguments += [
             shlex.quote(f"{key}={_to_argument(values['value'])}") for key, values in config.items()
@@ -193,22 +203,18 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         command=" \\\n    ".join(arguments),
         config=config,
         records=records,
-        fingerprint=str(target.members[0].info["fingerprint"]),
+        fingerprint=target.members[0].info.fingerprint,
         **facts,
     )
 
 
 def _requested_config(target: ReportTarget) -> dict[str, Any]:
-    """The configuration that the command was given: a study's, not that of its trial."""
-    tree = target.config.model_dump(mode="json")
-    if target.study:
-        for section, branch in target.study.config().items():
-            tree[section] = tree.get(section, {}) | branch
-    return tree
+    """The configuration that the command was given: the study's, not that of its best trial."""
+    return target.study.config() if target.study else target.config.model_dump(mode="json")
 
 
 def _to_argument(value: Any) -> str:
-    """A value as `segan` reads it on the command line: as YAML."""
+    """A configuration value as a command-line argument, which is parsed as YAML."""
     if isinstance(value, str) and yaml.safe_load(value) == value:
         return value
     return json.dumps(value)

@@ -1,27 +1,32 @@
-"""Cases to look at: which images, and their outlines as paths over the photograph."""
+"""Example images for a report, with the outlines of their masks as SVG paths."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from segan.evaluation.probability_cache import ProbabilityCache
-from segan.evaluation.result import EvaluationResult, ImageScores
+from segan.evaluation.result import EvaluationResult
+from segan.evaluation.slices import ImageScores
 from segan.inference.frames import mean_map
 from segan.runs.checkpoint import Checkpoint
+from segan.utils.html import jpeg_data_uri
+from segan.utils.outline import outline_path
 
-CASES_PER_GROUP = 6  # images of a kind
+CASES_PER_GROUP = 6
 _QUALITY = 82
 
 
 class Outline(BaseModel):
-    """An SVG path around a mask in the frame's pixels; `whose` is truth, model or member 1 to 3."""
+    """The outline of a mask.
+
+    Attributes:
+        source: truth, model, or member 1 to 3.
+        path: SVG path in the frame's pixels.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +35,7 @@ class Outline(BaseModel):
 
 
 class Case(BaseModel):
-    """An image with its outlines; `picture` is a data URI."""
+    """An image with the outlines of its masks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +55,7 @@ class CaseGroup(BaseModel):
 def choose_cases(
     images: Sequence[ImageScores], limit: int = CASES_PER_GROUP
 ) -> dict[str, list[int]]:
-    """Positions of the best, the median and the worst images by Jaccard, none in two of them."""
+    """Indices of the best, median and worst images by Jaccard, without repetitions."""
     order = sorted(range(len(images)), key=lambda i: (-images[i].jaccard, images[i].id))
     limit = max(1, min(limit, len(order) // 3))
     start = (len(order) - limit) // 2
@@ -60,7 +65,7 @@ def choose_cases(
         "worst": order[-limit:],
     }
     used: set[int] = set()
-    for kind in ("worst", "best", "median"):  # what matters most comes first where there are few
+    for kind in ("worst", "best", "median"):  # by priority if there are few images
         chosen[kind] = [i for i in chosen[kind] if i not in used]
         used |= {*chosen[kind]}
     return chosen | {"worst": chosen["worst"][::-1]}
@@ -69,7 +74,7 @@ def choose_cases(
 def choose_disagreement_cases(
     images: Sequence[ImageScores], limit: int = CASES_PER_GROUP
 ) -> list[int]:
-    """Positions of the images on which the members of an ensemble disagree most."""
+    """Indices of the images with the largest disagreement of an ensemble's members."""
     order = sorted(range(len(images)), key=lambda i: (-(images[i].disagreement or 0), images[i].id))
     return [i for i in order[:limit] if images[i].disagreement]
 
@@ -77,33 +82,32 @@ def choose_disagreement_cases(
 def build_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[CaseGroup]:
-    """The groups that a report shows, none of them empty."""
+    """The worst, median and best cases, without empty groups."""
     kinds = {
-        "worst": ("The worst", "by Jaccard, the lowest first"),
-        "median": ("In the middle", "around the median: what is usual"),
-        "best": ("The best", "by Jaccard, the highest first"),
+        "worst": ("Worst", "lowest Jaccard first"),
+        "median": ("Median", "typical results"),
+        "best": ("Best", "highest Jaccard first"),
     }
     chosen = choose_cases(result.images)
-    groups = [
+    return [
         CaseGroup(
             title=title,
-            description=about,
+            description=description,
             cases=tuple(_make_case(maps, result, members, i) for i in chosen[kind]),
         )
-        for kind, (title, about) in kinds.items()
+        for kind, (title, description) in kinds.items()
         if chosen[kind]
     ]
-    return groups
 
 
 def build_disagreement_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[Case]:
-    """The images on which the members disagree most, with an outline of each member."""
-    return [
-        _make_disagreement_case(maps, result, members, i)
-        for i in (choose_disagreement_cases(result.images) if len(members) > 1 else [])
-    ]
+    """The images with the largest disagreement, with the outline of each member's mask."""
+    if len(members) < 2:
+        return []
+    chosen = choose_disagreement_cases(result.images)
+    return [_make_disagreement_case(maps, result, members, i) for i in chosen]
 
 
 def _make_case(
@@ -129,37 +133,9 @@ def _outline_case(
 ) -> Case:
     return Case(
         scores=result.images[index],
-        image_data_uri=to_data_uri(maps.samples.image[index]),
+        image_data_uri=jpeg_data_uri(maps.samples.image[index], quality=_QUALITY),
         outlines=tuple(
-            Outline(source=whose, path=outline_path(np.asarray(mask.any(0))))
-            for whose, mask in masks.items()
+            Outline(source=source, path=outline_path(np.asarray(mask.any(0))))
+            for source, mask in masks.items()
         ),
     )
-
-
-def outline_path(mask: np.ndarray) -> str:
-    """The edges between a mask, bool [H, W], and what is outside it, as an SVG path.
-
-    A pixel is a unit square. The frame's edge is no outline: a lesion that it cuts stays open
-    there.
-    """
-    across = [f"M{x} {y}H{end}" for y, x, end in _edge_runs(mask[1:] != mask[:-1])]
-    down = [f"M{x} {y}V{end}" for x, y, end in _edge_runs((mask[:, 1:] != mask[:, :-1]).T)]
-    return "".join(across + down)
-
-
-def _edge_runs(edges: np.ndarray) -> list[tuple[int, int, int]]:
-    """(row + 1, first, last + 1) of each run of true in the rows of bool [N, M]."""
-    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
-    return [
-        (int(row) + 1, int(first), int(end))
-        for (row, first), (_, end) in zip(starts, ends, strict=True)
-    ]
-
-
-def to_data_uri(image: np.ndarray) -> str:
-    """uint8 [H, W, 3] as a JPEG in a data URI, about 8 kB for a frame of 180 x 135."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

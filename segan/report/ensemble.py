@@ -1,4 +1,4 @@
-"""Building an ensemble: chosen members, threshold, card and report."""
+"""Builds an ensemble: selects members and threshold, and writes weights, card and report."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ def build_ensemble(
     overwrite: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Ensemble:
-    """Chooses three of the candidates, finds their threshold on validation, and writes them.
+    """Selects three candidates and their threshold on the validation split, and writes them.
+
+    Writes a report too, unless `evaluation.report` of the best candidate is false.
 
     Args:
         out: URI of the ensemble.
-        candidates: what `find_candidates` gave.
-        records: URI of the records; "" for those that the best candidate was trained on.
-        greedy: takes the greedy choice; the default one stands beside it in `choices`.
-        tell: is given a line for each model that runs over the validation frames, and for the
-            report, which the best candidate's `evaluation.report` wishes or not.
+        candidates: of `find_candidates`.
+        records: URI of the records; default: those that the best candidate was trained on.
+        greedy: selects by greedy forward selection; `choices` then has the three best runs too.
+        log: called with a message before each model runs and after the report.
 
     Raises:
-        UsageError: the place is in use, or the candidates do not fit together or the records.
+        UsageError: `out` is not free, or the candidates were not trained on the same records.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
     out = storage.normalise(out)
@@ -47,8 +48,8 @@ def build_ensemble(
     check_compatible(candidates, manifest, records)
     rule: Rule = "greedy" if greedy else "best"
     with tempfile.TemporaryDirectory() as folder:
-        frames = read_samples(records, manifest, data.validation)
-        maps = ProbabilityCache(frames, Path(folder), log)
+        samples = read_samples(records, manifest, data.validation)
+        maps = ProbabilityCache(samples, Path(folder), log)
         selections = select_members(candidates, maps, greedy)
         members, sweep = selections[rule]
         threshold = sweep.best_threshold()

@@ -1,4 +1,4 @@
-"""A study's search for its report: what was tried, and how ASHA's rungs thinned it out."""
+"""A study's search in its report: the trials, and how many ASHA promoted at each rung."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from segan.evaluation.result import FrozenModel
-from segan.runs.study import Study, Trial
+from segan.evaluation.slices import FrozenModel
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 
 class TrialSummary(FrozenModel):
-    """
+    """A trial.
+
     Attributes:
-        jaccards: epoch and best Jaccard so far, which is what ASHA judges by, of each validation.
-        epochs: done.
-        why: how it ended.
+        jaccard, threshold, epoch: of its best validation.
+        epochs: completed.
+        reason: explains a status other than finished; may be empty.
+        best_jaccards: (epoch, best Jaccard so far) of each validation; ASHA compares these.
     """
 
     name: str
@@ -25,16 +28,18 @@ class TrialSummary(FrozenModel):
     threshold: float | None
     epoch: int
     epochs: int
+    status: TrialStatus
     reason: str
     best_jaccards: tuple[tuple[int, float], ...]
 
 
 class Rung(FrozenModel):
-    """A rung of ASHA: the trials that were judged there, and those that went on from it.
+    """A rung of ASHA.
 
     Attributes:
-        epoch: the first that is judged by it.
-        cutoff: the best Jaccard so far of the poorest that went on; None where none did.
+        epoch: the first epoch whose validation counts for the rung.
+        num_reached, num_promoted: trials that reached the rung, and that continued after it.
+        cutoff: the lowest best-so-far Jaccard that was promoted; None if none was.
     """
 
     epoch: int
@@ -44,11 +49,13 @@ class Rung(FrozenModel):
 
 
 class SearchSummary(FrozenModel):
-    """
+    """The search of a study.
+
     Attributes:
         trials: the best first.
-        rungs: none without early stopping.
-        epochs: trained by all trials together, and `whole` if none had been given up.
+        rungs: empty without early stopping.
+        epochs_trained: by all trials together.
+        epochs_without_stopping: what they would have trained without early stopping.
     """
 
     algorithm: str
@@ -59,40 +66,46 @@ class SearchSummary(FrozenModel):
 
 
 def summarise_search(study: Study) -> SearchSummary:
-    """What became of a study's trials."""
+    """Summarises the trials and rungs of a study."""
     config = study.config()
     search, epochs = config["search"], config["training"]["epochs"]
     trials = {trial.name: trial for trial in study.trials()}
     summaries = tuple(
         TrialSummary(
-            name=row["trial"],
-            best_jaccards=best_so_far(trials[row["trial"]]),
-            **{key: row[key] for key in ("parameters", "jaccard", "threshold", "epoch", "epochs")},
-            reason=row["why"],
+            name=row.trial,
+            parameters=row.parameters,
+            jaccard=row.jaccard,
+            threshold=row.threshold,
+            epoch=row.best_epoch,
+            epochs=row.epochs,
+            status=row.status,
+            reason=row.reason,
+            best_jaccards=best_so_far(trials[row.trial]),
         )
         for row in study.leaderboard_rows()
     )
+    is_ablation = study.command() == "ablate"
     rungs = rung_epochs(search["grace_period"], search["reduction_factor"], epochs)
+    if is_ablation or not search["early_stopping"]:
+        rungs = []
     return SearchSummary(
-        algorithm=search["method"],
+        algorithm="ablation" if is_ablation else search["algorithm"],
         trials=summaries,
-        rungs=tuple(
-            summarise_rung(epoch, summaries) for epoch in rungs if search["early_stopping"]
-        ),
+        rungs=tuple(summarise_rung(epoch, summaries) for epoch in rungs),
         epochs_trained=sum(trial.epochs for trial in summaries),
         epochs_without_stopping=len(summaries) * epochs,
     )
 
 
 def best_so_far(trial: Trial) -> tuple[tuple[int, float], ...]:
-    """Epoch and best Jaccard up to it, of each validation of a trial."""
+    """(epoch, best Jaccard so far) of each validation of a trial."""
     lines = trial.epoch_metrics()
     bests = accumulate((line["jaccard"] for line in lines), max)
     return tuple((line["epoch"], best) for line, best in zip(lines, bests, strict=True))
 
 
 def rung_epochs(grace: int, factor: float, epochs: int) -> list[int]:
-    """The epochs, before the last, at which ASHA judges: grace, grace x factor, x factor^2 ..."""
+    """ASHA's rungs before the last epoch: grace, grace x factor, grace x factor^2, ..."""
     found, at = [], float(min(grace, epochs))
     while math.ceil(at) < epochs:
         found.append(math.ceil(at))
@@ -101,11 +114,15 @@ def rung_epochs(grace: int, factor: float, epochs: int) -> list[int]:
 
 
 def summarise_rung(epoch: int, trials: Sequence[TrialSummary]) -> Rung:
-    """A rung from what its trials did: who went on was validated again."""
+    """A rung; a trial counts as promoted if it was validated again afterwards or finished."""
     reached, promoted = 0, []
     for trial in trials:
         later_scores = [score for at, score in trial.best_jaccards if at >= epoch]
         reached += bool(later_scores)
-        promoted += later_scores[:1] if len(later_scores) > 1 or trial.reason == "finished" else []
+        promoted += (
+            later_scores[:1]
+            if len(later_scores) > 1 or trial.status is TrialStatus.FINISHED
+            else []
+        )
     cutoff = min(promoted, default=None)
     return Rung(epoch=epoch, num_reached=reached, num_promoted=len(promoted), cutoff=cutoff)

@@ -1,4 +1,4 @@
-"""Writes a report: report.html for people, report.json for programs."""
+"""Writes a report: report.html, and its numbers as report.json."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 from segan import storage
 from segan.data.records.format import Manifest, read_manifest, read_samples
-from segan.errors import UsageError
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult, evaluate_members
 from segan.report.build import Report, ReportTarget, build_report, find_target
 from segan.report.cases import build_cases, build_disagreement_cases
 from segan.report.page import render_page
+from segan.runs.identity import require_same
 from segan.runs.run import REPORT_FILES
 
 Log = Callable[[str], None]
 
 
 class CachedEvaluation(NamedTuple):
-    """Maps and findings of a model that has just been looked at."""
+    """An evaluation that was computed before, with its probability maps."""
 
     maps: ProbabilityCache
     result: EvaluationResult
@@ -34,17 +34,17 @@ def write_report(
     log: Log = lambda _: None,
     cached: CachedEvaluation | None = None,
 ) -> Report:
-    """One pass over the validation frames with each model, and what there is to say of it.
+    """Evaluates a model on its validation frames and writes the report.
 
     Args:
         uri: of a run, a study or an ensemble.
-        out: URI of the page, see `page_of`; the numbers lie beside it, in .json.
-        records: URI of the records; "" for those that were trained on.
-        tell: is given a line for each model that runs over the frames.
-        seen: spares the pass.
+        out: URI of the page, see `page_uri`; the numbers are written beside it, with .json.
+        records: URI of the records; default: those that the model was trained on.
+        log: called with a message before each model runs over the frames.
+        cached: an evaluation to use instead of running the models.
 
     Raises:
-        UsageError: there is no validated checkpoint yet, or the records are others.
+        UsageError: there is no validated checkpoint yet, or the records are different ones.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
     target = find_target(uri)
@@ -73,25 +73,25 @@ def write_report(
 
 
 def try_write_report(uri: str, log: Log, cached: CachedEvaluation | None = None) -> None:
-    """A report of what has just ended well, and stays so where the report fails."""
+    """Writes a report; logs an error instead of raising it, so that the run stays successful."""
     try:
         write_report(uri, log=log, cached=cached)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        log(f"no report ({reason}); segan report {uri} writes it")
+        log(f"report not written ({reason}); write it with `segan report {uri}`")
     else:
         log(f"report: {page_uri(uri)}")
 
 
 def page_uri(uri: str, out: str = "") -> str:
-    """Where the page of what is at `uri` lies, or will: report.html in it, or `out`."""
+    """URI of the report's page: `out`, or by default report.html in the folder `uri`."""
     return storage.normalise(out) if out else storage.join(storage.normalise(uri), REPORT_FILES[1])
 
 
 def _check_records(target: ReportTarget, manifest: Manifest, records: str) -> None:
-    trained = target.members[0].info["fingerprint"]
-    if manifest.fingerprint != trained:
-        raise UsageError(
-            f"{records}: data fingerprint {manifest.fingerprint}, but {target.uri} was trained on "
-            f"{trained}; name its own records with --records"
-        )
+    require_same(
+        {"data fingerprint": target.members[0].info.fingerprint},
+        {"data fingerprint": manifest.fingerprint},
+        records,
+        f"pass the records that {target.uri} was trained on with --records",
+    )

@@ -36,9 +36,9 @@ def test_ways_are_set_beside_the_first_by_the_image() -> None:
     # 2 s for 10 images and 1 s for 20: four times the rate.
     ways = (Timing("a", 10, (2.0,)), Timing("b", 20, (1.0,), notes={"rank, MB": 3.0}))
     found = BenchReport("work", "none", ways).to_dict()
-    assert [way["times_first"] for way in found["ways"]] == [1.0, 4.0]
-    assert found["ways"][0]["share_of_floor"] is None
-    assert found["ways"][1]["rank, MB"] == 3.0
+    assert [way["speedup"] for way in found["timings"]] == [1.0, 4.0]
+    assert found["timings"][0]["roofline_fraction"] is None
+    assert found["timings"][1]["rank, MB"] == 3.0
     assert found["machine"]["torch"] == torch.__version__
 
 

@@ -77,7 +77,7 @@ def stopped_epochs(client: JobClient, records: str) -> int:
         submitting.communicate()
     latest = run.latest_checkpoint()
     assert latest is not None
-    return int(latest.info["epochs"])
+    return latest.info.epochs
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def leaked_actors(client: JobClient) -> set[str]:
 def test_a_study(study: Study) -> None:
     rows = study.leaderboard_rows()
     assert len(rows) == 2
-    assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
+    assert all(row.checkpoint and row.status != "unfinished" for row in rows)
 
 
 def test_evaluate_and_predict(client: JobClient, trained_run: Run, archive: str) -> None:
@@ -169,7 +169,7 @@ def test_evaluate_and_predict(client: JobClient, trained_run: Run, archive: str)
     )
     assert code == 0, output
     scores = json.loads(client.get_logs("evaluate")[-1])
-    assert scores["images"] == len(scores["scores"]) == 4
+    assert scores["num_images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
     code, output = client.submit("predict", f"predict {trained_run} {images} {BUCKET}/masks")
     assert code == 0, output

@@ -78,9 +78,9 @@ def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(drawn: Path, tmp_path: Path) -> Path:
+def source(synthetic_archive: Path, tmp_path: Path) -> Path:
     """An archive to damage."""
-    return Path(shutil.copytree(drawn, tmp_path / "source"))
+    return Path(shutil.copytree(synthetic_archive, tmp_path / "source"))
 
 
 @pytest.fixture
@@ -121,11 +121,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "mask with values between": (
         smudge,
-        "{mask}: expected 0 and 255 alone, found 3 pixels between (1, 128, 254)",
+        "{mask}: expected only 0 and 255, found 3 pixels of other values (1, 128, 254)",
     ),
     "mask of 0 and 1": (
         save_mask_as("L", 1),
-        "{mask}: expected 0 and 255 alone, found {area} pixels between (1)",
+        "{mask}: expected only 0 and 255, found {area} pixels of other values (1)",
     ),
     "mask in colour": (
         save_mask_as("RGB"),
@@ -133,13 +133,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "mask that is none": (
         lambda image, mask: mask.write_text("a mask"),
-        "{mask}: expected an image, found 6 bytes that are none",
+        "{mask}: expected an image, found 6 bytes of another format",
     ),
     "image that is none": (
         lambda image, mask: image.write_text("an image"),
-        "{image}: expected an image, found 8 bytes that are none",
+        "{image}: expected an image, found 8 bytes of another format",
     ),
-    "half an image": (truncate, "{image}: not a whole image (image file is truncated"),
+    "half an image": (truncate, "{image}: damaged image (image file is truncated"),
     "empty image": (
         lambda image, mask: image.write_bytes(b""),
         "{image}: expected an image, found an empty file",
@@ -185,7 +185,7 @@ def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -
     truncate(*damaged_files(source))
     with pytest.raises(SeganError, match="1 of 9 pairs rejected") as caught:
         ingest(str(source), out, max_rejects=0.1)
-    assert f"{DAMAGED_ID}.jpg: not a whole image" in str(caught.value)
+    assert f"{DAMAGED_ID}.jpg: damaged image" in str(caught.value)
     assert not storage.exists(f"{out}/{MANIFEST}")
     assert ingest(str(source), out, max_rejects=1 / 9).num_rejects == 1
 
@@ -199,9 +199,9 @@ def test_pairs_without_a_partner_count_as_rejects(source: Path, out: str) -> Non
 # What is written
 
 
-def test_records_are_the_archives_pairs(drawn: Path, out: str) -> None:
-    manifest = ingest(str(drawn), out)
-    archive = open_archive(str(drawn))
+def test_records_are_the_archives_pairs(synthetic_archive: Path, out: str) -> None:
+    manifest = ingest(str(synthetic_archive), out)
+    archive = open_archive(str(synthetic_archive))
     assert (manifest.width, manifest.height, manifest.classes) == (*FRAME_SIZE, 1)
     assert {split: manifest.num_rows(split) for split in manifest.splits} == COUNTS
     for split in COUNTS:
@@ -220,20 +220,23 @@ def test_records_are_the_archives_pairs(drawn: Path, out: str) -> None:
             )
 
 
-def test_the_order_of_results_changes_nothing(drawn: Path, out: str) -> None:
+def test_the_order_of_results_changes_nothing(synthetic_archive: Path, out: str) -> None:
     def backwards(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
         return local_executor(1)(tasks[::-1])
 
-    archive, options = open_archive(str(drawn)), IngestOptions(FRAME_SIZE, rows_per_shard=2)
+    archive, options = (
+        open_archive(str(synthetic_archive)),
+        IngestOptions(FRAME_SIZE, rows_per_shard=2),
+    )
     first = write_records(archive, out, options, local_executor(1))
     assert write_records(archive, f"{out}-2", options, backwards) == first
     assert write_records(archive, f"{out}-3", options, local_executor(3)) == first
     assert len(first.shards("train")) > 1
 
 
-def test_ingesting_again_gives_the_same_bytes(drawn: Path, out: str) -> None:
-    first = ingest(str(drawn), out, rows_per_shard=2)
-    assert ingest(str(drawn), out + "-again", rows_per_shard=2) == first
+def test_ingesting_again_gives_the_same_bytes(synthetic_archive: Path, out: str) -> None:
+    first = ingest(str(synthetic_archive), out, rows_per_shard=2)
+    assert ingest(str(synthetic_archive), out + "-again", rows_per_shard=2) == first
 
 
 def test_another_pixel_is_another_fingerprint(source: Path, out: str) -> None:
@@ -243,10 +246,10 @@ def test_another_pixel_is_another_fingerprint(source: Path, out: str) -> None:
 
 
 @pytest.mark.integration
-def test_a_bucket_holds_the_same_records(drawn: Path, out: str, bucket: str) -> None:
+def test_a_bucket_holds_the_same_records(synthetic_archive: Path, out: str, bucket: str) -> None:
     generate(f"{bucket}/archive")
     there = ingest(f"{bucket}/archive", f"{bucket}/records", rows_per_shard=2)
-    here = ingest(str(drawn), out, rows_per_shard=2)
+    here = ingest(str(synthetic_archive), out, rows_per_shard=2)
     assert there.fingerprint == here.fingerprint
     assert there.splits == here.splits
     assert read_manifest(f"{bucket}/records") == there
@@ -295,19 +298,25 @@ def test_a_shard_holds_a_row_at_least() -> None:
 
 
 def test_records_of_another_archive_or_size_are_not_replaced(
-    drawn: Path, source: Path, out: str
+    synthetic_archive: Path, source: Path, out: str
 ) -> None:
-    before = ingest(str(drawn), out)
-    with pytest.raises(UsageError, match=f"{out}: records of {drawn} are here .* --overwrite"):
+    before = ingest(str(synthetic_archive), out)
+    with pytest.raises(
+        UsageError, match=f"{out}: existing records are of {synthetic_archive}, .* --overwrite"
+    ):
         ingest(str(source), out)
-    with pytest.raises(UsageError, match="20 x 16 pixels are here already, and 40 x 30 are asked"):
-        write_records(open_archive(str(drawn)), out, IngestOptions((40, 30)), local_executor(1))
+    with pytest.raises(UsageError, match="records have 20 x 16 pixels, expected 40 x 30"):
+        write_records(
+            open_archive(str(synthetic_archive)), out, IngestOptions((40, 30)), local_executor(1)
+        )
     assert read_manifest(out) == before
     assert read_ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_clearing_takes_the_records_and_leaves_other_files(drawn: Path, out: str) -> None:
-    ingest(str(drawn), out)
+def test_clearing_takes_the_records_and_leaves_other_files(
+    synthetic_archive: Path, out: str
+) -> None:
+    ingest(str(synthetic_archive), out)
     storage.write_bytes(f"{out}/README.md", b"mine")
     clear_output(out)
     assert [file.name for file in storage.list_files(out)] == ["README.md"]
@@ -321,10 +330,10 @@ def test_an_empty_place_is_clear(out: str) -> None:
     assert not storage.exists(name)
 
 
-def test_clearing_spares_records_further_down(drawn: Path, out: str) -> None:
+def test_clearing_spares_records_further_down(synthetic_archive: Path, out: str) -> None:
     """`--overwrite` at a root of records must not empty those below it."""
-    ingest(str(drawn), out)
-    below = ingest(str(drawn), f"{out}/below")
+    ingest(str(synthetic_archive), out)
+    below = ingest(str(synthetic_archive), f"{out}/below")
     clear_output(out)
     assert read_manifest(f"{out}/below") == below
     assert read_ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
@@ -488,8 +497,8 @@ def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
     _copy_pair(source, "Training", "ISIC_0000004", "Validation", "ISIC_0000900")
     _copy_pair(source, "Validation", "ISIC_0000010", "Test_v2", "ISIC_0000901")
     kept = ingest(str(source), out)
-    twins = storage.read_json(f"{out}/portrait.json")["duplicates"]
-    assert {frozenset((pair["id"], pair["other"])) for pair in twins} == {
+    twins = storage.read_json(f"{out}/profile.json")["duplicates"]
+    assert {frozenset((pair["id"], pair["other_id"])) for pair in twins} == {
         frozenset(("ISIC_0000004", "ISIC_0000900")),
         frozenset(("ISIC_0000010", "ISIC_0000901")),
     }

@@ -1,4 +1,4 @@
-"""The drawn pairs: repeatable, laid out as the archive, varied, with nothing stray in a mask."""
+"""Synthetic pairs: reproducible, named as in ISIC 2017, varied, with exact masks."""
 
 import io
 import re
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert generate(counts) != generate(counts, seed=4)
 
 
-def test_a_pair_does_not_depend_on_what_else_is_drawn() -> None:
+def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
     few, many = generate({"train": 2}), generate({"train": 5, "test": 2})
     assert few.items() <= many.items()
     image, mask = synthetic.generate_pair(3, 4, short_side=48)
@@ -169,7 +169,7 @@ def test_a_threshold_on_darkness_does_not_solve_it(pairs: list[Pair]) -> None:
         ({"train": 1}, -1, 64, "seed and index: expected 0 or more, found (-1, 0)"),
     ],
 )
-def test_bad_use_says_what_to_mend(
+def test_invalid_arguments_are_refused(
     counts: dict[str, int], seed: int, short_side: int, said: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):

@@ -45,7 +45,7 @@ def test_it_lies_among_the_scores(values: list[float]) -> None:
 def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(0, 1, 7)
     whole = mean_interval(values)
-    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 700)
+    monkeypatch.setattr(bootstrap, "INDICES_PER_BATCH", 700)
     assert mean_interval(values) == whole
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from segan.data.records.format import read_manifest, read_samples
 from segan.data.synthetic import generate_archive
 from segan.errors import StoppedError
 from segan.evaluation.bootstrap import paired_interval
-from segan.evaluation.compare import compare_variants, score_maps
+from segan.evaluation.compare import AblationReport, compare_variants, score_maps
 from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Member
 from segan.runs.ablation import prepare_trials
 from segan.runs.study import Study
+from segan.runs.trial import TrialStatus
 from segan.training.launch import train_all_local
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,14 +79,14 @@ def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     told: list[str] = []
     with pytest.raises(StoppedError):
         train_all_local(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
-    assert [trial.result() is not None for trial in trials] == [True, *[False] * 5]
+    assert [trial.result().has_ended for trial in trials] == [True, *[False] * 5]
     train_all_local(config, trials, lambda name, *_: told.append(name), lambda: False)
     assert sorted(told) == sorted([trial.name for trial in trials] * 2)  # none was done twice
     return study
 
 
 @pytest.fixture(scope="module")
-def report(study: Study, records: str) -> dict[str, Any]:
+def report(study: Study, records: str) -> AblationReport:
     return compare_variants(make_config(records), study)
 
 
@@ -102,60 +104,65 @@ def mean_jaccards(study: Study, records: str, variant: str) -> np.ndarray:
 
 
 def test_the_report_is_of_the_best_checkpoints_at_their_thresholds(
-    study: Study, records: str, report: dict[str, Any]
+    study: Study, records: str, report: AblationReport
 ) -> None:
-    paper, rival = report["variants"]
+    paper, rival = report.variants
     mine, theirs = (mean_jaccards(study, records, name) for name in VARIANTS)
-    assert paper["jaccard"]["mean"] == pytest.approx(mine.mean())
-    assert rival["jaccard"]["mean"] == pytest.approx(theirs.mean())
-    assert paper["difference"] is None
-    assert rival["difference"] == pytest.approx(vars(paired_interval(theirs, mine)))
-    assert (paper["runs"], paper["over"], paper["scored"], paper["failed"]) == (3, 3, 3, 0)
-    assert paper["spread"] == pytest.approx(np.std(paper["each"], ddof=1))
+    assert paper.jaccard.mean == pytest.approx(mine.mean())
+    assert rival.jaccard.mean == pytest.approx(theirs.mean())
+    assert paper.difference_to_baseline is None
+    assert vars(rival.difference_to_baseline) == pytest.approx(vars(paired_interval(theirs, mine)))
+    assert (paper.num_runs, paper.num_ended, paper.num_scored, paper.num_failed) == (3, 3, 3, 0)
+    assert paper.std_over_seeds == pytest.approx(np.std(paper.jaccard_per_seed, ddof=1))
 
 
 def test_the_report_says_how_steady_the_trainings_were(
-    study: Study, report: dict[str, Any]
+    study: Study, report: AblationReport
 ) -> None:
-    paper = report["variants"][0]
+    paper = report.variants[0]
     curves = [
         [line["jaccard"] for line in study.get_trial(f"paper-seed{seed}").epoch_metrics()]
         for seed in range(3)
     ]
-    assert paper["last"] == pytest.approx(np.mean([curve[1] for curve in curves]))
-    assert paper["swing"] == pytest.approx(np.mean([abs(a - b) for a, b in curves]))
-    assert paper["over_epochs"] == pytest.approx(np.mean(curves))
-    assert paper["diverged"] == sum(curve[1] < 0.35 for curve in curves)
-    assert [run["trial"] for run in report["runs"]][:2] == ["paper-seed0", "paper-seed1"]
-    assert report["runs"][0]["jaccard"] == curves[0]
-    assert len(report["runs"][0]["critic_loss"]) == 2
+    assert paper.final_jaccard == pytest.approx(np.mean([curve[1] for curve in curves]))
+    assert paper.mean_epoch_change == pytest.approx(np.mean([abs(a - b) for a, b in curves]))
+    assert paper.mean_jaccard_over_epochs == pytest.approx(np.mean(curves))
+    assert paper.num_diverged == sum(curve[1] < 0.35 for curve in curves)
+    assert [run.trial for run in report.runs][:2] == ["paper-seed0", "paper-seed1"]
+    assert report.runs[0].jaccard == curves[0]
+    assert len(report.runs[0].critic_loss) == 2
 
 
-def test_evaluations_are_of_the_baselines_runs(report: dict[str, Any]) -> None:
-    (padded,) = report["evaluations"]
-    assert (padded["variant"], padded["scored"]) == ("padded", 3)
-    assert padded["jaccard"] != report["variants"][0]["jaccard"]
-    assert padded["together"] is not None
+def test_evaluations_are_of_the_baselines_runs(report: AblationReport) -> None:
+    (padded,) = report.evaluations
+    assert (padded.variant, padded.num_scored) == ("padded", 3)
+    assert padded.jaccard != report.variants[0].jaccard
+    assert padded.ensemble_of_three is not None
 
 
 def test_it_is_kept_and_is_the_same_again(
-    study: Study, records: str, report: dict[str, Any]
+    study: Study, records: str, report: AblationReport
 ) -> None:
     kept = json.loads(Path(study.uri, "ablation.json").read_text())
-    assert kept == json.loads(json.dumps(report))
+    assert kept == json.loads(json.dumps(dataclasses.asdict(report)))
     assert compare_variants(make_config(records), study) == report
 
 
 def test_a_study_that_has_only_begun_has_a_report(records: str, tmp_path: Path) -> None:
     config, study = make_config(records), Study(str(tmp_path))
     prepare_trials(config, study, read_manifest(records).fingerprint)
-    paper = compare_variants(config, study)["variants"][0]
-    assert (paper["scored"], paper["over"], paper["jaccard"], paper["last"]) == (0, 0, None, None)
+    paper = compare_variants(config, study).variants[0]
+    assert (paper.num_scored, paper.num_ended, paper.jaccard, paper.final_jaccard) == (
+        0,
+        0,
+        None,
+        None,
+    )
 
 
 def test_what_was_not_finite_diverged(records: str, tmp_path: Path) -> None:
     config, study = make_config(records), Study(str(tmp_path))
     trials = prepare_trials(config, study, read_manifest(records).fingerprint)
-    trials[0].mark_done("diverged: a loss is not finite", 1.0)
-    paper = compare_variants(config, study)["variants"][0]
-    assert (paper["over"], paper["diverged"]) == (1, 1)
+    trials[0].mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")
+    paper = compare_variants(config, study).variants[0]
+    assert (paper.num_ended, paper.num_diverged) == (1, 1)

@@ -34,9 +34,9 @@ def make_pair(folder: Path, truth: np.ndarray) -> Pair:
 
 
 def test_its_own_mask_scores_1_and_the_opposite_0(
-    predictor: Predictor, picture: Image.Image, tmp_path: Path
+    predictor: Predictor, image: Image.Image, tmp_path: Path
 ) -> None:
-    mask = predictor(picture).mask
+    mask = predictor(image).mask
     assert 0 < mask.mean() < 1
     for truth, value in ((mask, 1.0), (~mask, 0.0)):
         scores = score_pair(predictor, make_pair(tmp_path, truth))
@@ -45,15 +45,15 @@ def test_its_own_mask_scores_1_and_the_opposite_0(
         }  # fmt: skip
 
 
-def test_an_empty_truth_by_hand(predictor: Predictor, picture: Image.Image, tmp_path: Path) -> None:
-    found = predictor(picture).mask
+def test_an_empty_truth_by_hand(predictor: Predictor, image: Image.Image, tmp_path: Path) -> None:
+    found = predictor(image).mask
     scores = score_pair(predictor, make_pair(tmp_path, np.zeros_like(found)))
     # What is right is what is not found; nothing of what is found is.
     assert scores["accuracy"] == pytest.approx(1 - found.mean())
     assert (scores["dice"], scores["jaccard"]) == (0.0, 0.0)
 
 
-@pytest.mark.usefixtures("picture")
+@pytest.mark.usefixtures("image")
 def test_a_mask_of_another_size_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match="130 x 77 pixels, found 77 x 130"):
         score_pair(predictor, make_pair(tmp_path, np.zeros((130, 77), bool)))
@@ -64,5 +64,5 @@ def test_the_mean_over_images() -> None:
         {"id": "a", "accuracy": 1.0, "dice": 0.5, "jaccard": 0.2},
         {"id": "b", "accuracy": 0.5, "dice": 0.7, "jaccard": 0.6},
     ]
-    expected = {"images": 2, "accuracy": 0.75, "dice": 0.6, "jaccard": 0.4}
+    expected = {"num_images": 2, "accuracy": 0.75, "dice": 0.6, "jaccard": 0.4}
     assert summarise(rows) == pytest.approx(expected)

@@ -71,7 +71,7 @@ def test_from_a_study_to_scores_side_by_side(
             name: expected[name] for name in ("accuracy", "dice", "jaccard")
         }
         assert member["threshold"] == alone.threshold
-    assert (found["images"], found["threshold"]) == (3, built.threshold)
+    assert (found["num_images"], found["threshold"]) == (3, built.threshold)
 
     assert main(["evaluate", out, archive, "--local"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -133,4 +133,4 @@ def test_where_there_is_no_study_it_says_so(tmp_path: Path) -> None:
 
 def write_study(uri: str, trials: Sequence[str]) -> None:
     entries = [{"name": name, "parameters": {}} for name in trials]
-    storage.write_json(f"{uri}/study.json", {"trials": entries})
+    storage.write_json(f"{uri}/study.json", {"identity": {}, "config": {}, "trials": entries})

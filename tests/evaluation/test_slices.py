@@ -7,30 +7,30 @@ from typing import Any
 import pytest
 
 from segan.evaluation.bootstrap import mean_interval
-from segan.evaluation.slices import slice_images
+from segan.evaluation.slices import ImageScores, slice_images
 
 
-def make_row(jaccard: float, **traits: Any) -> dict[str, Any]:
-    plain = {"lesion": 0.1, "touches_border": False, "tone": 45.0, "hair": 0.0}
-    return {"jaccard": jaccard} | plain | traits
+def make_row(jaccard: float, **values: Any) -> ImageScores:
+    defaults = {"lesion_fraction": 0.1, "touches_border": False, "ita": 45.0, "hair_fraction": 0.0}
+    return ImageScores(id="", accuracy=1, dice=1, jaccard=jaccard, **defaults | values)
 
 
-def slices_by_name(images: list[dict[str, Any]], by: str) -> dict[str, Any]:
+def slices_by_name(images: list[ImageScores], by: str) -> dict[str, Any]:
     slicing = next(one for one in slice_images(images) if one.attribute == by)
     return {one.name: one for one in slicing.slices}
 
 
 def test_every_band_has_its_images() -> None:
     images = [
-        make_row(0.0, lesion=0.0),
-        make_row(0.1, lesion=0.02),
-        make_row(0.2, lesion=0.021),
-        make_row(0.3, lesion=0.4),
-        make_row(0.5, lesion=0.41),
-        make_row(0.6, lesion=1.0),
+        make_row(0.0, lesion_fraction=0.0),
+        make_row(0.1, lesion_fraction=0.02),
+        make_row(0.2, lesion_fraction=0.021),
+        make_row(0.3, lesion_fraction=0.4),
+        make_row(0.5, lesion_fraction=0.41),
+        make_row(0.6, lesion_fraction=1.0),
     ]
     found = slices_by_name(images, "Lesion size")
-    assert {name: (one.images, one.jaccard) for name, one in found.items()} == {
+    assert {name: (one.num_images, one.jaccard) for name, one in found.items()} == {
         "none": (1, 0.0),
         "up to 2 %": (1, 0.1),
         "2 to 5 %": (1, 0.2),
@@ -41,11 +41,11 @@ def test_every_band_has_its_images() -> None:
 
 def test_tone_border_and_hair() -> None:
     images = [
-        make_row(0.2, tone=60.0, touches_border=True, hair=0.01),
-        make_row(0.4, tone=None, hair=0.02),
-        make_row(0.6, tone=-50.0, hair=0.5),
+        make_row(0.2, ita=60.0, touches_border=True, hair_fraction=0.01),
+        make_row(0.4, ita=None, hair_fraction=0.02),
+        make_row(0.6, ita=-50.0, hair_fraction=0.5),
     ]
-    assert [*slices_by_name(images, "Estimated skin tone")] == ["very light", "dark", "not told"]
+    assert [*slices_by_name(images, "Estimated skin tone")] == ["very light", "dark", "unknown"]
     border = slices_by_name(images, "Lesion and border")
     assert {name: one.jaccard for name, one in border.items()} == {
         "lies inside": 0.5,

@@ -15,7 +15,7 @@ from segan import storage
 from segan.config import Config, load_config, parse_config
 from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
-from segan.runs.checkpoint import Checkpoint
+from segan.runs.checkpoint import Checkpoint, CheckpointInfo
 from segan.runs.run import Run
 
 FRAME = (90, 68)  # width, height
@@ -45,14 +45,14 @@ def untrained_predictor(seeds: Sequence[int] = (0,), **sections: dict[str, Any])
 
 def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:
     """Weights seeded by the epoch, as a run keeps them; returns the checkpoint's URI."""
-    info = {
-        "epochs": epoch,
-        "samples": 100 * epoch,
-        "metrics": {"jaccard": jaccard, "threshold": threshold},
-        "fingerprint": "none",
-        "frame": {"width": FRAME[0], "height": FRAME[1]},
-        "config": config.model_dump(mode="json"),
-    }
+    info = CheckpointInfo(
+        epochs=epoch,
+        samples=100 * epoch,
+        metrics={"jaccard": jaccard, "threshold": threshold},
+        fingerprint="none",
+        frame={"width": FRAME[0], "height": FRAME[1]},
+        config=config.model_dump(mode="json"),
+    )
     weights = save(small_segmentor(config, epoch).state_dict())
     return run.save_checkpoint(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri
 

@@ -110,10 +110,10 @@ def test_the_file_says_what_model_json_says(exported: Path) -> None:
     assert about["frame"] == {"width": 108, "height": 81}
     assert [member["k"] for member in about["members"]] == pytest.approx([3.0, 4.0])
     assert [member["sha256"] for member in about["members"]] == [f"sha of {i}" for i in range(2)]
-    assert about["checked"]["greatest_difference"] <= about["checked"]["tolerance"] == 1e-4
+    assert about["verification"]["max_abs_difference"] <= about["verification"]["tolerance"] == 1e-4
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     held = session.get_modelmeta().custom_metadata_map
-    del about["checked"]  # known only once it was written
+    del about["verification"]  # known only once it was written
     assert {key: _from_metadata(text, about[key]) for key, text in held.items()} == about
     (takes,) = session.get_inputs()
     assert (takes.name, takes.type) == ("image", "tensor(float)")
@@ -127,7 +127,7 @@ def _from_metadata(text: str, like: Any) -> Any:
 def test_torchs_own_format_gives_the_very_maps(tmp_path: Path) -> None:
     one = make_predictor({"resize_mode": "pad"})
     about = export(one, str(tmp_path), "torch")
-    assert about["checked"]["greatest_difference"] == 0
+    assert about["verification"]["max_abs_difference"] == 0
     kept = {"model.json": ""}
     torch.export.load(str(tmp_path / "model.pt2"), extra_files=kept)
     assert json.loads(kept["model.json"])["members"][0]["k"] == pytest.approx(3.0)
@@ -153,13 +153,15 @@ def test_nothing_is_left_of_a_file_that_gives_other_maps(
     def other_models(whole: EnsembleModule, size: Any, about: Any, file: Path) -> None:
         shutil.copy(exported / "model.onnx", file)
 
-    monkeypatch.setattr(exporting, "_trace", other_models)
-    with pytest.raises(SeganError, match=r"differ by 0\.\d+ .* nothing was written"):
+    monkeypatch.setattr(exporting, "_export_program", other_models)
+    with pytest.raises(
+        SeganError, match=r"differ from the model's by 0\.\d+ .* nothing was written"
+    ):
         export(make_predictor({"resize_mode": "native"}), f"{tmp_path}/out", "onnx")
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SeganError, match=r"onnxscript is not installed.*segan\[export\]"):
+    with pytest.raises(SeganError, match=r"needs onnxscript; .*pip install -e '\.\[export\]'"):
         exporting._import_optional("onnxscript")

@@ -19,8 +19,8 @@ def random_frames(height: int, width: int, images: int = 2) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def segment(pixels: Tensor, mode: str, classes: int = 1, flips: bool = False) -> Tensor:
-    evaluation = {"frame": mode, "flips": flips}
+def segment(pixels: Tensor, mode: str, classes: int = 1, tta: bool = False) -> Tensor:
+    evaluation = {"resize_mode": mode, "tta": tta}
     config = small_config(evaluation=evaluation, network={"width": 2, "classes": classes})
     return segment_frames(small_segmentor(config), pixels, config)
 
@@ -88,7 +88,7 @@ def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
     total = segment(pixels, mode)
     for axes in ([1], [2], [1, 2]):
         total = total + segment(pixels.flip(axes), mode).flip([axis + 1 for axis in axes])
-    mean = segment(pixels, mode, flips=True)
+    mean = segment(pixels, mode, tta=True)
     torch.testing.assert_close(mean, total / 4)
     assert not torch.allclose(mean, segment(pixels, mode), atol=1e-3)
 
@@ -96,8 +96,8 @@ def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
 @pytest.mark.parametrize("axis", [1, 2])
 def test_with_flips_a_mirrored_frame_has_the_mirrored_map(axis: int) -> None:
     pixels = random_frames(68, 90)
-    mirrored = segment(pixels.flip(axis), "native", flips=True)
-    torch.testing.assert_close(mirrored, segment(pixels, "native", flips=True).flip(axis + 1))
+    mirrored = segment(pixels.flip(axis), "native", tta=True)
+    torch.testing.assert_close(mirrored, segment(pixels, "native", tta=True).flip(axis + 1))
 
 
 def test_a_segmentor_in_training_is_refused() -> None:

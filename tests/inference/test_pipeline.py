@@ -53,7 +53,7 @@ class RandomImageTask:
         return {"id": item, "maps": maps.numpy(), "size": size}
 
     def on_error(self, item: int, error: RejectedError) -> Row:
-        return {"id": item, "reject": str(error)}
+        return {"id": item, "error": str(error)}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 11])
@@ -72,7 +72,7 @@ def test_each_image_has_its_own_maps_in_turn(predictor: Predictor, count: int) -
 def test_rejects_keep_their_places(predictor: Predictor, broken: tuple[int, ...]) -> None:
     rows = list(run_image_task(predictor, range(7), RandomImageTask(broken)))
     assert [row["id"] for row in rows] == list(range(7))
-    assert tuple(row["id"] for row in rows if "reject" in row) == broken
+    assert tuple(row["id"] for row in rows if "error" in row) == broken
 
 
 def test_what_fails_ends_everything(predictor: Predictor) -> None:

@@ -119,7 +119,7 @@ def test_another_models_masks_are_not_mixed_in(
     others = {
         "other": dataclasses.replace(member, sha256="another"),
         "flipped": dataclasses.replace(
-            member, config=untrained_predictor(evaluation={"flips": True}).members[0].config
+            member, config=untrained_predictor(evaluation={"tta": True}).members[0].config
         ),
     }
     members = [others.get(change.get("members", ""), member), *predictor.members[1:]]

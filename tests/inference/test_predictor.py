@@ -59,7 +59,7 @@ def test_the_steepness_comes_with_the_weights(run: Run) -> None:
 def test_flips_are_taken_instead_of_the_runs(run: Run) -> None:
     image = random_image(*FRAME)
     plain, flipped = Predictor.load(run.uri), Predictor.load(run.uri, tta=True)
-    config = small_config(evaluation={"flips": True})
+    config = small_config(evaluation={"tta": True})
     assert flipped.members[0].config == config
     frames = torch.from_numpy(np.array(image))[None]
     expected = segment_frames(flipped.members[0].read(), frames, config)[0, 0].numpy()

@@ -32,14 +32,17 @@ def test_by_hand() -> None:
 def test_an_empty_mask() -> None:
     found = region_stats(make_prediction([[0.1, 0.2], [0.3, 0.4]]))
     assert (found.area, found.num_components, found.confidence) == (0, 0, 0.0)
-    assert found.flags == "empty unsure"
+    assert found.flags == "empty low_confidence"
 
 
 @pytest.mark.parametrize("at", [(0, 2), (4, 2), (2, 0), (2, 4)])
 def test_a_lesion_at_the_border(at: tuple[int, int]) -> None:
     probability = np.zeros((5, 5), np.float32)
     probability[2, 2] = probability[at] = 1
-    assert region_stats(Prediction(probability, probability > 0.5)).flags == "border parts"
+    assert (
+        region_stats(Prediction(probability, probability > 0.5)).flags
+        == "border multiple_components"
+    )
 
 
 def test_pieces_that_touch_at_a_corner_are_one() -> None:

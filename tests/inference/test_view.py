@@ -39,24 +39,24 @@ def segment_image(predictor: Predictor, image: Image.Image, picture: str = "") -
     return ImageSegmentation(predictor, maps, image.size, picture)
 
 
-def test_a_reading_is_a_prediction(three: Predictor, image: Image.Image) -> None:
-    np.testing.assert_array_equal(segment_image(three, image).mask(), three(image).mask)
+def test_a_reading_is_a_prediction(predictor: Predictor, image: Image.Image) -> None:
+    np.testing.assert_array_equal(segment_image(predictor, image).mask(), predictor(image).mask)
 
 
-def test_frames_that_go_together_are_not_mixed_up(three: Predictor, image: Image.Image) -> None:
+def test_frames_that_go_together_are_not_mixed_up(predictor: Predictor, image: Image.Image) -> None:
     images = [image, image.transpose(Image.Transpose.ROTATE_180), image.resize((64, 64))]
-    together = three.predict_proba(torch.stack([three.preprocess(one) for one in images]))
+    together = predictor.predict_proba(torch.stack([predictor.preprocess(one) for one in images]))
     assert together.shape == (3, 3, FRAME[1], FRAME[0])
     for one, maps in zip(images, together, strict=True):
-        alone = three.predict_proba(three.preprocess(one)[None])[0]
+        alone = predictor.predict_proba(predictor.preprocess(one)[None])[0]
         # oneDNN's sums of several frames are others, by 3e-4 with these weights; frames by more.
         torch.testing.assert_close(maps, alone, atol=5e-3, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
-def test_figures_are_those_of_the_masks(three: Predictor, image: Image.Image) -> None:
-    *own, whole = three.predict_members(image)
-    found = segment_image(three, image).to_contour()
+def test_figures_are_those_of_the_masks(predictor: Predictor, image: Image.Image) -> None:
+    *own, whole = predictor.predict_members(image)
+    found = segment_image(predictor, image).to_contour()
     assert (found.width, found.height, found.threshold) == (143, 101, 0.485)
     assert found.area == whole.mask.sum()
     assert found.area_fraction == pytest.approx(whole.mask.sum() / (143 * 101))
@@ -68,19 +68,19 @@ def test_figures_are_those_of_the_masks(three: Predictor, image: Image.Image) ->
     assert found.disagreement == pytest.approx((some & ~every).sum() / some.sum())
 
 
-def test_one_member_has_nobody_to_disagree_with(three: Predictor, image: Image.Image) -> None:
-    one = Predictor(three.members[:1], FRAME, 0.4, "one")
+def test_one_member_has_nobody_to_disagree_with(predictor: Predictor, image: Image.Image) -> None:
+    one = Predictor(predictor.members[:1], FRAME, 0.4, "one")
     assert segment_image(one, image).to_contour().disagreement is None
 
 
-def test_no_lesion_to_anybody_is_no_disagreement(three: Predictor, image: Image.Image) -> None:
-    members = [Member(m.read, m.config, 1, m.name) for m in three.members]  # nothing is above 1
+def test_no_lesion_to_anybody_is_no_disagreement(predictor: Predictor, image: Image.Image) -> None:
+    members = [Member(m.read, m.config, 1, m.name) for m in predictor.members]  # nothing is above 1
     found = segment_image(Predictor(members, FRAME, 1, "none"), image).to_contour()
     assert (found.area, found.disagreement, found.contour.coordinates) == (0, 0, [])
 
 
-def test_areas_at_every_threshold_are_the_masks(three: Predictor, image: Image.Image) -> None:
-    reading = segment_image(three, image)
+def test_areas_at_every_threshold_are_the_masks(predictor: Predictor, image: Image.Image) -> None:
+    reading = segment_image(predictor, image)
     found = reading.to_view(0.4321)
     assert len(found.thresholds) == 200  # the sweep's 199, the model's among them, and this one
     assert found.thresholds == sorted(found.thresholds)
@@ -89,8 +89,10 @@ def test_areas_at_every_threshold_are_the_masks(three: Predictor, image: Image.I
     assert found.areas[found.thresholds.index(0.4321)] == found.area
 
 
-def test_maps_are_within_half_a_step_of_sixteen_bits(three: Predictor, image: Image.Image) -> None:
-    reading = segment_image(three, image)
+def test_maps_are_within_half_a_step_of_sixteen_bits(
+    predictor: Predictor, image: Image.Image
+) -> None:
+    reading = segment_image(predictor, image)
     found = reading.to_view()
     shape = (found.frame.height, found.frame.width)
     assert shape == FRAME[::-1]
@@ -103,8 +105,8 @@ def test_maps_are_within_half_a_step_of_sixteen_bits(three: Predictor, image: Im
         np.testing.assert_allclose(values, map_.numpy(), atol=0.5 / 65535 + 1e-6)
 
 
-def test_a_mask_as_a_file_is_black_and_white(three: Predictor, image: Image.Image) -> None:
-    mask = segment_image(three, image).mask()
+def test_a_mask_as_a_file_is_black_and_white(predictor: Predictor, image: Image.Image) -> None:
+    mask = segment_image(predictor, image).mask()
     stored = Image.open(io.BytesIO(encode_mask(mask)))
     assert (stored.format, stored.mode) == ("PNG", "L")
     np.testing.assert_array_equal(np.asarray(stored), mask * np.uint8(255))

@@ -53,7 +53,7 @@ def test_the_challenges_scorer_gives_what_evaluate_gives(
     rows = run_cli("predict", model.uri, f"{bucket}/archive/{IMAGES}", masks)
     found = run_cli("evaluate", model.uri, f"{bucket}/archive", "--split", "validation")
 
-    assert len(rows) == found["images"] == 150
+    assert len(rows) == found["num_images"] == 150
     assert [row.id for row in read_predictions(masks)] == [row["id"] for row in rows]
     assert len({row["area"] for row in rows}) > 100, "masks of many kinds"
     for row in rows:

@@ -16,9 +16,11 @@ from segan.cli.main import main
 from segan.config import load_config
 from segan.errors import UsageError
 from segan.report.write import try_write_report, write_report
+from segan.runs.ablation import prepare_trials
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import Run
 from segan.runs.study import Study
+from segan.training.launch import train_all_local
 from tests.inference.models import copy_files, tiny_config
 from tests.report.tiny_study import SPLITS, TinyStudy, build_tiny_study
 
@@ -68,8 +70,10 @@ def read_page(uri: str) -> Page:
     return Page(storage.read_bytes(uri).decode())
 
 
-def test_of_a_run(world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = world.runs[0]
+def test_of_a_run(
+    tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_study.runs[0]
     assert main(["report", run, "--json", "--out", f"{tmp_path}/page.html"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == storage.read_json(f"{tmp_path}/page.json")
@@ -77,13 +81,13 @@ def test_of_a_run(world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert best is not None
     # But for rounding, which depends on how many frames are put in at once: by it a pixel or two
     # of these small frames can be on the other side of a threshold.
-    for name, interval in found["findings"]["scores"].items():
-        assert interval["mean"] == pytest.approx(best.info["metrics"][name], abs=1e-3)
+    for name, interval in found["result"]["scores"].items():
+        assert interval["mean"] == pytest.approx(best.info.metrics[name], abs=1e-3)
         assert interval["low"] <= interval["mean"] <= interval["high"]
-    assert found["findings"]["curves"]["jaccard"] == pytest.approx(
-        best.info["metrics"]["jaccard_curve"], abs=1e-3
+    assert found["result"]["threshold_curves"]["jaccard"] == pytest.approx(
+        best.info.metrics["jaccard_curve"], abs=1e-3
     )
-    assert len(found["findings"]["images"]) == SPLITS["validation"]
+    assert len(found["result"]["images"]) == SPLITS["validation"]
     assert found["models"][0]["uri"] == best.uri
     assert [line["epoch"] for line in found["epochs"]] == [1, 2, 3]
     page = read_page(f"{tmp_path}/page.html")
@@ -93,10 +97,10 @@ def test_of_a_run(world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not storage.exists(f"{run}/report.html")
 
 
-def test_its_command_asks_for_the_same_again(world: TinyStudy) -> None:
+def test_its_command_asks_for_the_same_again(tiny_study: TinyStudy) -> None:
     for uri, verb, wanted in (
-        (world.runs[1], "train", Run(world.runs[1]).description()["config"]),
-        (world.study, "tune", study_config(world)),
+        (tiny_study.runs[1], "train", Run(tiny_study.runs[1]).description()["config"]),
+        (tiny_study.study, "tune", study_config(tiny_study)),
     ):
         command = write_report(uri).provenance.command
         program, said, place, *overrides = shlex.split(command.replace("\\\n", ""))
@@ -106,61 +110,81 @@ def test_its_command_asks_for_the_same_again(world: TinyStudy) -> None:
             assert branch.items() <= found[section].items()
 
 
-def study_config(world: TinyStudy) -> dict[str, Any]:
-    return Study(world.study).config() | {"data": {"records": world.records}}
+def test_an_ablation_has_a_report_with_its_own_command(
+    tiny_study: TinyStudy, tmp_path: Path
+) -> None:
+    variants = {"paper": {}, "per-level": {"loss.reduction": "per_level"}}
+    ablation = f"ablation.variants={json.dumps(variants)}"
+    config = tiny_config(tiny_study.records, "ablation.seeds=1", ablation)
+    study = Study(str(tmp_path / "study"))
+    fingerprint = Run(tiny_study.runs[0]).description()["identity"]["fingerprint"]
+    trials = prepare_trials(config, study, fingerprint)
+    train_all_local(config, trials, lambda *_: None, lambda: False)
+    report = write_report(study.uri)
+    assert report.search is not None
+    assert (report.search.algorithm, report.search.rungs) == ("ablation", ())
+    assert {trial.status for trial in report.search.trials} == {"finished"}
+    program, verb, place, *overrides = shlex.split(report.provenance.command.replace("\\\n", ""))
+    assert (program, verb, place) == ("segan", "ablate", study.uri)
+    assert load_config(None, overrides) == config
+    assert "per-level-seed0" in read_page(f"{study.uri}/report.html").text
 
 
-def test_of_a_study_it_is_the_best_trials(world: TinyStudy) -> None:
-    report = write_report(world.study)
-    best = max((Run(uri).best_checkpoint() for uri in world.runs), key=lambda c: c.jaccard)
+def study_config(tiny_study: TinyStudy) -> dict[str, Any]:
+    return Study(tiny_study.study).config() | {"data": {"records": tiny_study.records}}
+
+
+def test_of_a_study_it_is_the_best_trials(tiny_study: TinyStudy) -> None:
+    report = write_report(tiny_study.study)
+    best = max((Run(uri).best_checkpoint() for uri in tiny_study.runs), key=lambda c: c.jaccard)
     assert report.models[0].uri == best.uri
     assert report.search is not None
     assert report.search.trials[0].jaccard == pytest.approx(best.jaccard)
     assert [trial.epochs for trial in report.search.trials] == [3, 3, 3]
     assert [rung.epoch for rung in report.search.rungs] == [1]
-    text = read_page(f"{world.study}/report.html").text
-    for words in ("The search", "Learning rate and clamp on logarithmic scales", "ASHA's rungs"):
+    text = read_page(f"{tiny_study.study}/report.html").text
+    for words in ("Search", "Learning rate and weight clip have logarithmic axes", "ASHA rungs"):
         assert words in text
     assert all(f"trial_00{number}" in text for number in range(3))
 
 
-def test_of_an_ensemble(world: TinyStudy) -> None:
+def test_of_an_ensemble(tiny_study: TinyStudy) -> None:
     # Written when it was built, and again by the command: the same but for the time.
-    first = storage.read_json(f"{world.ensemble}/report.json")
-    ensemble = read_ensemble(world.ensemble)
-    again = write_report(world.ensemble).model_dump(mode="json")
-    assert again | {"written": ""} == first | {"written": ""}
-    found = first["findings"]
+    first = storage.read_json(f"{tiny_study.ensemble}/report.json")
+    ensemble = read_ensemble(tiny_study.ensemble)
+    again = write_report(tiny_study.ensemble).model_dump(mode="json")
+    assert again | {"written_at": ""} == first | {"written_at": ""}
+    found = first["result"]
     assert found["scores"]["jaccard"]["mean"] == pytest.approx(ensemble.scores["jaccard"])
     assert [model["uri"] for model in first["models"]] == [m.uri for m in ensemble.members]
     for member, entry in zip(found["members"], ensemble.members, strict=True):
         jaccard = member["scores"]["jaccard"]["mean"]
-        assert jaccard == pytest.approx(entry.info["metrics"]["jaccard"], abs=1e-3)
+        assert jaccard == pytest.approx(entry.info.metrics["jaccard"], abs=1e-3)
     assert all(0 <= image["disagreement"] <= 1 for image in found["images"])
-    text = read_page(f"{world.ensemble}/report.html").text
-    assert "Where they disagree" in text
+    text = read_page(f"{tiny_study.ensemble}/report.html").text
+    assert "Disagreement of the members" in text
     assert f"--member {ensemble.members[0].uri}" in text
 
 
-def test_the_card_has_slices_with_intervals_and_limits(world: TinyStudy) -> None:
-    card = storage.read_bytes(f"{world.ensemble}/card.md").decode()
-    found = storage.read_json(f"{world.ensemble}/report.json")["findings"]
+def test_the_card_has_slices_with_intervals_and_limits(tiny_study: TinyStudy) -> None:
+    card = storage.read_bytes(f"{tiny_study.ensemble}/card.md").decode()
+    found = storage.read_json(f"{tiny_study.ensemble}/report.json")["result"]
     scores = found["scores"]["jaccard"]
     assert f"{scores['mean']:.4f} ({scores['low']:.3f} to {scores['high']:.3f})" in card
-    for slicing in found["slicings"]:
-        for one in slicing["slices"]:
+    for group in found["slice_groups"]:
+        for one in group["slices"]:
             interval = f"{one['low']:.3f} to {one['high']:.3f}" if one["low"] else "too few"
-            row = f"| {one['name']} | {one['images']} | {one['jaccard']:.3f} | {interval} |"
+            row = f"| {one['name']} | {one['num_images']} | {one['jaccard']:.3f} | {interval} |"
             assert row in card
     for words in ("no medical device", "## Training", "## Data", "## Limits", "flatter"):
         assert words in card
 
 
 def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
-    world: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny_config(world.records)
-    words = [f"data.records={world.records}", "network.width=2", "augment.crop=64"]
+    config = tiny_config(tiny_study.records)
+    words = [f"data.records={tiny_study.records}", "network.width=2", "augment.crop=64"]
     words += ["training.batch_size=4", "training.epochs=1", "cluster.threads_per_worker=1"]
     assert main(["train", f"{tmp_path}/run", "--local", *words]) == 0
     assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().err
@@ -176,31 +200,32 @@ def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
     assert main(["train", f"{tmp_path}/run", "--local", *words]) == 0
     said = capsys.readouterr().err
     assert re.search(
-        rf"no report \(.*report\.html.*\); segan report {tmp_path}/run writes it", said
+        rf"report not written \(.*report\.html.*\); write it with `segan report {tmp_path}/run`",
+        said,
     )
     assert config.evaluation.report
 
 
-def test_what_cannot_be_reported_is_said_in_a_line(world: TinyStudy, tmp_path: Path) -> None:
-    Run(f"{tmp_path}/begun").create_or_resume(tiny_config(world.records), "f")
+def test_what_cannot_be_reported_is_said_in_a_line(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    Run(f"{tmp_path}/begun").create_or_resume(tiny_config(tiny_study.records), "f")
     with pytest.raises(UsageError, match=r"begun: no validated checkpoint yet"):
         write_report(f"{tmp_path}/begun")
     assert main(["report", str(tmp_path / "nothing")]) == 1
     other = f"{tmp_path}/records"
-    copy_files(world.records, other)
+    copy_files(tiny_study.records, other)
     manifest = storage.read_json(f"{other}/manifest.json")
     storage.write_json(f"{other}/manifest.json", manifest | {"fingerprint": "other"})
-    with pytest.raises(UsageError, match=r"data fingerprint other, but .*--records"):
-        write_report(world.runs[0], records=other)
+    with pytest.raises(UsageError, match=r"data fingerprint is 'other', expected .*--records"):
+        write_report(tiny_study.runs[0], records=other)
     told: list[str] = []
     try_write_report(f"{tmp_path}/nothing", told.append)
     assert len(told) == 1
-    assert told[0].startswith("no report (")
+    assert told[0].startswith("report not written (")
 
 
-def test_names_are_escaped(world: TinyStudy, tmp_path: Path) -> None:
+def test_names_are_escaped(tiny_study: TinyStudy, tmp_path: Path) -> None:
     evil = f"{tmp_path}/<b onclick=alert(1)>"
-    copy_files(world.runs[0], evil)
+    copy_files(tiny_study.runs[0], evil)
     write_report(evil)
     assert "b" in read_page(f"{evil}/report.html").tags  # the page's own, with no attribute
     assert "<b onclick" in read_page(f"{evil}/report.html").text

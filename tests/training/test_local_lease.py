@@ -71,8 +71,8 @@ def test_another_start_is_refused_and_the_first_goes_on(
     assert said.startswith(f"segan: {words[1]}: held by process {training.pid} on ")
     assert said.count("\n") == 1
     (summary,) = find_runs(str(Path(words[1]).parent))
-    assert (summary.state, summary.host) == ("open", socket.gethostname())
-    assert describe_run(words[1])["summary"]["host"] == socket.gethostname()
+    assert (summary.state, summary.host) == ("unfinished", socket.gethostname())
+    assert describe_run(Run(words[1]))["summary"]["host"] == socket.gethostname()
     assert training.poll() is None
     training.send_signal(signal.SIGINT)
     assert "stopped after step" in training.communicate()[1].splitlines()[-1]

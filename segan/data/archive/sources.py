@@ -1,4 +1,4 @@
-"""Sources of an archive: what lies in a folder, below an `s3://` prefix, and in zips."""
+"""Lists the files of an archive: in a folder, below an `s3://` prefix, and in zips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segan.errors import StorageError, UsageError
 
 
 class FileEntry(NamedTuple):
-    """A file that was listed: its name there, its URI, the path that layouts go by, its fault."""
+    """A listed file: its name, URI, path for `layouts.classify_path`, and why it is unusable."""
 
     name: str
     uri: str
@@ -26,20 +26,20 @@ class FileEntry(NamedTuple):
 
 @dataclass
 class Listing:
-    """Files, and what is none and can be named alone."""
+    """The files of an archive, and the rejects of no known split."""
 
     entries: list[FileEntry] = field(default_factory=list)
     rejects: list[dict[str, str]] = field(default_factory=list)
 
     def reject(self, name: str, reason: str) -> None:
-        """Lists `name` among the rejects, in no split."""
+        """Adds `name` to the rejects."""
         self.rejects.append(make_reject(name, "", reason))
 
 
 def list_folder(uri: str) -> Listing:
-    """What lies below `uri`, in its zips too; none of it is opened but the zips' directories.
+    """Lists the files below `uri` and in its zips, of which only the directories are read.
 
-    A zip beside a folder of its name was unpacked: the folder is used.
+    A zip next to a folder of the same name is ignored: it was extracted there.
 
     Raises:
         StorageError: it cannot be reached.
@@ -55,8 +55,8 @@ def list_folder(uri: str) -> Listing:
             packed.append((name, inside))
             continue
         too_large = f"{file.size} bytes; expected at most {zips.MAX_BYTES}"
-        fault = too_large if file.size > zips.MAX_BYTES else ""
-        listing.entries.append(FileEntry(name, inside, name, fault))
+        error = too_large if file.size > zips.MAX_BYTES else ""
+        listing.entries.append(FileEntry(name, inside, name, error))
     folders = _parent_folders(entry.name for entry in listing.entries)
     for name, inside in packed:
         if name[: -len(".zip")] in folders:
@@ -69,10 +69,10 @@ def list_folder(uri: str) -> Listing:
 
 
 def list_zip(uri: str) -> Listing:
-    """What lies in a zip.
+    """Lists the members of a zip.
 
     Raises:
-        RejectedError: it is no whole zip.
+        RejectedError: it is damaged or no zip.
         StorageError: it cannot be reached.
     """
     listing = Listing()
@@ -81,30 +81,30 @@ def list_zip(uri: str) -> Listing:
 
 
 def _add_members(listing: Listing, uri: str, prefix: str, folder: str) -> None:
-    """Members as if the zip were a folder: its own folder may or may not be repeated within."""
+    """Adds a zip's members as files of a folder of its name, which they may or may not repeat."""
     seen: set[str] = set()
     for member in zips.list_members(uri):
         name = prefix + member.name
         if not _safe_join(uri, member.name, listing, name) or layouts.is_hidden(member.name):
             continue
         if zips.is_zip(member.name):
-            listing.reject(name, "a zip in a zip; unpack the outer one")
+            listing.reject(name, "a zip within a zip; extract the outer one")
             continue
-        fault = zips.find_error(member)
+        error = zips.find_error(member)
         if member.name in seen:
-            fault = "a second member of this name; the first is used"
+            error = "duplicate member name; the first one is used"
         seen.add(member.name)
         inside = uri + zips.MEMBER_SEPARATOR + member.name
-        listing.entries.append(FileEntry(name, inside, f"{folder}/{member.name}", fault))
+        listing.entries.append(FileEntry(name, inside, f"{folder}/{member.name}", error))
 
 
 def _safe_join(uri: str, name: str, listing: Listing, display_name: str = "") -> str:
-    """The URI of a name below `uri`; a name that is none inside it becomes a reject."""
+    """The URI of `name` below `uri`; "" for a name that leads outside, which is rejected."""
     try:
         name.encode()
         return storage.join(uri, name)
     except (UsageError, UnicodeEncodeError):
-        listing.reject(display_name or name, "expected a plain name inside the archive")
+        listing.reject(display_name or name, "expected a relative name inside the archive")
         return ""
 
 
@@ -119,7 +119,7 @@ def _parent_folders(names: Iterable[str]) -> set[str]:
 
 
 def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.FileInfo]:
-    """The files below a local folder; links are followed only where they stay inside it."""
+    """The files below a local folder; follows only links that stay inside it."""
     real, pending = os.path.realpath(root), [("", False)]
     while pending:
         folder, linked = pending.pop()
@@ -141,7 +141,7 @@ def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.Fil
                 continue
             try:
                 found = entry.stat()
-            except OSError as error:  # gone since, or not for us
+            except OSError as error:  # deleted in the meantime, or no permission
                 reject(name, f"cannot be read ({error.strerror})")
                 continue
             if stat.S_ISDIR(found.st_mode):
@@ -149,19 +149,19 @@ def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.Fil
             elif stat.S_ISREG(found.st_mode):
                 yield storage.FileInfo(name, found.st_size)
             else:
-                reject(name, "neither a file nor a folder")
+                reject(name, "neither file nor folder")
 
 
 def _find_link_error(root: str, link: os.DirEntry[str], inside_link: bool) -> str:
     try:
         target = os.path.realpath(link.path, strict=True)
     except OSError as error:
-        return f"a link that leads nowhere ({error.strerror})"
+        return f"broken link ({error.strerror})"
     if os.path.commonpath([root, target]) != root:
-        return "a link that leads out of the archive; put the files in its place"
-    if link.is_dir() and inside_link:  # or links could multiply what there is without end
-        return "a link to a folder, below another such link"
+        return "link to outside the archive; replace it by the files"
+    if link.is_dir() and inside_link:  # else links could multiply the files without end
+        return "link to a folder below another such link"
     here = os.path.realpath(os.path.dirname(link.path))
     if link.is_dir() and os.path.commonpath([here, target]) == target:
-        return "a link to a folder that it lies in"
+        return "link to a folder that contains it"
     return ""

@@ -1,8 +1,7 @@
-"""The data's portrait: what is in a data set, for a person (HTML) and for programs (JSON).
+"""Profile of a data set: profile.json for programs and profile.html for reading.
 
-Both come from the traits that ingest measured, never from the pixels; the few pictures on the page
-are drawn beforehand (`segan.data.profile.thumbnails`). The page is one file that needs nothing
-else: no script, no font, no network.
+Both are computed from the table of `segan.data.profile.image_stats`, not from the pixels; the
+page's thumbnails are made by `segan.data.profile.thumbnails`.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from segan.data.profile.duplicates import DuplicatePair
 from segan.data.profile.image_stats import TONE_CATEGORIES, tone_category
 from segan.data.profile.thumbnails import SampleKey
 from segan.data.records.format import Manifest
-from segan.utils.html import format_degrees, render
+from segan.utils.html import charts, render
 
-EXAMPLES_PER_SPLIT = 6  # examples of a split
+EXAMPLES_PER_SPLIT = 6
 EXAMPLES_PER_EXTREME = 6
-MAX_SHOWN_DUPLICATES = 24  # near-duplicates that are shown with their pictures
-MAX_SHOWN_REJECTS = 200  # rejects on the page
-MAX_SHOWN_SIZES = 8  # original sizes on the page
-_PALETTE_SIZE = 24  # parts of a split's colours
+MAX_SHOWN_DUPLICATES = 24  # on the page; so are the next two
+MAX_SHOWN_REJECTS = 200
+MAX_SHOWN_SIZES = 8
+_PALETTE_SIZE = 24
 _LESION_BINS = np.linspace(0, 1, 21)
 _ITA_BINS = np.arange(-90, 91, 5.0)
 
@@ -39,8 +38,6 @@ class _FrozenModel(BaseModel):
 
 
 class Quantiles(_FrozenModel):
-    """Five quantiles: least, a quarter, half, three quarters, most."""
-
     minimum: float
     lower_quartile: float
     median: float
@@ -52,16 +49,17 @@ class SplitProfile(_FrozenModel):
     """One split.
 
     Attributes:
-        lesion: share of the frame that the lesion covers, 0 to 1.
-        lesion_histogram: images in each of the 20 twentieths from 0 to 1.
-        without_lesion, touches_border: images whose mask is empty, or reaches the frame's edge.
-        skin_colour, lesion_colour: mean over the images' mean colours, "#rrggbb".
+        lesion_fraction: of the frame, 0 to 1.
+        lesion_histogram: images in each of 20 bins of the lesion fraction from 0 to 1.
+        num_without_lesion, num_touching_border: images whose mask is empty, or reaches the frame's
+            edge.
+        skin_colour, lesion_colour: mean of the images' mean colours, "#rrggbb".
         skin_palette, lesion_palette: the images' mean colours from dark to light, averaged in up
-            to 24 equal parts.
-        tone: individual typology angle in degrees, of the images that have one.
-        tone_histogram: images in each of the 36 steps of 5 degrees from -90 to 90.
-        tones: images in each category of the angle.
-        tone_unknown: images whose angle could not be told.
+            to 24 equal groups.
+        ita: individual typology angle in degrees, over the images that have one.
+        ita_histogram: images in each of 36 bins of 5 degrees from -90 to 90.
+        tone_counts: images in each category of the angle.
+        num_without_ita: images whose angle is unknown.
     """
 
     num_images: int
@@ -80,7 +78,7 @@ class SplitProfile(_FrozenModel):
 
 
 class OriginalSize(_FrozenModel):
-    """Originals of one size, pixels."""
+    """The number of original images of one size in pixels."""
 
     width: int
     height: int
@@ -88,7 +86,7 @@ class OriginalSize(_FrozenModel):
 
 
 class DuplicateEntry(_FrozenModel):
-    """Two images of different splits that show the same picture; distance in bits of 255."""
+    """A `segan.data.profile.duplicates.DuplicatePair`."""
 
     id: str
     split: str
@@ -98,22 +96,20 @@ class DuplicateEntry(_FrozenModel):
 
 
 class ExampleGroup(_FrozenModel):
-    """Examples under one title, by (split, id)."""
-
     title: str
     keys: tuple[SampleKey, ...]
 
 
 class DataProfile(_FrozenModel):
-    """What portrait.json says. Fields may be added; those that are here keep name and meaning.
+    """The content of profile.json. Fields may be added; existing ones keep name and meaning.
 
     Attributes:
         source, fingerprint: of the records' manifest.
         frame: width and height in pixels.
-        sizes: of the originals, the most frequent first.
-        duplicates: the nearest first, at most as many as
-            `segan.data.profile.duplicates.find_duplicates` lists.
+        sizes: of the original images, the most frequent first.
+        duplicates: the nearest first.
         rejects: name, split and reason of every pair of the archive that is not in the records.
+        examples: (split, id) of the images shown on the page.
     """
 
     source: str
@@ -131,11 +127,11 @@ class DataProfile(_FrozenModel):
 
 
 def choose_examples(stats: pa.Table, seed: int = 0) -> dict[str, list[SampleKey]]:
-    """What to show, as titles with (split, id): some of each split at random, and the extremes.
+    """Images to show, (split, id) by title: a random sample of each split, and the extremes.
 
     Args:
-        traits: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
-        seed: which random ones; another image in the data does not change how two others rank.
+        stats: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
+        seed: of the samples. Adding an image does not change the order of the others.
     """
     keys = list(zip(stats["split"].to_pylist(), stats["id"].to_pylist(), strict=True))
     groups = {}
@@ -143,21 +139,21 @@ def choose_examples(stats: pa.Table, seed: int = 0) -> dict[str, list[SampleKey]
         shuffled = sorted(
             (key for key in keys if key[0] == split), key=lambda key: _random_key(seed, key)
         )
-        groups[f"{split}, drawn at random"] = sorted(shuffled[:EXAMPLES_PER_SPLIT])
-    # An empty mask is no small lesion, and NaN no tone.
-    lesions = _sort_keys(keys, stats["lesion"], lambda share: share > 0)
-    tones = _sort_keys(keys, stats["tone"], lambda angle: not math.isnan(angle))
-    groups["The smallest lesions"] = lesions[:EXAMPLES_PER_EXTREME]
-    groups["The largest lesions"] = lesions[::-1][:EXAMPLES_PER_EXTREME]
-    groups["The darkest skin, as estimated"] = tones[:EXAMPLES_PER_EXTREME]
-    groups["The lightest skin, as estimated"] = tones[::-1][:EXAMPLES_PER_EXTREME]
+        groups[f"Random sample of {split}"] = sorted(shuffled[:EXAMPLES_PER_SPLIT])
+    # Leaves out empty masks and unknown angles.
+    lesions = _sort_keys(keys, stats["lesion_fraction"], lambda fraction: fraction > 0)
+    tones = _sort_keys(keys, stats["ita"], lambda angle: not math.isnan(angle))
+    groups["Smallest lesions"] = lesions[:EXAMPLES_PER_EXTREME]
+    groups["Largest lesions"] = lesions[::-1][:EXAMPLES_PER_EXTREME]
+    groups["Darkest skin (estimated)"] = tones[:EXAMPLES_PER_EXTREME]
+    groups["Lightest skin (estimated)"] = tones[::-1][:EXAMPLES_PER_EXTREME]
     return {title: chosen for title, chosen in groups.items() if chosen}
 
 
 def keys_to_show(
     examples: Mapping[str, Sequence[SampleKey]], duplicates: Sequence[DuplicatePair]
 ) -> list[SampleKey]:
-    """Every image that the page shows, once."""
+    """Every image that the page shows, without repetitions."""
     shown = [key for chosen in examples.values() for key in chosen]
     for pair in duplicates[:MAX_SHOWN_DUPLICATES]:
         shown += [(pair.split, pair.id), (pair.other_split, pair.other_id)]
@@ -172,14 +168,14 @@ def render_profile(
     examples: Mapping[str, Sequence[SampleKey]],
     thumbnails: Mapping[SampleKey, str],
 ) -> tuple[dict[str, Any], str]:
-    """The portrait as the content of portrait.json and as an HTML page.
+    """The content of profile.json, and profile.html.
 
     Args:
-        traits: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
-        duplicates: of `segan.data.profile.duplicates.find_duplicates`.
+        stats: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
+        duplicates: of `find_duplicates`.
         rejects: rows of name, split, reason.
         examples: of `choose_examples`.
-        pictures: data URIs of the images in `pictured`; one that lacks is left out of the page.
+        thumbnails: data URIs of the images in `keys_to_show`; a missing image is not shown.
     """
     profile = build_profile(manifest, stats, duplicates, rejects, examples)
     return profile.model_dump(mode="json"), _render_html(profile, thumbnails)
@@ -192,11 +188,13 @@ def build_profile(
     rejects: Sequence[Mapping[str, str]],
     examples: Mapping[str, Sequence[SampleKey]],
 ) -> DataProfile:
-    """The figures alone; arguments as for `draw`."""
+    """The content of profile.json; arguments as for `render_profile`."""
     stats_by_split = {
         split: stats.filter(pc.equal(stats["split"], split)) for split in manifest.splits
     }
-    sizes = Counter(zip(stats["width"].to_pylist(), stats["height"].to_pylist(), strict=True))
+    sizes = Counter(
+        zip(stats["original_width"].to_pylist(), stats["original_height"].to_pylist(), strict=True)
+    )
     return DataProfile(
         source=manifest.source,
         fingerprint=manifest.fingerprint,
@@ -215,10 +213,10 @@ def build_profile(
 
 
 def _profile_split(stats: pa.Table) -> SplitProfile:
-    lesion = stats["lesion"].to_numpy()
-    tone = stats["tone"].to_numpy()
-    tone = tone[~np.isnan(tone)]
-    tone_counts = Counter(tone_category(angle) for angle in tone.tolist())
+    lesion = stats["lesion_fraction"].to_numpy()
+    ita = stats["ita"].to_numpy()
+    ita = ita[~np.isnan(ita)]
+    tone_counts = Counter(tone_category(angle) for angle in ita.tolist())
     skin_colours, lesion_colours = _colours(stats["skin_colour"]), _colours(stats["lesion_colour"])
     return SplitProfile(
         num_images=len(stats),
@@ -230,17 +228,17 @@ def _profile_split(stats: pa.Table) -> SplitProfile:
         lesion_colour=_mean_hex(lesion_colours),
         skin_palette=_palette(skin_colours),
         lesion_palette=_palette(lesion_colours),
-        ita=_quantiles(tone),
-        ita_histogram=tuple(np.histogram(tone, _ITA_BINS)[0].tolist()),
+        ita=_quantiles(ita),
+        ita_histogram=tuple(np.histogram(ita, _ITA_BINS)[0].tolist()),
         tone_counts={name: tone_counts[name] for name, _ in TONE_CATEGORIES},
-        num_without_ita=len(stats) - len(tone),
+        num_without_ita=len(stats) - len(ita),
     )
 
 
 def _sort_keys(
     keys: Sequence[SampleKey], values: pa.ChunkedArray, is_valid: Callable[[float], bool]
 ) -> list[SampleKey]:
-    """The keys whose value counts, from the lowest value to the highest."""
+    """The keys whose value is valid, by ascending value."""
     pairs = zip(values.to_pylist(), keys, strict=True)
     return [key for _, key in sorted(pair for pair in pairs if is_valid(pair[0]))]
 
@@ -257,12 +255,11 @@ def _quantiles(values: np.ndarray) -> Quantiles | None:
 
 
 def _colours(column: pa.ChunkedArray) -> np.ndarray:
-    """The colours that there are, float64 [N, 3]."""
+    """The colours that are not null, float64 [N, 3]."""
     return np.array(column.drop_null().to_pylist(), np.float64).reshape(-1, 3)
 
 
 def _mean_hex(colours: np.ndarray) -> str | None:
-    """The mean of some colours."""
     if not len(colours):
         return None
     return "#" + "".join(f"{round(channel):02x}" for channel in colours.mean(0).tolist())
@@ -275,29 +272,52 @@ def _palette(colours: np.ndarray) -> tuple[str, ...]:
 
 
 def _render_html(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) -> str:
-    splits = profile.splits.values()
-    proportions = [size.width / size.height for size in profile.sizes]
     return render(
-        "data/profile/report.html.j2",
-        portrait=profile,
+        "segan/data/profile/report.html.j2",
+        profile=profile,
         name=profile.source.rstrip("/").rpartition("/")[2],
-        pictures=thumbnails,
-        pictured=MAX_SHOWN_DUPLICATES,
-        listed=MAX_SHOWN_REJECTS,
-        sizes_listed=MAX_SHOWN_SIZES,
-        tones=TONE_CATEGORIES,
-        tone_ticks=[
-            ((angle + 90) / 180, format_degrees(angle)) for angle in (-90, -30, 10, 28, 41, 55, 90)
-        ],
-        tops={
-            "lesion": _axis_maximum([(of.lesion_histogram, of.num_images) for of in splits]),
-            "tone": _axis_maximum([(of.ita_histogram, of.num_images) for of in splits]),
-        },
-        proportions=(min(proportions), max(proportions)) if proportions else (),
+        thumbnails=thumbnails,
+        max_duplicates=MAX_SHOWN_DUPLICATES,
+        max_rejects=MAX_SHOWN_REJECTS,
+        max_sizes=MAX_SHOWN_SIZES,
+        tone_categories=TONE_CATEGORIES,
+        lesion_charts=_histograms(
+            {name: split for name, split in profile.splits.items() if split.lesion_fraction},
+            "lesion_histogram",
+            "fraction of the frame",
+            (0, 1),
+            format_x=charts.format_percent,
+        ),
+        ita_charts=_histograms(
+            {name: split for name, split in profile.splits.items() if split.ita},
+            "ita_histogram",
+            "typology angle, degrees",
+            (-90, 90),
+            marks=[(lower, f"{lower:g}") for _, lower in TONE_CATEGORIES[:-1]],
+        ),
+        aspect_ratios=[size.width / size.height for size in profile.sizes],
     )
 
 
-def _axis_maximum(histograms: Sequence[tuple[Sequence[int], int]]) -> float:
-    """The share, in steps of a tenth, that the highest of all bars fits under."""
-    highest = max((max(counts) / images for counts, images in histograms if images), default=0)
-    return max(1, math.ceil(10 * highest)) / 10
+def _histograms(
+    splits: Mapping[str, SplitProfile],
+    field: str,
+    x_label: str,
+    x_range: tuple[float, float],
+    **options: Any,
+) -> dict[str, charts.Chart]:
+    """A chart for each split, all with the same axes."""
+    counts = {name: getattr(split, field) for name, split in splits.items()}
+    highest = max((max(counts[name]) / splits[name].num_images for name in splits), default=1.0)
+    return {
+        name: charts.histogram_chart(
+            f"{name}: histogram of the {x_label}",
+            x_label,
+            counts[name],
+            x_range,
+            split.num_images,
+            highest,
+            **options,
+        )
+        for name, split in splits.items()
+    }

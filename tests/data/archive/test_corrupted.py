@@ -40,8 +40,8 @@ def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(drawn: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "source"))
+def source(synthetic_archive: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_archive, tmp_path / "source"))
 
 
 def ingest(source: Path, out: str) -> tuple[int, list[dict[str, str]]]:

@@ -116,5 +116,5 @@ def test_what_cannot_be_divided_says_why(
 
 def test_an_id_in_both_splits_cannot_be_pooled() -> None:
     pairs = [Pair("a", "train", "/1.jpg"), Pair("a", "validation", "/2.jpg")]
-    with pytest.raises(SeganError, match="/a: a is in two splits"):
+    with pytest.raises(SeganError, match="/a: id a is in two splits"):
         k_fold_split(Archive("/a", pairs), 2, 0, 0)

@@ -68,7 +68,7 @@ def test_files_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None
         ("http://h/a.jpg,a.png,train,a", "train", "image: expected a name below the table's"),
         ("x\\a.jpg,a.png,train,a", "train", "image: expected a name below the table's folder"),
         ("s3://,a.png,train,a", "train", "image: expected a name below the table's folder"),
-        ("b.jpg,b.png,train,good", "train", "id: expected one of its own, found 'good' of line 2"),
+        ("b.jpg,b.png,train,good", "train", "id: expected a unique id, found 'good' as on line 2"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_a_reject(
@@ -95,7 +95,7 @@ def test_keys_in_a_uri_are_not_repeated(tmp_path: Path) -> None:
         ("image;mask", "found no image and no mask, but image;mask"),
         ("", "found no image and no mask, but nothing"),
         ("image,mask,image", "found image twice"),
-        ("image,mask,groups", "found 'groups': rename it to group or to another"),
+        ("image,mask,groups", "found 'groups': rename it to group or to something else"),
     ],
 )
 def test_a_wrong_header_is_an_error(tmp_path: Path, header: str, found: str) -> None:
@@ -106,7 +106,7 @@ def test_a_wrong_header_is_an_error(tmp_path: Path, header: str, found: str) -> 
 
 def test_what_is_no_table_says_so(tmp_path: Path) -> None:
     assert error_message(tmp_path, "image,mask").endswith(
-        "expected a row for each below the header"
+        "expected a row per pair below the header"
     )
     assert "line 3: expected CSV (" in error_message(tmp_path, "image,mask", ROW, '"a.jpg,b.png')
     (tmp_path / "list.csv").write_bytes(b"image,mask\n\xff,b")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segan import storage
@@ -100,41 +100,42 @@ class RecordingFile(storage.RandomAccessFile):
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """What is read of zips from here on, their directories apart once these are known."""
-    monkeypatch.setattr(RecordingFile, "asked", [], raising=False)
-    monkeypatch.setattr(storage, "OpenFile", RecordingFile)
+    monkeypatch.setattr(RecordingFile, "reads", [], raising=False)
+    monkeypatch.setattr(storage, "RandomAccessFile", RecordingFile)
     return RecordingFile.reads
 
 
 def test_members_in_a_row_are_read_together(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers have 30 bytes and a name of one: 131 bytes each, from 0, 131, 262, ..., 655."""
-    monkeypatch.setattr(zips, "GAP", 131)
+    monkeypatch.setattr(zips, "MAX_GAP", 131)
     files = {name: name.encode() * 100 for name in "abcdef"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
+    reads.clear()
     wanted = ["a", "c", "f"]  # one is left out between the first two, two are before the last
     with zips.ZipReader([f"{uri}!/{name}" for name in wanted] + ["/else.jpg"]) as members:
         for name in [*wanted, "a", "b"]:  # in another order too, and what was not announced
             assert members.read(uri, name) == files[name]
-    assert asked == [(0, 393), (655, 131), (131, 131)]
+    assert reads == [(0, 393), (655, 131), (131, 131)]
 
 
 def test_a_piece_has_a_largest_size(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zips, "PIECE", 300)
+    monkeypatch.setattr(zips, "MAX_RANGE", 300)
     files = {name: name.encode() * 100 for name in "abcde"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
+    reads.clear()
     with zips.ZipReader(f"{uri}!/{name}" for name in files) as members:
         assert [members.read(uri, name) for name in files] == [*files.values()]
-    assert asked == [(0, 262), (262, 262), (524, 131)]
+    assert reads == [(0, 262), (262, 262), (524, 131)]
 
 
 @settings(max_examples=40)
+@example(files=dict.fromkeys("dea", b""), announced=[*"dade"], gap=33, piece=99)
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.binary(max_size=300), min_size=1),
     st.lists(st.sampled_from("abcdefgh"), max_size=12),
@@ -150,8 +151,8 @@ def test_whatever_is_announced_members_are_the_same(
 ) -> None:
     uri = save(tmp_path_factory.mktemp("zip"), make_zip(*files.items()))
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(zips, "GAP", gap)
-        patch.setattr(zips, "PIECE", piece)
+        patch.setattr(zips, "MAX_GAP", gap)
+        patch.setattr(zips, "MAX_RANGE", piece)
         with zips.ZipReader(f"{uri}!/{name}" for name in announced) as members:
             read = threads.map(lambda name: members.read(uri, name), files)
             assert dict(zip(files, read, strict=True)) == files
@@ -225,10 +226,10 @@ def test_a_members_uri_has_two_parts(uri: str, parts: tuple[str, str] | None) ->
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "encrypted": (lambda c: patch_field(c, FLAGS, 1, "<H"), "encrypted; expected a member that"),
+    "encrypted": (lambda c: patch_field(c, FLAGS, 1, "<H"), "encrypted; expected a member without"),
     "packed otherwise": (
         lambda c: patch_field(c, METHOD, 9, "<H"),
-        "packed by method 9; expected a",
+        "compression method 9; expected stored",
     ),
     "too large": (
         lambda c: patch_field(c, SIZE, 2**28 + 1, "<L"),
@@ -252,14 +253,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "longer than its place": (
         lambda c: patch_field(c, PACKED, 10_000, "<L"),
-        "overlaps what follows it in the zip",
+        "overlaps the next member of the zip",
     ),
     "another CRC": (
         lambda c: patch_field(c, CRC, 7, "<L"),
-        "damaged in the zip (its CRC is another)",
+        "damaged in the zip (CRC mismatch)",
     ),
     "damaged": (lambda c: c[:40] + b"\xff" * 20 + c[60:], "damaged in the zip (Error -3"),
-    "no header": (lambda c: b"XX" + c[2:], "not where the zip's directory says"),
+    "no header": (lambda c: b"XX" + c[2:], "not at its offset in the zip's directory"),
 }
 
 
@@ -271,7 +272,7 @@ def test_a_bad_member_is_refused_by_name(tmp_path: Path, damage: Damage, reason:
 
 def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
     uri = save(tmp_path, make_zip(("x.jpg", b"")))
-    assert error_message(uri, "y.jpg") == "a.zip!/y.jpg: there is no such member in the zip"
+    assert error_message(uri, "y.jpg") == "a.zip!/y.jpg: no such member in the zip"
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(content, "w") as out:
         out.writestr(link, "/etc/passwd")
     assert error_message(save(tmp_path, content.getvalue()), "x.jpg").endswith(
-        "a link; expected a file"
+        "symbolic link; expected a file"
     )
 
 
@@ -288,7 +289,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     content = bytearray(make_zip(("x.jpg", CONTENT), ("y.jpg", CONTENT)))
     struct.pack_into("<L", content, content.rindex(b"PK\1\2") + START, 2)
     uri = save(tmp_path, bytes(content))
-    assert "overlaps what follows it" in error_message(uri, "x.jpg")
+    assert "overlaps the next member" in error_message(uri, "x.jpg")
 
 
 def test_a_bomb_is_not_set_off(tmp_path: Path) -> None:
@@ -317,8 +318,10 @@ def test_what_is_no_whole_zip_says_so(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(RejectedError) as caught:
         zips.list_members(uri)
     said = str(caught.value)
-    assert said.startswith(f"{uri}: expected a whole zip, found {len(content)} bytes that are")
-    assert said.endswith("fetch it again")
+    assert said.startswith(
+        f"{uri}: expected a complete zip, found {len(content)} bytes that are not"
+    )
+    assert said.endswith("download it again")
 
 
 @settings(max_examples=300)
@@ -345,7 +348,7 @@ def test_a_damaged_zip_gives_what_was_packed_or_is_refused(
 
 def test_a_zip_without_its_start_gives_the_members_that_are_left(tmp_path: Path) -> None:
     uri = save(tmp_path, TWO_MEMBERS[50:])
-    assert "x.jpg: not where the zip's directory says" in error_message(uri, "x.jpg")
+    assert "x.jpg: not at its offset in the zip's directory" in error_message(uri, "x.jpg")
     assert zips.read_member(uri, "y.jpg") == CONTENT
 
 

@@ -94,14 +94,14 @@ def test_a_row_by_hand() -> None:
     image[12:24, 16:24] = (100, 50, 20)
     image[12:24, 24:32] = (60, 30, 0)
     row = compute_row(image, lesion)
-    assert (row["id"], row["width"], row["height"]) == ("a", 640, 480)
-    assert row["lesion"] == 1 / 16
+    assert (row["id"], row["original_width"], row["original_height"]) == ("a", 640, 480)
+    assert row["lesion_fraction"] == 1 / 16
     assert not row["touches_border"]
     assert row["lesion_colour"] == [80, 40, 10]
     assert row["skin_colour"] == list(SKIN)
     # Linear (0.5776, 0.3515, 0.2232), so Y = 0.3903 and Z = 0.2436 of white, with the cube roots
     # 0.7308 and 0.6245: L* = 68.77, b* = 21.26, arctan(18.77 / 21.26) = 41.44 degrees.
-    assert row["tone"] == pytest.approx(41.44, abs=0.1)
+    assert row["ita"] == pytest.approx(41.44, abs=0.1)
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 30), (H - 1, 30), (20, 0), (20, W - 1), (0, 0)])
@@ -120,7 +120,7 @@ def test_a_pixel_from_the_border_is_not_touching(y: int, x: int) -> None:
 
 def test_an_empty_mask_has_no_lesion_colour() -> None:
     row = compute_row(uniform_image(), empty_mask())
-    assert (row["lesion"], row["lesion_colour"], row["touches_border"]) == (0, None, False)
+    assert (row["lesion_fraction"], row["lesion_colour"], row["touches_border"]) == (0, None, False)
 
 
 def test_a_lesion_of_several_classes_is_their_union() -> None:
@@ -130,7 +130,7 @@ def test_a_lesion_of_several_classes_is_their_union() -> None:
     (row,) = image_stats.compute_stats(
         Samples(["a"], uniform_image()[None], masks), [(1, 1)]
     ).to_pylist()
-    assert row["lesion"] == pytest.approx(20 / 48)
+    assert row["lesion_fraction"] == pytest.approx(20 / 48)
 
 
 def test_frame_hair_flash_and_lesion_are_no_skin() -> None:
@@ -154,7 +154,7 @@ def test_frame_hair_flash_and_lesion_are_no_skin() -> None:
 def test_without_skin_there_is_neither_colour_nor_tone(image: np.ndarray) -> None:
     row = compute_row(image, empty_mask())
     assert row["skin_colour"] is None
-    assert math.isnan(row["tone"])
+    assert math.isnan(row["ita"])
 
 
 def test_a_lesion_that_fills_the_frame_leaves_no_skin() -> None:
@@ -164,13 +164,13 @@ def test_a_lesion_that_fills_the_frame_leaves_no_skin() -> None:
 def test_blue_light_has_a_colour_and_no_tone() -> None:
     row = compute_row(uniform_image((150, 170, 210)), empty_mask())
     assert row["skin_colour"] == [150, 170, 210]
-    assert math.isnan(row["tone"])
+    assert math.isnan(row["ita"])
 
 
 def test_drawn_images_of_each_tone_come_out_in_order() -> None:
     """The drawn skins from Fitzpatrick I to VI, lit evenly: each angle below the last."""
     rgb = (ImageColor.getrgb(tone) for tone in SKIN_TONES)
-    angles = [compute_row(uniform_image((r, g, b)), empty_mask())["tone"] for r, g, b in rgb]
+    angles = [compute_row(uniform_image((r, g, b)), empty_mask())["ita"] for r, g, b in rgb]
     assert angles == sorted(angles, reverse=True)
     assert len(set(angles)) == len(angles)
 
@@ -182,7 +182,7 @@ def test_drawn_images_of_each_tone_come_out_in_order() -> None:
 def test_any_drawn_image_has_traits_within_bounds(seed: int, size: tuple[int, int]) -> None:
     image, mask = generate_pair(seed, 0, size)
     row = compute_row(image, mask > 0)
-    assert 0 <= row["lesion"] <= 1
-    assert math.isnan(row["tone"]) or -90 < row["tone"] < 90
+    assert 0 <= row["lesion_fraction"] <= 1
+    assert math.isnan(row["ita"]) or -90 < row["ita"] < 90
     assert len(row["hash"]) == 32
     assert compute_row(image, mask > 0)["hash"] == row["hash"]

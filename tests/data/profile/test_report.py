@@ -21,13 +21,13 @@ HTML_INJECTION = "<script>alert('1')</script>"
 
 def make_row(split: str, sample_id: str, **values: Any) -> dict[str, Any]:
     plain = {
-        "width": 640,
-        "height": 480,
-        "lesion": 0.2,
+        "original_width": 640,
+        "original_height": 480,
+        "lesion_fraction": 0.2,
         "touches_border": False,
         "lesion_colour": [100, 60, 40],
         "skin_colour": [200, 160, 130],
-        "tone": 45.0,
+        "ita": 45.0,
         "hash": bytes(HASH_BYTES),
     }
     return {"split": split, "id": sample_id} | plain | values
@@ -52,11 +52,21 @@ def make_manifest(*splits: str, source: str = "s3://bucket/drawn") -> Manifest:
 
 
 STATS = make_table(
-    make_row("train", "a", lesion=0.02, tone=60.0, skin_colour=[210, 170, 140]),
-    make_row("train", "b", lesion=0.5, touches_border=True, tone=30.0, width=1024, height=768),
-    make_row("train", "c", lesion=0.0, lesion_colour=None, skin_colour=None, tone=math.nan),
-    make_row("train", "d", lesion=1.0, touches_border=True, skin_colour=None, tone=math.nan),
-    make_row("validation", "e", tone=-40.0, skin_colour=[60, 40, 30]),
+    make_row("train", "a", lesion_fraction=0.02, ita=60.0, skin_colour=[210, 170, 140]),
+    make_row(
+        "train",
+        "b",
+        lesion_fraction=0.5,
+        touches_border=True,
+        ita=30.0,
+        original_width=1024,
+        original_height=768,
+    ),
+    make_row("train", "c", lesion_fraction=0.0, lesion_colour=None, skin_colour=None, ita=math.nan),
+    make_row(
+        "train", "d", lesion_fraction=1.0, touches_border=True, skin_colour=None, ita=math.nan
+    ),
+    make_row("validation", "e", ita=-40.0, skin_colour=[60, 40, 30]),
 )
 DUPLICATES = [DuplicatePair("a", "train", "e", "validation", 7)]
 REJECTS = [{"name": "x.jpg", "split": "train", "reason": "x.jpg: an empty file"}]
@@ -145,10 +155,12 @@ def test_figures_by_hand() -> None:
 
 
 def test_a_split_without_any_skin_or_lesion() -> None:
-    bare = make_row("test", "a", lesion=0, lesion_colour=None, skin_colour=None, tone=math.nan)
+    bare = make_row(
+        "test", "a", lesion_fraction=0, lesion_colour=None, skin_colour=None, ita=math.nan
+    )
     content, html = render(make_table(bare), [], [])
     of = content["splits"]["test"]
-    assert (of["tone"], of["skin_colour"], of["lesion_palette"]) == (None, None, [])
+    assert (of["ita"], of["skin_colour"], of["lesion_palette"]) == (None, None, [])
     Page(html)
 
 
@@ -166,28 +178,28 @@ def test_json_is_json_and_keeps_its_names() -> None:
         "examples",
     }
     assert again["duplicates"] == [
-        {"id": "a", "split": "train", "other": "e", "other_split": "validation", "distance": 7}
+        {"id": "a", "split": "train", "other_id": "e", "other_split": "validation", "distance": 7}
     ]
     assert again["rejects"] == REJECTS
     assert report.DataProfile.model_validate(again).model_dump(mode="json") == content
 
 
 def test_examples_are_seeded_and_the_extremes_extreme() -> None:
-    rows = [make_row("train", f"i{n:02}", lesion=n / 50, tone=float(n)) for n in range(50)]
+    rows = [make_row("train", f"i{n:02}", lesion_fraction=n / 50, ita=float(n)) for n in range(50)]
     examples = choose_examples(make_table(*rows), 1)
     assert choose_examples(make_table(*rows[::-1]), 1) == examples
     assert choose_examples(make_table(*rows), 2) != examples
     # i00 has an empty mask, which is no smallest lesion, and tone 0, which is a tone.
-    assert examples["The smallest lesions"][0] == ("train", "i01")
-    assert examples["The largest lesions"][0] == ("train", "i49")
-    assert examples["The darkest skin, as estimated"][0] == ("train", "i00")
-    assert examples["The lightest skin, as estimated"][0] == ("train", "i49")
+    assert examples["Smallest lesions"][0] == ("train", "i01")
+    assert examples["Largest lesions"][0] == ("train", "i49")
+    assert examples["Darkest skin (estimated)"][0] == ("train", "i00")
+    assert examples["Lightest skin (estimated)"][0] == ("train", "i49")
 
 
 def test_examples_leave_out_what_has_no_tone() -> None:
     tones = (3.0, math.nan, 1.0, math.nan, 2.0)
-    traits = make_table(*(make_row("train", f"i{n}", tone=tone) for n, tone in enumerate(tones)))
-    chosen = choose_examples(traits)["The lightest skin, as estimated"]
+    traits = make_table(*(make_row("train", f"i{n}", ita=tone) for n, tone in enumerate(tones)))
+    chosen = choose_examples(traits)["Lightest skin (estimated)"]
     assert chosen == [("train", "i0"), ("train", "i4"), ("train", "i2")]
 
 
@@ -229,25 +241,28 @@ def test_what_data_brings_is_escaped() -> None:
 
 
 def test_bars_are_as_high_as_their_share() -> None:
-    rows = [make_row("train", f"i{n}", lesion=0.01 if n < 3 else 0.99, tone=0.0) for n in range(4)]
+    rows = [
+        make_row("train", f"i{n}", lesion_fraction=0.01 if n < 3 else 0.99, ita=0.0)
+        for n in range(4)
+    ]
     _, html = render(make_table(*rows), [])
     heights = [float(str(r["height"])) for r in Page(html).find_tags("rect") if "y" in r]
-    # Three quarters and one under a top of 0.8, on 104 units: 97.5 and 32.5; then all in one bar.
-    assert heights == [97.5, 32.5, 104]
+    # Three quarters and one quarter below a maximum of 0.8, on 136 units; then all in one bar.
+    assert heights == [127.5, 42.5, 136]
 
 
 def test_what_the_page_leaves_out_it_counts() -> None:
     twins = [DuplicatePair("a", "train", "e", "validation", 7)] * (report.MAX_SHOWN_DUPLICATES + 5)
     rejects = REJECTS * (report.MAX_SHOWN_REJECTS + 9)
     page = Page(render(duplicates=twins, rejects=rejects)[1])
-    assert "5 more are in portrait.json" in page.text
-    assert "9 more are in portrait.json" in page.text
+    assert "5 more are in profile.json" in page.text
+    assert "9 more are in profile.json" in page.text
 
 
 def test_nothing_wrong_is_said_in_words() -> None:
     text = Page(render(duplicates=[], rejects=[])[1]).text
-    assert "None: no image looks like one of another split" in text
-    assert "None: every image of the archive is among the records" in text
+    assert "None. Mirrored and rotated copies were compared too." in text
+    assert "None. All pairs of the archive are in the records." in text
 
 
 @pytest.mark.parametrize(

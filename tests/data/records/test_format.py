@@ -75,11 +75,11 @@ def folder(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_what_is_written_is_read(place: str, classes: int) -> None:
+def test_what_is_written_is_read(folder: str, classes: int) -> None:
     rows = records(9, classes)
-    manifest = write(place, rows)
-    assert read_manifest(place) == manifest
-    table = read(place)
+    manifest = write(folder, rows)
+    assert read_manifest(folder) == manifest
+    table = read(folder)
     frames = to_samples(table, manifest)
     assert frames.ids == [row.id for row in rows]
     np.testing.assert_array_equal(frames.image, [row.image for row in rows])
@@ -88,16 +88,16 @@ def test_what_is_written_is_read(place: str, classes: int) -> None:
     assert table["original_height"].to_pylist() == [row.original_size[1] for row in rows]
 
 
-def test_a_manifest_says_what_there_is(place: str) -> None:
+def test_a_manifest_says_what_there_is(folder: str) -> None:
     shards = [
-        write_shard(place, shard_prefix("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
+        write_shard(folder, shard_prefix("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
         for i in range(2)
     ]
-    test = write_shard(place, shard_prefix("test", 0, 1), records(2), HEIGHT, WIDTH, 1)
+    test = write_shard(folder, shard_prefix("test", 0, 1), records(2), HEIGHT, WIDTH, 1)
     rejects = [{"name": "a.jpg", "split": "train", "reason": "a reason"}]
     splits = {"train": shards, "test": [test]}
     manifest = make_manifest((HEIGHT, WIDTH, 1), splits, rejects, "s3://bucket/isic")
-    write_manifest(place, manifest, rejects)
+    write_manifest(folder, manifest, rejects)
     assert (manifest.num_rows("train"), manifest.num_rows("test")) == (7, 2)
     assert [shard.prefix for shard in manifest.shards("train")] == [
         "train-00000-of-00002",
@@ -107,27 +107,27 @@ def test_a_manifest_says_what_there_is(place: str) -> None:
         assert shard.name == f"{shard.prefix}-{shard.sha256[:16]}.parquet"
     assert manifest.num_inputs == 10
     assert (manifest.num_rejects, manifest.source) == (1, "s3://bucket/isic")
-    assert read_rejects(place) == rejects
+    assert read_rejects(folder) == rejects
     for shard in shards:
-        assert (Path(place) / shard.name).stat().st_size == shard.bytes
+        assert (Path(folder) / shard.name).stat().st_size == shard.bytes
 
 
-def test_an_unknown_split_names_those_there_are(place: str) -> None:
+def test_an_unknown_split_names_those_there_are(folder: str) -> None:
     with pytest.raises(UsageError, match="split 'test': the records have train"):
-        write(place, records(1)).num_rows("test")
+        write(folder, records(1)).num_rows("test")
 
 
-def test_no_rejects_are_an_empty_table(place: str) -> None:
-    write(place, records(1))
-    assert read_rejects(place) == []
+def test_no_rejects_are_an_empty_table(folder: str) -> None:
+    write(folder, records(1))
+    assert read_rejects(folder) == []
 
 
 # Frames
 
 
-def test_frames_are_views(place: str) -> None:
-    manifest = write(place, records(9))
-    table = read(place)
+def test_frames_are_views(folder: str) -> None:
+    manifest = write(folder, records(9))
+    table = read(folder)
     pixels = np.frombuffer(table["image"].chunk(0).buffers()[1], np.uint8)
     masks = np.frombuffer(table["mask"].chunk(0).buffers()[1], np.uint8)
     for part in (table, table.slice(2, 4)):
@@ -138,11 +138,11 @@ def test_frames_are_views(place: str) -> None:
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 9), (0, 3), (2, 4), (8, 1), (3, 0)])
 def test_frames_of_a_slice_are_the_slice_of_the_frames(
-    place: str, offset: int, length: int
+    folder: str, offset: int, length: int
 ) -> None:
     rows = records(9, classes=2)
-    manifest = write(place, rows)
-    frames = to_samples(read(place).slice(offset, length), manifest)
+    manifest = write(folder, rows)
+    frames = to_samples(read(folder).slice(offset, length), manifest)
     part = rows[offset : offset + length]
     assert frames.ids == [row.id for row in part]
     assert frames.image.shape == (length, HEIGHT, WIDTH, 3)
@@ -151,10 +151,10 @@ def test_frames_of_a_slice_are_the_slice_of_the_frames(
     assert frames.mask.tobytes() == b"".join(row.mask.tobytes() for row in part)
 
 
-def test_frames_of_a_table_in_pieces_are_whole(place: str) -> None:
+def test_frames_of_a_table_in_pieces_are_whole(folder: str) -> None:
     rows = records(9)
-    manifest = write(place, rows)
-    table = read(place)
+    manifest = write(folder, rows)
+    table = read(folder)
     pieces = pa.concat_tables([table.slice(7, 2), table.slice(0, 3)])
     frames = to_samples(pieces, manifest)
     np.testing.assert_array_equal(frames.image, [rows[i].image for i in (7, 8, 0, 1, 2)])
@@ -166,22 +166,22 @@ def test_frames_of_a_table_in_pieces_are_whole(place: str) -> None:
 
 @pytest.mark.parametrize("part", ["image", "mask", "id"])
 @pytest.mark.parametrize("row", [0, 4])
-def test_the_fingerprint_sees_every_pixel_and_id(place: str, part: str, row: int) -> None:
+def test_the_fingerprint_sees_every_pixel_and_id(folder: str, part: str, row: int) -> None:
     rows = records(5)
-    before = write(place, rows).fingerprint
-    assert write(place, rows).fingerprint == before
+    before = write(folder, rows).fingerprint
+    assert write(folder, rows).fingerprint == before
     rows[row] = change(rows[row], part)
-    assert write(place, rows).fingerprint != before
+    assert write(folder, rows).fingerprint != before
 
 
-def test_the_fingerprint_tells_a_split_from_another(place: str) -> None:
+def test_the_fingerprint_tells_a_split_from_another(folder: str) -> None:
     rows = records(5)
-    assert write(place, rows).fingerprint != write(place, rows, "test").fingerprint
+    assert write(folder, rows).fingerprint != write(folder, rows, "test").fingerprint
 
 
-def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(place: str) -> None:
+def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(folder: str) -> None:
     rows = records(5)
-    manifest = write(place, rows)
+    manifest = write(folder, rows)
     (shard,) = manifest.shards("train")
     encoded_anew = shard.model_copy(update={"sha256": "0" * 64, "bytes": 1})
     splits = {"train": [encoded_anew]}
@@ -189,9 +189,9 @@ def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(place: str) -> Non
     assert again.fingerprint == manifest.fingerprint
 
 
-def test_the_fingerprint_does_not_depend_on_the_order_of_splits(place: str) -> None:
-    shard = write_shard(place, "a", records(2), HEIGHT, WIDTH, 1)
-    other = write_shard(place, "b", records(3), HEIGHT, WIDTH, 1)
+def test_the_fingerprint_does_not_depend_on_the_order_of_splits(folder: str) -> None:
+    shard = write_shard(folder, "a", records(2), HEIGHT, WIDTH, 1)
+    other = write_shard(folder, "b", records(3), HEIGHT, WIDTH, 1)
     first, second = (
         make_manifest((HEIGHT, WIDTH, 1), splits, [], "")
         for splits in ({"a": [shard], "b": [other]}, {"b": [other], "a": [shard]})
@@ -208,42 +208,42 @@ def flip_bit(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [flip_bit, lambda c: c[:-1], lambda c: c + b"x", lambda _: b""])
-def test_a_damaged_shard_is_named(place: str, damage: Callable[[bytes], bytes]) -> None:
-    (shard,) = write(place, records(5)).shards("train")
-    path = Path(place) / shard.name
+def test_a_damaged_shard_is_named(folder: str, damage: Callable[[bytes], bytes]) -> None:
+    (shard,) = write(folder, records(5)).shards("train")
+    path = Path(folder) / shard.name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StorageError) as caught:
-        read_shard(place, shard)
+        read_shard(folder, shard)
     assert str(caught.value).startswith(
-        f"{path}: {path.stat().st_size} bytes that do not match the manifest's checksum "
-        f"({shard.bytes} bytes expected)"
+        f"{path}: checksum mismatch: expected {shard.bytes} bytes with the manifest's "
+        f"checksum, found {path.stat().st_size} bytes"
     )
 
 
-def test_a_shard_of_other_records_is_noticed(place: str) -> None:
-    (shard,) = write(place, records(5)).shards("train")
-    other = write_shard(place, "other", records(5, seed=1), HEIGHT, WIDTH, 1)
-    (Path(place) / other.name).replace(Path(place) / shard.name)
+def test_a_shard_of_other_records_is_noticed(folder: str) -> None:
+    (shard,) = write(folder, records(5)).shards("train")
+    other = write_shard(folder, "other", records(5, seed=1), HEIGHT, WIDTH, 1)
+    (Path(folder) / other.name).replace(Path(folder) / shard.name)
     with pytest.raises(StorageError, match="checksum"):
-        read_shard(place, shard)
+        read_shard(folder, shard)
 
 
-def test_a_missing_shard_is_named(place: str) -> None:
-    (shard,) = write(place, records(5)).shards("train")
-    (Path(place) / shard.name).unlink()
-    with pytest.raises(StorageError, match=f"{place}/{shard.name}: not found"):
-        read_shard(place, shard)
+def test_a_missing_shard_is_named(folder: str) -> None:
+    (shard,) = write(folder, records(5)).shards("train")
+    (Path(folder) / shard.name).unlink()
+    with pytest.raises(StorageError, match=f"{folder}/{shard.name}: not found"):
+        read_shard(folder, shard)
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
 def test_a_place_without_records_says_how_to_write_them(
-    where: str, place: str, request: pytest.FixtureRequest
+    where: str, folder: str, request: pytest.FixtureRequest
 ) -> None:
-    uri = f"{place if where == 'local' else request.getfixturevalue('bucket')}/nothing"
+    uri = f"{folder if where == 'local' else request.getfixturevalue('bucket')}/nothing"
     with pytest.raises(StorageError) as caught:
         read_manifest(uri)
     assert str(caught.value) == (
-        f"{uri}: no records here (no manifest.json); write them with `segan ingest`"
+        f"{uri}: no records found (no manifest.json); write them with `segan ingest`"
     )
 
 
@@ -256,11 +256,11 @@ def test_no_place_at_all_names_the_key() -> None:
     "content",
     [b"{}", b"[]", b"7", b'{"files": {}, "info": {}}', b'{"height": "tall"}', b"", b"{half"],
 )
-def test_a_manifest_of_something_else_is_named_in_a_line(place: str, content: bytes) -> None:
-    storage.write_bytes(storage.join(place, MANIFEST), content)
+def test_a_manifest_of_something_else_is_named_in_a_line(folder: str, content: bytes) -> None:
+    storage.write_bytes(storage.join(folder, MANIFEST), content)
     with pytest.raises(StorageError) as caught:
-        read_manifest(place)
-    assert str(caught.value).startswith(f"{place}/{MANIFEST}: ")
+        read_manifest(folder)
+    assert str(caught.value).startswith(f"{folder}/{MANIFEST}: ")
     assert "\n" not in str(caught.value)
 
 
@@ -290,10 +290,10 @@ def test_samples_spread_over_the_shards(shards: int) -> None:
     assert np.abs(counts - mean).max() < 4 * np.sqrt(mean)
 
 
-def test_a_shard_is_plain_parquet(place: str) -> None:
+def test_a_shard_is_plain_parquet(folder: str) -> None:
     """Any tool reads it: two classes of 5 x 7 pixels, in bytes."""
-    shard = write_shard(place, "a", records(2, classes=2), HEIGHT, WIDTH, 2)
-    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/{shard.name}")))
+    shard = write_shard(folder, "a", records(2, classes=2), HEIGHT, WIDTH, 2)
+    table = pq.read_table(io.BytesIO(storage.read_bytes(f"{folder}/{shard.name}")))
     assert table.schema.field("image").type == pa.binary(105)
     assert table.schema.field("mask").type == pa.binary(70)
     assert table.num_rows == shard.num_rows == 2

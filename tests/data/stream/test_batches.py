@@ -95,7 +95,7 @@ def test_a_plan_travels_to_another_process(records: tuple[str, Manifest]) -> Non
 
 def test_several_workers_are_fed_elsewhere(records: tuple[str, Manifest]) -> None:
     place, manifest = records
-    with pytest.raises(AssertionError, match="fed by Ray Data"):
+    with pytest.raises(AssertionError, match="read through Ray Data"):
         next(
             local_batches(StreamSpec(place, DeterministicSampler(manifest, "train", 7), 1, 0, 2, 2))
         )

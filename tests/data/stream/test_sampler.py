@@ -206,7 +206,7 @@ def test_a_plan_takes_whole_steps_up_to_the_end(
 ) -> None:
     one, taken = make_sampler(sizes), batch * workers
     if taken > one.num_rows:
-        with pytest.raises(UsageError, match=f"training.batch_size {batch} with {workers} workers"):
+        with pytest.raises(UsageError, match=f"training.batch_size {batch} with {workers} worker"):
             StreamSpec("records", one, epochs, 0, batch, workers)
         return
     last = one.num_rows * epochs
@@ -223,8 +223,8 @@ def test_a_batch_that_is_too_large_says_how_large() -> None:
     with pytest.raises(UsageError) as caught:
         StreamSpec("records", make_sampler([5, 3]), 1, 0, 3, 3)
     assert str(caught.value) == (
-        "training.batch_size 3 with 3 workers takes 9 images a step, but split 'train' has 8; "
-        "use a smaller batch"
+        "training.batch_size 3 with 3 workers needs 9 images per step, but split 'train' has 8; "
+        "use a smaller batch size"
     )
 
 

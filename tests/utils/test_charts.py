@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segan.report.charts import (
+from segan.utils.html.charts import (
     BOTTOM,
     LEFT,
     RIGHT,
