@@ -50,4 +50,4 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "plain loop" in said.out
     assert "segan ingest" in said.out
-    assert "floor, images/s: decoding only" in said.err
+    assert "roofline, images/s: decoding only" in said.err

@@ -354,7 +354,10 @@ def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["evaluate", "RUN", "ARCHIVE", "--split", "tset"], "no pairs in split 'tset'; it has"),
+        (
+            ["evaluate", "RUN", "ARCHIVE", "--split", "tset"],
+            "no pairs in split 'tset'; splits with pairs",
+        ),
         (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a complete one"),
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),

@@ -45,7 +45,7 @@ def test_during_a_training_another_driver_is_refused(
                 replies.append(driver.hold(run.uri))
 
         train(make_config(), run, on_progress)
-    assert replies[0].startswith(f"UsageError {run.uri}: held by process ")
+    assert replies[0].startswith(f"UsageError {run.uri}: locked by process ")
     assert read_holder(run.uri) is None
     assert not storage.exists(f"{run.uri}/{LEASE_FILE}")
 
@@ -56,9 +56,9 @@ def test_a_run_held_by_another_driver_is_not_trained(
     with other_driver() as driver:
         assert driver.hold(f"{bucket}/held") == "held"
         pid = driver.process.pid
-        with pytest.raises(UsageError, match=f"held by process {pid} on "):
+        with pytest.raises(UsageError, match=f"locked by process {pid} on "):
             train(make_config(), Run(f"{bucket}/held"), lambda progress: None)
-        with pytest.raises(UsageError, match=f"held by process {pid} on "):
+        with pytest.raises(UsageError, match=f"locked by process {pid} on "):
             run_study(make_config(), Study(f"{bucket}/held"), lambda *_: None)
 
 
@@ -79,7 +79,7 @@ def test_a_study_has_one_lease_for_all_trials(
         thread.start()
         run_study(config, study, lambda *_: None)
         thread.join(timeout=30)
-    assert replies[0].startswith(f"UsageError {study.uri}: held by process ")
+    assert replies[0].startswith(f"UsageError {study.uri}: locked by process ")
     assert [file.name for file in storage.list_files(study.uri) if LEASE_FILE in file.name] == []
 
 
@@ -96,6 +96,6 @@ def test_a_driver_that_has_lost_its_lease_aborts_the_training(
             calls.append(threading.get_ident())
             storage.write_bytes(f"{run.uri}/{LEASE_FILE}", json.dumps(vars(other)).encode())
 
-    with pytest.raises(SeganError, match=r"taken over by process .* on far-away"):
+    with pytest.raises(SeganError, match=r"lease lost to process .* on far-away"):
         train(make_config("training.epochs=100000"), run, on_progress)
     assert read_holder(run.uri) == other

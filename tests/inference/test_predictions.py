@@ -125,7 +125,10 @@ def test_another_models_masks_are_not_mixed_in(
     members = [others.get(change.get("members", ""), member), *predictor.members[1:]]
     threshold = change.get("threshold", predictor.threshold)
     other = Predictor(members, predictor.frame_size, threshold, "other")
-    with pytest.raises(UsageError, match=r"out: masks of untrained with .* other are asked for"):
+    with pytest.raises(
+        UsageError,
+        match=r"out: contains masks of untrained: .* expected .*; use --overwrite",
+    ):
         PredictionTable(work, other)
     moved = Predictor(predictor.members, predictor.frame_size, predictor.threshold, "moved")
     assert PredictionTable(work, moved).find_missing(images) == images[3:]

@@ -138,5 +138,5 @@ def test_a_table_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{bucket}/y/a.png", b"mask")
     (pair,) = open_archive(f"{bucket}/t/list.csv").pairs
     assert (read_file(pair.image), read_file(pair.mask or "")) == (b"image", b"mask")
-    with pytest.raises(StorageError, match="s3://absent-bucket: no such bucket"):
+    with pytest.raises(StorageError, match="s3://absent-bucket: bucket does not exist"):
         read_csv(tmp_path, "image,mask", "s3://absent-bucket/a.jpg,a.png")
