@@ -22,9 +22,5 @@ def run_ablation(config: Config, study: Study, on_validation: OnValidation) -> N
     capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
     trials = prepare_trials(config, study, read_manifest(config.data.records).fingerprint)
     # The trials are given and run to their end, whatever the config says about a search.
-    search_config = config.search.model_copy(
-        update={"early_stopping": False, "algorithm": "random"}
-    )
-    run_trials(
-        config.model_copy(update={"search": search_config}), study, trials, on_validation, capacity
-    )
+    config = config.with_overrides({"search.early_stopping": False, "search.algorithm": "random"})
+    run_trials(config, study, trials, on_validation, capacity)
