@@ -273,7 +273,7 @@ def test_a_public_address_needs_a_token(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     assert main(["serve", "./model", "--host", "0.0.0.0"]) == 2
-    assert f"0.0.0.0: others can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
+    assert f"0.0.0.0: other machines can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_reported_before_anything_starts(
