@@ -46,7 +46,8 @@ def hash_image(image: np.ndarray) -> bytes:
     waves = _cosine_basis(grey.shape[0]) @ grey @ _cosine_basis(grey.shape[1]).T
     signs = waves > _MIN_AMPLITUDE * grey.size
     signs[0, 0] = False  # the mean
-    return _pack(signs[None])[0].tobytes()
+    digest: bytes = _pack(signs[None])[0].tobytes()
+    return digest
 
 
 def find_duplicates(
