@@ -69,13 +69,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Losses": (
         Panel(
             "Critic",
-            "It is minimised: the critic's is minus the L1.",
+            "Maximised by the critic; in the paper the multi-scale L1.",
             "none",
             (run_query("critic_loss"),),
         ),
-        Panel(
-            "Segmentor", "Multi-scale L1 between features.", "none", (run_query("segmentor_loss"),)
-        ),
+        Panel("Segmentor", "Minimised by the segmentor.", "none", (run_query("segmentor_loss"),)),
         Panel("Dice", "Whether or not it is part of the loss.", "none", (run_query("dice_loss"),)),
     ),
     "Time": (
