@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from segan.evaluation.slices import FrozenModel
 from segan.runs.study import Study, Trial
+from segan.utils.models import FrozenModel
 
 
 class TrialSummary(FrozenModel):
