@@ -130,7 +130,9 @@ def find_executable(name: str) -> str:
     search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     found = shutil.which(name, path=search_path)
     if found is None:
-        raise StartError(f"no program {name!r} is installed: pip install 'segan[local]'")
+        raise StartError(
+            f"no program {name!r} is installed: in the checkout, run pip install -e '.[local]'"
+        )
     return found
 
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-import jinja2
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -24,6 +23,7 @@ from segan.data.archive.images import FORMATS, MAX_PIXELS, RejectedError
 from segan.errors import UsageError
 from segan.inference.masks import encode_mask
 from segan.inference.view import ContourResponse, Dimensions, ImageSegmentation, ViewResponse
+from segan.utils.html import render
 
 TOKEN_VARIABLE = "SEGAN_SERVE_TOKEN"  # noqa: S105  the variable's name
 MIN_TOKEN_LENGTH = 16  # characters of a token that nobody guesses
@@ -210,12 +210,9 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
     # Answered by a replica, which takes requests only once it holds the model.
     for path in ("/healthz", "/readyz"):
         add(path, "ok\n", "text/plain")
-    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page, docs = (
-        templates.from_string(_read_asset(f"{name}.html.j2")) for name in ("page", "docs")
-    )
-    add("/", page.render(guarded=needs_token), "text/html")
-    add("/docs", docs.render(api=app.openapi()), "text/html")
+    folder = "ray_jobs/serving/page"
+    add("/", render(f"{folder}/page.html.j2", guarded=needs_token), "text/html")
+    add("/docs", render(f"{folder}/docs.html.j2", api=app.openapi()), "text/html")
 
 
 async def _read_upload(request: Request) -> tuple[str, bytes]:

@@ -25,7 +25,9 @@ def run_ablation(config: Config, study: Study, on_validation: OnValidation) -> N
     capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
     trials = prepare_trials(config, study, read_manifest(config.data.records).fingerprint)
     # Without early stopping the search's own options have no part in it.
-    search_config = config.search.model_copy(update={"early_stopping": False, "method": "random"})
+    search_config = config.search.model_copy(
+        update={"early_stopping": False, "algorithm": "random"}
+    )
     run_trials(
         config.model_copy(update={"search": search_config}), study, trials, on_validation, capacity
     )

@@ -10,7 +10,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from segan.config import SearchConfig
 from segan.errors import UsageError
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial
 
 
 class StudyOptunaSearch(Searcher):
@@ -24,9 +25,9 @@ class StudyOptunaSearch(Searcher):
         super().__init__(metric="jaccard", mode="max")
         self._study = study
         self._optuna = _build_optuna(search)
-        self._unfinished = [trial for trial in trials if trial.result() is None]
+        self._unfinished = [trial for trial in trials if not trial.result().has_ended]
         for trial in trials:
-            if trial.result() is not None and trial.epoch_metrics():
+            if trial.result().has_ended and trial.epoch_metrics():
                 best = max(line["jaccard"] for line in trial.epoch_metrics())
                 self._optuna.add_evaluated_point(trial.parameters, best)
 
@@ -54,5 +55,6 @@ def _build_optuna(search: SearchConfig) -> OptunaSearch:
         return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed)
     except (ImportError, AssertionError):
         raise UsageError(
-            "search.algorithm optuna: Optuna is not installed; pip install 'segan[optuna]'"
+            "search.algorithm optuna: Optuna is not installed; in the checkout, run "
+            "pip install -e '.[optuna]'"
         ) from None

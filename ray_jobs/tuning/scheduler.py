@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from segan.runs.study import Trial
+from segan.runs.trial import Trial
 
 
 class StopDecisions:

@@ -24,7 +24,8 @@ from segan import storage
 from segan.config import Config
 from segan.data.records.format import read_manifest
 from segan.errors import NonFiniteError, SeganError, StoppedError
-from segan.runs.study import Study, Trial, best_epoch
+from segan.runs.study import Study, best_epoch
+from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import hold_lease
 from segan.training.metrics_log import write_hyperparameters
 
@@ -63,7 +64,7 @@ def run_trials(
         scheduler = _scheduler(config, decisions, on_validation)
         for trial in trials:
             continues = scheduler.replay(trial)
-            if trial.result() is None and not continues:
+            if not trial.result().has_ended and not continues:
                 # The driver died between the word and the trial's hearing it.
                 _mark_done(trial, config.training.epochs, 0.0)
         max_concurrent_trials = min(capacity, config.search.max_concurrent_trials or capacity)
@@ -78,7 +79,7 @@ def _run_tuner(
     decisions: Any,
     max_concurrent_trials: int,
 ) -> None:
-    unfinished = [trial.name for trial in trials if trial.result() is None]
+    unfinished = [trial.name for trial in trials if not trial.result().has_ended]
     param_space, tune_options = _param_space(config, study, trials, unfinished)
     if tune_options["num_samples"] == 0:
         return
@@ -144,12 +145,12 @@ def _run_trial(
     try:
         train(settings, trial.run, lambda status: None, full_context, [TuneReportCallback()])
     except StoppedError:
-        raise  # neither failed nor given up: it is not over
+        raise  # the trial is unfinished
     except NonFiniteError as error:
-        trial.mark_done(f"diverged: {error}", time.monotonic() - began)
+        trial.mark_done(TrialStatus.DIVERGED, time.monotonic() - began, str(error))
         return
     except SeganError as error:
-        trial.mark_done(f"failed: {error}", time.monotonic() - began)
+        trial.mark_done(TrialStatus.FAILED, time.monotonic() - began, str(error))
         raise
     _mark_done(trial, settings.training.epochs, time.monotonic() - began)
 
@@ -157,7 +158,10 @@ def _run_trial(
 def _mark_done(trial: Trial, epochs: int, seconds: float) -> None:
     epoch_rows = trial.epoch_metrics()
     last, best = epoch_rows[-1]["epoch"], best_epoch(epoch_rows)
-    trial.mark_done("finished" if last >= epochs else f"given up after epoch {last}", seconds)
+    if last >= epochs:
+        trial.mark_done(TrialStatus.FINISHED, seconds)
+    else:
+        trial.mark_done(TrialStatus.PRUNED, seconds, f"after epoch {last}")
     assert best is not None, "a trial that is over has been validated"
     hyperparameters = {
         k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()

@@ -1,6 +1,6 @@
-"""What a person sees: a bar that moves on a terminal, plain lines elsewhere, tables at the end.
+"""The terminal: messages and progress on stderr, results on stdout.
 
-Everything for people goes to stderr; stdout is for results.
+On a terminal, progress is a moving bar; elsewhere it is plain lines.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from segan.runs.checkpoint import short_name
-
 if TYPE_CHECKING:
-    from segan.data.records.format import Manifest
-    from segan.runs.ensemble import Ensemble
     from segan.training.trainer import TrainingProgress
 
 stderr_console = Console(stderr=True)
@@ -49,16 +45,18 @@ Advance = Callable[[int], None]
 def progress_bar(
     description: str, total: int, completed: int = 0, in_bytes: bool = False
 ) -> Iterator[Advance]:
-    """A bar over `total` things with rate and time left; yields what to call with a number done.
+    """Shows progress with rate and time left; yields a function that adds to what is completed.
 
-    `done` of them were there before. Not on a terminal, a line is written for each tenth of the
-    work.
+    Without a terminal, it writes a line for each tenth of the total.
+
+    Args:
+        total, completed: numbers of items, or of bytes if `in_bytes`.
     """
     if not stderr_console.is_terminal:
         yield _plain_progress(description, total, completed, in_bytes)
         return
     columns: tuple[ProgressColumn, ...] = (BarColumn(), MofNCompleteColumn(), RateColumn())
-    if in_bytes:  # beside the name of a file there is no room for a bar
+    if in_bytes:  # a file name leaves no space for a bar
         columns = (DownloadColumn(), TransferSpeedColumn())
     columns = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
     with Progress(*columns, console=stderr_console) as bar:
@@ -68,7 +66,7 @@ def progress_bar(
 
 @contextlib.contextmanager
 def spinner(description: str) -> Iterator[None]:
-    """Says what is being done that has no parts to count; on a terminal, for how long already."""
+    """Shows a step of unknown length; on a terminal with the time elapsed."""
     if not stderr_console.is_terminal:
         echo(description)
         yield
@@ -80,7 +78,7 @@ def spinner(description: str) -> Iterator[None]:
 
 
 class RateColumn(ProgressColumn):
-    """Things a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         return Text(
@@ -89,7 +87,7 @@ class RateColumn(ProgressColumn):
 
 
 class TrainingDisplay:
-    """Shows a training's status: loss, Jaccard, images/s and time left."""
+    """Shows a training's loss, Jaccard, images per second and time left."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -99,14 +97,14 @@ class TrainingDisplay:
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[status]}"),
                 console=stderr_console,
             )
 
     def __enter__(self) -> TrainingDisplay:
         if self._progress:
             self._progress.start()
-            self._task = self._progress.add_task("", total=None, epoch="", figures="starting")
+            self._task = self._progress.add_task("", total=None, epoch="", status="starting")
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -120,7 +118,7 @@ class TrainingDisplay:
                 total=progress.total_samples,
                 completed=progress.samples,
                 epoch=f"{progress.epoch}/{progress.total_epochs}",
-                figures=format_progress(progress),
+                status=format_progress(progress),
             )
         elif progress.num_validations > self._num_validations:
             self._num_validations = progress.num_validations
@@ -131,7 +129,7 @@ class TrainingDisplay:
 
 
 def format_progress(progress: TrainingProgress) -> str:
-    """loss, Jaccard, images/s and time left of a training, in a line."""
+    """Loss, Jaccard, images per second and time left of a training, in one line."""
     loss = "-" if progress.segmentor_loss is None else f"{progress.segmentor_loss:.4f}"
     jaccard = "-" if progress.jaccard is None else f"{progress.jaccard:.3f}"
     left = (progress.total_samples - progress.samples) / max(progress.images_per_second, 1e-9)
@@ -142,19 +140,25 @@ def format_progress(progress: TrainingProgress) -> str:
 
 
 def echo(text: str) -> None:
-    """A line for people."""
+    """Writes a message to stderr."""
     stderr_console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
+def echo_validation(trial: str, metrics: dict[str, Any], outcome: str = "") -> None:
+    """Writes a line for a trial's validated epoch."""
+    line = f"{trial}  epoch {metrics['epoch']}  Jaccard {metrics['jaccard']:.3f}"
+    echo(f"{line}  {outcome}" if outcome else line)
+
+
 class ConsoleHandler(logging.Handler):
-    """Writes the messages of the library's loggers to stderr as plain lines."""
+    """Writes log messages to stderr as plain lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         echo(record.getMessage())
 
 
 def show_log_messages() -> None:
-    """Shows what `segan` and `ray_jobs` log, from INFO up, on this process's console."""
+    """Shows the log messages of `segan` and `ray_jobs`, from INFO up, in this process."""
     for name in ("segan", "ray_jobs"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
@@ -163,13 +167,13 @@ def show_log_messages() -> None:
 
 
 def print_json(value: Any) -> None:
-    """A result for programs: one line of JSON on stdout."""
+    """Writes a result as one line of JSON to stdout."""
     print(json.dumps(value), file=stdout_console.file)
 
 
 @contextlib.contextmanager
 def preserve_stdout() -> Iterator[None]:
-    """Results go to what stdout is now, whatever `divert` makes of it while the block runs."""
+    """Within the block, results go to the current stdout, even after a redirection."""
     before, stdout = stdout_console.file, sys.stdout
     stdout_console.file = stdout
     try:
@@ -179,7 +183,7 @@ def preserve_stdout() -> Iterator[None]:
 
 
 def redirect_stdout_to_stderr() -> None:
-    """From here on, what a library prints goes to stderr: Ray's warnings, for one."""
+    """From now on, what a library prints goes to stderr, for example Ray's warnings."""
     sys.stdout = sys.stderr
 
 
@@ -189,7 +193,7 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     left_columns: Sequence[int] = (0,),
 ) -> None:
-    """A table of results on stdout, its columns to the right but for those in `left`."""
+    """Prints a table on stdout; `left_columns` are left-aligned, the others right-aligned."""
     stdout_console.print(title, soft_wrap=True, highlight=False, markup=False)
     shown = Table()
     for i, column in enumerate(columns):
@@ -200,92 +204,32 @@ def print_table(
             no_wrap=i == 0,
         )
     for row in rows:
-        shown.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+        shown.add_row(*map(_format_cell, row))
     stdout_console.print(shown)
 
 
-def show_records(uri: str, manifest: Manifest) -> None:
-    """The records' splits, and where to read more about them."""
-    if manifest.num_rejects:
-        echo(
-            f"{manifest.num_rejects} of {manifest.num_inputs} pairs rejected, with reasons "
-            f"in the data profile"
-        )
-    echo(f"data profile: {uri}/profile.html")
-    rows = [
-        [split, manifest.num_rows(split), len(manifest.shards(split))] for split in manifest.splits
-    ]
-    print_table(f"records at {uri}", ["split", "pairs", "shards"], rows)
-
-
-def show_ensemble(uri: str, ensemble: Ensemble) -> None:
-    """An ensemble's scores on validation beside its members', and those of each rule tried."""
-    names = ["accuracy", "dice", "jaccard", "threshold"]
-    member_scores = [member.info["metrics"] for member in ensemble.members]
-    ensemble_scores = ensemble.scores | {"threshold": ensemble.threshold}
-    sources = [*(short_name(member.uri) for member in ensemble.members), ""]
-    rows = [
-        [f"member {i}" if source else "ensemble", *(scores[name] for name in names), source]
-        for i, (scores, source) in enumerate(
-            zip([*member_scores, ensemble_scores], sources, strict=True), 1
-        )
-    ]
-    title = f"ensemble at {uri} on {ensemble.validation_split}"
-    print_table(title, ["", *names, "from"], rows, left_columns=(0, 5))
-    if len(ensemble.choices) > 1:
-        tried = [
-            [rule, one.jaccard, one.threshold, " ".join(map(short_name, one.members))]
-            for rule, one in ensemble.choices.items()
-        ]
-        print_table("by rule", ["", "jaccard", "threshold", "members"], tried, left_columns=(0, 3))
-    if ensemble_scores["jaccard"] < max(scores["jaccard"] for scores in member_scores):
-        echo("one member alone scores higher on validation; it is the better model, and cheaper")
-
-
-def show_study(uri: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A study's leaderboard on stdout, and what it cost."""
-    keys = sorted({key for row in rows for key in row["parameters"]}, reverse=True)
-    names = {
-        "optimizer.learning_rate": "rate",
-        "optimizer.weight_clip": "clamp",
-        "logistic.final_k": "k",
-    }
-    shown = [
-        [
-            row["trial"],
-            *(f"{row['parameters'][key]:.3g}" for key in keys),
-            row["jaccard"],
-            "-" if row["threshold"] is None else f"{row['threshold']:g}",
-            f"{row['epoch']} of {row['epochs']}",
-            "given up" if row["why"].startswith("given up") else row["why"],
-        ]
-        for row in rows
-    ]
-    columns = ["trial", *(names[key] for key in keys), "jaccard", "threshold", "epoch", "why"]
-    print_table(f"{uri}, best first", columns, shown)
-    epochs = sum(row["epochs"] for row in rows)
-    stdout_console.print(
-        f"best Jaccard {rows[0]['jaccard']:.4f}; {epochs} epochs in {len(rows)} trials",
-        highlight=False,
-    )
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _plain_progress(description: str, total: int, initial: int, in_bytes: bool) -> Advance:
-    began = time.monotonic()
-    done, shown = initial, initial * 10 // max(total, 1)
+    started_at = time.monotonic()
+    completed, shown = initial, initial * 10 // max(total, 1)
 
     def line() -> str:
-        rate = max(done - initial, 1) / max(time.monotonic() - began, 1e-3)
-        left = f"{timedelta(seconds=round((total - done) / rate))} left"
+        rate = max(completed - initial, 1) / max(time.monotonic() - started_at, 1e-3)
+        left = f"{timedelta(seconds=round((total - completed) / rate))} left"
         if in_bytes:
-            return f"{decimal(done)} of {decimal(total)}, {decimal(round(rate))}/s, {left}"
-        return f"{done}/{total}, {rate:.1f}/s, {left}"
+            return f"{decimal(completed)} of {decimal(total)}, {decimal(round(rate))}/s, {left}"
+        return f"{completed}/{total}, {rate:.1f}/s, {left}"
 
     def advance(number: int) -> None:
-        nonlocal done, shown
-        done += number
-        if total and done * 10 // total > shown:
-            shown = done * 10 // total
+        nonlocal completed, shown
+        completed += number
+        if total and completed * 10 // total > shown:
+            shown = completed * 10 // total
             echo(f"{description} {line()}")
 
     return advance

@@ -1,13 +1,15 @@
 """The command `segan`. Jobs run on a Ray cluster, or in this process with --local.
 
-Lines for people go to stderr and results to stdout. Exit codes: 0 done, 1 failed, 2 wrong use,
-130 interrupted, and 143 where a training was told to stop and did.
+Messages go to stderr and results to stdout.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -26,13 +28,16 @@ from segan.cli.commands import (
 from segan.cli.console import preserve_stdout, show_log_messages
 from segan.errors import SeganError, UsageError
 
-EXIT_INTERRUPTED = 130  # of a Ctrl-C, and of a `ray job stop` that nothing could follow in time
+EXIT_INTERRUPTED = 130  # after Ctrl-C, or a `ray job stop` that could not save a checkpoint in time
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="SegAN: skin lesion segmentation by adversarial training, on Ray.",
+    epilog=(
+        "Exit codes: 0 success; 1 failure; 2 wrong usage; 130 interrupted; 143 a training was "
+        "stopped by SIGTERM and saved a checkpoint."
+    ),
 )
 for group in (
     download,
@@ -49,39 +54,68 @@ for group in (
     app.add_typer(group.app)
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version
+
+        print(f"segan {version('segan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; a person's mistake is one line on stderr, and `--debug` adds the traceback."""
+    """Runs a command and returns its exit code; an error is reported in one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
     show_log_messages()
     try:
         with preserve_stdout():
-            code = app(args, standalone_mode=False)
-        if code == EXIT_INTERRUPTED:  # typer takes the exception for itself
-            return _report_error("interrupted", EXIT_INTERRUPTED, False)
+            code = app(args, standalone_mode=False, prog_name="segan")
+        if code == EXIT_INTERRUPTED:  # typer handles KeyboardInterrupt itself
+            return _report_error("interrupted", EXIT_INTERRUPTED)
         return code if isinstance(code, int) else 0
     except typer.Exit as exit_:
         return exit_.exit_code
-    except typer.Abort:
-        return _report_error("interrupted", EXIT_INTERRUPTED, False)
+    except (typer.Abort, KeyboardInterrupt):
+        return _report_error("interrupted", EXIT_INTERRUPTED)
     except SeganError as error:
-        return _report_error(str(error), error.exit_code, "--debug" in args)
-    except KeyboardInterrupt:
-        return _report_error("interrupted", EXIT_INTERRUPTED, False)
+        return _report_error(str(error), error.exit_code, debug)
     except Exception as error:
-        if hasattr(error, "format_message"):  # wrong use, as the command-line library says it
-            message = error.format_message()
-            return (
-                _report_error(message, UsageError.exit_code, False)
-                if message
-                else UsageError.exit_code
-            )
-        raise
+        if not hasattr(error, "format_message"):  # not wrong usage, which typer has found
+            return _report_error(_describe_internal_error(error, debug), 1, debug)
+        message = error.format_message()
+        return _report_error(message, UsageError.exit_code) if message else UsageError.exit_code
 
 
-def _report_error(text: str, code: int, debug: bool) -> int:
+def _report_error(message: str, code: int, debug: bool = False) -> int:
     if debug:
-        import traceback
-
         traceback.print_exc()
-    print(f"segan: {text}", file=sys.stderr)
+    print(f"segan: {message}", file=sys.stderr)
     return code
+
+
+def _describe_internal_error(error: Exception, debug: bool) -> str:
+    """One line for an error that segan does not expect, with the file that has its traceback."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    line = f"internal error: {type(error).__name__}: {lines[0]}"
+    if debug:
+        return line
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="segan-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(traceback.format_exc())
+    except OSError:
+        return f"{line}; run again with --debug for the traceback"
+    return f"{line}; traceback in {log.name}; run again with --debug to see it"

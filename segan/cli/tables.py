@@ -1,4 +1,4 @@
-"""Tables of runs, checkpoints and ablations, on stdout."""
+"""Tables of records, runs, studies, checkpoints, ensembles and ablations, on stdout."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from segan.cli.console import echo, print_table
+from segan.cli.console import echo, print_table, stdout_console
+from segan.runs.checkpoint import short_name
 from segan.runs.listing import RunSummary
+from segan.runs.trial import TrialStatus
+
+if TYPE_CHECKING:
+    from segan.data.records.format import Manifest
+    from segan.runs.ensemble import Ensemble
+    from segan.runs.study import TrialRow
+
+_SEARCHED_KEYS = {  # of `segan tune`: key, heading
+    "optimizer.weight_clip": "weight clip",
+    "optimizer.learning_rate": "learning rate",
+    "logistic.final_k": "final k",
+}
+
+
+def show_records(uri: str, manifest: Manifest) -> None:
+    """The splits of records, and where their profile is."""
+    if manifest.num_rejects:
+        echo(
+            f"{manifest.num_rejects} of {manifest.num_inputs} pairs rejected, with reasons "
+            "in the data profile"
+        )
+    echo(f"data profile: {uri}/profile.html")
+    rows = [
+        [split, manifest.num_rows(split), len(manifest.shards(split))] for split in manifest.splits
+    ]
+    print_table(f"records at {uri}", ["split", "pairs", "shards"], rows)
+
 
 if TYPE_CHECKING:  # segan.evaluation imports torch
     from segan.evaluation.bootstrap import Interval
@@ -23,22 +51,25 @@ def show_runs(uri: str, summaries: Sequence[RunSummary]) -> None:
         list(map(_run_row, summaries)),
         left_columns=(0, 3),
     )
-    if any(summary.state == "open" for summary in summaries):
-        echo("open: not over, written so long ago; with a host, held by a driver there")
+    if any(summary.state == TrialStatus.UNFINISHED for summary in summaries):
+        echo(
+            "unfinished: with the time since the last write, and the host that holds the lease, "
+            "if any"
+        )
 
 
 def _run_row(summary: RunSummary) -> list[Any]:
-    state = "given up" if summary.state.startswith("given up") else summary.state
-    if state == "open" and summary.last_modified:
-        state = f"open, {_format_age(summary.last_modified)}"
+    state = summary.state
+    if state == TrialStatus.UNFINISHED and summary.last_modified:
+        state += f", {_format_age(summary.last_modified)}"
         state += f", on {summary.host}" if summary.host else ""
     return [
         summary.name,
         f"{summary.epochs}/{summary.total_epochs or '?'}",
-        "-" if summary.jaccard is None else f"{summary.jaccard:.4f} at {summary.best_epoch}",
+        None if summary.jaccard is None else f"{summary.jaccard:.4f} at {summary.best_epoch}",
         state,
-        _or_dash(summary.started_at and summary.started_at[:16].replace("T", " ")),
-        _or_dash(summary.images_per_second and round(summary.images_per_second)),
+        summary.started_at and summary.started_at[:16].replace("T", " "),
+        summary.images_per_second and round(summary.images_per_second),
     ]
 
 
@@ -56,40 +87,35 @@ def _format_age(timestamp: str) -> str:
 
 def show_run_description(description: Mapping[str, Any]) -> None:
     summary = description["summary"]
-    figures = [
+    packages = description["packages"] or {}
+    rows = [
         ["state", summary["state"]],
         ["driver on", summary["host"]],
-        ["epochs", f"{summary['epochs']} of {summary['asked']}"],
-        ["started", summary["started"]],
-        ["last written", summary["written"]],
+        ["epochs", f"{summary['epochs']} of {summary['total_epochs']}"],
+        ["started", summary["started_at"]],
+        ["last modified", summary["last_modified"]],
         ["data fingerprint", description["fingerprint"]],
         ["git commit", description["git_commit"]],
         ["hardware", description["hardware"]],
-        [
-            "packages",
-            ", ".join(f"{name} {v}" for name, v in (description["packages"] or {}).items()),
-        ],
+        ["packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
     ]
-    print_table(
-        summary["run"],
-        ["run", summary["name"]],
-        [[key, _or_dash(value)] for key, value in figures],
-        left_columns=(0, 1),
-    )
-    _show_config(description["config"], description["changed"])
+    print_table(summary["uri"], ["run", summary["name"]], rows, left_columns=(0, 1))
+    _show_config(description["config"], description["non_default"])
     if description["epochs"]:
         _show_epochs(description["epochs"])
-    show_checkpoints(summary["run"], description["checkpoints"])
+    show_checkpoints(summary["uri"], description["checkpoints"])
 
 
 def _show_config(
     config: Mapping[str, Mapping[str, Any]], non_default: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    differs = [
+    changed = [
         [k, json.dumps(v["value"]), json.dumps(v["default"])] for k, v in non_default.items()
     ]
-    print_table("configuration that is not the default", ["key", "value", "default"], differs)
-    rest = [
+    print_table(
+        "configuration: values other than the default", ["key", "value", "default"], changed
+    )
+    defaults = [
         (
             section,
             [f"{k} {json.dumps(v)}" for k, v in b.items() if f"{section}.{k}" not in non_default],
@@ -97,9 +123,9 @@ def _show_config(
         for section, b in config.items()
     ]
     print_table(
-        "as by default",
+        "configuration: default values",
         ["section", "keys and values"],
-        [[section, ", ".join(words)] for section, words in rest if words],
+        [[section, ", ".join(values)] for section, values in defaults if values],
         left_columns=(0, 1),
     )
 
@@ -109,23 +135,23 @@ _EPOCH_COLUMNS = {  # heading: key of metrics.jsonl, format
     "C loss": ("critic_loss", ".4f"),
     "S loss": ("segmentor_loss", ".4f"),
     "jaccard": ("jaccard", ".4f"),
-    "at": ("threshold", "g"),
+    "threshold": ("threshold", "g"),
     "k": ("k", ".3g"),
     "rate": ("learning_rate", ".3g"),
     "images/s": ("images_per_second", ".0f"),
-    "waiting": ("wait_share", ".1%"),
+    "data wait": ("data_wait_fraction", ".1%"),
 }
 
 
 def _show_epochs(epochs: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         [
-            format(line[key], form) if line.get(key) is not None else "-"
+            format(line[key], form) if line.get(key) is not None else None
             for key, form in _EPOCH_COLUMNS.values()
         ]
         for line in epochs
     ]
-    print_table("epochs, Jaccard at its best threshold", list(_EPOCH_COLUMNS), rows)
+    print_table("epochs, each Jaccard at its best threshold", list(_EPOCH_COLUMNS), rows)
 
 
 def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -135,17 +161,82 @@ def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [
         [
             row["name"],
-            _or_dash(row["epoch"]),
-            _or_dash(row["jaccard"]),
-            row["bytes"],
-            row["wrong"] or "whole",
-            ", ".join(row["is"]),
+            row["epoch"],
+            row["jaccard"],
+            row["size"],
+            row["error"] or "complete",
+            ", ".join(row["aliases"]),
         ]
         for row in rows
     ]
+    columns = ["name", "epoch", "jaccard", "bytes", "state", "alias"]
+    print_table(f"checkpoints of {run}", columns, shown, (0, 4))
+
+
+def show_ensemble(uri: str, ensemble: Ensemble) -> None:
+    """An ensemble's validation scores with its members', and the members that each rule selects."""
+    names = ["accuracy", "dice", "jaccard", "threshold"]
+    member_scores = [member.info.metrics for member in ensemble.members]
+    ensemble_scores = ensemble.scores | {"threshold": ensemble.threshold}
+    rows = [
+        [f"member {i}", *(scores[name] for name in names), short_name(member.uri)]
+        for i, (scores, member) in enumerate(zip(member_scores, ensemble.members, strict=True), 1)
+    ]
+    rows.append(["ensemble", *(ensemble_scores[name] for name in names), ""])
+    title = f"ensemble at {uri} on {ensemble.validation_split}"
+    print_table(title, ["", *names, "checkpoint"], rows, left_columns=(0, 5))
+    if len(ensemble.choices) > 1:
+        choices = [
+            [rule, choice.jaccard, choice.threshold, " ".join(map(short_name, choice.members))]
+            for rule, choice in ensemble.choices.items()
+        ]
+        columns = ["", "jaccard", "threshold", "members"]
+        print_table("selection rules", columns, choices, left_columns=(0, 3))
+    if ensemble_scores["jaccard"] < max(scores["jaccard"] for scores in member_scores):
+        echo("one member alone has a higher validation Jaccard: prefer it, it is also cheaper")
+
+
+def show_study(uri: str, rows: Sequence[TrialRow]) -> None:
+    """A study's leaderboard and its total cost in epochs."""
+    keys = dict.fromkeys(key for row in rows for key in row.parameters)
+    columns = {key: name for key, name in _SEARCHED_KEYS.items() if key in keys}
+    if keys.keys() - _SEARCHED_KEYS:  # an ablation, whose trials change different keys
+        columns = {}
+    shown = [
+        [
+            row.trial,
+            *(f"{row.parameters[key]:.3g}" for key in columns),
+            *([] if columns else [_format_overrides(row.parameters)]),
+            row.jaccard,
+            None if row.threshold is None else f"{row.threshold:g}",
+            f"{row.best_epoch} of {row.epochs}",
+            row.status if row.status is TrialStatus.PRUNED else _format_status(row),
+        ]
+        for row in rows
+    ]
+    headings = list(columns.values()) or ["overrides"]
     print_table(
-        f"checkpoints of {run}", ["name", "epoch", "jaccard", "bytes", "state", "is"], shown, (0, 4)
+        f"{uri}, best first",
+        ["trial", *headings, "jaccard", "threshold", "epoch", "status"],
+        shown,
+        left_columns=(0,) if columns else (0, 1),
     )
+    epochs = sum(row.epochs for row in rows)
+    stdout_console.print(
+        f"best Jaccard {rows[0].jaccard:.4f}; {epochs} epochs in {len(rows)} trials",
+        highlight=False,
+    )
+
+
+def _format_overrides(parameters: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in parameters.items()
+    )
+
+
+def _format_status(row: TrialRow) -> str:
+    return f"{row.status}: {row.reason}" if row.reason else row.status
 
 
 def show_ablation(report: AblationReport) -> None:

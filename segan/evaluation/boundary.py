@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from segan.utils.outline import boundary_edges
+
 
 def perimeter(mask: np.ndarray) -> np.ndarray:
     """Number of pixel sides between lesion and skin, int [...], of masks bool [..., H, W]."""
-    down = mask[..., 1:, :] != mask[..., :-1, :]
-    across = mask[..., :, 1:] != mask[..., :, :-1]
-    length: np.ndarray = down.sum((-2, -1)) + across.sum((-2, -1))
+    horizontal, vertical = boundary_edges(mask)
+    length: np.ndarray = horizontal.sum((-2, -1)) + vertical.sum((-2, -1))
     return length
 
 

@@ -7,7 +7,7 @@ are selected on the same images for all variants, so no score here is a test sco
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,11 @@ from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
 from segan.runs.ablation import evaluation_config, trial_name
 from segan.runs.checkpoint import Checkpoint
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
 ABLATION_REPORT = "ablation.json"
 NUM_MEMBERS = 3  # segmentors in the paper's final result
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class RunRow:
 
     Attributes:
         hardware: that it ran on; None before its first validation.
-        reason: how it ended.
+        reason: explains a status other than finished; may be empty.
         checkpoint: URI of its best checkpoint.
         epoch, jaccard, threshold, critic_loss, segmentor_loss, images_per_second: of each
             validation.
@@ -142,6 +142,7 @@ class RunRow:
     trial: str
     hardware: str | None
     parameters: dict[str, Any]
+    status: TrialStatus
     reason: str
     seconds: float
     checkpoint: str | None
@@ -312,16 +313,16 @@ def _score_fields(
 def _stability_fields(runs: VariantRuns, divergence_threshold: float) -> dict[str, Any]:
     """The fields that a VariantRow has beyond those of a ScoreRow."""
     curves = [curve for trial in runs.trials if (curve := _jaccard_curve(trial))]
-    ended = [trial for trial in runs.trials if trial.result() is not None]
+    results = [trial.result() for trial in runs.trials]
     return {
         "num_runs": len(runs.trials),
-        "num_ended": len(ended),
-        "num_failed": sum(end_reason(trial).startswith("failed") for trial in ended),
-        "num_diverged": sum(_has_diverged(trial, divergence_threshold) for trial in ended),
+        "num_ended": sum(result.has_ended for result in results),
+        "num_failed": sum(result.status is TrialStatus.FAILED for result in results),
+        "num_diverged": sum(_has_diverged(trial, divergence_threshold) for trial in runs.trials),
         "final_jaccard": _mean(curve[-1] for curve in curves),
         "mean_jaccard_over_epochs": _mean(np.mean(curve) for curve in curves),
         "mean_epoch_change": _mean(np.abs(np.diff(c)).mean() for c in curves if len(c) > 1),
-        "seconds": sum(result["seconds"] for trial in ended if (result := trial.result())),
+        "seconds": sum(result.seconds for result in results),
     }
 
 
@@ -340,29 +341,25 @@ def _ensemble_row(runs: VariantRuns) -> EnsembleRow | None:
 def _run_row(trial: Trial) -> RunRow:
     epochs = trial.epoch_metrics()
     names = ("jaccard", "threshold", "critic_loss", "segmentor_loss", "images_per_second")
-    best = trial.run.best_checkpoint()
+    best, result = trial.run.best_checkpoint(), trial.result()
     return RunRow(
         trial=trial.name,
         hardware=trial.run.description()["hardware"] if epochs else None,
         parameters=trial.parameters,
-        reason=end_reason(trial),
-        seconds=(trial.result() or {"seconds": 0.0})["seconds"],
+        status=result.status,
+        reason=result.reason,
+        seconds=result.seconds,
         checkpoint=best.uri if best else None,
         epoch=[line["epoch"] for line in epochs],
         **{name: [line.get(name) for line in epochs] for name in names},
     )
 
 
-def end_reason(trial: Trial) -> str:
-    """How a trial ended."""
-    result: Mapping[str, Any] = trial.result() or {"why": "not over"}
-    return str(result["why"])
-
-
 def _has_diverged(trial: Trial, threshold: float) -> bool:
-    """Whether a loss was not finite, or the final Jaccard is below the threshold."""
-    curve = _jaccard_curve(trial)
-    return end_reason(trial).startswith(DIVERGED) or (bool(curve) and curve[-1] < threshold)
+    """Whether an ended trial became non-finite, or its final Jaccard is below the threshold."""
+    result, curve = trial.result(), _jaccard_curve(trial)
+    is_poor = result.has_ended and bool(curve) and curve[-1] < threshold
+    return result.status is TrialStatus.DIVERGED or is_poor
 
 
 def _jaccard_curve(trial: Trial) -> list[float]:

@@ -10,6 +10,7 @@ from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.sweep import Sweep
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import Choice, Rule
+from segan.runs.identity import require_same
 from segan.runs.run import find_checkpoint
 from segan.runs.study import Study
 
@@ -53,19 +54,16 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
 def check_compatible(candidates: Sequence[Checkpoint], manifest: Manifest, records: str) -> None:
     """Raises UsageError unless all were trained and validated on these very records."""
     first = candidates[0]
-    wanted = _compatibility_key(first)
+    expected = _compatibility_key(first)
     for other in candidates[1:]:
-        for name, found in _compatibility_key(other).items():
-            if found != wanted[name]:
-                raise UsageError(
-                    f"{other.uri}: its {name} is {found}, but {wanted[name]} in {first.uri}; "
-                    "members of an ensemble must share it, so leave one of them out"
-                )
-    if manifest.fingerprint != wanted["data fingerprint"]:
-        raise UsageError(
-            f"{records}: data fingerprint {manifest.fingerprint}, but the runs were trained on "
-            f"{wanted['data fingerprint']}; name their own records with --records"
-        )
+        advice = f"the members of an ensemble must agree, so leave out this one or {first.uri}"
+        require_same(expected, _compatibility_key(other), other.uri, advice)
+    require_same(
+        {"data fingerprint": first.info.fingerprint},
+        {"data fingerprint": manifest.fingerprint},
+        records,
+        "pass the records that the runs were trained on with --records",
+    )
 
 
 def select_members(
@@ -113,7 +111,7 @@ def _compatibility_key(checkpoint: Checkpoint) -> dict[str, object]:
     return {
         "frame": "{} x {} pixels".format(*checkpoint.frame_size),
         "number of classes": config.network.classes,
-        "data fingerprint": checkpoint.info["fingerprint"],
+        "data fingerprint": checkpoint.info.fingerprint,
         "training split": config.data.train,
         "validation split": config.data.validation,
     }

@@ -19,7 +19,7 @@ from segan.evaluation.result import EvaluationResult
 from segan.report.search import SearchSummary, summarise_search
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import Ensemble, is_ensemble, read_ensemble
-from segan.runs.listing import describe_run, non_default_values, run_not_found
+from segan.runs.listing import epoch_rows, non_default_values, open_run
 from segan.runs.provenance import package_versions
 from segan.runs.run import Run
 from segan.runs.study import STUDY_FILE, Study
@@ -140,9 +140,7 @@ def find_target(uri: str) -> ReportTarget:
             raise UsageError(f"{uri}: no trial has a validated checkpoint yet; try again later")
         run, best = max(validated, key=lambda candidate: candidate[1].jaccard)
         return ReportTarget("study", uri, (best,), best.threshold, run, study)
-    if not storage.exists(storage.join(uri, "run.json")):
-        raise run_not_found(uri)
-    run = Run(uri)
+    run = open_run(uri)
     if (found := run.best_checkpoint()) is None:
         raise UsageError(f"{uri}: no validated checkpoint yet; try again later")
     return ReportTarget("run", uri, (found,), found.threshold, run)
@@ -166,7 +164,7 @@ def build_report(
         train_split=target.config.data.train,
         splits=dict(splits),
         result=result,
-        epochs=tuple(describe_run(target.run.uri)["epochs"]) if target.run else (),
+        epochs=tuple(epoch_rows(target.run)) if target.run else (),
         search=summarise_search(target.study) if target.study else None,
         provenance=_make_provenance(target, records),
     )
@@ -177,7 +175,7 @@ def _model_info(target: ReportTarget, number: int) -> ModelInfo:
     source = target.ensemble.members[number].uri if target.ensemble else member.uri
     return ModelInfo(
         uri=source,
-        epoch=member.info["epochs"],
+        epoch=member.info.epochs,
         threshold=member.threshold,
         sha256=member.files[SEGMENTOR_FILE]["sha256"],
     )
@@ -196,7 +194,7 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         arguments += [f"--records {shlex.quote(records)}", f"--out {shlex.quote(target.uri)}"]
     else:
         config = non_default_values(_requested_config(target))
-        verb = "tune" if target.kind == "study" else "train"
+        verb = target.study.command() if target.study else "train"
         arguments = [f"segan {verb} {shlex.quote(target.uri)}"]
         arguments += [
             shlex.quote(f"{key}={_to_argument(values['value'])}") for key, values in config.items()
@@ -205,18 +203,14 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         command=" \\\n    ".join(arguments),
         config=config,
         records=records,
-        fingerprint=str(target.members[0].info["fingerprint"]),
+        fingerprint=target.members[0].info.fingerprint,
         **facts,
     )
 
 
 def _requested_config(target: ReportTarget) -> dict[str, Any]:
-    """The configuration given on the command line: for a study not that of its best trial."""
-    tree = target.config.model_dump(mode="json")
-    if target.study:
-        for section, branch in target.study.config().items():
-            tree[section] = tree.get(section, {}) | branch
-    return tree
+    """The configuration that the command was given: the study's, not that of its best trial."""
+    return target.study.config() if target.study else target.config.model_dump(mode="json")
 
 
 def _to_argument(value: Any) -> str:

@@ -81,7 +81,7 @@ def render_page(
     jaccards = [image.jaccard for image in result.images]
     counts = np.histogram(jaccards, JACCARD_BINS, (0, 1))[0].tolist()
     return render(
-        "report/page.html.j2",
+        "segan/report/page.html.j2",
         report=report,
         name=storage.basename(report.uri),
         min_images=MIN_IMAGES,

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from segan import storage
 from segan.data.records.format import Manifest, read_manifest, read_samples
-from segan.errors import UsageError
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult, evaluate_members
 from segan.report.build import Report, ReportTarget, build_report, find_target
 from segan.report.cases import build_cases, build_disagreement_cases
 from segan.report.page import render_page
+from segan.runs.identity import require_same
 from segan.runs.run import REPORT_FILES
 
 Log = Callable[[str], None]
@@ -89,9 +89,9 @@ def page_uri(uri: str, out: str = "") -> str:
 
 
 def _check_records(target: ReportTarget, manifest: Manifest, records: str) -> None:
-    trained = target.members[0].info["fingerprint"]
-    if manifest.fingerprint != trained:
-        raise UsageError(
-            f"{records}: data fingerprint {manifest.fingerprint}, but {target.uri} was trained on "
-            f"{trained}; name its own records with --records"
-        )
+    require_same(
+        {"data fingerprint": target.members[0].info.fingerprint},
+        {"data fingerprint": manifest.fingerprint},
+        records,
+        f"pass the records that {target.uri} was trained on with --records",
+    )

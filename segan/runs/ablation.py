@@ -1,7 +1,7 @@
-"""Variants of one configuration beside each other, each with several seeds: what is trained.
+"""The trials of an ablation: every variant of a configuration with every seed.
 
-An ablation is a study whose trials are named, <variant>-seed<n>, and which may grow: with more
-seeds or variants, the same command trains what is missing. Needs no Ray.
+An ablation is a study whose trials are named <variant>-seed<n>. With more seeds or variants the
+same command trains the missing trials. Imports no Ray.
 """
 
 from __future__ import annotations
@@ -12,37 +12,34 @@ from typing import Any
 from segan.config import Config, parse_config
 from segan.config.search import Overrides
 from segan.errors import UsageError
-from segan.runs.study import Study, Trial
+from segan.runs.study import Study
+from segan.runs.trial import Trial, TrialStatus
 
-FIXED_SECTIONS = (
-    "data",
-    "cluster",
-    "search",
-    "ablation",
-)  # the same for all, or there is no comparing
+FIXED_SECTIONS = ("data", "cluster", "search", "ablation")  # equal in all variants
 SEED_KEY = "training.seed"
 
+# Called with a trial's name, the metrics of a validated epoch and whether the trial continues.
 OnValidation = Callable[[str, dict[str, Any], bool], None]
 
 
 def prepare_trials(config: Config, study: Study, fingerprint: str) -> list[Trial]:
-    """The trials of all variants and seeds, those that failed before to be tried again.
+    """The trials of all variants and seeds; failed ones are reset to be trained again.
 
     Raises:
-        UsageError: a variant is none, or the study is of another configuration or other records.
+        UsageError: a variant is invalid, or the study has another configuration or other records.
     """
     trials = study.create_or_resume(config, fingerprint, trial_overrides(config))
     for trial in trials:
-        if (trial.result() or {"why": ""})["why"].startswith("failed"):
+        if trial.result().status is TrialStatus.FAILED:
             trial.clear_result()
     return trials
 
 
 def trial_overrides(config: Config) -> dict[str, Overrides]:
-    """What each trial overrides, by its name: every variant with one seed, then with the next.
+    """Each trial's overrides by its name: all variants with the first seed, then with the next.
 
     Raises:
-        UsageError: there is no variant, or one changes what it may not.
+        UsageError: there is no variant, or one overrides a key that it must not.
     """
     ablation, first_seed = config.ablation, config.training.seed
     if not ablation.variants:
@@ -51,7 +48,7 @@ def trial_overrides(config: Config) -> dict[str, Overrides]:
             "ray_jobs/configs/ablation.yaml"
         )
     for name, overrides in ablation.variants.items():
-        _with_overrides(config, name, overrides, ())
+        _with_overrides(config, name, overrides)
     for name, overrides in ablation.evaluations.items():
         evaluation_config(config, name, overrides)
     return {
@@ -66,28 +63,22 @@ def trial_name(variant: str, seed: int) -> str:
 
 
 def evaluation_config(config: Config, name: str, overrides: Overrides) -> Config:
-    """The configuration with an evaluation's overrides; raises UsageError for any other's."""
-    return _with_overrides(config, name, overrides, ("evaluation",))
+    """The configuration with overrides of `evaluation.*`; raises UsageError for other keys."""
+    return _with_overrides(config, name, overrides, only_section="evaluation")
 
 
 def _with_overrides(
-    config: Config, name: str, overrides: Overrides, allowed_sections: tuple[str, ...]
+    config: Config, name: str, overrides: Overrides, only_section: str = ""
 ) -> Config:
+    expected = f"section.key, but not of {', '.join(FIXED_SECTIONS)}"
+    if only_section:
+        expected = f"{only_section}.key"
     tree = config.model_dump()
     for key, value in overrides.items():
         section, _, leaf = key.partition(".")
-        if (
-            not leaf
-            or section in FIXED_SECTIONS
-            or key == SEED_KEY
-            or (allowed_sections and section not in allowed_sections)
-        ):
-            expected = (
-                f"{allowed_sections[0]}.key"
-                if allowed_sections
-                else f"section.key, but none of {', '.join(FIXED_SECTIONS)}"
-            )
-            raise UsageError(f"ablation {name}: {key} is not its to change; expected {expected}")
+        is_fixed = section in FIXED_SECTIONS or key == SEED_KEY
+        if not leaf or is_fixed or section != (only_section or section):
+            raise UsageError(f"ablation {name}: {key} cannot be overridden; expected {expected}")
         tree.setdefault(section, {})[leaf] = value
     try:
         return parse_config(tree)

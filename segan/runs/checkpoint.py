@@ -1,16 +1,16 @@
-"""A checkpoint in storage: its files, and the manifest that says that they are complete.
+"""A checkpoint in storage: its files, and the manifest that proves them complete.
 
     epoch_00042/{segmentor.safetensors, critic.safetensors, trainer.pt, manifest.json}
 
-The manifest, with the checksum and size of each file, is written last and checked on load, so half
-a checkpoint is never taken for a complete one. Needs neither torch nor Ray.
+The manifest holds the checksum and size of each file. It is written last and checked on load, so
+an incomplete checkpoint is never used. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from segan import storage
@@ -21,55 +21,83 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 SEGMENTOR_FILE = "segmentor.safetensors"
-BEST, LATEST = "best", "latest"  # stand for a checkpoint's name wherever one is taken
+BEST, LATEST = "best", "latest"  # aliases, accepted wherever a checkpoint's name is
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """The state of the training at a checkpoint, as stored in its manifest.
+
+    Attributes:
+        epochs: completed.
+        samples: images that all workers together have trained on.
+        metrics: of the epoch with its validation; of the step for a checkpoint within an epoch.
+        progress: the trainer's counters; None where the checkpoint cannot be resumed from.
+        fingerprint: of the records.
+        frame: `width` and `height` in pixels of the images that were trained on.
+        config: the run's configuration, as JSON values by section and key.
+    """
+
+    epochs: int
+    samples: int
+    metrics: dict[str, Any]
+    progress: dict[str, Any] | None = None
+    fingerprint: str = ""
+    frame: dict[str, int] = field(default_factory=dict)
+    config: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its files' checksums and what it is.
+    """A complete checkpoint.
 
     Attributes:
         name: of its folder, epoch_00042 or step_0000420.
-        info: epochs done, samples seen, metrics, what the loop goes on with, and the run's config.
+        files: `sha256` and `size` in bytes of each file.
     """
 
     uri: str
     name: str
     files: Mapping[str, Mapping[str, Any]]
-    info: Mapping[str, Any]
+    info: CheckpointInfo
 
     @property
     def samples(self) -> int:
-        return int(self.info["samples"])
+        return self.info.samples
 
     @property
     def is_validated(self) -> bool:
-        """Whether it has a Jaccard and a threshold; one from within an epoch has not."""
-        return "jaccard" in self.info["metrics"]
+        """Whether it has a Jaccard and a threshold; one saved within an epoch has not."""
+        return "jaccard" in self.info.metrics
 
     @property
     def jaccard(self) -> float:
-        """On validation; raises UsageError where there was none."""
+        """On validation; raises UsageError without a validation."""
         return float(self._validation_metric("jaccard"))
 
     @property
     def threshold(self) -> float:
-        """The best one on validation, in (0, 1); raises UsageError where there was none."""
+        """In (0, 1), best on validation; raises UsageError without a validation."""
         return float(self._validation_metric("threshold"))
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the frames that it was trained on."""
-        return int(self.info["frame"]["width"]), int(self.info["frame"]["height"])
+        """(width, height) in pixels of the images that were trained on."""
+        return self.info.frame["width"], self.info.frame["height"]
 
     @property
     def config(self) -> Config:
+        """The run's configuration; raises UsageError where this version cannot read it."""
         from segan.config import parse_config  # slow to import, and not needed to list runs
 
-        return parse_config(dict(self.info["config"]))
+        try:
+            return parse_config(self.info.config)
+        except UsageError as error:
+            detail = "; ".join(str(error).splitlines())
+            raise UsageError(f"{self.uri}: written by another version of segan: {detail}") from None
 
     def read(self, name: str) -> bytes:
-        """A file's content; raises StorageError where it is not the one that was written."""
+        """A file's content; raises CorruptedError where it does not match its checksum."""
         content = storage.read_bytes(storage.join(self.uri, name))
         expected = self.files[name]
         if storage.sha256(content) != expected["sha256"]:
@@ -82,10 +110,10 @@ class Checkpoint:
     def _validation_metric(self, name: str) -> Any:
         if not self.is_validated:
             raise UsageError(
-                f"{self.uri}: saved between two validations, so it has no {name}; use one that was "
-                "validated, as the run's best"
+                f"{self.uri}: saved between two validations, so it has no {name}; use a validated "
+                "checkpoint, such as the run's best"
             )
-        return self.info["metrics"][name]
+        return self.info.metrics[name]
 
 
 def select_latest(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
@@ -93,48 +121,54 @@ def select_latest(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
 
 
 def select_best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """Of the best validation Jaccard, the earliest of equals."""
+    """The checkpoint with the best validation Jaccard; ties go to the earliest."""
     validated = [c for c in checkpoints if c.is_validated]
     return max(validated, key=lambda c: (c.jaccard, -c.samples), default=None)
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
-    """A checkpoint by the URI of its folder.
+    """The checkpoint in a folder.
 
     Raises:
-        NotFoundError: there is no manifest.
-        DamagedError: it is not one that was written for a checkpoint.
+        NotFoundError: the folder has no manifest.
+        CorruptedError: the manifest is not that of a checkpoint, or was changed.
     """
     name = storage.join(uri, MANIFEST_FILE)
     if not storage.exists(name):
-        raise NotFoundError(f"{uri}: no whole checkpoint here (no {MANIFEST_FILE})")
+        raise NotFoundError(f"{uri}: no complete checkpoint here (no {MANIFEST_FILE})")
     content = storage.read_bytes(name)
     try:
         files, info = _parse_manifest(json.loads(content))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CorruptedError(
-            f"{name}: {len(content)} bytes that are no checkpoint's manifest as it was written; "
-            "expected a run or a checkpoint"
+            f"{name}: {len(content)} bytes that are not the manifest of a checkpoint; expected the "
+            "URI of a run or a checkpoint"
         ) from None
     return Checkpoint(uri, storage.basename(uri), files, info)
 
 
-def make_manifest(
-    files: Mapping[str, Mapping[str, Any]], info: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What manifest.json holds; the files' checksums are proven by the files, info by its own."""
-    return {"files": files, "info": info, "info_sha256": _info_sha256(info)}
+def make_manifest(files: Mapping[str, Mapping[str, Any]], info: CheckpointInfo) -> dict[str, Any]:
+    """The content of manifest.json: `files` and `info`, each with its checksums."""
+    return {"files": files, "info": vars(info), "info_sha256": _info_sha256(vars(info))}
 
 
-def _parse_manifest(found: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Files and info; raises one of the errors of a wrong shape where they are not whole."""
-    files, info = found["files"], found["info"]
+def check_size(file: str, size: int | None, checkpoint: Checkpoint) -> str:
+    """The error message for a file of this size in bytes, None if it is missing; "" if correct."""
+    expected = checkpoint.files[file]["size"]
+    if size is None:
+        return f"{file}: expected {expected} bytes, found no such file"
+    return "" if size == expected else f"{file}: expected {expected} bytes, found {size}"
+
+
+def _parse_manifest(manifest: Any) -> tuple[dict[str, Any], CheckpointInfo]:
+    """Files and info; raises ValueError, LookupError, TypeError or AttributeError if invalid."""
+    files, info = manifest["files"], manifest["info"]
     for entry in files.values():
         str(entry["sha256"]), int(entry["size"])
     int(info["samples"]), info["metrics"].keys()
-    if found.get("info_sha256", _info_sha256(info)) != _info_sha256(info):
+    if manifest.get("info_sha256", _info_sha256(info)) != _info_sha256(info):
         raise ValueError("info does not match its checksum")
-    return files, info
+    return files, CheckpointInfo(**info)
 
 
 def _info_sha256(info: Mapping[str, Any]) -> str:

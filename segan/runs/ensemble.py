@@ -1,10 +1,10 @@
-"""An ensemble in storage: three segmentors, one threshold, and the scores that chose them.
+"""An ensemble in storage: three segmentors, their common threshold and their validation scores.
 
     <ensembles>/<name>/   ensemble.json  1/segmentor.safetensors  2/...  3/...  card.md
                           report.html  report.json
 
-The weights are copied in, so an ensemble outlives the runs that it came from. ensemble.json holds
-their checksums and is written last, so half an ensemble is never taken for a whole one.
+The ensemble holds copies of the weights, so it does not depend on the runs that they came from.
+ensemble.json holds their checksums and is written last, so an incomplete ensemble is never used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segan import storage
 from segan.errors import StorageError, UsageError
-from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.run import REPORT_FILES
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -26,13 +26,12 @@ Rule = Literal["best", "greedy"]
 
 
 class EnsembleMember(BaseModel):
-    """A member: its checkpoint's manifest, with the segmentor alone.
+    """A member: the manifest of its checkpoint, reduced to the segmentor.
 
     Attributes:
         uri: of the checkpoint that it was copied from.
-        k: steepness of the logistic, which the weights carry.
+        k: steepness of the logistic, part of the weights.
         files: checksum and size of the segmentor's weights.
-        info: of the checkpoint: its configuration, frame, epochs and validation metrics.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,11 +39,16 @@ class EnsembleMember(BaseModel):
     uri: str
     k: float
     files: dict[str, dict[str, Any]]
-    info: dict[str, Any]
+    info: CheckpointInfo
 
 
 class Choice(BaseModel):
-    """Three members that a rule chose, by the URIs of their checkpoints, and how they score."""
+    """The three members that a rule selects, by the URIs of their checkpoints.
+
+    Attributes:
+        threshold: of their mean probability, best on validation.
+        jaccard: on validation at that threshold.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,18 +58,18 @@ class Choice(BaseModel):
 
 
 class Ensemble(BaseModel):
-    """What ensemble.json says.
+    """The content of ensemble.json.
 
     Attributes:
-        threshold: of the mean map, best on validation.
+        threshold: of the mean probability, best on validation.
         scores: accuracy, dice and jaccard on validation at that threshold.
-        jaccard_curve: on validation, at each of `segan.evaluation.sweep.THRESHOLDS`.
+        jaccard_curve: on validation, at each of `segan.inference.thresholds.THRESHOLDS`.
         rule: "best" for the three best runs, "greedy" for forward selection.
-        choices: what each rule that was tried came to.
-        candidates: Jaccard on validation of every run's best checkpoint, by URI.
-        records, fingerprint, splits: the data, and how many images each split has.
-        trained_on, validated_on: the splits' names.
-        frame: width and height in pixels.
+        choices: the members that each evaluated rule selects.
+        candidates: validation Jaccard of every run's best checkpoint, by URI.
+        records, fingerprint: URI and fingerprint of the records.
+        splits: number of images in each split.
+        frame: `width` and `height` in pixels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,7 +90,7 @@ class Ensemble(BaseModel):
     classes: int
 
     def checkpoints(self, uri: str) -> list[Checkpoint]:
-        """The members' copies inside the ensemble at `uri`."""
+        """The members' checkpoints inside the ensemble at `uri`."""
         return [
             Checkpoint(storage.join(uri, str(i)), f"member {i}", member.files, member.info)
             for i, member in enumerate(self.members, 1)
@@ -98,28 +102,30 @@ def is_ensemble(uri: str) -> bool:
 
 
 def read_ensemble(uri: str) -> Ensemble:
-    """Raises StorageError where there is no whole ensemble at `uri`."""
+    """The ensemble at `uri`; raises StorageError where there is no complete one."""
     name = storage.join(uri, ENSEMBLE_FILE)
     try:
         return Ensemble.model_validate(storage.read_json(name))
     except ValidationError as error:
-        raise StorageError(f"{name}: not an ensemble ({error})") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StorageError(f"{name}: not an ensemble ({key}: {first['msg']})") from None
 
 
 def describe_member(checkpoint: Checkpoint) -> EnsembleMember:
-    """What ensemble.json says of a checkpoint; raises StorageError where it fails its checksum."""
-    from safetensors.torch import load as load_tensors  # torch, which reading alone does not need
+    """A checkpoint as a member; raises CorruptedError where it fails its checksum."""
+    from safetensors.torch import load as load_tensors  # imports torch
 
     k = load_tensors(checkpoint.read(SEGMENTOR_FILE))["logistic.k"]
     files = {SEGMENTOR_FILE: dict(checkpoint.files[SEGMENTOR_FILE])}
-    return EnsembleMember(uri=checkpoint.uri, k=float(k), files=files, info=dict(checkpoint.info))
+    return EnsembleMember(uri=checkpoint.uri, k=float(k), files=files, info=checkpoint.info)
 
 
 def check_output(uri: str, overwrite: bool, count: int) -> None:
-    """Makes sure that an ensemble of `count` members can be written at `uri`; changes nothing.
+    """Checks that an ensemble of `count` members can be written at `uri`; writes nothing.
 
     Raises:
-        UsageError: an ensemble is there and may not be replaced, or something else is there.
+        UsageError: the place holds other files, or an ensemble and `overwrite` is False.
         StorageError: it cannot be reached.
     """
     storage.check_access(uri)
@@ -132,11 +138,11 @@ def check_output(uri: str, overwrite: bool, count: int) -> None:
     names = {file.name for file in storage.list_files(uri)}
     if names - ours:
         raise UsageError(
-            f"{uri}: {min(names - ours)} is here, which is no part of an ensemble; use an empty "
-            "place"
+            f"{uri}: contains {min(names - ours)}, which is not part of an ensemble; use an empty "
+            "folder or prefix"
         )
     if ENSEMBLE_FILE in names and not overwrite:
-        raise UsageError(f"{uri}: an ensemble is here already; use --overwrite or another place")
+        raise UsageError(f"{uri}: an ensemble exists here; use --overwrite or another --out")
 
 
 def write_ensemble(
@@ -146,18 +152,19 @@ def write_ensemble(
     card: str,
     overwrite: bool = False,
 ) -> None:
-    """Copies the members' weights, verified, and writes card and ensemble.json, in that order.
+    """Copies the members' weights, verifying them, then writes the card and ensemble.json.
 
     Args:
         sources: the members' checkpoints, in the ensemble's order.
-        card: what a person should know before using it, in Markdown.
+        card: the model card, in Markdown.
 
     Raises:
-        UsageError: the place is in use.
+        UsageError: see `check_output`.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
     check_output(uri, overwrite, len(sources))
-    # ensemble.json goes first: what is half replaced must not look whole. Reports are of what was.
+    # ensemble.json first, so that a partly replaced ensemble does not look complete; reports are
+    # those of the old ensemble.
     for name in (ENSEMBLE_FILE, *REPORT_FILES):
         if storage.exists(storage.join(uri, name)):
             storage.delete_file(storage.join(uri, name))

@@ -1,7 +1,7 @@
-"""What lies in storage: the runs below a prefix, and what there is to say of one.
+"""Lists the runs and checkpoints under a URI and summarises each of them.
 
-One listing, then of each run its run.json and the manifests of its checkpoints: what is large is
-never read. Needs neither torch nor Ray, and writes nothing.
+Lists the files once, then reads run.json and the manifests of each run: small files only. Imports
+neither torch nor Ray, and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ from segan.runs.checkpoint import (
     LATEST,
     MANIFEST_FILE,
     Checkpoint,
+    check_size,
     open_checkpoint,
     select_best,
     select_latest,
 )
-from segan.runs.run import RESULT_FILE, Run
+from segan.runs.run import RUN_FILE, Run
+from segan.runs.trial import RESULT_FILE, TrialStatus, read_result
 from segan.storage.files import FileInfo
 from segan.storage.lease import LEASE_FILE, parent_study_uri, read_holder
 
-NUM_READ_THREADS = 16  # files are small and far away
+NUM_READ_THREADS = 16  # reads are small, so latency dominates
+INVALID = "invalid"  # state of a run whose run.json or result.json cannot be read
 
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A folder of a run's checkpoints.
+    """A folder among a run's checkpoints.
 
     Attributes:
-        checkpoint: what its manifest says; None where there is none.
-        wrong: why it is not whole, or nothing. By names and sizes: no content is read.
-        bytes: of all its files.
-        names: `best` and `latest`, if it is that.
+        checkpoint: None where the folder has no valid manifest.
+        error: why the checkpoint is incomplete, by names and sizes alone; "" if it is complete.
+        size: bytes of all files.
+        aliases: of `best` and `latest` those that stand for it.
     """
 
     name: str
@@ -52,26 +55,26 @@ class CheckpointEntry:
         found = self.checkpoint
         return {
             "name": self.name,
-            "epoch": found.info.get("epochs") if found else None,
+            "epoch": found.info.epochs if found else None,
             "jaccard": found.jaccard if found and found.is_validated else None,
-            "bytes": self.size,
-            "whole": not self.error,
-            "wrong": self.error,
-            "is": list(self.aliases),
+            "size": self.size,
+            "complete": not self.error,
+            "error": self.error,
+            "aliases": list(self.aliases),
         }
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in a line.
+    """A row of `segan runs ls`.
 
     Attributes:
-        name: relative to where it was looked for.
-        epochs, asked: done, by its latest checkpoint, and to be done.
-        jaccard, epoch: of its best checkpoint.
-        state: finished, what a study says of a trial, or open: not over.
-        host: of the driver that holds it or its study, if there is one.
-        written: when its last file was, a holder's last sign with them.
+        name: relative to the URI that was listed.
+        state: a `TrialStatus`, or `INVALID`.
+        last_modified: time of its newest file; a running driver's heartbeat counts.
+        epochs: completed by the latest checkpoint, of `total_epochs`.
+        jaccard, best_epoch: of the best checkpoint.
+        host: of the driver that holds the lease of the run or its study.
     """
 
     uri: str
@@ -88,7 +91,7 @@ class RunSummary:
 
 
 def find_runs(uri: str) -> list[RunSummary]:
-    """The run at `uri` and those below it, a study's trials too, by name.
+    """The run at `uri` and all runs below it, including a study's trials, by name.
 
     Raises:
         StorageError: there is none.
@@ -96,19 +99,28 @@ def find_runs(uri: str) -> list[RunSummary]:
     uri = storage.normalise(uri)
     storage.check_access(uri)
     files = storage.list_files(uri)
-    found = [file.name for file in files if re.search(r"(^|/)run\.json$", file.name)]
-    folders = sorted(name.removesuffix("run.json").rstrip("/") for name in found)
+    found = [file.name for file in files if re.search(rf"(^|/){re.escape(RUN_FILE)}$", file.name)]
+    folders = sorted(name.removesuffix(RUN_FILE).rstrip("/") for name in found)
     if not folders:
-        raise StorageError(f"{uri}: no run here nor below (no run.json)")
+        raise StorageError(f"{uri}: no run here or below (no {RUN_FILE})")
     with ThreadPoolExecutor(NUM_READ_THREADS) as pool:
         return list(pool.map(lambda folder: _summarise(uri, folder, files), folders))
 
 
+def open_run(uri: str) -> Run:
+    """The run at a URI; raises a SeganError that names what is there instead."""
+    uri = storage.normalise(uri)
+    storage.check_access(uri)
+    if not storage.exists(storage.join(uri, RUN_FILE)):
+        raise run_not_found(uri)
+    return Run(uri)
+
+
 def list_checkpoints(uri: str, files: Sequence[FileInfo] | None = None) -> list[CheckpointEntry]:
-    """The folders of a run's checkpoints by name, half ones too.
+    """The folders of a run's checkpoints by name, including incomplete ones.
 
     Args:
-        files: those of the run, where they have been listed already.
+        files: the run's files, if they are already listed.
     """
     folder = storage.join(uri, "checkpoints")
     found = storage.list_files(folder) if files is None else _files_in_folder(files, "checkpoints")
@@ -117,37 +129,43 @@ def list_checkpoints(uri: str, files: Sequence[FileInfo] | None = None) -> list[
         _checkpoint_entry(storage.join(folder, name), _files_in_folder(found, name))
         for name in names
     ]
-    whole = [entry.checkpoint for entry in entries if entry.checkpoint]
-    checkpoint_by_alias = {BEST: select_best(whole), LATEST: select_latest(whole)}
+    complete = [entry.checkpoint for entry in entries if entry.checkpoint]
+    by_alias = {BEST: select_best(complete), LATEST: select_latest(complete)}
     return [
-        replace(
-            e,
-            aliases=tuple(
-                n for n, one in checkpoint_by_alias.items() if one and one is e.checkpoint
-            ),
-        )
+        replace(e, aliases=tuple(a for a, c in by_alias.items() if c and c is e.checkpoint))
         for e in entries
     ]
 
 
-def describe_run(uri: str) -> dict[str, Any]:
-    """All that a person may ask of a run: its summary, run.json, epochs and checkpoints."""
-    run = Run(uri)
+def describe_run(run: Run) -> dict[str, Any]:
+    """The content of `segan runs show`: summary, run.json, epochs and checkpoints."""
     description, files = run.description(), storage.list_files(run.uri)
     config = description["config"]
     return {
         "summary": vars(_summarise(run.uri, "", files)),
-        "changed": non_default_values(config),
+        "non_default": non_default_values(config),
         "config": config,
         "fingerprint": description["identity"].get("fingerprint"),
         **{key: description.get(key) for key in ("git_commit", "python", "packages", "hardware")},
-        "epochs": _epoch_metrics(run.metrics()),
+        "epochs": epoch_rows(run),
         "checkpoints": [entry.to_dict() for entry in list_checkpoints(run.uri, files)],
     }
 
 
+def epoch_rows(run: Run) -> list[dict[str, Any]]:
+    """The metrics of each epoch, with the learning rate of its last logged step."""
+    lines = run.metrics()
+    rates = {line["epoch"]: line.get("learning_rate") for line in lines if line["kind"] == "step"}
+    return [
+        {key: value for key, value in line.items() if key not in ("kind", "jaccard_curve")}
+        | {"learning_rate": rates.get(line["epoch"])}
+        for line in lines
+        if line["kind"] == "epoch"
+    ]
+
+
 def non_default_values(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The keys of a configuration whose values are not the defaults, each with both."""
+    """`value` and `default` of each key of a configuration that has not its default value."""
     from segan.config import Config
 
     defaults = Config().model_dump(mode="json")
@@ -160,45 +178,50 @@ def non_default_values(config: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def run_not_found(uri: str) -> SeganError:
-    """The error that says what there is where a run was asked for."""
-    from segan.runs.ensemble import ENSEMBLE_FILE
+    """The error for a URI that is not a run's; it names what is there instead."""
+    from segan.runs.ensemble import ENSEMBLE_FILE  # slow to import, as is the next
+    from segan.runs.study import STUDY_FILE
 
     run, inside, _ = uri.partition("/checkpoints/")
-    if storage.exists(storage.join(uri, "study.json")):
-        return UsageError(f"{uri}: a study, whose trials are runs; segan runs ls lists them")
+    if storage.exists(storage.join(uri, STUDY_FILE)):
+        return UsageError(f"{uri}: a study, not a run; list its trials with segan runs ls")
     if storage.exists(storage.join(uri, ENSEMBLE_FILE)):
-        return UsageError(f"{uri}: an ensemble and no run; its card.md describes it")
+        return UsageError(f"{uri}: an ensemble, not a run; its card.md describes it")
     if inside:
         return UsageError(f"{uri}: inside a run; expected the run's own URI, {run}")
-    return StorageError(f"{uri}: no run here (no run.json); segan runs ls lists those below a URI")
+    return StorageError(
+        f"{uri}: no run here (no {RUN_FILE}); list the runs below a URI with segan runs ls"
+    )
 
 
 def _summarise(uri: str, folder: str, files: Sequence[FileInfo]) -> RunSummary:
-    place = storage.join(uri, folder) if folder else uri
+    run_uri = storage.join(uri, folder) if folder else uri
     name, run_files = folder or storage.basename(uri), _files_in_folder(files, folder)
     try:
-        description = Run(place).description()
-        total_epochs, started = (
-            int(description["config"]["training"]["epochs"]),
-            description["started"],
-        )
+        description = Run(run_uri).description()
+        total_epochs = int(description["config"]["training"]["epochs"])
+        started_at = description["started_at"]
+        has_result = any(file.name == RESULT_FILE for file in run_files)
+        status = read_result(run_uri).status if has_result else TrialStatus.UNFINISHED
     except (StorageError, LookupError, TypeError):
-        return RunSummary(place, name, "run.json is not a run's")
-    last = max((file.last_modified for file in run_files if file.last_modified), default=None)
-    by_alias = {n: e.checkpoint for e in list_checkpoints(place, run_files) for n in e.aliases}
+        return RunSummary(run_uri, name, INVALID)
+    modified = max((file.last_modified for file in run_files if file.last_modified), default=None)
+    by_alias = {a: e.checkpoint for e in list_checkpoints(run_uri, run_files) for a in e.aliases}
     best, latest = by_alias.get(BEST), by_alias.get(LATEST)
-    epochs = int(latest.info["epochs"]) if latest else 0
+    epochs = latest.info.epochs if latest else 0
+    if not has_result and epochs >= total_epochs:
+        status = TrialStatus.FINISHED
     return RunSummary(
-        place,
+        run_uri,
         name,
-        _run_state(place, run_files, epochs, total_epochs),
-        started,
-        last.isoformat(timespec="seconds") if last else None,
+        status,
+        started_at,
+        modified.isoformat(timespec="seconds") if modified else None,
         epochs,
         total_epochs,
         best.jaccard if best else None,
-        int(best.info["epochs"]) if best else None,
-        latest.info["metrics"].get("images_per_second") if latest else None,
+        best.info.epochs if best else None,
+        latest.info.metrics.get("images_per_second") if latest else None,
         _lease_host(uri, folder, files),
     )
 
@@ -208,15 +231,9 @@ def _lease_host(uri: str, folder: str, files: Sequence[FileInfo]) -> str | None:
         if held is not None and any(
             file.name == LEASE_FILE for file in _files_in_folder(files, held)
         ):
-            found = read_holder(storage.join(uri, held) if held else uri)
-            return found.host if found else None
+            holder = read_holder(storage.join(uri, held) if held else uri)
+            return holder.host if holder else None
     return None
-
-
-def _run_state(run: str, files: Sequence[FileInfo], epochs: int, total_epochs: int) -> str:
-    if any(file.name == RESULT_FILE for file in files):
-        return str(storage.read_json(storage.join(run, RESULT_FILE))["why"])
-    return "finished" if epochs >= total_epochs else "open"
 
 
 def _checkpoint_entry(uri: str, files: Sequence[FileInfo]) -> CheckpointEntry:
@@ -226,36 +243,17 @@ def _checkpoint_entry(uri: str, files: Sequence[FileInfo]) -> CheckpointEntry:
         return CheckpointEntry(name, None, f"no {MANIFEST_FILE}", total)
     try:
         checkpoint = open_checkpoint(uri)
-    except StorageError as error:  # a training may have removed it since it was listed
+    except StorageError as error:  # corrupted, or deleted by a running training since the listing
         return CheckpointEntry(name, None, str(error), total)
-    wrong = (check_size(file, sizes.get(file), checkpoint) for file in checkpoint.files)
-    return CheckpointEntry(name, checkpoint, "; ".join(filter(None, wrong)), total)
-
-
-def check_size(file: str, size: int | None, checkpoint: Checkpoint) -> str:
-    """What is wrong with a file of this size, or nothing."""
-    expected = checkpoint.files[file]["size"]
-    if size is None:
-        return f"{file}: expected {expected} bytes, found no such file"
-    return "" if size == expected else f"{file}: expected {expected} bytes, found {size}"
+    errors = (check_size(file, sizes.get(file), checkpoint) for file in checkpoint.files)
+    return CheckpointEntry(name, checkpoint, "; ".join(filter(None, errors)), total)
 
 
 def _files_in_folder(files: Sequence[FileInfo], folder: str) -> list[FileInfo]:
-    """Of files sorted by name those in a folder, by their names in it."""
+    """The files in a folder, with names relative to it, from files sorted by name."""
     if not folder:
         return list(files)
     start = bisect_left(files, f"{folder}/", key=lambda file: file.name)
-    stop = bisect_left(files, f"{folder}0", key=lambda file: file.name)  # 0 follows / in order
+    stop = bisect_left(files, f"{folder}0", key=lambda file: file.name)  # 0 follows / in ASCII
     skipped = len(folder) + 1
     return [FileInfo(f.name[skipped:], f.size, f.last_modified) for f in files[start:stop]]
-
-
-def _epoch_metrics(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs' metrics, each with the learning rate of its last logged step."""
-    rates = {line["epoch"]: line.get("learning_rate") for line in lines if line["kind"] == "step"}
-    return [
-        {key: value for key, value in line.items() if key not in ("kind", "jaccard_curve")}
-        | {"learning_rate": rates.get(line["epoch"])}
-        for line in lines
-        if line["kind"] == "epoch"
-    ]

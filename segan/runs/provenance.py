@@ -1,4 +1,4 @@
-"""Where a run comes from: package versions and the commit of the code."""
+"""The package versions and the commit that a run is computed with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ PACKAGES = ("segan", "torch", "ray", "pyarrow", "numpy", "pillow")
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of the packages that matter to what is computed, of this process."""
-    found = {}
+    """The installed versions of the packages that influence results."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git_commit() -> str | None:
+    """SEGAN_GIT_COMMIT, else the commit of the checkout, else None."""
     if commit := os.environ.get("SEGAN_GIT_COMMIT"):
         return commit
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -1,66 +1,59 @@
-"""A study in storage: the points that are tried, and what became of each.
+"""A study in storage: its trials, and how each of them ended.
 
-    <study>/study.json  leaderboard.json  trials/<trial>/ (a run, with result.json when it is over)
+    <study>/study.json  leaderboard.json  trials/<trial>/ (a run, with result.json when it ended)
 
-The points are drawn when a study begins and kept, and every trial's metrics are in its run, so a
-study whose driver died is taken up from these files alone. Needs no Ray.
+The trials' parameters are fixed when a study is created and each trial's metrics are in its run,
+so a study whose driver died is resumed from these files alone. Imports no Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from segan import storage
-from segan.config import Config, parse_config
-from segan.errors import UsageError
-from segan.runs.run import RESULT_FILE, Run
+from segan.config import Config
+from segan.errors import StorageError
+from segan.runs.identity import config_identity, require_same
+from segan.runs.run import Run
+from segan.runs.trial import Trial, TrialStatus
 
 STUDY_FILE = "study.json"
 
+StudyCommand = Literal["tune", "ablate"]
+
 
 @dataclass(frozen=True)
-class Trial:
-    """A point of the search: `parameters` by their configuration keys, and where its run is."""
+class TrialRow:
+    """A trial on the leaderboard.
 
-    name: str
+    Attributes:
+        trial: its name.
+        epochs: completed.
+        jaccard, best_epoch, threshold, jaccard_at_config_threshold, jaccard_curve: of the epoch
+            with the best validation Jaccard; 0 or None without a validation.
+        checkpoint: URI of its best checkpoint.
+    """
+
+    trial: str
     parameters: dict[str, Any]
-    run: Run
-
-    def build_config(self, config: Config) -> Config:
-        """The study's configuration with this point's values."""
-        tree = config.model_dump()
-        for key, value in self.parameters.items():
-            section, leaf = key.split(".")
-            tree[section][leaf] = value
-        return parse_config(tree)
-
-    def epoch_metrics(self) -> list[dict[str, Any]]:
-        """The validated epochs that it has behind it, in order."""
-        return [line for line in self.run.metrics() if "jaccard" in line]
-
-    def result(self) -> dict[str, Any] | None:
-        """What became of it; None while it is not over."""
-        name = storage.join(self.run.uri, RESULT_FILE)
-        found: dict[str, Any] | None = storage.read_json(name) if storage.exists(name) else None
-        return found
-
-    def mark_done(self, status: str, seconds: float) -> None:
-        """Notes that the trial is over, and why."""
-        storage.write_json(
-            storage.join(self.run.uri, RESULT_FILE), {"why": status, "seconds": round(seconds, 1)}
-        )
-
-    def clear_result(self) -> None:
-        """Takes back that the trial is over."""
-        storage.delete_file(storage.join(self.run.uri, RESULT_FILE))
+    epochs: int
+    jaccard: float
+    best_epoch: int
+    threshold: float | None
+    jaccard_at_config_threshold: float | None
+    jaccard_curve: list[float] | None
+    checkpoint: str | None
+    seconds: float
+    status: TrialStatus
+    reason: str
 
 
 class Study:
-    """One search's place in storage."""
+    """A study at a URI, which need not exist yet."""
 
     def __init__(self, uri: str):
         self.uri = storage.normalise(uri)
@@ -71,99 +64,116 @@ class Study:
         fingerprint: str,
         parameters_by_name: Mapping[str, dict[str, Any]] | None = None,
     ) -> list[Trial]:
-        """Draws and keeps the points, or takes up those of the study that is here.
+        """Samples and stores the trials' parameters, or returns the trials of an existing study.
 
         Args:
-            named: the points instead, by the names of their trials; what is not there yet is
-                added, and what is there and not asked for stays as it is.
+            parameters_by_name: for an ablation, the parameters of each trial by its name. Trials
+                that the study lacks are added; stored trials that are not named stay as they are.
 
         Raises:
-            UsageError: the name is in use with another configuration or other records.
+            UsageError: the study exists with another configuration or other records.
         """
         storage.check_access(self.uri)
         name = storage.join(self.uri, STUDY_FILE)
-        wanted = {"config": _identity(config), "fingerprint": fingerprint}
+        command: StudyCommand = "tune" if parameters_by_name is None else "ablate"
+        identity = _identity(config) | {"fingerprint": fingerprint, "command": command}
         if storage.exists(name):
-            found = storage.read_json(name)
-            # A study from before a key was there has its default.
-            known = {
-                section: branch | found["config"].get(section, {})
-                for section, branch in _identity(Config()).items()
-            }
-            _require_same(self.uri, wanted, {"config": known, "fingerprint": found["fingerprint"]})
-            return (
-                self._make_trials(found["trials"])
-                if parameters_by_name is None
-                else self._add_missing_trials(parameters_by_name)
-            )
-        storage.write_json(name, wanted | {"trials": []})
-        return (
-            self.add_trials(sample_parameters(config))
-            if parameters_by_name is None
-            else self._add_missing_trials(parameters_by_name)
-        )
+            study = self._read()
+            # A key that the study was started without has its default value.
+            found = _identity(Config()) | study["identity"]
+            advice = "resume with the same values, or use another URI"
+            require_same(identity, found, self.uri, advice)
+            entries = study["trials"]
+        else:
+            entries = _numbered(sample_parameters(config)) if command == "tune" else []
+        if parameters_by_name is not None:
+            entries = self._merge_trials(entries, parameters_by_name)
+        content = {"identity": identity, "config": config.model_dump(mode="json")}
+        storage.write_json(name, content | {"trials": entries})
+        trials = self._make_trials(entries)
+        if parameters_by_name is None:
+            return trials
+        return [trial for trial in trials if trial.name in parameters_by_name]
 
     def config(self) -> dict[str, Any]:
-        """The sections that it began with, but for where it ran and what it was called."""
-        found: dict[str, Any] = storage.read_json(storage.join(self.uri, STUDY_FILE))["config"]
-        return found
+        """The configuration of the latest start, as JSON values by section and key."""
+        config: dict[str, Any] = self._read()["config"]
+        return config
 
-    def add_trials(self, parameters: list[dict[str, float]]) -> list[Trial]:
-        """Keeps more points, named in their turn; returns them as trials."""
-        name = storage.join(self.uri, STUDY_FILE)
-        study = storage.read_json(name)
-        first = len(study["trials"])
-        new = [
-            {"name": f"trial_{number:03d}", "parameters": point}
-            for number, point in enumerate(parameters, first)
-        ]
-        storage.write_json(name, study | {"trials": study["trials"] + new})
-        return self._make_trials(new)
+    def command(self) -> StudyCommand:
+        """The command that the study was started with."""
+        command: StudyCommand = self._read()["identity"]["command"]
+        return command
 
-    def _add_missing_trials(self, parameters_by_name: Mapping[str, dict[str, Any]]) -> list[Trial]:
-        name = storage.join(self.uri, STUDY_FILE)
-        study = storage.read_json(name)
-        known = {entry["name"]: entry["parameters"] for entry in study["trials"]}
-        for trial, point in parameters_by_name.items():
-            if known.setdefault(trial, point) != point:
-                raise UsageError(
-                    f"{self.uri}: {trial} began with {known[trial]}, now {point}; use another name"
-                )
-        entries = [{"name": trial, "parameters": point} for trial, point in known.items()]
-        storage.write_json(name, study | {"trials": entries})
-        return [trial for trial in self._make_trials(entries) if trial.name in parameters_by_name]
+    def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
+        """Stores more trials, numbered after the existing ones; returns the new ones."""
+        study = self._read()
+        entries = _numbered(parameters, len(study["trials"]))
+        study["trials"] += entries
+        storage.write_json(storage.join(self.uri, STUDY_FILE), study)
+        return self._make_trials(entries)
+
+    def _merge_trials(
+        self, entries: list[dict[str, Any]], parameters_by_name: Mapping[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        known = {entry["name"]: entry["parameters"] for entry in entries}
+        for trial, parameters in parameters_by_name.items():
+            require_same(
+                {"parameters": parameters},
+                {"parameters": known.setdefault(trial, parameters)},
+                f"{self.uri}: trial {trial}",
+                "give the variant another name, or use another URI",
+            )
+        return [{"name": trial, "parameters": values} for trial, values in known.items()]
 
     def get_trial(self, name: str) -> Trial:
-        """A trial by its name."""
         return next(trial for trial in self.trials() if trial.name == name)
 
     def trials(self) -> list[Trial]:
-        """The points of a study that has begun; raises StorageError where there is none."""
-        return self._make_trials(storage.read_json(storage.join(self.uri, STUDY_FILE))["trials"])
+        """The trials of an existing study; raises StorageError where there is none."""
+        return self._make_trials(self._read()["trials"])
 
-    def leaderboard_rows(self) -> list[dict[str, Any]]:
-        """What became of each trial so far, the best first."""
-        return sorted(map(_leaderboard_row, self.trials()), key=lambda row: -row["jaccard"])
+    def leaderboard_rows(self) -> list[TrialRow]:
+        """A row for each trial, the best first."""
+        return sorted(map(_leaderboard_row, self.trials()), key=lambda row: -row.jaccard)
 
-    def write_leaderboard(self) -> list[dict[str, Any]]:
-        """The same rows, written to leaderboard.json too."""
+    def write_leaderboard(self) -> list[TrialRow]:
+        """Writes the rows to leaderboard.json and returns them."""
         rows = self.leaderboard_rows()
-        storage.write_json(storage.join(self.uri, "leaderboard.json"), {"trials": rows})
+        table = {"trials": [asdict(row) for row in rows]}
+        storage.write_json(storage.join(self.uri, "leaderboard.json"), table)
         return rows
 
-    def _make_trials(self, entries: list[dict[str, Any]]) -> list[Trial]:
+    def _read(self) -> dict[str, Any]:
+        name = storage.join(self.uri, STUDY_FILE)
+        study = storage.read_json(name)
+        if not (isinstance(study, dict) and {"identity", "config", "trials"} <= study.keys()):
+            raise StorageError(
+                f"{name}: not a study, or one of an older version of segan; use another URI"
+            )
+        return study
+
+    def _make_trials(self, entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
         return [
             Trial(e["name"], e["parameters"], Run(storage.join(self.uri, "trials", e["name"])))
             for e in entries
         ]
 
 
-def sample_parameters(config: Config) -> list[dict[str, float]]:
-    """The points of a study, a function of its configuration: random ones, or the paper's grid.
+def _numbered(parameters: Sequence[Mapping[str, Any]], first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"name": f"trial_{number:03d}", "parameters": values}
+        for number, values in enumerate(parameters, first)
+    ]
 
-    Learning rate and clamp are log-uniform in their ranges, final k is one of its values. The
-    grid takes every final k at the configuration's own learning rate and clamp; its other axis,
-    the threshold, every trial searches whole. Optuna's points are asked for one by one instead.
+
+def sample_parameters(config: Config) -> list[dict[str, float]]:
+    """The parameters of a study's trials, a function of its configuration alone.
+
+    `random` samples learning rate and weight clip log-uniformly from their ranges, and final k
+    from its values. `grid`, the paper's search, takes every final k with the configuration's own
+    learning rate and weight clip; every trial evaluates all thresholds. `optuna` returns none:
+    its trials are suggested one at a time.
     """
     search = config.search
     if search.algorithm == "optuna":
@@ -181,8 +191,8 @@ def sample_parameters(config: Config) -> list[dict[str, float]]:
     ]
 
 
-def best_epoch(epochs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The one of the best validation Jaccard, the earliest of equals; None of none."""
+def best_epoch(epochs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The epoch with the best validation Jaccard; ties go to the earliest."""
     return max(epochs, key=lambda line: line["jaccard"], default=None)
 
 
@@ -191,50 +201,24 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float
     return float(f"{np.exp(rng.uniform(low, high)):.4g}")
 
 
-def _leaderboard_row(trial: Trial) -> dict[str, Any]:
-    epochs, result = trial.epoch_metrics(), trial.result() or {"why": "not over", "seconds": 0.0}
-    best = best_epoch(epochs)
+def _leaderboard_row(trial: Trial) -> TrialRow:
+    epochs = trial.epoch_metrics()
+    best = best_epoch(epochs) or {"jaccard": 0.0, "epoch": 0}
     checkpoint = trial.run.best_checkpoint()
-    return {
-        "trial": trial.name,
-        "parameters": trial.parameters,
-        "epochs": epochs[-1]["epoch"] if epochs else 0,
-        "jaccard": best["jaccard"] if best else 0.0,
-        "epoch": best["epoch"] if best else 0,
-        "threshold": best["threshold"] if best else None,
-        "jaccard_at_config_threshold": best["jaccard_at_config_threshold"] if best else None,
-        "jaccard_curve": best["jaccard_curve"] if best else None,
-        "checkpoint": checkpoint.uri if checkpoint else None,
-        "seconds": result["seconds"],
-        "why": result["why"],
-    }
+    return TrialRow(
+        trial=trial.name,
+        parameters=trial.parameters,
+        epochs=epochs[-1]["epoch"] if epochs else 0,
+        jaccard=best["jaccard"],
+        best_epoch=best["epoch"],
+        threshold=best.get("threshold"),
+        jaccard_at_config_threshold=best.get("jaccard_at_config_threshold"),
+        jaccard_curve=best.get("jaccard_curve"),
+        checkpoint=checkpoint.uri if checkpoint else None,
+        **vars(trial.result()),
+    )
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What must stay the same for a study to go on."""
-    return config.model_dump(
-        mode="json",
-        exclude={
-            "cluster": True,
-            "ablation": True,  # may grow; what each run does is in its trial
-            "data": {"records"},
-            "training": {"checkpoint_every"},
-            "evaluation": {"report"},
-        },
-    )
-
-
-def _require_same(uri: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    if expected == found:
-        return
-    mine, theirs = expected["config"], found["config"]
-    keys = [
-        f"{section}.{key} {theirs.get(section, {}).get(key)!r}, now {value!r}"
-        for section, branch in mine.items()
-        for key, value in branch.items()
-        if theirs.get(section, {}).get(key) != value
-    ]
-    raise UsageError(
-        f"{uri}: this study began with {', '.join(keys) or 'other records'}; use the same to go "
-        "on with it, or another name"
-    )
+    """The values that a resumed study must share; the variants of an ablation may grow."""
+    return config_identity(config, "cluster", "ablation")

@@ -1,6 +1,6 @@
-"""Bringing checkpoints out of storage, and knowing that they are what was written.
+"""Downloads checkpoints and verifies them against their manifests.
 
-Needs neither torch nor Ray.
+Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from segan.runs.checkpoint import (
     LATEST,
     MANIFEST_FILE,
     Checkpoint,
+    check_size,
     make_manifest,
     open_checkpoint,
 )
 from segan.runs.ensemble import is_ensemble, read_ensemble
-from segan.runs.listing import check_size, list_checkpoints, run_not_found
-from segan.runs.run import find_checkpoint
+from segan.runs.listing import list_checkpoints, run_not_found
+from segan.runs.run import RUN_FILE, find_checkpoint
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """A file of a checkpoint; `wrong` says what was expected and found, or nothing."""
+    """A verified file of a checkpoint.
+
+    Attributes:
+        size: in bytes, by the manifest.
+        error: what was expected and found; "" if the file is intact.
+    """
 
     uri: str
     size: int
@@ -34,10 +40,10 @@ class FileCheck:
 
 
 def find_checkpoints(uri: str) -> tuple[list[Checkpoint], list[str]]:
-    """What there is to verify: a checkpoint, a run's, or an ensemble's members.
+    """The checkpoints to verify: one, all of a run's, or an ensemble's members.
 
     Returns:
-        The checkpoints, and what lies among a run's without a whole manifest.
+        The checkpoints, and a message for each of a run's folders without a valid manifest.
 
     Raises:
         SeganError: there is no checkpoint here.
@@ -53,19 +59,19 @@ def find_checkpoints(uri: str) -> tuple[list[Checkpoint], list[str]]:
     entries = list_checkpoints(uri)
     found = [entry.checkpoint for entry in entries if entry.checkpoint]
     if not found:
-        if entries or storage.exists(storage.join(uri, "run.json")):
-            raise StorageError(f"{uri}: a run without checkpoints, so there is nothing to verify")
+        if entries or storage.exists(storage.join(uri, RUN_FILE)):
+            raise StorageError(f"{uri}: a run without a complete checkpoint; nothing to verify")
         raise run_not_found(uri)
     return found, [f"{entry.name}: {entry.error}" for entry in entries if not entry.checkpoint]
 
 
 def verify_checkpoint(
-    checkpoint: Checkpoint, on_progress: Callable[[int], object] = lambda number: None
+    checkpoint: Checkpoint, on_progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[FileCheck]:
-    """Reads every file that the manifest names; one of another size is not read.
+    """Compares every file with the manifest, first its size, then its SHA-256.
 
     Args:
-        tell: is given the number of bytes as they are read, or passed over.
+        on_progress: is called with numbers of bytes read or skipped.
     """
     sizes = {file.name: file.size for file in storage.list_files(checkpoint.uri)}
     for file, expected in checkpoint.files.items():
@@ -79,35 +85,38 @@ def verify_checkpoint(
 
 
 def choose_files(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
-    """The files by their names or what stands before the dot; all where none is named."""
+    """The checkpoint's files with these names or stems; all if `names` is empty.
+
+    Raises:
+        UsageError: the checkpoint has no such file.
+    """
     for name in names:
         if not any(name in (file, file.split(".")[0]) for file in checkpoint.files):
-            raise UsageError(
-                f"{checkpoint.uri}: no file {name!r}; expected one of {', '.join(checkpoint.files)}"
-            )
+            expected = ", ".join([*checkpoint.files, MANIFEST_FILE])
+            raise UsageError(f"{checkpoint.uri}: no file {name!r}; expected one of {expected}")
     return [f for f in checkpoint.files if not names or f in names or f.split(".")[0] in names]
 
 
 def download_checkpoint(
     checkpoint: Checkpoint, folder: str, files: Sequence[str], on_progress: Callable[[int], None]
 ) -> list[str]:
-    """Brings files of a checkpoint into a local folder, and last a manifest of those.
+    """Downloads files of a checkpoint into a local folder, then writes their manifest.
 
-    Each file is checked against the manifest before it is put in place, so a pull that was
-    interrupted leaves whole files alone, and goes on when it is asked for again.
+    Each file is verified before it gets its name, and files that are present are kept, so an
+    interrupted download resumes when it is called again.
 
     Args:
-        tell: is given the number of bytes that are there, and that come.
+        on_progress: is called with numbers of bytes that are present or downloaded.
 
     Returns:
-        The files that were brought; the others were there already.
+        The files that were downloaded; the others were present.
 
     Raises:
-        UsageError: another file of the same name is in the folder; nothing was written.
-        StorageError: a file is not what the manifest says, or cannot be read or written.
+        UsageError: the folder has another file of the same name; nothing was written.
+        StorageError: a file fails its checksum, or cannot be read or written.
     """
     if storage.is_s3(folder):
-        raise UsageError(f"{folder}: expected a local folder; a bucket's own tools copy to s3://")
+        raise UsageError(f"{folder}: expected a local folder; copy to s3:// with the S3 tools")
     folder = storage.normalise(folder)
     manifest = _merge_manifests(checkpoint, folder, files)
     present = {file.name for file in storage.list_files(folder)} & set(files)
@@ -116,7 +125,7 @@ def download_checkpoint(
     on_progress(sum(checkpoint.files[file]["size"] for file in present))
     missing = [file for file in files if file not in present]
     for file in missing:
-        source, target = (storage.join(place, file) for place in (checkpoint.uri, folder))
+        source, target = (storage.join(uri, file) for uri in (checkpoint.uri, folder))
         storage.download(source, target, checkpoint.files[file]["sha256"], on_progress)
     name = storage.join(folder, MANIFEST_FILE)
     if not (storage.exists(name) and storage.read_json(name) == manifest):
@@ -125,14 +134,16 @@ def download_checkpoint(
 
 
 def _merge_manifests(checkpoint: Checkpoint, folder: str, files: Sequence[str]) -> dict[str, Any]:
-    """The manifest of these files and of those that an earlier pull brought."""
+    """The manifest of these files and of those that an earlier download brought."""
     kept: set[str] = set()
     name = storage.join(folder, MANIFEST_FILE)
     if storage.exists(name):
         found = storage.read_json(name)
-        same = isinstance(found, dict) and found.get("info") == checkpoint.info
+        same = isinstance(found, dict) and found.get("info") == vars(checkpoint.info)
         if not same or not found.get("files", {}).items() <= checkpoint.files.items():
-            raise UsageError(f"{name}: not of {checkpoint.uri}; use an empty folder")
+            raise UsageError(
+                f"{name}: of another checkpoint than {checkpoint.uri}; use an empty folder"
+            )
         kept = set(found["files"])
     entries = {f: entry for f, entry in checkpoint.files.items() if f in kept or f in files}
     return make_manifest(entries, checkpoint.info)
@@ -142,6 +153,6 @@ def _check_existing_file(checkpoint: Checkpoint, folder: str, file: str) -> None
     uri, expected = storage.join(folder, file), checkpoint.files[file]["sha256"]
     if (found := storage.file_sha256(uri)) != expected:
         raise UsageError(
-            f"{uri}: another file is here: expected sha256 {expected}, found {found}; remove it, "
-            "or use another folder"
+            f"{uri}: another file exists here: expected sha256 {expected}, found {found}; delete "
+            "it, or use another folder"
         )

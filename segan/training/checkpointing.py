@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from segan.config import Config
 from segan.data.stream.batches import StreamSpec
+from segan.runs.checkpoint import CheckpointInfo
 from segan.runs.run import Run
 from segan.training import state
 from segan.training.distributed import max_replica_divergence, rank
@@ -59,15 +60,15 @@ class CheckpointManager:
             # that takes them back; in the other order lines would be missing.
             self.metrics_log.flush()
             manifest = self.spec.sampler.manifest
-            info = {
-                "epochs": epochs,
-                "samples": samples,
-                "metrics": metrics,
-                "progress": progress,
-                "fingerprint": manifest.fingerprint,
-                "frame": {"width": manifest.width, "height": manifest.height},
-                "config": self.config.model_dump(mode="json"),
-            }
+            info = CheckpointInfo(
+                epochs=epochs,
+                samples=samples,
+                metrics=metrics,
+                progress=progress,
+                fingerprint=manifest.fingerprint,
+                frame={"width": manifest.width, "height": manifest.height},
+                config=self.config.model_dump(mode="json"),
+            )
             saved = self.run.save_checkpoint(name, state.serialise_checkpoint(model, stats), info)
             self.run.prune_checkpoints(saved)
         dist.barrier()

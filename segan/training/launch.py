@@ -21,8 +21,8 @@ from segan.errors import NonFiniteError, StoppedError, StorageError, UsageError
 from segan.runs.ablation import OnValidation
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.run import Run
-from segan.runs.study import Trial
 from segan.runs.transfer import verify_checkpoint
+from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import hold_lease
 from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.trainer import Callbacks, Trainer
@@ -76,7 +76,7 @@ def find_resume_checkpoint(run: Run, warn: Callable[[str], None]) -> Checkpoint 
     complete, damaged = run.scan_checkpoints()
     for checkpoint in reversed(complete):
         error = "; ".join(file.error for file in verify_checkpoint(checkpoint) if file.error)
-        if not error and "progress" not in checkpoint.info:
+        if not error and checkpoint.info.progress is None:
             error = "an older segan's, which this one cannot go on from"
         if not error:
             break
@@ -123,7 +123,7 @@ def stopped_error(run: Run) -> StoppedError:
     """What to say of a run that was told to stop and did."""
     latest = run.latest_checkpoint()
     assert latest is not None, "a run that stops in order leaves a checkpoint"
-    step = latest.info["metrics"]["step"]
+    step = latest.info.metrics["step"]
     return StoppedError(
         f"{run}: stopped after step {step}, with a checkpoint; the same command goes on from there"
     )
@@ -218,14 +218,14 @@ def train_all_local(
         StoppedError: the wish was followed; the trial under way has a checkpoint.
     """
     for trial in trials:
-        if trial.result() is not None:
+        if trial.result().has_ended:
             continue
 
         def report(metrics: dict[str, Any], name: str = trial.name) -> bool:
             on_validation(name, metrics, True)
             return True
 
-        started_at, status = time.monotonic(), "finished"
+        started_at, status, reason = time.monotonic(), TrialStatus.FINISHED, ""
         try:
             train_local(
                 trial.build_config(config),
@@ -233,5 +233,5 @@ def train_all_local(
                 Callbacks(on_validation_end=report, should_stop=should_stop),
             )
         except NonFiniteError as error:
-            status = f"diverged: {error}"
-        trial.mark_done(status, time.monotonic() - started_at)
+            status, reason = TrialStatus.DIVERGED, str(error)
+        trial.mark_done(status, time.monotonic() - started_at, reason)

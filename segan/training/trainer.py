@@ -124,7 +124,8 @@ class Trainer:
     def _resume_from(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.samples == self.spec.start, "the stream must start where the state does"
         state.load_checkpoint(self.model, checkpoint, self.device)
-        progress = checkpoint.info["progress"]
+        progress = checkpoint.info.progress
+        assert progress is not None, "resolve_resume refuses checkpoints without progress"
         self.jaccard, self.best_jaccard = progress["jaccard"], progress["best_jaccard"]
         self.losses, self.num_validations = dict(progress["losses"]), progress["validated"]
         self.step = progress["step"]

@@ -35,7 +35,7 @@ def write_test_ensemble(uri: str, checkpoints: Sequence[Checkpoint], threshold: 
     first = checkpoints[0]
     scores = {"accuracy": 0.5, "dice": 0.5, "jaccard": 0.5}
     for checkpoint in checkpoints:
-        checkpoint.info["metrics"] = scores | checkpoint.info["metrics"]
+        checkpoint.info.metrics.update(scores | checkpoint.info.metrics)
     frame = {"width": first.frame_size[0], "height": first.frame_size[1]}
     ensemble = Ensemble(
         members=tuple(map(describe_member, checkpoints)),

@@ -152,11 +152,11 @@ def bomb(tmp_path: Path) -> Path:
 def test_what_is_no_image_is_said_and_the_next_one_goes(
     page: Chrome, text_file: Path, bomb: Path, photograph: Path
 ) -> None:
-    said = "lesion.jpg: expected an image, found 15 bytes that are none"
+    said = "lesion.jpg: expected an image, found 15 bytes of another format"
     assert upload(page, text_file) == said
     assert not page.find_element(By.ID, "result").is_displayed()
     page.find_element(By.ID, "file").send_keys(str(bomb))
-    _wait(page, lambda: text(page, "error").startswith("bomb.png: too large to be a photograph"))
+    _wait(page, lambda: text(page, "error").startswith("bomb.png: too large for a photograph"))
     page.find_element(By.ID, "file").send_keys(str(photograph))
     _wait(page, lambda: page.find_element(By.ID, "result").is_displayed())
     assert text(page, "error") == ""

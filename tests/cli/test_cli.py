@@ -3,11 +3,14 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +78,7 @@ def error_message(code: int, *words: object) -> str:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each command of the whole way left, its output in <command>.json."""
-    root = tmp_path_factory.mktemp("world")
+    root = tmp_path_factory.mktemp("workspace")
     archive, run = root / "archive", root / "run"
     train = ["train", run, f"data.records={root}/records", *TINY_OVERRIDES]
     counts = ["--train", 8, "--validation", 2, "--test", 3, "--short-side", 64]
@@ -92,9 +95,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read_output(world: Path, command: str) -> Any:
+def read_output(workspace: Path, command: str) -> Any:
     """stdout of a command of the whole way: JSON and nothing else."""
-    return json.loads((world / f"{command}.json").read_text())
+    return json.loads((workspace / f"{command}.json").read_text())
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -104,101 +107,108 @@ def read_mask(path: str | Path) -> np.ndarray:
 # The whole way
 
 
-def test_ingest_reports_the_records(world: Path) -> None:
-    manifest = read_output(world, "ingest")
+def test_ingest_reports_the_records(workspace: Path) -> None:
+    manifest = read_output(workspace, "ingest")
     rows = {
         split: sum(s["num_rows"] for s in shards) for split, shards in manifest["splits"].items()
     }
     assert rows == {"train": 8, "validation": 2, "test": 3}
     assert (manifest["width"], manifest["height"], manifest["num_rejects"]) == (72, 64, 0)
-    assert manifest == json.loads((world / "records" / "manifest.json").read_text())
+    assert manifest == json.loads((workspace / "records" / "manifest.json").read_text())
 
 
-def test_train_reports_its_best_checkpoint(world: Path) -> None:
-    best = read_output(world, "train")
-    assert best["checkpoint"] == f"{world}/run/checkpoints/epoch_00001"
+def test_train_reports_its_best_checkpoint(workspace: Path) -> None:
+    best = read_output(workspace, "train")
+    assert best["checkpoint"] == f"{workspace}/run/checkpoints/epoch_00001"
     assert (Path(best["checkpoint"]) / "segmentor.safetensors").is_file()
     assert 0 <= best["jaccard"] <= best["dice"] <= 1
     assert "jaccard_curve" not in best
 
 
-def test_the_summary_is_the_mean_of_the_rows(world: Path) -> None:
-    found = read_output(world, "evaluate")
+def test_the_summary_is_the_mean_of_the_rows(workspace: Path) -> None:
+    found = read_output(workspace, "evaluate")
     assert (found["num_images"], found["split"]) == (3, "test")
     assert [row["id"] for row in found["scores"]] == [f"ISIC_00000{i}" for i in (10, 11, 12)]
     for name in ("accuracy", "dice", "jaccard"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in found["scores"]]))
-    assert found["threshold"] == read_output(world, "train")["threshold"]
+    assert found["threshold"] == read_output(workspace, "train")["threshold"]
 
 
-def test_a_mask_has_the_images_size_and_the_challenges_name(world: Path) -> None:
-    rows = read_output(world, "predict")
-    assert sorted(path.name for path in (world / "masks").iterdir()) == [
+def test_a_mask_has_the_images_size_and_the_challenges_name(workspace: Path) -> None:
+    rows = read_output(workspace, "predict")
+    assert sorted(path.name for path in (workspace / "masks").iterdir()) == [
         *(f"ISIC_00000{i}_segmentation.png" for i in (10, 11, 12)),
         "predictions.csv",
         "predictions.json",
     ]
     for row in rows:
-        mask = Image.open(world / "masks" / row["mask"])
-        image = Image.open(world / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
+        mask = Image.open(workspace / "masks" / row["mask"])
+        image = Image.open(workspace / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
-        assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
-        assert not row["reject"]
+        assert row["area_fraction"] == pytest.approx((np.asarray(mask) == 255).mean())
+        assert not row["error"]
 
 
-def test_the_scores_are_those_of_the_masks_written(world: Path) -> None:
-    scores = {row["id"]: row for row in read_output(world, "evaluate")["scores"]}
-    for pair in open_archive(str(world / "archive")).split("test"):
+def test_the_scores_are_those_of_the_masks_written(workspace: Path) -> None:
+    scores = {row["id"]: row for row in read_output(workspace, "evaluate")["scores"]}
+    for pair in open_archive(str(workspace / "archive")).split("test"):
         assert pair.mask
-        found = read_mask(world / "masks" / f"{pair.id}_segmentation.png")
+        found = read_mask(workspace / "masks" / f"{pair.id}_segmentation.png")
         truth = read_mask(pair.mask)
         both, either = (found & truth).sum(), (found | truth).sum()
         assert scores[pair.id]["jaccard"] == pytest.approx(both / either)
         assert scores[pair.id]["accuracy"] == pytest.approx((found == truth).mean())
 
 
-def test_without_json_a_table_is_for_people(world: Path) -> None:
-    done = run_cli("evaluate", world / "run", world / "archive", "--local", "--split", "validation")
+def test_without_json_a_table_is_for_people(workspace: Path) -> None:
+    done = run_cli(
+        "evaluate", workspace / "run", workspace / "archive", "--local", "--split", "validation"
+    )
     assert done.exit_code == 0
     assert all(word in done.stdout for word in ("validation", "accuracy", "dice", "jaccard"))
     assert "scoring 2/2" in done.stderr
 
 
-def test_a_threshold_is_taken_instead_of_the_models(world: Path) -> None:
-    words = ["evaluate", world / "run", world / "archive", "--local", "--json", "--threshold"]
+def test_a_threshold_is_taken_instead_of_the_models(workspace: Path) -> None:
+    words = [
+        "evaluate",
+        workspace / "run",
+        workspace / "archive",
+        "--local",
+        "--json",
+        "--threshold",
+    ]
     everything, nothing = run_cli(*words, 0).json, run_cli(*words, 1).json
     assert (everything["threshold"], nothing["threshold"]) == (0, 1)
     assert nothing["dice"] == 0
     assert everything["accuracy"] == pytest.approx(1 - nothing["accuracy"])
 
 
-def test_a_checkpoint_is_a_model_too(world: Path, tmp_path: Path) -> None:
-    image = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
-    checkpoint = world / "run" / "checkpoints" / "epoch_00001"
+def test_a_checkpoint_is_a_model_too(workspace: Path, tmp_path: Path) -> None:
+    image = workspace / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+    checkpoint = workspace / "run" / "checkpoints" / "epoch_00001"
     assert run_cli("predict", checkpoint, image, tmp_path, "--local").exit_code == 0
     np.testing.assert_array_equal(
         read_mask(tmp_path / "ISIC_0000010_segmentation.png"),
-        read_mask(world / "masks" / "ISIC_0000010_segmentation.png"),
+        read_mask(workspace / "masks" / "ISIC_0000010_segmentation.png"),
     )
 
 
-def test_a_finished_run_stays_as_it_is(world: Path) -> None:
+def test_a_finished_run_stays_as_it_is(workspace: Path) -> None:
     words = [
         "train",
-        world / "run",
-        f"data.records={world}/records",
+        workspace / "run",
+        f"data.records={workspace}/records",
         *TINY_OVERRIDES,
         "--local",
         "--json",
     ]
-    assert run_cli(*words).json == read_output(world, "train")
-    assert "started with network.width 2, now asked for 4" in error_message(
-        2, *words, "network.width=4"
-    )
+    assert run_cli(*words).json == read_output(workspace, "train")
+    assert "network.width is 2, expected 4" in error_message(2, *words, "network.width=4")
 
 
-def test_the_same_seed_draws_the_same_archive(world: Path, tmp_path: Path) -> None:
+def test_the_same_seed_draws_the_same_archive(workspace: Path, tmp_path: Path) -> None:
     assert (
         run_cli(
             "synth", tmp_path, "--train", 1, "--validation", 0, "--test", 0, "--short-side", 64
@@ -206,71 +216,73 @@ def test_the_same_seed_draws_the_same_archive(world: Path, tmp_path: Path) -> No
         == 0
     )
     name = "ISIC-2017_Training_Data/ISIC_0000000.jpg"
-    assert (tmp_path / name).read_bytes() == (world / "archive" / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == (workspace / "archive" / name).read_bytes()
 
 
 # What is not as it should be
 
 
-def test_an_unreadable_image_fails_and_the_others_are_written(world: Path, tmp_path: Path) -> None:
-    good = world / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
+def test_an_unreadable_image_fails_and_the_others_are_written(
+    workspace: Path, tmp_path: Path
+) -> None:
+    good = workspace / "archive" / "ISIC-2017_Test_v2_Data" / "ISIC_0000010.jpg"
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()
     for name in ("a.jpg", "c.jpg"):
         (images / name).write_bytes(good.read_bytes())
     (images / "b.jpg").write_bytes(good.read_bytes()[:500])
-    done = run_cli("predict", world / "run", images, masks, "--local", "--json")
+    done = run_cli("predict", workspace / "run", images, masks, "--local", "--json")
     assert done.exit_code == 1
-    assert "not segmented: b.jpg: not a whole image" in done.stderr
+    assert "not segmented: b.jpg: damaged image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
-    assert [bool(row["reject"]) for row in done.json] == [False, True, False]
+    assert [bool(row["error"]) for row in done.json] == [False, True, False]
     assert sorted(path.name for path in masks.glob("*.png")) == [
         "a_segmentation.png",
         "c_segmentation.png",
     ]
 
 
-def test_predicting_again_does_what_is_missing(world: Path, tmp_path: Path) -> None:
-    images = world / "archive" / "ISIC-2017_Test_v2_Data"
-    words = ["predict", world / "run", images, tmp_path, "--local", "--json"]
+def test_predicting_again_does_what_is_missing(workspace: Path, tmp_path: Path) -> None:
+    images = workspace / "archive" / "ISIC-2017_Test_v2_Data"
+    words = ["predict", workspace / "run", images, tmp_path, "--local", "--json"]
     first = run_cli(*words)
-    assert "are there already" not in first.stderr
+    assert "exist already" not in first.stderr
     changed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
     cut, gone, kept = sorted(changed)
     cut.write_bytes(cut.read_bytes()[:-1])
     gone.unlink()
     again = run_cli(*words)
-    assert "1 of 3 masks are there already" in again.stderr
+    assert "1 of 3 masks exist already" in again.stderr
     assert again.json == first.json
     assert [path.stat().st_mtime_ns != changed[path] for path in (cut, gone, kept)] == [1, 1, 0]
-    assert "3 of 3 masks are there already\n0 masks written" in run_cli(*words[:-1]).stderr
+    assert "3 of 3 masks exist already\n0 masks written" in run_cli(*words[:-1]).stderr
     said = error_message(2, *words, "--threshold", 0.999)
-    assert f"{tmp_path}: masks of " in said
-    assert "and 0.999 of" in said
+    assert f"{tmp_path}: contains masks of " in said
+    assert ", expected 0.999; use --overwrite" in said
     assert run_cli(*words, "--threshold", 0.999, "--overwrite").json != first.json
 
 
-def test_export_says_what_it_wrote(world: Path, tmp_path: Path) -> None:
-    words = ["export", world / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
+def test_export_says_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
+    words = ["export", workspace / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
     about = run_cli(*words, "--json").json
     assert about == json.loads((tmp_path / "model.json").read_text())
     assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
     assert (tmp_path / about["file"]).is_file()
-    assert "weights equal bit for bit" in run_cli(*words).stderr
+    assert "weights bitwise equal" in run_cli(*words).stderr
 
 
-def test_a_disagreement_map_needs_members(world: Path, tmp_path: Path) -> None:
-    words = ["predict", world / "run", world / "archive", tmp_path, "--local"]
-    assert "--disagreement needs an ensemble" in error_message(2, *words, "--disagreement")
+def test_an_uncertainty_map_needs_members(workspace: Path, tmp_path: Path) -> None:
+    words = ["predict", workspace / "run", workspace / "archive", tmp_path, "--local"]
+    assert "--uncertainty needs an ensemble" in error_message(2, *words, "--uncertainty")
 
 
 @pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])
-def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: str) -> None:
+def test_no_mask_is_written_over_another(workspace: Path, tmp_path: Path, second: str) -> None:
     images, masks = tmp_path / "images", tmp_path / "masks"
     for name in ("a.jpg", second):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64)).save(images / name)
-    done = run_cli("predict", world / "run", images, masks, "--local")
+    done = run_cli("predict", workspace / "run", images, masks, "--local")
     written = len(list(masks.rglob("*.png"))) if masks.exists() else 0
     assert done.exit_code != 0 or written == 2
 
@@ -278,12 +290,12 @@ def test_no_mask_is_written_over_another(world: Path, tmp_path: Path, second: st
 VARIANTS = "ablation.variants={paper: {}, dice: {loss.dice_weight: 1}}"
 
 
-def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) -> None:
+def test_an_ablation_is_a_report_and_then_tables(workspace: Path, tmp_path: Path) -> None:
     words = [
         "ablate",
         tmp_path / "study",
         "--local",
-        f"data.records={world}/records",
+        f"data.records={workspace}/records",
         *TINY_OVERRIDES,
     ]
     words += ["ablation.seeds=1", VARIANTS]
@@ -299,8 +311,8 @@ def test_an_ablation_is_a_report_and_then_tables(world: Path, tmp_path: Path) ->
     assert "epoch 1" not in shown.stderr  # nothing was trained again
 
 
-def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path) -> None:
-    words = ["ablate", tmp_path / "study", "--local", f"data.records={world}/records"]
+def test_an_ablation_says_at_once_what_is_no_variant(workspace: Path, tmp_path: Path) -> None:
+    words = ["ablate", tmp_path / "study", "--local", f"data.records={workspace}/records"]
     assert error_message(2, *words).startswith("ablation.variants: expected variants to compare")
     wrong = "ablation.variants={paper: {}, dice: {loss.dice: 1}}"
     assert error_message(2, *words, wrong).startswith(
@@ -309,7 +321,7 @@ def test_an_ablation_says_at_once_what_is_no_variant(world: Path, tmp_path: Path
     assert not (tmp_path / "study").exists()
 
 
-def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_stop_the_job(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "ISIC-2017_Training_Data").mkdir()
     (tmp_path / "ISIC-2017_Training_Data" / "a.jpg").write_bytes(b"")
     done = run_cli("ingest", tmp_path, tmp_path / "records", "--local")
@@ -318,23 +330,23 @@ def test_too_many_rejects_stop_the_job(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "records").exists()
 
 
-def test_records_are_not_replaced_unasked(world: Path) -> None:
-    words = ["ingest", world / "archive", world / "records", "--local", "--width", 90]
+def test_records_are_not_replaced_unasked(workspace: Path) -> None:
+    words = ["ingest", workspace / "archive", workspace / "records", "--local", "--width", 90]
     assert "existing records have 72 x 64 pixels, expected 90 x 135" in error_message(2, *words)
 
 
-def test_overwriting_writes_the_same_records_again(world: Path, tmp_path: Path) -> None:
-    words = ["ingest", world / "archive", tmp_path, "--local", "--json"]
+def test_overwriting_writes_the_same_records_again(workspace: Path, tmp_path: Path) -> None:
+    words = ["ingest", workspace / "archive", tmp_path, "--local", "--json"]
     first = run_cli(*words).json
     assert run_cli(*words, "--overwrite").json == first
 
 
 @pytest.mark.parametrize("command", ["ingest", "evaluate", "predict"])
-def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str) -> None:
+def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "empty").mkdir()
     words: list[object] = [tmp_path / "empty", tmp_path / "out"]
     if command != "ingest":
-        words = [world / "run", *words[: 1 if command == "evaluate" else 2]]
+        words = [workspace / "run", *words[: 1 if command == "evaluate" else 2]]
     said = error_message(1, command, *words, "--local")
     assert said.startswith(f"{tmp_path}/empty: no images found; expected ")
 
@@ -342,8 +354,11 @@ def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["evaluate", "RUN", "ARCHIVE", "--split", "tset"], "no pairs in split 'tset'; it has"),
-        (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a whole one"),
+        (
+            ["evaluate", "RUN", "ARCHIVE", "--split", "tset"],
+            "no pairs in split 'tset'; splits with pairs",
+        ),
+        (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a complete one"),
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
         (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
@@ -352,9 +367,13 @@ def test_an_empty_folder_has_no_images(world: Path, tmp_path: Path, command: str
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(
-    world: Path, tmp_path: Path, words: list[str], said: str
+    workspace: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
-    places = {"RUN": world / "run", "ARCHIVE": world / "archive", "RECORDS": world / "records"}
+    places = {
+        "RUN": workspace / "run",
+        "ARCHIVE": workspace / "archive",
+        "RECORDS": workspace / "records",
+    }
     places |= {"NONE": tmp_path / "NONE", "OUT": tmp_path / "out"}
 
     def put(text: str) -> str:
@@ -371,7 +390,7 @@ def test_what_is_not_there_is_said_in_a_line(
     [
         (["--bogus"], "--bogus"),
         (["bogus"], "bogus"),
-        (["train"], "run"),
+        (["train"], "Missing argument 'RUN'"),
         (["train", "run", "--bogus"], "--bogus"),
         (["synth", "out", "--train", "many"], "--train"),
         (["synth", "out", "--train", "-1"], "greater than or equal to 0"),
@@ -396,8 +415,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_crop_larger_than_the_frames_is_said(world: Path, tmp_path: Path) -> None:
-    words = ["train", tmp_path, f"data.records={world}/records", "--local"]
+def test_a_crop_larger_than_the_frames_is_said(workspace: Path, tmp_path: Path) -> None:
+    words = ["train", tmp_path, f"data.records={workspace}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
     assert "needs 25 images per step, but split 'train' has 8" in error_message(
@@ -418,6 +437,58 @@ def test_debug_adds_the_traceback() -> None:
     assert done.exit_code == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("segan: configuration network.width: ")
+
+
+class BrokenError(Exception):
+    """An error that no part of segan raises on purpose."""
+
+
+def break_config_command(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    def fail(*_: object) -> None:
+        raise BrokenError(message)
+
+    monkeypatch.setattr("segan.config.load_config", fail)
+
+
+def test_an_internal_error_is_one_line_with_the_place_of_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_config_command(monkeypatch, "the head did not start\nmany lines of log")
+    message = error_message(1, "config")
+    match = re.fullmatch(
+        r"internal error: BrokenError: the head did not start; traceback in (\S+); "
+        r"run again with --debug to see it",
+        message,
+    )
+    assert match, message
+    traceback = Path(match[1]).read_text()
+    assert traceback.startswith("Traceback")
+    assert "many lines of log" in traceback
+    Path(match[1]).unlink()
+
+
+def test_debug_shows_the_traceback_of_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_config_command(monkeypatch, "")
+    done = run_cli("config", "--debug")
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("segan: internal error: BrokenError: no message\n")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run_cli("--version") == CommandResult(0, f"segan {version('segan')}\n", "")
+
+
+def test_the_help_lists_the_exit_codes() -> None:
+    text = " ".join(run_cli("--help").stdout.split())
+    for code in ("0 success", "1 failure", "2 wrong usage", "130 interrupted", "143 a training"):
+        assert code in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_debug(name: str) -> None:
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert "--debug" in options
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -442,17 +513,28 @@ def test_every_knob_is_shown_with_its_value() -> None:
 # As a program
 
 
-def run_program(*words: object) -> subprocess.CompletedProcess[str]:
-    script = Path(sys.executable).parent / "segan"
+SCRIPT = [str(Path(sys.executable).parent / "segan")]
+MODULE = [sys.executable, "-m", "segan"]
+
+
+def run_program(
+    *words: object, program: Sequence[str] = SCRIPT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [script, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [*program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | environment,
     )
 
 
-def test_the_program_gives_its_exit_code_and_streams(world: Path) -> None:
-    shown = run_program("--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert "Usage: segan" in shown.stdout
+def test_the_program_gives_its_exit_code_and_streams(workspace: Path) -> None:
+    for program in (SCRIPT, MODULE):
+        shown = run_program("--help", program=program)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "Usage: segan" in shown.stdout
     wrong = run_program("train", "run", "netwrk.width=8")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert (
@@ -461,7 +543,13 @@ def test_the_program_gives_its_exit_code_and_streams(world: Path) -> None:
     )
 
 
-def test_the_programs_json_is_all_of_stdout(world: Path) -> None:
-    done = run_program("evaluate", world / "run", world / "archive", "--local", "--json")
+def test_the_shell_completes_commands() -> None:
+    completion = {"_SEGAN_COMPLETE": "complete_bash", "COMP_WORDS": "segan ab", "COMP_CWORD": "1"}
+    done = run_program(program=MODULE, **completion)
+    assert (done.returncode, done.stdout.split()) == (0, ["ablate"])
+
+
+def test_the_programs_json_is_all_of_stdout(workspace: Path) -> None:
+    done = run_program("evaluate", workspace / "run", workspace / "archive", "--local", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == read_output(world, "evaluate")
+    assert json.loads(done.stdout) == read_output(workspace, "evaluate")

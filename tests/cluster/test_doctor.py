@@ -84,11 +84,11 @@ def test_without_the_token(ray_session: RayCluster, tmp_path: Path, content: str
     code, lines, err = run_doctor(**cluster_environment(ray_session, HOME=str(tmp_path), **path))
     assert code == 1
     assert "cluster: token" in err.splitlines()[-1]
-    assert lines["token"].startswith("fails | ")
+    assert lines["token"].startswith("failed | ")
     assert check_statuses(lines) == {
         "address": "ok",
         "dashboard": "ok",
-        "token": "fails",
+        "token": "failed",
         "without the token": "ok",
         "versions": "skipped",
         "State API": "skipped",
@@ -104,11 +104,11 @@ def test_without_the_token_the_address_does_not_say_where_the_dashboard_is(
     code, lines, _ = run_doctor(**cluster_environment(ray_session, **changes))
     assert code == 1
     assert lines["dashboard"].startswith(
-        f"fails | {ray_session.address} does not say where it is: "
+        f"failed | {ray_session.address} does not say where it is: "
     )
     assert "RAY_AUTH_TOKEN_PATH" in lines["dashboard"]
     assert "0" * 64 not in json.dumps(lines)
-    assert set(check_statuses(lines).values()) == {"ok", "fails", "skipped"}
+    assert set(check_statuses(lines).values()) == {"ok", "failed", "skipped"}
 
 
 def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
@@ -121,7 +121,7 @@ def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
     )
     assert code == 1
     assert re.match(
-        rf"fails \| {closed}: .*Connection refused \| is the cluster up", lines["address"]
+        rf"failed \| {closed}: .*Connection refused \| is the cluster up", lines["address"]
     )
     assert "Connection refused" in lines["dashboard"]
     rest = {

@@ -43,7 +43,7 @@ def test_while_it_trains_another_is_refused(configured: Callable[..., Config], b
                 said.append(driver.hold(run.uri))
 
         train(configured(), run, observe)
-    assert said[0].startswith(f"UsageError {run.uri}: held by process ")
+    assert said[0].startswith(f"UsageError {run.uri}: locked by process ")
     assert read_holder(run.uri) is None
     assert not storage.exists(f"{run.uri}/{LEASE_FILE}")
 
@@ -52,9 +52,9 @@ def test_what_another_holds_is_not_trained(configured: Callable[..., Config], bu
     with other_driver() as driver:
         assert driver.hold(f"{bucket}/held") == "held"
         pid = driver.process.pid
-        with pytest.raises(UsageError, match=f"held by process {pid} on "):
+        with pytest.raises(UsageError, match=f"locked by process {pid} on "):
             train(configured(), Run(f"{bucket}/held"), lambda status: None)
-        with pytest.raises(UsageError, match=f"held by process {pid} on "):
+        with pytest.raises(UsageError, match=f"locked by process {pid} on "):
             run_study(configured(), Study(f"{bucket}/held"), lambda *_: None)
 
 
@@ -75,7 +75,7 @@ def test_a_study_is_held_and_its_trials_ask_for_nothing_more(
         coming.start()
         run_study(config, study, lambda *_: None)
         coming.join(timeout=30)
-    assert said[0].startswith(f"UsageError {study.uri}: held by process ")
+    assert said[0].startswith(f"UsageError {study.uri}: locked by process ")
     assert [file.name for file in storage.list_files(study.uri) if LEASE_FILE in file.name] == []
 
 
@@ -92,6 +92,6 @@ def test_a_driver_that_has_lost_its_run_aborts_the_training(
             turns.append(threading.get_ident())
             storage.write_bytes(f"{run.uri}/{LEASE_FILE}", json.dumps(vars(other)).encode())
 
-    with pytest.raises(SeganError, match=r"taken over by process .* on far-away"):
+    with pytest.raises(SeganError, match=r"lease lost to process .* on far-away"):
         train(configured("training.epochs=100000"), run, observe)
     assert read_holder(run.uri) == other

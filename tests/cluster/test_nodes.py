@@ -110,7 +110,7 @@ def test_one_rank_on_each_of_two_nodes(
 
 def latest_step() -> int:
     latest = RUN.latest_checkpoint()
-    return latest.info["progress"]["step"] if latest else 0
+    return latest.info.progress["step"] if latest else 0
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def stopped_epochs(client: JobClient, records: str) -> int:
         submitting.communicate()
     latest = run.latest_checkpoint()
     assert latest is not None
-    return int(latest.info["epochs"])
+    return latest.info.epochs
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def leaked_actors(client: JobClient) -> set[str]:
 def test_a_study(study: Study) -> None:
     rows = study.leaderboard_rows()
     assert len(rows) == 2
-    assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
+    assert all(row.checkpoint and row.status != "unfinished" for row in rows)
 
 
 def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> None:

@@ -69,7 +69,7 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
     assert latest.name == "epoch_00004"
     assert {c.name for c in run.checkpoints()} == {latest.name, "epoch_00003", best.name}
     assert run.description()["hardware"].startswith("2 workers, 2 on a node of ")
-    assert latest.info["fingerprint"] == run.description()["identity"]["fingerprint"]
+    assert latest.info.fingerprint == run.description()["identity"]["fingerprint"]
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 

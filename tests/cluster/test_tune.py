@@ -69,14 +69,14 @@ def test_a_study_gives_trials_up_and_leaves_nothing_behind(
     assert wait_for_cleanup(before) == NO_LEAKS
     rows = study.write_leaderboard()
     assert len(rows) == 4
-    assert all(row["checkpoint"] and row["why"] != "not over" for row in rows)
-    given_up = {row["trial"] for row in rows if row["why"].startswith("given up")}
+    assert all(row.checkpoint and row.status != "unfinished" for row in rows)
+    given_up = {row.trial for row in rows if row.status == "pruned"}
     assert given_up == {trial for trial, _, go_on in told if not go_on}
     assert 1 <= len(given_up) <= 3
     for row in rows:
-        assert (row["epochs"] == 4) == (row["why"] == "finished")
-        assert row["jaccard"] == pytest.approx(max(row["jaccard_curve"]), abs=1e-6)
-    assert [row["jaccard"] for row in rows] == sorted((r["jaccard"] for r in rows), reverse=True)
+        assert (row.epochs == 4) == (row.status == "finished")
+        assert row.jaccard == pytest.approx(max(row.jaccard_curve), abs=1e-6)
+    assert [row.jaccard for row in rows] == sorted((r.jaccard for r in rows), reverse=True)
     # Started again, there is nothing to do.
     run_study(configured(*STUDY), study, lambda *word: pytest.fail("a finished trial ran again"))
     assert study.write_leaderboard() == rows
@@ -90,12 +90,12 @@ def test_optuna_suggests_the_points_and_is_told_of_them_again(
     config = configured(*STUDY, *few)
     run_study(config, study, lambda *word: None)
     rows = study.write_leaderboard()
-    assert sorted(row["trial"] for row in rows) == ["trial_000", "trial_001", "trial_002"]
-    assert {row["why"] for row in rows} == {"finished"}
-    assert len({row["parameters"]["optimizer.learning_rate"] for row in rows}) == 3
+    assert sorted(row.trial for row in rows) == ["trial_000", "trial_001", "trial_002"]
+    assert {row.status for row in rows} == {"finished"}
+    assert len({row.parameters["optimizer.learning_rate"] for row in rows}) == 3
     again = StudyOptunaSearch(study, config.search, study.trials())
     assert [t.value for t in again._optuna._ot_study.trials] == [
-        pytest.approx(next(r["jaccard"] for r in rows if r["trial"] == trial.name))
+        pytest.approx(next(r.jaccard for r in rows if r.trial == trial.name))
         for trial in study.trials()
     ]
 
@@ -115,7 +115,7 @@ search(parse_config(json.loads(sys.argv[2])), Study(sys.argv[1]), tell)
 
 def checkpoint_epochs(trial: Trial) -> int:
     latest = trial.run.latest_checkpoint()
-    return int(latest.info["epochs"]) if latest else 0
+    return latest.info.epochs if latest else 0
 
 
 def test_a_study_goes_on_after_its_driver_was_killed(
@@ -137,7 +137,7 @@ def test_a_study_goes_on_after_its_driver_was_killed(
     run_study(config, study, lambda trial, metrics, _: told.append((trial, metrics["epoch"])))
     rows = study.write_leaderboard()
     assert len(rows) == 4
-    assert all(row["why"] != "not over" for row in rows)
+    assert all(row.status != "unfinished" for row in rows)
     for trial in study.trials():
         epochs = [line["epoch"] for line in trial.epoch_metrics()]
         assert epochs == list(range(1, len(epochs) + 1))  # none twice, none missing

@@ -23,6 +23,7 @@ from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Member
 from segan.runs.ablation import prepare_trials
 from segan.runs.study import Study
+from segan.runs.trial import TrialStatus
 from segan.training.launch import train_all_local
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,7 +79,7 @@ def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     told: list[str] = []
     with pytest.raises(StoppedError):
         train_all_local(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
-    assert [trial.result() is not None for trial in trials] == [True, *[False] * 5]
+    assert [trial.result().has_ended for trial in trials] == [True, *[False] * 5]
     train_all_local(config, trials, lambda name, *_: told.append(name), lambda: False)
     assert sorted(told) == sorted(
         [trial.name for trial in trials] * 2
@@ -162,6 +163,6 @@ def test_report_of_a_study_without_checkpoints(records: str, tmp_path: Path) -> 
 def test_nonfinite_trials_count_as_diverged(records: str, tmp_path: Path) -> None:
     config, study = make_config(records), Study(str(tmp_path))
     trials = prepare_trials(config, study, read_manifest(records).fingerprint)
-    trials[0].mark_done("diverged: a loss is not finite", 1.0)
+    trials[0].mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")
     paper = compare_variants(config, study).variants[0]
     assert (paper.num_ended, paper.num_diverged) == (1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from segan.data.records.format import Samples
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import compute_disagreement, evaluate_members
 from segan.inference.thresholds import THRESHOLDS
-from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 
 HEIGHT, WIDTH = 8, 10  # 80 pixels
 LESION = 20  # of them, the first two rows
@@ -36,7 +35,8 @@ def make_map(*probabilities: float) -> np.ndarray:
 def make_checkpoint(folder: Path, name: str, threshold: float, *maps: np.ndarray) -> Checkpoint:
     """A checkpoint whose maps are in the cache."""
     np.save(folder / f"{name}.npy", np.stack(maps))
-    info: dict[str, Any] = {"metrics": {"jaccard": 0.5, "threshold": threshold}}
+    metrics = {"jaccard": 0.5, "threshold": threshold}
+    info = CheckpointInfo(epochs=1, samples=1, metrics=metrics, config={})
     return Checkpoint(f"run/{name}", name, {SEGMENTOR_FILE: {"sha256": name}}, info)
 
 

@@ -131,4 +131,4 @@ def test_missing_study(tmp_path: Path) -> None:
 
 def write_study(uri: str, trials: Sequence[str]) -> None:
     entries = [{"name": name, "parameters": {}} for name in trials]
-    storage.write_json(f"{uri}/study.json", {"trials": entries})
+    storage.write_json(f"{uri}/study.json", {"identity": {}, "config": {}, "trials": entries})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segan.evaluation.slices import ImageScores
-from segan.report.cases import choose_cases, choose_disagreement_cases, outline_path
+from segan.report.cases import choose_cases, choose_disagreement_cases
+from segan.utils.outline import outline_path
 
 
 def make_scores(number: int, jaccard: float, disagreement: float | None = None) -> ImageScores:

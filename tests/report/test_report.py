@@ -16,9 +16,11 @@ from segan.cli.main import main
 from segan.config import load_config
 from segan.errors import UsageError
 from segan.report.write import try_write_report, write_report
+from segan.runs.ablation import prepare_trials
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import Run
 from segan.runs.study import Study
+from segan.training.launch import train_all_local
 from tests.inference.models import copy_files, tiny_config
 from tests.report.tiny_study import SPLITS, TinyStudy, build_tiny_study
 
@@ -77,10 +79,10 @@ def test_run(tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert best is not None
     # Rounding depends on the batch size and can move a few pixels across a threshold.
     for name, interval in found["result"]["scores"].items():
-        assert interval["mean"] == pytest.approx(best.info["metrics"][name], abs=1e-3)
+        assert interval["mean"] == pytest.approx(best.info.metrics[name], abs=1e-3)
         assert interval["low"] <= interval["mean"] <= interval["high"]
     assert found["result"]["threshold_curves"]["jaccard"] == pytest.approx(
-        best.info["metrics"]["jaccard_curve"], abs=1e-3
+        best.info.metrics["jaccard_curve"], abs=1e-3
     )
     assert len(found["result"]["images"]) == SPLITS["validation"]
     assert found["models"][0]["uri"] == best.uri
@@ -103,6 +105,26 @@ def test_command_reproduces_the_config(tiny_study: TinyStudy) -> None:
         found = load_config(None, overrides).model_dump(mode="json")
         for section, branch in wanted.items():
             assert branch.items() <= found[section].items()
+
+
+def test_an_ablation_has_a_report_with_its_own_command(
+    tiny_study: TinyStudy, tmp_path: Path
+) -> None:
+    variants = {"paper": {}, "per-level": {"loss.reduction": "per_level"}}
+    ablation = f"ablation.variants={json.dumps(variants)}"
+    config = tiny_config(tiny_study.records, "ablation.seeds=1", ablation)
+    study = Study(str(tmp_path / "study"))
+    fingerprint = Run(tiny_study.runs[0]).description()["identity"]["fingerprint"]
+    trials = prepare_trials(config, study, fingerprint)
+    train_all_local(config, trials, lambda *_: None, lambda: False)
+    report = write_report(study.uri)
+    assert report.search is not None
+    assert (report.search.algorithm, report.search.rungs) == ("ablation", ())
+    assert {trial.status for trial in report.search.trials} == {"finished"}
+    program, verb, place, *overrides = shlex.split(report.provenance.command.replace("\\\n", ""))
+    assert (program, verb, place) == ("segan", "ablate", study.uri)
+    assert load_config(None, overrides) == config
+    assert "per-level-seed0" in read_page(f"{study.uri}/report.html").text
 
 
 def study_config(tiny_study: TinyStudy) -> dict[str, Any]:
@@ -134,7 +156,7 @@ def test_ensemble(tiny_study: TinyStudy) -> None:
     assert [model["uri"] for model in first["models"]] == [m.uri for m in ensemble.members]
     for member, entry in zip(found["members"], ensemble.members, strict=True):
         jaccard = member["scores"]["jaccard"]["mean"]
-        assert jaccard == pytest.approx(entry.info["metrics"]["jaccard"], abs=1e-3)
+        assert jaccard == pytest.approx(entry.info.metrics["jaccard"], abs=1e-3)
     assert all(0 <= image["disagreement"] <= 1 for image in found["images"])
     text = read_page(f"{tiny_study.ensemble}/report.html").text
     assert "Disagreement of the members" in text
@@ -190,7 +212,7 @@ def test_errors(tiny_study: TinyStudy, tmp_path: Path) -> None:
     copy_files(tiny_study.records, other)
     manifest = storage.read_json(f"{other}/manifest.json")
     storage.write_json(f"{other}/manifest.json", manifest | {"fingerprint": "other"})
-    with pytest.raises(UsageError, match=r"data fingerprint other, but .*--records"):
+    with pytest.raises(UsageError, match=r"data fingerprint is 'other', expected .*--records"):
         write_report(tiny_study.runs[0], records=other)
     told: list[str] = []
     try_write_report(f"{tmp_path}/nothing", told.append)

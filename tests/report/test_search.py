@@ -14,18 +14,21 @@ from segan.report.search import (
     summarise_rung,
 )
 from segan.runs.run import Run
-from segan.runs.study import Trial
+from segan.runs.trial import Trial, TrialStatus
 
 
-def make_trial(name: str, *jaccards: float, why: str = "given up") -> TrialSummary:
+def make_trial(
+    name: str, *jaccards: float, status: TrialStatus = TrialStatus.PRUNED
+) -> TrialSummary:
     return TrialSummary(
         name=name,
         parameters={},
         jaccard=max(jaccards, default=0),
         threshold=0.5,
-        epoch=1,
+        best_epoch=1,
         epochs=len(jaccards),
-        reason=why,
+        status=status,
+        reason="",
         best_jaccards=tuple(enumerate(jaccards, 1)),
     )
 
@@ -39,7 +42,7 @@ def test_rungs_by_hand() -> None:
 
 def test_rung_by_hand() -> None:
     trials = [
-        make_trial("a", 0.1, 0.3, 0.5, why="finished"),
+        make_trial("a", 0.1, 0.3, 0.5, status=TrialStatus.FINISHED),
         make_trial("b", 0.4, 0.4),
         make_trial("c", 0.05),
     ]

@@ -12,6 +12,7 @@ from segan.evaluation.select import find_candidates
 from segan.report.ensemble import build_ensemble
 from segan.runs.run import Run
 from segan.runs.study import Study
+from segan.runs.trial import TrialStatus
 from segan.training.launch import train_local
 from tests.inference.models import tiny_config
 
@@ -42,7 +43,7 @@ def build_tiny_study(root: str) -> TinyStudy:
     trials = study.create_or_resume(config, "fingerprint")
     for trial in trials:
         train_local(trial.build_config(config), trial.run)
-        trial.mark_done("finished", 1.0)
+        trial.mark_done(TrialStatus.FINISHED, 1.0)
     ensemble = f"{root}/ensemble"
     build_ensemble(ensemble, find_candidates(study.uri))
     runs = tuple(Run(trial.run.uri).uri for trial in trials)

@@ -12,6 +12,7 @@ from segan.config import Config, load_config, parse_config
 from segan.errors import UsageError
 from segan.runs.ablation import evaluation_config, prepare_trials, trial_overrides
 from segan.runs.study import Study
+from segan.runs.trial import TrialStatus
 
 CONFIGS = Path(ray_jobs.__file__).parent / "configs"
 DICE_OVERRIDES = {"loss.dice_weight": 1.0}
@@ -43,35 +44,35 @@ def test_a_trial_is_the_configuration_with_its_variant(tmp_path: Path) -> None:
 def test_it_grows_by_seeds_and_variants(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
     first = prepare_trials(ablation_config(1), study, "data")
-    first[0].mark_done("finished", 1.0)
+    first[0].mark_done(TrialStatus.FINISHED, 1.0)
     variants = {"paper": {}, "sigmoid": {"logistic.final_k": 1.0}}
     again = prepare_trials(ablation_config(2, variants=variants), study, "data")
     names = [trial.name for trial in again]
     # In the order in which they came; dice-seed5 is not asked for and stays.
     assert names == ["paper-seed5", "sigmoid-seed5", "paper-seed6", "sigmoid-seed6"]
     assert [trial.name for trial in study.trials()] == [names[0], "dice-seed5", *names[1:]]
-    assert [trial.result() is not None for trial in again] == [True, False, False, False]
+    assert [trial.result().has_ended for trial in again] == [True, False, False, False]
 
 
 def test_what_failed_is_tried_again_and_what_diverged_is_not(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
     one, two, *_ = prepare_trials(ablation_config(), study, "data")
-    one.mark_done("failed: the bucket is gone", 1.0)
-    two.mark_done("diverged: a loss is not finite", 1.0)
+    one.mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
+    two.mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")
     one, two, *_ = prepare_trials(ablation_config(), study, "data")
-    assert one.result() is None
-    assert two.result() is not None
+    assert one.result().status is TrialStatus.UNFINISHED
+    assert two.result().status is TrialStatus.DIVERGED
 
 
 def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
     prepare_trials(ablation_config(), study, "data")
     variants = {"paper": {}, "dice": {"loss.dice_weight": 0.5}}
-    with pytest.raises(UsageError, match=r"dice-seed5 began with .*1\.0.*now .*0\.5"):
+    with pytest.raises(UsageError, match=r"dice-seed5: parameters is .*1\.0.*expected .*0\.5"):
         prepare_trials(ablation_config(variants=variants), study, "data")
     config = ablation_config()
     longer = config.training.model_copy(update={"epochs": 7})
-    with pytest.raises(UsageError, match=r"training.epochs 300, now 7"):
+    with pytest.raises(UsageError, match=r"training.epochs is 300, expected 7"):
         prepare_trials(config.model_copy(update={"training": longer}), study, "data")
 
 
@@ -79,10 +80,10 @@ def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
     ("key", "said"),
     [
         ("loss.dice_wieght", "ablation dice: .*nearest known one is loss.dice_weight"),
-        ("training.seed", "ablation dice: training.seed is not its to change"),
-        ("data.train", "ablation dice: data.train is not its to change"),
-        ("cluster.workers", "not its to change; expected section.key, but none of data, cluster"),
-        ("loss", "ablation dice: loss is not its to change"),
+        ("training.seed", "ablation dice: training.seed cannot be overridden"),
+        ("data.train", "ablation dice: data.train cannot be overridden"),
+        ("cluster.workers", "cannot be overridden; expected section.key, but not of data, cluster"),
+        ("loss", "ablation dice: loss cannot be overridden"),
     ],
 )
 def test_a_variant_that_is_none_is_named(key: str, said: str) -> None:

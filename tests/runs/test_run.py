@@ -10,7 +10,7 @@ import pytest
 from segan import storage
 from segan.config import Config, load_config
 from segan.errors import CorruptedError, SeganError, StorageError, UsageError
-from segan.runs.checkpoint import open_checkpoint
+from segan.runs.checkpoint import CheckpointInfo, open_checkpoint
 from segan.runs.run import Run, find_checkpoint
 
 FILES = {"segmentor.safetensors": b"weights of S", "trainer/state.pt": b"\x00\x01\x02" * 1000}
@@ -28,9 +28,10 @@ def local_run(tmp_path: Path) -> Run:
     return Run(str(tmp_path / "runs" / "first"))
 
 
-def checkpoint_info(samples: int, jaccard: float | None = 0.5) -> dict[str, Any]:
+def checkpoint_info(samples: int, jaccard: float | None = 0.5) -> CheckpointInfo:
     metrics = {} if jaccard is None else {"jaccard": jaccard, "threshold": 0.4}
-    return {"samples": samples, "metrics": metrics, "config": CONFIG.model_dump(mode="json")}
+    config = CONFIG.model_dump(mode="json")
+    return CheckpointInfo(epochs=0, samples=samples, metrics=metrics, config=config)
 
 
 def save_checkpoints(run: Run, *jaccards: float | None) -> None:
@@ -123,11 +124,11 @@ def test_checkpoints_of_steps_and_epochs_are_listed_as_they_came(run: Run) -> No
         _ = within.threshold
 
 
-def test_a_run_without_a_validation_has_no_best(here: Run) -> None:
-    here.save_checkpoint("step_0000003", FILES, checkpoint_info(12, None))
-    with pytest.raises(StorageError, match="no whole checkpoint 'best'; expected one of step_"):
-        find_checkpoint(here.uri)
-    assert find_checkpoint(here.uri, "latest").samples == 12
+def test_a_run_without_a_validation_has_no_best(local_run: Run) -> None:
+    local_run.save_checkpoint("step_0000003", FILES, checkpoint_info(12, None))
+    with pytest.raises(StorageError, match="no complete checkpoint 'best'; expected one of step_"):
+        find_checkpoint(local_run.uri)
+    assert find_checkpoint(local_run.uri, "latest").samples == 12
 
 
 def test_half_a_checkpoint_is_none(run: Run) -> None:
@@ -135,7 +136,7 @@ def test_half_a_checkpoint_is_none(run: Run) -> None:
     half = f"{run.uri}/checkpoints/epoch_00002"
     storage.write_bytes(f"{half}/segmentor.safetensors", b"weights of S")
     assert checkpoint_names(run) == ["epoch_00001"]
-    with pytest.raises(StorageError, match="no whole checkpoint here"):
+    with pytest.raises(StorageError, match="no complete checkpoint here"):
         open_checkpoint(half)
 
 
@@ -148,10 +149,10 @@ def test_a_checkpoint_is_saved_over_half_of_one(run: Run) -> None:
     }
 
 
-def test_a_manifest_further_down_is_no_checkpoint(here: Run) -> None:
-    save_checkpoints(here, 0.5)
-    storage.write_json(f"{here.uri}/checkpoints/epoch_00001/deeper/manifest.json", {})
-    assert checkpoint_names(here) == ["epoch_00001"]
+def test_a_manifest_further_down_is_no_checkpoint(local_run: Run) -> None:
+    save_checkpoints(local_run, 0.5)
+    storage.write_json(f"{local_run.uri}/checkpoints/epoch_00001/deeper/manifest.json", {})
+    assert checkpoint_names(local_run) == ["epoch_00001"]
 
 
 @pytest.mark.parametrize(
@@ -166,17 +167,23 @@ def test_a_manifest_further_down_is_no_checkpoint(here: Run) -> None:
     ],
     ids=["empty", "torn", "no text", "a list", "another number", "another word"],
 )
-def test_a_damaged_manifest_is_no_checkpoints(here: Run, damage: Callable[[bytes], bytes]) -> None:
-    save_checkpoints(here, 0.1, 0.9)
-    uri = f"{here}/checkpoints/epoch_00002"
+def test_a_damaged_manifest_is_no_checkpoints(
+    local_run: Run, damage: Callable[[bytes], bytes]
+) -> None:
+    save_checkpoints(local_run, 0.1, 0.9)
+    uri = f"{local_run}/checkpoints/epoch_00002"
     content = storage.read_bytes(f"{uri}/manifest.json")
     storage.write_bytes(f"{uri}/manifest.json", damage(content))
     assert damage(content) != content
-    assert checkpoint_names(here) == ["epoch_00001"]
-    assert here.best_checkpoint() == here.latest_checkpoint() == here.checkpoints()[0]
-    whole, damaged = here.scan_checkpoints()
+    assert checkpoint_names(local_run) == ["epoch_00001"]
+    assert (
+        local_run.best_checkpoint() == local_run.latest_checkpoint() == local_run.checkpoints()[0]
+    )
+    whole, damaged = local_run.scan_checkpoints()
     assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
-    with pytest.raises(CorruptedError, match=f"{uri}/manifest.json: .* no checkpoint's manifest"):
+    with pytest.raises(
+        CorruptedError, match=f"{uri}/manifest.json: .* not the manifest of a checkpoint"
+    ):
         open_checkpoint(uri)
 
 
@@ -187,9 +194,11 @@ def flip_last_bit(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     "damage", [flip_last_bit, lambda c: c[:-1], lambda c: c + b"\0", lambda _: b""]
 )
-def test_a_damaged_file_is_noticed_and_named(here: Run, damage: Callable[[bytes], bytes]) -> None:
-    save_checkpoints(here, 0.5)
-    (checkpoint,) = here.checkpoints()
+def test_a_damaged_file_is_noticed_and_named(
+    local_run: Run, damage: Callable[[bytes], bytes]
+) -> None:
+    save_checkpoints(local_run, 0.5)
+    (checkpoint,) = local_run.checkpoints()
     uri = f"{checkpoint.uri}/segmentor.safetensors"
     storage.write_bytes(uri, damage(storage.read_bytes(uri)))
     with pytest.raises(StorageError) as caught:
@@ -199,9 +208,9 @@ def test_a_damaged_file_is_noticed_and_named(here: Run, damage: Callable[[bytes]
     assert checkpoint.read("trainer/state.pt") == FILES["trainer/state.pt"]
 
 
-def test_a_missing_file_is_named(here: Run) -> None:
-    save_checkpoints(here, 0.5)
-    (checkpoint,) = here.checkpoints()
+def test_a_missing_file_is_named(local_run: Run) -> None:
+    save_checkpoints(local_run, 0.5)
+    (checkpoint,) = local_run.checkpoints()
     storage.delete_file(f"{checkpoint.uri}/segmentor.safetensors")
     with pytest.raises(StorageError, match=r"segmentor\.safetensors: not found"):
         checkpoint.read("segmentor.safetensors")
@@ -220,15 +229,15 @@ def test_a_checkpoint_is_found_by_its_own_place_or_the_runs(run: Run) -> None:
 def test_where_there_is_nothing_that_is_said(run: Run) -> None:
     with pytest.raises(StorageError) as caught:
         find_checkpoint(run.uri)
-    assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a whole one"
+    assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a complete one"
 
 
 @pytest.mark.parametrize("manifest", [{"splits": {}, "height": 135}, [], {"files": {}}])
-def test_a_manifest_of_something_else_is_no_checkpoint(here: Run, manifest: Any) -> None:
+def test_a_manifest_of_something_else_is_no_checkpoint(local_run: Run, manifest: Any) -> None:
     """Records have a manifest of the same name, and are easily given for a run."""
-    storage.write_json(f"{here.uri}/manifest.json", manifest)
-    with pytest.raises(StorageError, match=str(here)):
-        find_checkpoint(here.uri)
+    storage.write_json(f"{local_run.uri}/manifest.json", manifest)
+    with pytest.raises(StorageError, match=str(local_run)):
+        find_checkpoint(local_run.uri)
 
 
 # Beginning and going on
@@ -269,47 +278,60 @@ def test_the_hardware_is_what_the_first_worker_said(run: Run) -> None:
         "cluster.workers=2",  # the batch of all workers together
     ],
 )
-def test_another_configuration_is_refused_by_key(here: Run, override: str) -> None:
-    here.create_or_resume(Config(), "f")
+def test_another_configuration_is_refused_by_key(local_run: Run, override: str) -> None:
+    local_run.create_or_resume(Config(), "f")
     key, _, value = override.partition("=")
     with pytest.raises(UsageError) as caught:
-        here.create_or_resume(load_config(None, [override]), "f")
+        local_run.create_or_resume(load_config(None, [override]), "f")
     said = str(caught.value)
-    assert said.startswith(f"{here}: this run was started with {key} ")
-    assert f"now asked for {value}" in said or f"now asked for {float(value)}" in said
+    assert said.startswith(f"{local_run}: {key} is ")
+    assert f"expected {value}" in said or f"expected {float(value)}" in said
 
 
-def test_a_run_from_before_a_key_was_there_has_its_default(here: Run) -> None:
-    here.create_or_resume(Config(), "f")
-    found = here.description()
+def test_a_run_from_before_a_key_was_there_has_its_default(local_run: Run) -> None:
+    local_run.create_or_resume(Config(), "f")
+    found = local_run.description()
     del found["identity"]["evaluation.tta"]
-    storage.write_json(f"{here.uri}/run.json", found)
-    here.create_or_resume(Config(), "f")
-    with pytest.raises(
-        UsageError, match=r"started with evaluation\.flips False, now asked for True"
-    ):
-        here.create_or_resume(load_config(None, ["evaluation.tta=true"]), "f")
+    storage.write_json(f"{local_run.uri}/run.json", found)
+    local_run.create_or_resume(Config(), "f")
+    with pytest.raises(UsageError, match=r"evaluation\.tta is False, expected True"):
+        local_run.create_or_resume(load_config(None, ["evaluation.tta=true"]), "f")
 
 
-def test_other_records_are_refused(here: Run) -> None:
-    here.create_or_resume(Config(), "one")
-    with pytest.raises(UsageError, match="started with fingerprint 'one', now asked for 'two'"):
-        here.create_or_resume(Config(), "two")
+def test_a_key_of_another_version_is_named(local_run: Run) -> None:
+    local_run.create_or_resume(Config(), "f")
+    description = local_run.description()
+    description["identity"]["loss.reading"] = "concatenated"
+    storage.write_json(f"{local_run.uri}/run.json", description)
+    with pytest.raises(UsageError, match=r"another version of segan, .* key loss\.reading; resume"):
+        local_run.create_or_resume(Config(), "f")
+
+
+def test_other_records_are_refused(local_run: Run) -> None:
+    local_run.create_or_resume(Config(), "one")
+    with pytest.raises(UsageError, match="fingerprint is 'one', expected 'two'"):
+        local_run.create_or_resume(Config(), "two")
 
 
 @pytest.mark.parametrize(
-    "override", ["data.records=s3://moved/records", "cluster.gpus_per_worker=1"]
+    "override",
+    [
+        "data.records=s3://moved/records",
+        "cluster.gpus_per_worker=1",
+        "training.checkpoint_every_steps=7",
+        "evaluation.report=false",
+    ],
 )
-def test_a_run_may_move(here: Run, override: str) -> None:
-    here.create_or_resume(Config(), "f")
-    here.create_or_resume(load_config(None, [override]), "f")
+def test_a_run_may_move(local_run: Run, override: str) -> None:
+    local_run.create_or_resume(Config(), "f")
+    local_run.create_or_resume(load_config(None, [override]), "f")
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{half"])
-def test_a_description_of_something_else_is_said(here: Run, content: bytes) -> None:
-    storage.write_bytes(f"{here.uri}/run.json", content)
+def test_a_description_of_something_else_is_said(local_run: Run, content: bytes) -> None:
+    storage.write_bytes(f"{local_run.uri}/run.json", content)
     with pytest.raises(SeganError, match=r"run\.json"):
-        here.create_or_resume(Config(), "f")
+        local_run.create_or_resume(Config(), "f")
 
 
 def test_where_there_is_no_run_that_is_said(run: Run) -> None:
@@ -333,9 +355,9 @@ def test_metrics_come_back_as_they_were_written(run: Run) -> None:
     assert run.metrics() == lines[:1]
 
 
-def test_a_run_travels_to_another_process(here: Run) -> None:
-    save_checkpoints(here, 0.5)
-    assert pickle.loads(pickle.dumps(here)).checkpoints() == here.checkpoints()
+def test_a_run_travels_to_another_process(local_run: Run) -> None:
+    save_checkpoints(local_run, 0.5)
+    assert pickle.loads(pickle.dumps(local_run)).checkpoints() == local_run.checkpoints()
 
 
 def test_a_local_run_has_an_absolute_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""Studies in storage: points drawn, trials taken up again, the leaderboard."""
+"""Studies in storage: sampled parameters, resumed trials, the leaderboard."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segan import storage
 from segan.config import load_config
-from segan.errors import UsageError
+from segan.errors import StorageError, UsageError
 from segan.runs.study import Study, sample_parameters
+from segan.runs.trial import TrialResult, TrialStatus
 
 
 def epoch_metrics(epoch: int, jaccard: float) -> dict[str, Any]:
@@ -91,9 +94,9 @@ def test_a_name_in_use_with_another_configuration_is_refused(tmp_path: Path) -> 
     study = Study(str(tmp_path / "study"))
     study.create_or_resume(load_config(None, ["search.trials=4"]), "data")
     before = (tmp_path / "study/study.json").read_bytes()
-    with pytest.raises(UsageError, match=r"search.trials 4, now 5"):
+    with pytest.raises(UsageError, match=r"search.trials is 4, expected 5"):
         study.create_or_resume(load_config(None, ["search.trials=5"]), "data")
-    with pytest.raises(UsageError, match="other records"):
+    with pytest.raises(UsageError, match="fingerprint is 'data', expected 'other data'"):
         study.create_or_resume(load_config(None, ["search.trials=4"]), "other data")
     assert (tmp_path / "study/study.json").read_bytes() == before
 
@@ -103,10 +106,10 @@ def test_a_study_from_before_a_knob_was_there_goes_on_with_its_default(tmp_path:
     first = study.create_or_resume(config, "data")
     name = tmp_path / "study/study.json"
     older = json.loads(name.read_text())
-    del older["config"]["optimizer"]["warmup"]
+    del older["identity"]["optimizer.warmup_fraction"]
     name.write_text(json.dumps(older))
     assert [t.name for t in study.create_or_resume(config, "data")] == [t.name for t in first]
-    with pytest.raises(UsageError, match=r"optimizer.warmup_fraction 0\.0, now 0\.1"):
+    with pytest.raises(UsageError, match=r"optimizer.warmup_fraction is 0\.0, expected 0\.1"):
         study.create_or_resume(
             load_config(None, ["search.trials=4", "optimizer.warmup_fraction=0.1"]), "data"
         )
@@ -116,15 +119,46 @@ def test_the_leaderboard_has_each_trial_at_its_best_epoch(tmp_path: Path) -> Non
     study = Study(str(tmp_path / "study"))
     poor, good, idle = study.create_or_resume(load_config(None, ["search.trials=3"]), "data")
     poor.run.write_metrics([epoch_metrics(1, 0.3), epoch_metrics(2, 0.2)])
-    poor.mark_done("given up after epoch 2", 12.34)
+    poor.mark_done(TrialStatus.PRUNED, 12.34, "after epoch 2")
     good.run.write_metrics([epoch_metrics(1, 0.4), epoch_metrics(2, 0.6), epoch_metrics(3, 0.5)])
     rows = study.write_leaderboard()
-    assert [row["trial"] for row in rows] == [good.name, poor.name, idle.name]
-    assert [(row["epochs"], row["epoch"], row["jaccard"]) for row in rows] == [
+    assert [row.trial for row in rows] == [good.name, poor.name, idle.name]
+    assert [(row.epochs, row.best_epoch, row.jaccard) for row in rows] == [
         (3, 2, 0.6),
         (2, 1, 0.3),
         (0, 0, 0.0),
     ]
-    assert [row["why"] for row in rows] == ["not over", "given up after epoch 2", "not over"]
-    assert rows[1]["seconds"] == 12.3
-    assert (tmp_path / "study/leaderboard.json").exists()
+    assert [row.status for row in rows] == ["unfinished", "pruned", "unfinished"]
+    assert (rows[1].reason, rows[1].seconds) == ("after epoch 2", 12.3)
+    stored = json.loads((tmp_path / "study/leaderboard.json").read_text())
+    assert stored == {"trials": [asdict(row) for row in rows]}
+
+
+def test_a_result_is_read_back_and_can_be_cleared(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    (trial,) = study.create_or_resume(load_config(None, ["search.trials=1"]), "data")
+    assert trial.result() == TrialResult(TrialStatus.UNFINISHED)
+    trial.mark_done(TrialStatus.FAILED, 1.04, "the bucket is gone")
+    assert trial.result() == TrialResult(TrialStatus.FAILED, "the bucket is gone", 1.0)
+    trial.clear_result()
+    assert not trial.result().has_ended
+
+
+@pytest.mark.parametrize("content", [{"why": "finished", "seconds": 1}, {"status": "gone"}, []])
+def test_a_result_of_an_older_version_is_named(tmp_path: Path, content: Any) -> None:
+    study = Study(str(tmp_path / "study"))
+    (trial,) = study.create_or_resume(load_config(None, ["search.trials=1"]), "data")
+    storage.write_json(f"{trial.run}/result.json", content)
+    with pytest.raises(StorageError, match=r"result\.json: not the result of a trial, or one of"):
+        trial.result()
+    before = {"config": {}, "fingerprint": "data", "trials": []}
+    storage.write_json(f"{study.uri}/study.json", before)
+    with pytest.raises(StorageError, match=r"study\.json: not a study, or one of an older version"):
+        study.trials()
+
+
+def test_a_search_is_not_resumed_as_an_ablation(tmp_path: Path) -> None:
+    study, config = Study(str(tmp_path / "study")), load_config(None, ["search.trials=1"])
+    study.create_or_resume(config, "data")
+    with pytest.raises(UsageError, match="command is 'tune', expected 'ablate'"):
+        study.create_or_resume(config, "data", {"paper-seed0": {"training.seed": 0}})

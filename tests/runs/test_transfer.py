@@ -1,4 +1,4 @@
-"""Runs and checkpoints from storage alone: what there is, and bringing it here unharmed."""
+"""Listing runs, and downloading and verifying checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import pytest
 
 from infra.local.s3 import S3Server
 from segan import storage
+from segan.cli.console import stdout_console
 from segan.config import Config, load_config
 from segan.errors import UsageError
 from segan.inference.predictor import Predictor
-from segan.runs.checkpoint import SEGMENTOR_FILE
+from segan.runs.ablation import prepare_trials
+from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo
 from segan.runs.ensemble import Choice, Ensemble, EnsembleMember, write_ensemble
 from segan.runs.run import Run, find_checkpoint
 from segan.runs.study import Study
+from segan.runs.trial import TrialStatus
 from segan.storage import s3
 from tests.cli.test_cli import TINY_OVERRIDES, error_message, run_cli
 from tests.inference.models import copy_files, read_files
@@ -83,22 +87,27 @@ def write_run(uri: str, *jaccards: float, config: Config | None = None) -> Run:
             {"kind": "step", "epoch": epoch, "samples": 10 * epoch, "learning_rate": 1 / epoch}
         ]
         lines += [{"kind": "epoch", **metrics}]
-        info = {"epochs": epoch, "samples": 10 * epoch, "metrics": metrics}
-        frame = {"frame": {"width": 90, "height": 68}, "config": config.model_dump(mode="json")}
+        info = CheckpointInfo(
+            epochs=epoch,
+            samples=10 * epoch,
+            metrics=metrics,
+            frame={"width": 90, "height": 68},
+            config=config.model_dump(mode="json"),
+        )
         files = FILES | {SEGMENTOR_FILE: FILES[SEGMENTOR_FILE] + bytes([epoch])}
-        run.save_checkpoint(f"epoch_{epoch:05d}", files, info | frame)
+        run.save_checkpoint(f"epoch_{epoch:05d}", files, info)
     run.write_metrics(lines)
     return run
 
 
 def write_study(uri: str) -> None:
-    """A finished trial, one that was given up, one that was begun and one that was not."""
+    """A study with a finished trial, a pruned one, one without a checkpoint and one not started."""
     config = load_config(None, ["training.epochs=2", "search.trials=4"])
     trials = Study(uri).create_or_resume(config, "the data")
     for trial, jaccards in zip(trials[:3], [(0.2, 0.5), (0.1,), ()], strict=True):
         write_run(trial.run.uri, *jaccards, config=trial.build_config(config))
-    trials[0].mark_done("finished", 2.0)
-    trials[1].mark_done("given up after epoch 1", 1.0)
+    trials[0].mark_done(TrialStatus.FINISHED, 2.0)
+    trials[1].mark_done(TrialStatus.PRUNED, 1.0, "after epoch 1")
 
 
 def write_test_ensemble(uri: str, run: Run) -> list[str]:
@@ -109,7 +118,7 @@ def write_test_ensemble(uri: str, run: Run) -> list[str]:
             uri=c.uri,
             k=1.0,
             files={SEGMENTOR_FILE: dict(c.files[SEGMENTOR_FILE])},
-            info=dict(c.info),
+            info=c.info,
         )
         for c in found
     )
@@ -154,36 +163,39 @@ def test_runs_are_listed_by_name_with_what_became_of_each(root: str) -> None:
     write_run(f"{root}/runs/a", 0.4)
     write_study(f"{root}/studies/k")
     found = run_cli("runs", "ls", root, "--json").json
-    keys = ("name", "epochs", "asked", "jaccard", "epoch", "state", "images_per_second")
+    keys = ("name", "epochs", "total_epochs", "jaccard", "best_epoch", "state")
+    keys += ("images_per_second",)
     assert [tuple(row[key] for key in keys) for row in found] == [
-        ("runs/a", 1, 3, 0.4, 1, "open", 21),
+        ("runs/a", 1, 3, 0.4, 1, "unfinished", 21),
         ("runs/b", 3, 3, 0.6, 2, "finished", 23),
         ("studies/k/trials/trial_000", 2, 2, 0.5, 2, "finished", 22),
-        ("studies/k/trials/trial_001", 1, 2, 0.1, 1, "given up after epoch 1", 21),
-        ("studies/k/trials/trial_002", 0, 2, None, None, "open", None),
+        ("studies/k/trials/trial_001", 1, 2, 0.1, 1, "pruned", 21),
+        ("studies/k/trials/trial_002", 0, 2, None, None, "unfinished", None),
     ]
-    assert [row["run"] for row in found[:2]] == [f"{root}/runs/a", f"{root}/runs/b"]
-    assert all(row["started"][:13] <= row["written"] for row in found)
+    assert [row["uri"] for row in found[:2]] == [f"{root}/runs/a", f"{root}/runs/b"]
+    assert all(row["started_at"][:13] <= row["last_modified"] for row in found)
     assert run_cli("runs", "ls", f"{root}/runs/b/", "--json").json == [found[1] | {"name": "b"}]
 
 
-def test_the_table_of_runs_is_for_people(here: Run) -> None:
-    write_run(f"{here.uri}/../other", 0.25)
-    done = run_cli("runs", "ls", str(Path(here.uri).parent))
+def test_the_table_of_runs_is_for_people(local_run: Run) -> None:
+    write_run(f"{local_run.uri}/../other", 0.25)
+    done = run_cli("runs", "ls", str(Path(local_run.uri).parent))
     assert done.exit_code == 0
     assert "0.6000 at 2" in done.stdout
     assert "1/3" in done.stdout
-    assert "open, " in done.stdout
-    assert done.stderr.startswith("open: not over, ")
+    assert "unfinished, " in done.stdout
+    assert done.stderr.startswith("unfinished: with the time since the last write")
 
 
-def test_a_run_that_cannot_be_read_leaves_the_others_in_the_list(here: Run, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_read_leaves_the_others_in_the_list(
+    local_run: Run, tmp_path: Path
+) -> None:
     storage.write_bytes(f"{tmp_path}/broken/run.json", b"{half")
     storage.write_bytes(f"{tmp_path}/other/run.json", b"[]")
     found = run_cli("runs", "ls", tmp_path, "--json").json
     assert [(row["name"], row["state"]) for row in found] == [
-        ("broken", "run.json is not a run's"),
-        ("other", "run.json is not a run's"),
+        ("broken", "invalid"),
+        ("other", "invalid"),
         ("run", "finished"),
     ]
 
@@ -203,13 +215,13 @@ def test_neighbours_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> No
 
 def test_where_no_run_is_that_is_said(root: str) -> None:
     said = error_message(1, "runs", "ls", root)
-    assert said == f"{root}: no run here nor below (no run.json)"
+    assert said == f"{root}: no run here or below (no run.json)"
 
 
-def test_a_real_run_is_shown(trained: str, root: str) -> None:
-    copy_files(trained, root)
+def test_a_real_run_is_shown(trained_runs: str, root: str) -> None:
+    copy_files(trained_runs, root)
     found = run_cli("runs", "show", f"{root}/real", "--json").json
-    changed = {key: (v["value"], v["default"]) for key, v in found["changed"].items()}
+    changed = {key: (v["value"], v["default"]) for key, v in found["non_default"].items()}
     assert changed["network.width"] == (2, 64)
     assert changed["training.epochs"] == (3, 300)
     assert set(changed) == {word.split("=")[0] for word in TINY_OVERRIDES} | {"data.records"}
@@ -218,27 +230,27 @@ def test_a_real_run_is_shown(trained: str, root: str) -> None:
     assert {"torch", "numpy"} <= set(found["packages"])
     assert [line["epoch"] for line in found["epochs"]] == [1, 2, 3]
     for line in found["epochs"]:
-        assert {"critic_loss", "segmentor_loss", "jaccard", "k", "wait_share"} <= set(line)
+        assert {"critic_loss", "segmentor_loss", "jaccard", "k", "data_wait_fraction"} <= set(line)
     best = max(found["epochs"], key=lambda line: line["jaccard"])
     summary = found["summary"]
     assert (summary["epochs"], summary["state"]) == (3, "finished")
-    assert (summary["jaccard"], summary["epoch"]) == (best["jaccard"], best["epoch"])
-    marks = {name: row["epoch"] for row in found["checkpoints"] for name in row["is"]}
-    assert marks == {"best": best["epoch"], "latest": 3}
+    assert (summary["jaccard"], summary["best_epoch"]) == (best["jaccard"], best["epoch"])
+    epochs = {alias: row["epoch"] for row in found["checkpoints"] for alias in row["aliases"]}
+    assert epochs == {"best": best["epoch"], "latest": 3}
     table = run_cli("runs", "show", f"{root}/real").stdout
-    for word in ("network.width", "as by default", "C loss", "waiting", "epoch_00003", "latest"):
+    for word in ("network.width", "default values", "C loss", "data wait", "epoch_00003", "latest"):
         assert word in table
 
 
-def test_an_epochs_learning_rate_is_that_of_its_last_logged_step(here: Run) -> None:
-    found = run_cli("runs", "show", here, "--json").json["epochs"]
+def test_an_epochs_learning_rate_is_that_of_its_last_logged_step(local_run: Run) -> None:
+    found = run_cli("runs", "show", local_run, "--json").json["epochs"]
     assert [line["learning_rate"] for line in found] == [1, 1 / 2, 1 / 3]
 
 
-def test_what_differs_from_the_defaults_comes_first(here: Run) -> None:
-    shown = run_cli("runs", "show", here).stdout
-    assert shown.index("optimizer.learning_rate") < shown.index("as by default")
-    assert shown.index("as by default") < shown.index("betas")
+def test_what_differs_from_the_defaults_comes_first(local_run: Run) -> None:
+    shown = run_cli("runs", "show", local_run).stdout
+    assert shown.index("optimizer.learning_rate") < shown.index("default values")
+    assert shown.index("default values") < shown.index("betas")
 
 
 def test_a_study_is_shown_as_its_leaderboard_and_nothing_is_written(root: str) -> None:
@@ -252,16 +264,41 @@ def test_a_study_is_shown_as_its_leaderboard_and_nothing_is_written(root: str) -
     assert storage.list_files(root) == before
 
 
-def test_what_is_no_run_is_named_for_what_it_is(here: Run, tmp_path: Path) -> None:
-    write_test_ensemble(f"{tmp_path}/three", here)
-    inside = f"{here}/checkpoints/epoch_00001"
+def test_an_ablation_is_shown_as_its_leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials set different keys, and values that are not numbers."""
+    monkeypatch.setattr(stdout_console, "_width", 200)
+    variants = {"paper": {}, "per-level": {"loss.reduction": "per_level"}}
+    ablation = f"ablation.variants={json.dumps(variants)}"
+    config = load_config(None, ["training.epochs=2", "ablation.seeds=1", ablation])
+    uri = str(tmp_path / "study")
+    paper, per_level = prepare_trials(config, Study(uri), "the data")
+    write_run(paper.run.uri, 0.2, 0.5, config=paper.build_config(config))
+    paper.mark_done(TrialStatus.FINISHED, 1.0)
+    per_level.mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
+    done = run_cli("runs", "show", uri)
+    assert done.exit_code == 0, done.stderr
+    assert "│ training.seed=0 " in done.stdout
+    assert "│ loss.reduction=per_level training.seed=0 " in done.stdout
+    assert "failed: the bucket is gone" in done.stdout
+    rows = run_cli("runs", "show", uri, "--json").json["trials"]
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("finished", ""),
+        ("failed", "the bucket is gone"),
+    ]
+
+
+def test_what_is_no_run_is_named_for_what_it_is(local_run: Run, tmp_path: Path) -> None:
+    write_test_ensemble(f"{tmp_path}/three", local_run)
+    inside = f"{local_run}/checkpoints/epoch_00001"
     assert error_message(2, "runs", "show", inside) == (
-        f"{inside}: inside a run; expected the run's own URI, {here}"
+        f"{inside}: inside a run; expected the run's own URI, {local_run}"
     )
-    assert "an ensemble and no run" in error_message(2, "runs", "show", tmp_path / "three")
+    assert "an ensemble, not a run" in error_message(2, "runs", "show", tmp_path / "three")
     assert "no run here (no run.json)" in error_message(1, "runs", "show", tmp_path / "none")
     write_study(f"{tmp_path}/k")
-    assert "a study, whose trials are runs" in error_message(2, "checkpoints", "ls", tmp_path / "k")
+    assert "a study, not a run" in error_message(2, "checkpoints", "ls", tmp_path / "k")
 
 
 # Checkpoints
@@ -270,29 +307,30 @@ def test_what_is_no_run_is_named_for_what_it_is(here: Run, tmp_path: Path) -> No
 def test_checkpoints_within_epochs_and_torn_manifests_are_listed(root: str) -> None:
     run = write_run(f"{root}/run", 0.1, 0.6)
     first = run.get_checkpoint("epoch_00001")
-    info = {**first.info, "samples": 25, "epochs": 2, "metrics": {"epoch": 3, "step": 5}}
+    info = replace(first.info, samples=25, epochs=2, metrics={"epoch": 3, "step": 5})
     run.save_checkpoint("step_0000005", FILES, info)
     corrupt(f"{run}/checkpoints/epoch_00001/manifest.json", truncate)
     rows = {row["name"]: row for row in run_cli("checkpoints", "ls", run, "--json").json}
-    assert {name: (row["epoch"], row["jaccard"], row["is"]) for name, row in rows.items()} == {
+    assert {name: (row["epoch"], row["jaccard"], row["aliases"]) for name, row in rows.items()} == {
         "epoch_00001": (None, None, []),
         "epoch_00002": (2, 0.6, ["best"]),
         "step_0000005": (2, None, ["latest"]),
     }
-    assert [row["whole"] for row in rows.values()] == [False, True, True]
-    assert "no checkpoint's manifest" in rows["epoch_00001"]["wrong"]
+    assert [row["complete"] for row in rows.values()] == [False, True, True]
+    assert "not the manifest of a checkpoint" in rows["epoch_00001"]["error"]
     assert "step_0000005" in run_cli("checkpoints", "ls", run).stdout
     (summary,) = run_cli("runs", "ls", run, "--json").json
-    assert (summary["epochs"], summary["jaccard"], summary["epoch"]) == (2, 0.6, 2)
-    assert "left out: epoch_00001: " in run_cli("checkpoints", "verify", run).stderr
+    assert (summary["epochs"], summary["jaccard"], summary["best_epoch"]) == (2, 0.6, 2)
+    assert "never used: epoch_00001: " in run_cli("checkpoints", "verify", run).stderr
 
 
-def test_a_checkpoint_between_validations_is_no_model_for_use(here: Run) -> None:
+def test_a_checkpoint_between_validations_is_no_model_for_use(local_run: Run) -> None:
     """It has no threshold."""
-    within = {**here.get_checkpoint("best").info, "samples": 35, "metrics": {"epoch": 4, "step": 7}}
-    here.save_checkpoint("step_0000007", FILES, within)
+    best = local_run.get_checkpoint("best").info
+    within = replace(best, samples=35, metrics={"epoch": 4, "step": 7})
+    local_run.save_checkpoint("step_0000007", FILES, within)
     with pytest.raises(UsageError, match="step_0000007: saved between two validations, so it has"):
-        Predictor.load(f"{here}/checkpoints/latest")
+        Predictor.load(f"{local_run}/checkpoints/latest")
 
 
 def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
@@ -301,14 +339,14 @@ def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
     storage.delete_file(f"{run}/checkpoints/epoch_00001/critic.safetensors")
     storage.write_bytes(f"{run}/checkpoints/epoch_00005/{SEGMENTOR_FILE}", b"half")
     found = run_cli("checkpoints", "ls", run, "--json").json
-    assert [(row["name"], row["whole"], row["is"]) for row in found] == [
+    assert [(row["name"], row["complete"], row["aliases"]) for row in found] == [
         ("epoch_00001", False, []),
         ("epoch_00002", True, []),
         ("epoch_00003", True, []),
         ("epoch_00004", False, ["best", "latest"]),  # as for every command that takes one
         ("epoch_00005", False, []),
     ]
-    assert [row["wrong"] for row in found] == [
+    assert [row["error"] for row in found] == [
         "critic.safetensors: expected 7 bytes, found no such file",
         "",
         "",
@@ -316,7 +354,7 @@ def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
         "no manifest.json",
     ]
     names = read_files(f"{run}/checkpoints/epoch_00002")
-    assert found[1]["bytes"] == sum(map(len, names.values()))
+    assert found[1]["size"] == sum(map(len, names.values()))
     assert (found[1]["epoch"], found[1]["jaccard"]) == (2, 0.6)
 
 
@@ -330,67 +368,70 @@ def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
     ("source", "words", "epoch"),
     [
         ("", [], 2),
-        ("", ["--which", "best"], 2),
-        ("", ["--which", "latest"], 3),
-        ("", ["--which", "epoch_00001"], 1),
+        ("", ["--name", "best"], 2),
+        ("", ["--name", "latest"], 3),
+        ("", ["--name", "epoch_00001"], 1),
         ("/checkpoints/epoch_00001", [], 1),
         ("/checkpoints/latest", [], 3),
-        ("/checkpoints/best/", ["--which", "epoch_00002"], 2),
+        ("/checkpoints/best/", ["--name", "epoch_00002"], 2),
     ],
 )
 def test_a_checkpoint_is_pulled_by_any_of_its_names(
-    here: Run, tmp_path: Path, source: str, words: list[str], epoch: int
+    local_run: Run, tmp_path: Path, source: str, words: list[str], epoch: int
 ) -> None:
     assert (
-        run_cli("checkpoints", "pull", f"{here}{source}", tmp_path / "out", *words).exit_code == 0
+        run_cli(
+            "checkpoints", "download", f"{local_run}{source}", tmp_path / "out", *words
+        ).exit_code
+        == 0
     )
-    assert read_files(f"{tmp_path}/out") == read_files(f"{here}/checkpoints/epoch_0000{epoch}")
+    assert read_files(f"{tmp_path}/out") == read_files(f"{local_run}/checkpoints/epoch_0000{epoch}")
 
 
-def test_a_pulled_checkpoint_is_a_model(trained: str, root: str, tmp_path: Path) -> None:
-    copy_files(trained, root)
+def test_a_pulled_checkpoint_is_a_model(trained_runs: str, root: str, tmp_path: Path) -> None:
+    copy_files(trained_runs, root)
     out = tmp_path / "out"
-    done = run_cli("checkpoints", "pull", f"{root}/real", out, "--only", "segmentor", "--json")
-    assert done.json["files"] == done.json["brought"] == [SEGMENTOR_FILE]
+    done = run_cli("checkpoints", "download", f"{root}/real", out, "--file", "segmentor", "--json")
+    assert done.json["files"] == done.json["downloaded"] == [SEGMENTOR_FILE]
     assert {path.name for path in out.iterdir()} == {SEGMENTOR_FILE, "manifest.json"}
     best = find_checkpoint(f"{root}/real")
     assert find_checkpoint(str(out)).info == best.info
     assert Predictor.load(str(out)).threshold == best.threshold
     assert run_cli("checkpoints", "verify", out).exit_code == 0
-    rest = run_cli("checkpoints", "pull", f"{root}/real", out, "--json").json
-    assert set(rest["brought"]) == set(best.files) - {SEGMENTOR_FILE}
+    rest = run_cli("checkpoints", "download", f"{root}/real", out, "--json").json
+    assert set(rest["downloaded"]) == set(best.files) - {SEGMENTOR_FILE}
     assert read_files(str(out)) == read_files(best.uri)
 
 
-def test_what_is_there_and_right_is_left_alone(here: Run, tmp_path: Path) -> None:
+def test_what_is_there_and_right_is_left_alone(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["checkpoints", "pull", here, out]
+    words = ["checkpoints", "download", local_run, out]
     assert run_cli(*words).exit_code == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert run_cli(*words, "--json").json["brought"] == []
-    assert run_cli(*words, "--only", "segmentor", "--json").json["brought"] == []
+    assert run_cli(*words, "--json").json["downloaded"] == []
+    assert run_cli(*words, "--file", "segmentor", "--json").json["downloaded"] == []
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     (out / "trainer.pt").unlink()  # as after a pull that was interrupted
     (out / "manifest.json").unlink()
-    assert run_cli(*words, "--json").json["brought"] == ["trainer.pt"]
-    assert read_files(str(out)) == read_files(find_checkpoint(here.uri).uri)
+    assert run_cli(*words, "--json").json["downloaded"] == ["trainer.pt"]
+    assert read_files(str(out)) == read_files(find_checkpoint(local_run.uri).uri)
 
 
 @pytest.mark.parametrize("name", [SEGMENTOR_FILE, "trainer.pt", "manifest.json"])
-def test_other_files_are_not_overwritten(here: Run, tmp_path: Path, name: str) -> None:
+def test_other_files_are_not_overwritten(local_run: Run, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     storage.write_bytes(f"{out}/{name}", b'{"mine": 1}')
-    said = error_message(2, "checkpoints", "pull", here, out).splitlines()[-1]
+    said = error_message(2, "checkpoints", "download", local_run, out).splitlines()[-1]
     assert said.startswith(f"{out}/{name}: ")
     assert read_files(str(out)) == {name: b'{"mine": 1}'}
 
 
-def test_another_checkpoint_is_not_pulled_over_one(here: Run, tmp_path: Path) -> None:
+def test_another_checkpoint_is_not_pulled_over_one(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_cli("checkpoints", "pull", here, out)
+    run_cli("checkpoints", "download", local_run, out)
     before = read_files(str(out))
     assert "use an empty folder" in error_message(
-        2, "checkpoints", "pull", here, out, "--which", "latest"
+        2, "checkpoints", "download", local_run, out, "--name", "latest"
     )
     assert read_files(str(out)) == before
 
@@ -404,7 +445,7 @@ def test_a_damaged_file_is_not_put_in_place(
     name = "trainer.pt"
     corrupt(f"{checkpoint.uri}/{name}", how)
     found = storage.sha256(storage.read_bytes(f"{checkpoint.uri}/{name}"))
-    done = run_cli("checkpoints", "pull", run, out)
+    done = run_cli("checkpoints", "download", run, out)
     assert done.exit_code == 1
     said = done.stderr.splitlines()[-1]
     assert said.startswith(f"segan: {checkpoint.uri}/{name}: expected sha256 ")
@@ -414,35 +455,37 @@ def test_a_damaged_file_is_not_put_in_place(
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
-def test_no_name_leaves_its_folder(here: Run, tmp_path: Path, name: str) -> None:
-    (checkpoint, *_) = here.checkpoints()
+def test_no_name_leaves_its_folder(local_run: Run, tmp_path: Path, name: str) -> None:
+    (checkpoint, *_) = local_run.checkpoints()
     files = {name: {"sha256": storage.sha256(b""), "size": 0}}
-    storage.write_json(f"{checkpoint.uri}/manifest.json", {"files": files, "info": checkpoint.info})
+    storage.write_json(
+        f"{checkpoint.uri}/manifest.json", {"files": files, "info": vars(checkpoint.info)}
+    )
     before = read_files(str(tmp_path))
-    done = run_cli("checkpoints", "pull", checkpoint.uri, tmp_path / "out")
+    done = run_cli("checkpoints", "download", checkpoint.uri, tmp_path / "out")
     assert done.exit_code == 2
-    assert f"{name!r}: not a name inside" in done.stderr
+    assert f"{name!r}: expected a name inside" in done.stderr
     assert read_files(str(tmp_path)) == before
-    said = error_message(1, "checkpoints", "pull", here, tmp_path / "out", "--which", name)
-    assert f"no whole checkpoint {name!r}; expected one of epoch_00001, " in said
+    said = error_message(1, "checkpoints", "download", local_run, tmp_path / "out", "--name", name)
+    assert f"no complete checkpoint {name!r}; expected one of epoch_00001, " in said
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["RUN", "s3://bucket/x"], 2, "expected a local folder"),
-        (["RUN", "OUT", "--only", "weights"], 2, "no file 'weights'; expected one of critic"),
-        (["RUN/checkpoints/epoch_00001", "OUT", "--which", "best"], 2, "give the run's URI"),
-        (["RUN", "OUT", "--which", "epoch_00009"], 1, "expected one of epoch_00001, epoch_00002"),
-        (["OUT", "OUT"], 1, "neither a checkpoint nor a run with a whole one"),
+        (["RUN", "OUT", "--file", "weights"], 2, "no file 'weights'; expected one of critic"),
+        (["RUN/checkpoints/epoch_00001", "OUT", "--name", "best"], 2, "give the run's URI"),
+        (["RUN", "OUT", "--name", "epoch_00009"], 1, "expected one of epoch_00001, epoch_00002"),
+        (["OUT", "OUT"], 1, "neither a checkpoint nor a run with a complete one"),
         (["RUN", "RUN/run.json"], 1, "run.json"),
     ],
 )
 def test_a_pull_that_cannot_be_is_said(
-    here: Run, tmp_path: Path, words: list[str], code: int, said: str
+    local_run: Run, tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
-    places = [w.replace("RUN", here.uri).replace("OUT", f"{tmp_path}/out") for w in words]
-    assert said in error_message(code, "checkpoints", "pull", *places)
+    places = [w.replace("RUN", local_run.uri).replace("OUT", f"{tmp_path}/out") for w in words]
+    assert said in error_message(code, "checkpoints", "download", *places)
     assert not (tmp_path / "out").exists()
 
 
@@ -453,7 +496,7 @@ def test_what_is_as_written_is_verified(root: str) -> None:
     run = write_run(f"{root}/run", 0.1, 0.6, 0.3)
     found = run_cli("checkpoints", "verify", run, "--json")
     assert found.exit_code == 0
-    assert [one["wrong"] for one in found.json] == [""] * 9
+    assert [check["error"] for check in found.json] == [""] * 9
     one = run_cli("checkpoints", "verify", f"{run}/checkpoints/latest", "--json").json
     assert [v["uri"] for v in one] == [
         f"{run}/checkpoints/epoch_00003/{name}" for name in sorted(FILES)
@@ -469,22 +512,22 @@ def test_every_file_that_is_wrong_is_named(root: str) -> None:
     done = run_cli("checkpoints", "verify", run)
     assert done.exit_code == 1
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("segan: 3 of 9 files are not as written: ")
+    assert said.startswith("segan: 3 of 9 files are corrupted or missing: ")
     assert f"{folder}/epoch_00001/{SEGMENTOR_FILE}: expected sha256 " in said
     assert f"{folder}/epoch_00002/{SEGMENTOR_FILE}: expected 1189 bytes, found 594" in said
     assert f"{folder}/epoch_00003/trainer.pt: expected 2 bytes, found no such file" in said
     assert run_cli("checkpoints", "verify", f"{folder}/epoch_00001").exit_code == 1
-    assert sum(bool(v["wrong"]) for v in run_cli("checkpoints", "verify", run, "--json").json) == 3
+    assert sum(bool(v["error"]) for v in run_cli("checkpoints", "verify", run, "--json").json) == 3
 
 
-def test_half_a_checkpoint_is_left_out_with_a_word(here: Run, tmp_path: Path) -> None:
-    storage.write_bytes(f"{here}/checkpoints/epoch_00004/{SEGMENTOR_FILE}", b"half")
-    done = run_cli("checkpoints", "verify", here)
+def test_half_a_checkpoint_is_left_out_with_a_word(local_run: Run, tmp_path: Path) -> None:
+    storage.write_bytes(f"{local_run}/checkpoints/epoch_00004/{SEGMENTOR_FILE}", b"half")
+    done = run_cli("checkpoints", "verify", local_run)
     assert done.exit_code == 0
-    assert "left out: epoch_00004: no manifest.json" in done.stderr
+    assert "never used: epoch_00004: no manifest.json" in done.stderr
     assert "no run here" in error_message(1, "checkpoints", "verify", tmp_path / "none")
     empty = write_run(f"{tmp_path}/empty")
-    assert "without checkpoints" in error_message(1, "checkpoints", "verify", empty)
+    assert "without a complete checkpoint" in error_message(1, "checkpoints", "verify", empty)
 
 
 def test_an_ensemble_is_verified_by_its_members(root: str) -> None:
@@ -495,7 +538,9 @@ def test_an_ensemble_is_verified_by_its_members(root: str) -> None:
     corrupt(f"{root}/three/2/{SEGMENTOR_FILE}")
     done = run_cli(*words)
     assert done.exit_code == 1
-    assert f"1 of 3 files are not as written: {root}/three/2/{SEGMENTOR_FILE}: " in done.stderr
+    assert (
+        f"1 of 3 files are corrupted or missing: {root}/three/2/{SEGMENTOR_FILE}: " in done.stderr
+    )
 
 
 # Links
@@ -510,7 +555,7 @@ def http_get(link: str) -> bytes:
 @pytest.mark.parametrize(("which", "epoch"), [("best", 2), ("latest", 3), ("epoch_00001", 1)])
 def test_a_link_needs_no_keys(bucket: str, which: str, epoch: int) -> None:
     run = write_run(f"{bucket}/a run", 0.1, 0.6, 0.3)
-    done = run_cli("checkpoints", "url", run, "--which", which)
+    done = run_cli("checkpoints", "url", run, "--name", which)
     assert done.exit_code == 0
     body = http_get(done.stdout.strip())
     assert body == FILES[SEGMENTOR_FILE] + bytes([epoch])
@@ -523,7 +568,7 @@ def test_a_link_needs_no_keys(bucket: str, which: str, epoch: int) -> None:
 @pytest.mark.integration
 def test_a_link_expires_and_cannot_be_bent(bucket: str) -> None:
     run = write_run(f"{bucket}/run", 0.1, 0.6)
-    link = run_cli("checkpoints", "url", run, "--expires", 1).stdout.strip()
+    link = run_cli("checkpoints", "url", run, "--expires-in", 1).stdout.strip()
     other = run_cli("checkpoints", "url", run).stdout.strip().replace("epoch_00002", "epoch_00001")
     time.sleep(2.5)
     for refused in (link, other):
@@ -542,20 +587,20 @@ def test_a_link_is_signed_with_the_keys_of_the_moment(
     link = s3.presign(f"{bucket}/file", 60)
     assert link.startswith("http://127.0.0.1:9/")
     assert "ANOTHERKEY" in link
-    assert "no usable answer from http://127.0.0.1:9" in error_message(1, "runs", "ls", bucket)
+    assert "no valid response from http://127.0.0.1:9" in error_message(1, "runs", "ls", bucket)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, -1, 7 * 24 * 3600 + 1])
 def test_a_links_time_is_bounded(bucket: str, seconds: int) -> None:
     run = write_run(f"{bucket}/run", 0.1)
-    said = error_message(2, "checkpoints", "url", run, "--expires", seconds)
-    assert said == f"{seconds} s: a link lasts from 1 s to 604800 s, which is 7 days"
+    said = error_message(2, "checkpoints", "url", run, "--expires-in", seconds)
+    assert said == f"{seconds} s: expected 1 to 604800 s (7 days)"
 
 
-def test_only_a_bucket_has_links(here: Run) -> None:
-    assert "only what lies in s3:// has links" in error_message(2, "checkpoints", "url", here)
-    said = error_message(2, "checkpoints", "url", here, "--file", "../../run.json")
+def test_only_a_bucket_has_links(local_run: Run) -> None:
+    assert "expected an s3:// URI" in error_message(2, "checkpoints", "url", local_run)
+    said = error_message(2, "checkpoints", "url", local_run, "--file", "../../run.json")
     assert "no file '../../run.json'; expected one of " in said
 
 
@@ -570,7 +615,7 @@ class Refusing:
             raise ImportError(f"{name} was to be imported")
 
 sys.meta_path.insert(0, Refusing())
-from segan.cli import main
+from segan.cli.main import main
 
 done = []
 for words in json.loads(sys.argv[1]):
@@ -594,8 +639,8 @@ def run_without_torch_and_ray(*commands: list[str]) -> list[tuple[int, str, str]
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
-def test_storage_alone_is_enough(trained: str, root: str, tmp_path: Path) -> None:
-    copy_files(trained, root)
+def test_storage_alone_is_enough(trained_runs: str, root: str, tmp_path: Path) -> None:
+    copy_files(trained_runs, root)
     write_study(f"{root}/k")
     run, out = f"{root}/real", f"{tmp_path}/out"
     write_test_ensemble(f"{root}/three", write_run(f"{root}/other", 0.1, 0.6, 0.3))
@@ -604,7 +649,7 @@ def test_storage_alone_is_enough(trained: str, root: str, tmp_path: Path) -> Non
         ["runs", "show", run],
         ["runs", "show", f"{root}/k"],
         ["checkpoints", "ls", run],
-        ["checkpoints", "pull", run, out, "--which", "latest"],
+        ["checkpoints", "download", run, out, "--name", "latest"],
         ["checkpoints", "verify", run],
         ["checkpoints", "verify", f"{root}/three"],
         ["checkpoints", "verify", out],
@@ -613,13 +658,13 @@ def test_storage_alone_is_enough(trained: str, root: str, tmp_path: Path) -> Non
     ]
     *done, (shown, _, ensemble), (code, link, said) = run_without_torch_and_ray(*commands)
     assert [code for code, *_ in done] == [0] * 8, done
-    assert (shown, "an ensemble and no run" in ensemble) == (2, True)
+    assert (shown, "an ensemble, not a run" in ensemble) == (2, True)
     latest = find_checkpoint(run, "latest")
     assert read_files(out) == read_files(latest.uri)
     if root.startswith("s3://"):
         assert http_get(link.strip()) == find_checkpoint(run).read(SEGMENTOR_FILE)
     else:
-        assert (code, "only what lies in s3:// has links" in said) == (2, True)
+        assert (code, "expected an s3:// URI" in said) == (2, True)
 
 
 @pytest.mark.integration
@@ -627,6 +672,6 @@ def test_the_keys_of_a_reader_are_asked_for(s3: S3Server, bucket: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         for command in (["runs", "ls"], ["runs", "show"], ["checkpoints", "ls"]):
-            assert "access refused; check AWS_ACCESS_KEY_ID" in error_message(1, *command, bucket)
-        for command in (["verify", bucket], ["url", bucket], ["pull", bucket, "out"]):
-            assert "access refused" in error_message(1, "checkpoints", *command)
+            assert "access denied; check AWS_ACCESS_KEY_ID" in error_message(1, *command, bucket)
+        for command in (["verify", bucket], ["url", bucket], ["download", bucket, "out"]):
+            assert "access denied" in error_message(1, "checkpoints", *command)

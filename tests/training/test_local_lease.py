@@ -68,11 +68,11 @@ def test_another_start_is_refused_and_the_first_goes_on(
 ) -> None:
     assert main(words) == 2
     said = capfd.readouterr().err
-    assert said.startswith(f"segan: {words[1]}: held by process {training.pid} on ")
+    assert said.startswith(f"segan: {words[1]}: locked by process {training.pid} on ")
     assert said.count("\n") == 1
     (summary,) = find_runs(str(Path(words[1]).parent))
-    assert (summary.state, summary.host) == ("open", socket.gethostname())
-    assert describe_run(words[1])["summary"]["host"] == socket.gethostname()
+    assert (summary.state, summary.host) == ("unfinished", socket.gethostname())
+    assert describe_run(Run(words[1]))["summary"]["host"] == socket.gethostname()
     assert training.poll() is None
     training.send_signal(signal.SIGINT)
     assert "stopped after step" in training.communicate()[1].splitlines()[-1]
@@ -103,5 +103,5 @@ def test_after_a_kill_the_same_command_goes_on_at_once_and_stops_when_it_has_los
         storage.write_json(str(lease), vars(other))
         said = second.communicate(timeout=60)[1]
     assert second.returncode == 1
-    assert f"segan: {words[1]}: taken over by process {os.getpid()} on far-away at " in said
+    assert f"segan: {words[1]}: lease lost to process {os.getpid()} on far-away at " in said
     assert read_holder(words[1]) == other

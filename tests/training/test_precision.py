@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segan.networks.logistic import AdaptiveLogistic
+from segan.runs.checkpoint import CheckpointInfo
 from segan.runs.run import Run
 from segan.training import state
 from segan.training.distributed import single_process_group
@@ -19,6 +20,7 @@ from segan.training.step import SegAN
 from tests.training.test_step import clone_parameters, configure, random_batch
 
 CPU = torch.device("cpu")
+NO_INFO = CheckpointInfo(epochs=0, samples=0, metrics={}, config={})
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -105,7 +107,7 @@ def test_going_on_from_a_checkpoint_is_exact(
     whole = train_steps(2, **performance)
     statistics = state.gather_batch_norm_stats(whole)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(whole, statistics), {}
+        "step_0000002", state.serialise_checkpoint(whole, statistics), NO_INFO
     )
     later = train_steps(0, **performance)
     state.load_checkpoint(later, saved, CPU)
@@ -120,7 +122,7 @@ def test_moments_take_the_layout_of_the_weights_that_they_are_of(tmp_path: Path)
     planes = train_steps(2, channels_last=False)
     statistics = state.gather_batch_norm_stats(planes)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(planes, statistics), {}
+        "step_0000002", state.serialise_checkpoint(planes, statistics), NO_INFO
     )
     last = train_steps(0, channels_last=True)
     state.load_checkpoint(last, saved, CPU)

@@ -98,7 +98,7 @@ def assert_same(run: Run, other: Run) -> None:
     assert two is not None
     # Adam's moments and the running statistics too.
     assert one.files == two.files
-    assert one.info["progress"] == two.info["progress"]
+    assert one.info.progress == two.info.progress
 
 
 # Checkpoints within epochs
@@ -130,9 +130,9 @@ def test_a_step_that_ends_a_validated_epoch_is_saved_once(records: str, tmp_path
 def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed: Run) -> None:
     latest = killed.latest_checkpoint()
     assert latest is not None
-    assert (latest.name, latest.samples, latest.info["epochs"]) == ("step_0000010", 40, 1)
+    assert (latest.name, latest.samples, latest.info.epochs) == ("step_0000010", 40, 1)
     assert not latest.is_validated
-    assert latest.info["metrics"]["step"] == 10
+    assert latest.info.metrics["step"] == 10
     best = killed.best_checkpoint()
     assert best is not None
     assert best.name == "epoch_00001"

@@ -170,9 +170,9 @@ def test_the_best_the_latest_and_the_one_before_are_kept(finished: Run) -> None:
     scores = {line["epoch"]: line["jaccard"] for line in epochs}
     best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
     kept = {best, EPOCHS - 1, EPOCHS}
-    assert {c.info["epochs"] for c in finished.checkpoints()} == kept
-    assert finished.best_checkpoint().info["epochs"] == best
-    assert (finished.latest_checkpoint().info["epochs"], finished.latest_checkpoint().samples) == (
+    assert {c.info.epochs for c in finished.checkpoints()} == kept
+    assert finished.best_checkpoint().info.epochs == best
+    assert (finished.latest_checkpoint().info.epochs, finished.latest_checkpoint().samples) == (
         EPOCHS,
         64,
     )
@@ -184,7 +184,7 @@ def test_the_predictor_has_the_best_weights_and_their_threshold(
     finished: Run, config: Config, records: str
 ) -> None:
     predictor, best = Predictor.load(finished.uri), finished.best_checkpoint()
-    assert (predictor.frame_size, predictor.threshold) == (FRAME, best.info["metrics"]["threshold"])
+    assert (predictor.frame_size, predictor.threshold) == (FRAME, best.info.metrics["threshold"])
     # Scored by hand, the validation frames have the Jaccard that the checkpoint was chosen by.
     manifest = read_manifest(records)
     (shard,) = manifest.shards("validation")
@@ -256,7 +256,7 @@ def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
 ) -> None:
     run = Run(str(tmp_path / "run"))
     train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics["epoch"] < 2))
-    assert run.latest_checkpoint().info["epochs"] == 2
+    assert run.latest_checkpoint().info.epochs == 2
     assert metric_lines(run) == [
         line for line in metric_lines(finished) if line["samples"] <= EPOCH_END_SAMPLES[2]
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler
 from segan.runs.run import Run
-from segan.runs.study import Trial
+from segan.runs.trial import Trial
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands that measure: how fast the parts are, beside what the hardware allows."""
+"""Benchmark commands; each compares variants with a roofline of the hardware."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segan.cli.commands.options import ConfigFile, Debug, Json, OverrideArgs, join_cluster
+from segan.cli.commands.options import (
+    FOLDER,
+    OUT,
+    ConfigFile,
+    Debug,
+    Json,
+    OverrideArgs,
+    join_cluster,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -17,12 +25,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 bench = typer.Typer(
-    no_args_is_help=True, help="How fast the parts are, beside what the hardware allows."
+    no_args_is_help=True,
+    help="Benchmarks: the training step, the data stream, ingest and prediction.",
 )
 app.add_typer(bench, name="bench")
 
-Repeats = Annotated[int, typer.Option(min=1, help="Of each way, in turn.")]
-Threads = Annotated[int, typer.Option(min=0, help="Of torch on CPUs; 0 for one a core.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Repeats per variant, interleaved.")]
+Threads = Annotated[int, typer.Option(min=0, help="Torch CPU threads; 0: all cores.")]
+ShortSide = Annotated[
+    int,
+    typer.Option(min=32, help="Approximate length of a synthetic image's short side, pixels."),
+]
 
 
 @bench.command(epilog="segan bench step network.width=16 training.batch_size=25")
@@ -31,14 +44,15 @@ def step(
     config: ConfigFile = None,
     repeats: Repeats = 5,
     compiled: Annotated[
-        bool, typer.Option("--compiled", help="Compiled kernels and graphs too: minutes more.")
+        bool, typer.Option("--compiled", help="Also time torch.compile; takes minutes longer.")
     ] = False,
     threads: Threads = 0,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Time a training step: the authors' order written plainly, ours, each optimisation.
+    """Time a training step: a plain baseline, segan's step, and segan's with each optimisation.
 
-    On the first CUDA device where there is one, else on CPUs.
+    Runs on the first CUDA device, or on CPUs without one.
     """
     import torch
 
@@ -51,22 +65,32 @@ def step(
     _show_report(bench_step(settings, _device(), repeats, compiled, echo), as_json)
 
 
-@bench.command(epilog="segan bench stream --at s3://bucket/bench --pairs 2000 --ranks 2")
+@bench.command(epilog="segan bench stream --out s3://bucket/bench --pairs 2000 --ranks 2")
 def stream(
     out: Annotated[
-        str, typer.Option(help="Folder or s3:// prefix for drawn records; a temporary one else.")
+        str,
+        typer.Option(
+            metavar=OUT, help=f"{FOLDER} for synthetic records; default: a temporary folder."
+        ),
     ] = "",
-    records: Annotated[str, typer.Option(help="URI of records to take instead.")] = "",
-    pairs: Annotated[int, typer.Option(min=1, help="Drawn pairs.")] = 2000,
-    ranks: Annotated[int, typer.Option(min=1, help="Processes that take batches.")] = 2,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a repeat.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images to a rank at once.")] = 25,
+    records: Annotated[
+        str, typer.Option(metavar="URI", help="URI of records to use instead.")
+    ] = "",
+    pairs: Annotated[int, typer.Option(min=1, help="Number of synthetic pairs.")] = 2000,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that read batches.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per repeat.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per rank and batch.")] = 25,
     repeats: Repeats = 3,
-    no_baselines: Annotated[bool, typer.Option("--alone", help="Without the two rivals.")] = False,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Do not time the two baselines.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time the stream without a training, beside torch's DataLoader and an execution an epoch."""
+    """Time the data stream without training.
+
+    The baselines are torch's DataLoader and one Ray Data execution per epoch.
+    """
     import tempfile
 
     from ray_jobs.batch.bench import bench_stream
@@ -80,9 +104,9 @@ def stream(
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
         place = storage.normalise(records or out or folder)
         if not records:
-            place = storage.join(place, f"drawn-{pairs}")
+            place = storage.join(place, f"synthetic-{pairs}")
             write_records(place, pairs)
-        plan = StreamSpec(
+        spec = StreamSpec(
             place,
             DeterministicSampler(read_manifest(place), "train", 0),
             epochs,
@@ -91,19 +115,20 @@ def stream(
             ranks,
         )
         join_cluster(debug)
-        _show_report(bench_stream(plan, repeats, not no_baselines, echo), as_json)
+        _show_report(bench_stream(spec, repeats, not no_baselines, echo), as_json)
 
 
 @bench.command(epilog="segan bench ingest --archive s3://bucket/isic2017 --workers 8")
 def ingest(
-    archive: Annotated[str, typer.Option(help="Archive to ingest instead of a drawn one.")] = "",
-    pairs: Annotated[int, typer.Option(min=1, help="Drawn pairs.")] = 500,
-    short_side: Annotated[int, typer.Option(min=32, help="Pixels of the drawn, about.")] = 768,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 for one a core.")] = 0,
+    archive: Annotated[str, typer.Option(help="Archive to ingest; default: synthetic.")] = "",
+    pairs: Annotated[int, typer.Option(min=1, help="Number of synthetic pairs.")] = 500,
+    short_side: ShortSide = 768,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     repeats: Repeats = 3,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Time ingest beside a plain loop over the same files."""
+    """Time ingest; the baseline is a plain loop over the same files."""
     import tempfile
 
     from segan import storage
@@ -124,24 +149,28 @@ def ingest(
 def predict(
     overrides: OverrideArgs = None,
     config: ConfigFile = None,
-    model: Annotated[str, typer.Option(help="Run, checkpoint or ensemble; untrained else.")] = "",
-    images: Annotated[str, typer.Option(help="Folder or s3:// prefix; drawn images else.")] = "",
-    count: Annotated[int, typer.Option(min=1, help="Drawn images.")] = 100,
-    short_side: Annotated[int, typer.Option(min=32, help="Pixels of the drawn, about.")] = 768,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="URI of a run, a checkpoint or an ensemble; default: untrained weights.",
+        ),
+    ] = "",
+    images: Annotated[str, typer.Option(help=f"{FOLDER}; default: synthetic images.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="Number of synthetic images.")] = 100,
+    short_side: ShortSide = 768,
     repeats: Repeats = 3,
     threads: Threads = 0,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Time `segan predict --local` beside a loop that takes one image after another."""
+    """Time `segan predict --local`; the baseline predicts one image after another."""
     import tempfile
 
     import torch
 
-    from segan.bench.predict import (
-        bench_predict,
-        write_synthetic_images,
-        write_untrained_checkpoint,
-    )
+    from segan.bench.ingest import write_synthetic_archive
+    from segan.bench.predict import bench_predict, write_untrained_checkpoint
     from segan.cli.console import echo
     from segan.config import load_config
     from segan.data.ingest import FRAME_SIZE
@@ -151,7 +180,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
         report = bench_predict(
             model or write_untrained_checkpoint(folder, settings, FRAME_SIZE),
-            images or write_synthetic_images(folder, count, short_side),
+            images or write_synthetic_archive(folder, count, short_side),
             _predict,
             _device(),
             repeats,
@@ -161,16 +190,17 @@ def predict(
 
 
 def _predict(model: str, images: str, out: str) -> None:
-    """The command itself, its lines and results aside."""
-    from segan.cli.main import main
+    """`segan predict --local` without its output."""
+    from segan.cli.commands import models
+    from segan.cli.console import preserve_stdout
 
     with (
         open(os.devnull, "w") as devnull,
         contextlib.redirect_stderr(devnull),
         contextlib.redirect_stdout(devnull),
+        preserve_stdout(),
     ):
-        code = main(["predict", model, images, out, "--local", "--json"])
-    assert code == 0, "what is timed must work"
+        models.predict(model, images, out, local=True, as_json=True)
 
 
 def _device() -> torch.device:
@@ -182,34 +212,34 @@ def _device() -> torch.device:
 def _show_report(report: BenchReport, as_json: bool) -> None:
     from segan.cli.console import echo, print_json, print_table
 
-    found = report.to_dict()
+    content = report.to_dict()
     if as_json:
-        print_json(found)
+        print_json(content)
         return
     rows = []
-    for way, line in zip(report.timings, found["ways"], strict=True):
-        spread = 100 * (max(way.seconds) - min(way.seconds)) / way.median
-        figures = [1000 * way.median, way.rate, way.roofline_rate]
+    for timing, entry in zip(report.timings, content["timings"], strict=True):
+        spread = 100 * (max(timing.seconds) - min(timing.seconds)) / timing.median
+        numbers = [1000 * timing.median, timing.rate, timing.roofline_rate]
         rows.append(
             [
-                way.name,
-                *("-" if figure is None else f"{figure:.4g}" for figure in figures),
-                "-" if way.roofline_fraction is None else f"{100 * way.roofline_fraction:.1f} %",
+                timing.name,
+                *(f"{number:.4g}" for number in numbers),
+                f"{100 * timing.roofline_fraction:.1f} %",
                 f"{spread:.0f} %",
-                f"{line['times_first']:.2f}",
+                f"{entry['speedup']:.2f}",
             ]
         )
-    columns = ["", "ms", "images/s", "floor", "share", "spread", "times first"]
-    print_table(
-        f"{report.title}; medians of {len(report.timings[0].seconds)} repeats", columns, rows
-    )
-    for way in report.timings:
-        if way.notes:
-            echo(f"{way.name}: {', '.join(f'{name} {v:.4g}' for name, v in way.notes.items())}")
-    echo(f"floor, images/s: {report.roofline}")
-    machine = found["machine"]
+    columns = ["", "ms", "images/s", "roofline", "of roofline", "spread", "speedup"]
+    repeats = len(report.timings[0].seconds)
+    print_table(f"{report.title}; medians of {repeats} repeats", columns, rows)
+    for timing in report.timings:
+        if timing.notes:
+            notes = ", ".join(f"{name} {v:.4g}" for name, v in timing.notes.items())
+            echo(f"{timing.name}: {notes}")
+    echo(f"roofline, images/s: {report.roofline}")
+    machine = content["machine"]
     load = " ".join(map(str, machine["load"]))
     echo(
         f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, "
-        f"torch {machine['torch']}, Python {machine['python']}, load {load}, {found['when']}"
+        f"torch {machine['torch']}, Python {machine['python']}, load {load}, {content['timestamp']}"
     )

@@ -1,4 +1,4 @@
-"""Commands that bring images to where training reads them."""
+"""Commands that make archives and records."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import Debug, Json, Local, join_cluster
+from segan.cli.commands.options import FOLDER, OUT, Debug, Json, Local, join_cluster
 
 app = typer.Typer()
 
 
-@app.command(epilog="segan synth s3://bucket/drawn --train 400 --validation 60 --test 60")
+@app.command(epilog="segan synth s3://bucket/synthetic --train 400 --validation 60 --test 60")
 def synth(
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the archive.")],
-    train: Annotated[int, typer.Option(min=0, help="Pairs to train on.")] = 400,
-    validation: Annotated[int, typer.Option(min=0, help="Pairs to validate on.")] = 60,
-    test: Annotated[int, typer.Option(min=0, help="Pairs to test on.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same pairs.")] = 0,
-    short_side: Annotated[int, typer.Option(min=32, help="Pixels of the short side, about.")] = 256,
+    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the archive.")],
+    train: Annotated[int, typer.Option(min=0, help="Training pairs.")] = 400,
+    validation: Annotated[int, typer.Option(min=0, help="Validation pairs.")] = 60,
+    test: Annotated[int, typer.Option(min=0, help="Test pairs.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pairs.")] = 0,
+    short_side: Annotated[
+        int, typer.Option(min=32, help="Approximate length of an image's short side, pixels.")
+    ] = 256,
     debug: Debug = False,
 ) -> None:
-    """Draw dermoscopy-like pairs in the challenge's own folder and file names."""
+    """Generate a synthetic archive of dermoscopy-like images with masks.
+
+    Folders and files are named as in the ISIC 2017 challenge.
+    """
     from segan import storage
     from segan.cli.console import echo, progress_bar
     from segan.data.synthetic import generate_archive
@@ -34,47 +39,57 @@ def synth(
     def write(name: str, content: bytes) -> None:
         storage.write_bytes(storage.join(place, name), content)
 
-    with progress_bar("drawing", sum(counts.values())) as advance:
+    with progress_bar("generating", sum(counts.values())) as advance:
         ids = generate_archive(counts, seed, write, short_side, lambda _: advance(1))
-    echo(f"{len(ids)} pairs drawn to {place}")
+    echo(f"{len(ids)} synthetic pairs written to {place}")
 
 
 @app.command(epilog="segan ingest ./isic2017 s3://bucket/records/isic2017")
 def ingest(
-    source: Annotated[str, typer.Argument(help="Archive: folder, s3:// prefix, zip or CSV.")],
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the records.")],
-    width: Annotated[int, typer.Option(min=64, help="Pixels of a frame.")] = 180,
-    height: Annotated[int, typer.Option(min=64, help="Pixels of a frame.")] = 135,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs in a Parquet file.")] = 250,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="ARCHIVE", help="Archive: a folder, an s3:// prefix, a zip or CSV."),
+    ],
+    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the records.")],
+    width: Annotated[int, typer.Option(min=64, help="Width of the frames, pixels.")] = 180,
+    height: Annotated[int, typer.Option(min=64, help="Height of the frames, pixels.")] = 135,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs per Parquet file.")] = 250,
     max_rejects: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of rejected pairs that stops the job.")
+        float, typer.Option(min=0, max=1, help="Fail if more than this fraction is rejected.")
     ] = 0.05,
-    folds: Annotated[int, typer.Option(min=0, help="Split anew into so many folds.")] = 0,
-    fold: Annotated[int, typer.Option(min=0, help="The one to validate on, from 0.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the folds.")] = 0,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Number of cross-validation folds; 0 keeps the splits.")
+    ] = 0,
+    fold: Annotated[int, typer.Option(min=0, help="Validation fold, counted from 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the fold assignment.")] = 0,
     drop_duplicates: Annotated[
         bool,
-        typer.Option("--drop-duplicates", help="Train on nothing that validation or test has."),
+        typer.Option(
+            "--drop-duplicates", help="Drop training pairs that duplicate validation or test."
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace records there.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="With --local; 0 for one a core.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing records.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes with --local; 0: one per core.")
+    ] = 0,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read an archive's pairs, check and resize them, and write them as records.
+    """Check and resize an archive's pairs and write them as records.
 
-    Given again, it decodes what is new or changed and takes over the rest.
+    Repeating the command decodes only new or changed pairs.
     """
     from segan import storage
     from segan.utils import processes
 
     workers = workers or os.cpu_count() or 1
     if local and workers > 1:
-        processes.preload(
-            "segan.data.records.shards"
-        )  # meanwhile this one imports, and lists the archive
-    from segan.cli.console import print_json, progress_bar, show_records
+        processes.preload("segan.data.records.shards")  # while this process lists the archive
+    from segan.cli.console import print_json, progress_bar
+    from segan.cli.tables import show_records
     from segan.data.archive.folds import k_fold_split
     from segan.data.archive.reader import open_archive
     from segan.data.ingest import IngestOptions, check_output, local_executor
@@ -87,7 +102,7 @@ def ingest(
     archive = open_archive(storage.normalise(source))
     if folds:
         archive = k_fold_split(archive, folds, fold, seed)
-    if not overwrite:  # said before a cluster is joined
+    if not overwrite:  # fail before joining a cluster
         check_output(place, archive.uri, options.size)
     if local:
         executor = local_executor(workers)

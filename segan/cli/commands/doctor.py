@@ -1,12 +1,13 @@
-"""The command that says what is wrong with a machine, a cluster or a bucket."""
+"""The command that checks a machine, a cluster and a bucket."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import Debug, Json
+from segan.cli.commands.options import FOLDER, Debug, Json
 from segan.errors import SeganError
 
 app = typer.Typer()
@@ -15,14 +16,14 @@ app = typer.Typer()
 @app.command(epilog="segan doctor --uri s3://bucket/runs")
 def doctor(
     uri: Annotated[
-        str | None, typer.Option("--uri", "--bucket", help="Folder or s3:// prefix to try out.")
+        str | None, typer.Option(metavar="URI", help=f"{FOLDER} to test reading and writing.")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at this machine, the Ray cluster and a bucket: what is wrong, and what to do.
+    """Check this machine, the Ray cluster and a bucket, and say how to fix what is wrong.
 
-    Starts and joins nothing. Exit code 1 where a check fails.
+    Starts no Ray and joins no cluster. Exit code 1 if a check fails.
     """
     from ray_jobs.cluster.doctor import cluster_checks
     from segan.cli.console import print_json, print_table, progress_bar, redirect_stdout_to_stderr
@@ -32,28 +33,24 @@ def doctor(
 
     redirect_stdout_to_stderr()
     no_storage_check = [
-        Check("storage", lambda: skipped("not looked at", "say where: --uri s3://..."))
+        Check("storage", lambda: skipped("not checked", "give a folder or bucket with --uri"))
     ]
     checks = [
         *machine_checks(),
         *cluster_checks(),
         *(storage_checks(uri) if uri else no_storage_check),
     ]
-    found = []
+    rows = []
     with progress_bar("checking", len(checks)) as advance:
-        for finding in run_checks(checks):
-            found.append(finding)
+        for name, outcome in run_checks(checks):
+            rows.append({"check": name, **asdict(outcome)})
             advance(1)
     if as_json:
-        print_json([finding.to_dict() for finding in found])
+        print_json(rows)
     else:
-        rows = [list(map(str, finding.to_dict().values())) for finding in found]
-        print_table(
-            "this machine, the cluster, storage",
-            ["check", "", "found", "what to do"],
-            rows,
-            (0, 1, 2, 3),
-        )
-    failed = [finding.check for finding in found if finding.outcome.status == CheckStatus.FAILED]
+        columns = ["check", "status", "message", "advice"]
+        cells = [[str(value) for value in row.values()] for row in rows]
+        print_table("this machine, the cluster, storage", columns, cells, (0, 1, 2, 3))
+    failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
     if failed:
-        raise SeganError(f"{len(failed)} of {len(found)} checks fail: {', '.join(failed)}")
+        raise SeganError(f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}")

@@ -1,4 +1,4 @@
-"""The command that brings the challenge's official files."""
+"""The command that downloads the challenges' data sets."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import Debug, Json
+from segan.cli.commands.options import FOLDER, OUT, Debug, Json
 
 app = typer.Typer()
 
 
-@app.command(epilog="segan fetch isic2017 --dest s3://bucket/isic2017")
+@app.command(epilog="segan download isic2017 --out s3://bucket/isic2017")
 def download(
-    name: Annotated[str, typer.Argument(help="isic2016, isic2017 or isic2018.")],
-    out: Annotated[str, typer.Option(help="Folder or s3:// prefix for the files.")],
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="isic2016, isic2017 or isic2018.")],
+    out: Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the files.")],
     mirror: Annotated[
-        str | None, typer.Option(help="A mirror instead: https://, http:// or s3://.")
+        str | None,
+        typer.Option(help="Download from this https://, http:// or s3:// address instead."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Bring the challenge's own zips, which stay zips; stopped, it goes on when given again."""
+    """Download the challenge's zip files, which stay zipped.
+
+    Repeat the command to resume a download that was stopped.
+    """
     from segan import storage
-    from segan.cli.console import echo, print_json, print_table, progress_bar
-    from segan.data.download.isic import fetch_files, get_dataset
+    from segan.cli.console import print_json, print_table, progress_bar
+    from segan.data.download.isic import download_files, get_dataset
     from segan.data.download.remote import check_base
 
-    wanted = get_dataset(name)
-    source, place = check_base(mirror or wanted.base_url), storage.normalise(out)
-    storage.check_access(place)
-    storage.check_access(source)
-    by_bytes = functools.partial(progress_bar, in_bytes=True)
-    fetched = list(fetch_files(wanted.files, source, place, by_bytes, echo))
+    dataset = get_dataset(name)
+    base_url, out = check_base(mirror or dataset.base_url), storage.normalise(out)
+    storage.check_access(out)
+    storage.check_access(base_url)
+    progress = functools.partial(progress_bar, in_bytes=True)
+    results = list(download_files(dataset.files, base_url, out, progress))
     if as_json:
-        print_json([dataclasses.asdict(one) for one in fetched])
+        print_json([dataclasses.asdict(result) for result in results])
     else:
-        print_table(
-            f"{name} at {place}", ["file", "bytes"], [[one.file, one.bytes] for one in fetched]
-        )
+        rows = [[result.file, result.bytes] for result in results]
+        print_table(f"{name} in {out}", ["file", "bytes"], rows)

@@ -1,4 +1,4 @@
-"""Commands that make and use a model: a run's, a checkpoint's or an ensemble's."""
+"""Commands that use a model, which is a run, a checkpoint or an ensemble, or build one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from segan.cli.commands.options import (
+    FOLDER,
+    OUT,
     Debug,
     Json,
     Local,
+    ModelArgument,
     Threshold,
     Tta,
     advance_and_return,
@@ -22,22 +25,22 @@ from segan.errors import SeganError, UsageError
 
 
 class ExportFormat(enum.StrEnum):
-    """Of an exported model."""
-
     onnx = "onnx"
     torch = "torch"
     safetensors = "safetensors"
 
 
 app = typer.Typer()
-ensembles = typer.Typer(no_args_is_help=True, help="The best three runs as one model.")
+ensembles = typer.Typer(no_args_is_help=True, help="Combine the best three runs into one model.")
 app.add_typer(ensembles, name="ensemble")
 
 
 @app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
-    archive: Annotated[str, typer.Argument(help="Archive: a folder or s3:// prefix.")],
+    model: ModelArgument,
+    archive: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="Archive: a folder, s3:// prefix, zip or CSV.")
+    ],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     threshold: Threshold = None,
     tta: Tta = None,
@@ -45,7 +48,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model against an archive's masks, at the original images' size."""
+    """Score a model against an archive's masks, at the original size of the images."""
     from segan import storage
     from segan.cli.console import print_json, print_table, progress_bar
     from segan.data.archive.reader import open_archive
@@ -56,24 +59,26 @@ def evaluate(
     pairs = open_archive(storage.normalise(archive)).split(split)
     predictor = Predictor.load(model, threshold, tta=tta)
     if local:
-        done: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
+        results: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
     else:
         from ray_jobs.batch.evaluate import score
 
         join_cluster(debug)
-        done = score(pairs, predictor.name, threshold, tta)
+        results = score(pairs, predictor.name, threshold, tta)
     with progress_bar("scoring", len(pairs)) as advance:
         rows = sorted(
-            (advance_and_return(one, advance) for one in done), key=lambda row: str(row["id"])
+            (advance_and_return(row, advance) for row in results), key=lambda row: str(row["id"])
         )
     summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
+    member_scores = summary.pop("members", [])
     members = [
         {"model": member.name, "threshold": member.threshold, **scores}
-        for member, scores in zip(predictor.members, summary.pop("members", ()), strict=False)
+        for member, scores in zip(
+            predictor.members if member_scores else (), member_scores, strict=True
+        )
     ]
     if as_json:
-        found = {"model": predictor.name, "members": members, "scores": rows}
-        print_json(summary | found)
+        print_json(summary | {"model": predictor.name, "members": members, "scores": rows})
         return
     names = ["accuracy", "dice", "jaccard", "threshold"]
     shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
@@ -81,34 +86,41 @@ def evaluate(
     print_table(
         f"{predictor.name} on {summary['num_images']} images of {split}",
         ["", *names],
-        [[who, *(scores[n] for n in names)] for who, scores in shown],
+        [[title, *(scores[name] for name in names)] for title, scores in shown],
     )
 
 
 @app.command(epilog="segan predict s3://bucket/runs/first ./photographs ./masks")
 def predict(
-    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
-    images: Annotated[str, typer.Argument(help="An image, a folder or an s3:// prefix.")],
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the masks.")],
+    model: ModelArgument,
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="An image, a folder or an s3:// prefix.")
+    ],
+    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the masks.")],
     probability: Annotated[
-        bool, typer.Option("--probability", help="Each image's probability map too.")
+        bool, typer.Option("--probability", help="Also write maps of the probability.")
     ] = False,
-    disagreement: Annotated[
-        bool, typer.Option("--disagreement", help="A map of where an ensemble's members differ.")
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write maps of the standard deviation over an ensemble's members.",
+        ),
     ] = False,
     threshold: Threshold = None,
     tta: Tta = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do again what is there, or another model's.")
+        bool,
+        typer.Option("--overwrite", help="Write existing masks again, even those of other models."),
     ] = False,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the mask of each image at its own size, in the challenge's file names.
+    """Write a mask for each image at the image's own size, named as in the challenge.
 
-    predictions.csv says of each image its lesion's area, confidence and flags. Given again, it does
-    what is not there yet.
+    predictions.csv lists the area, confidence and flags of each mask. Repeating the command writes
+    only the missing masks.
     """
     from segan import storage
     from segan.cli.console import echo, print_json, progress_bar
@@ -120,27 +132,27 @@ def predict(
     found, place = find_images(images), storage.normalise(out)
     storage.check_access(place)
     predictor = Predictor.load(model, threshold, tta=tta)
-    if disagreement and len(predictor.members) == 1:
-        raise UsageError(f"{predictor.name}: --disagreement needs an ensemble, found one segmentor")
-    asked = {PROBABILITY: probability, UNCERTAINTY: disagreement}
-    work = MaskWriter(place, tuple(kind for kind, is_asked in asked.items() if is_asked))
-    with PredictionTable(work, predictor, overwrite) as kept:
-        missing = kept.find_missing(found)
-        there = len(found) - len(missing)
-        if there:
-            echo(f"{there} of {len(found)} masks are there already")
+    if uncertainty and len(predictor.members) == 1:
+        raise UsageError(f"{predictor.name}: --uncertainty needs an ensemble, found one segmentor")
+    maps = {PROBABILITY: probability, UNCERTAINTY: uncertainty}
+    task = MaskWriter(place, tuple(kind for kind, is_requested in maps.items() if is_requested))
+    with PredictionTable(task, predictor, overwrite) as table:
+        missing = table.find_missing(found)
+        num_present = len(found) - len(missing)
+        if num_present:
+            echo(f"{num_present} of {len(found)} masks exist already")
         if local or not missing:
-            done = run_image_task(predictor, missing, work)
+            results = run_image_task(predictor, missing, task)
         else:
             from ray_jobs.batch.predict import predict as predict_on_ray
 
             join_cluster(debug)
-            done = predict_on_ray(missing, predictor.name, work, threshold, tta)
-        with progress_bar("predicting", len(found), there) as advance:
-            for one in done:
-                kept.add(one)
+            results = predict_on_ray(missing, predictor.name, task, threshold, tta)
+        with progress_bar("predicting", len(found), num_present) as advance:
+            for result in results:
+                table.add(result)
                 advance(1)
-    rows = kept.get_rows(found)
+    rows = table.get_rows(found)
     rejects = [row for row in rows if row.error]
     for row in rejects:
         echo(f"not segmented: {row.error}")
@@ -155,54 +167,71 @@ def predict(
 
 @app.command(epilog="segan export s3://bucket/ensembles/first ./exported --format onnx")
 def export(
-    model: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the files.")],
+    model: ModelArgument,
+    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the files.")],
     export_format: Annotated[
-        ExportFormat, typer.Option("--format", help="ONNX, torch.export's .pt2, or weights alone.")
+        ExportFormat,
+        typer.Option("--format", help="ONNX, torch.export's .pt2, or the weights alone."),
     ] = ExportFormat.onnx,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Greatest difference of a probability that passes.")
+        float, typer.Option(min=0, help="Largest accepted difference of a probability.")
     ] = 1e-4,
     threshold: Threshold = None,
     tta: Tta = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as one file that other programs load, once it is found to give the same."""
+    """Export a model to one file and verify that it reproduces the model's outputs."""
     from segan.cli.console import echo, print_json, spinner
-    from segan.inference.export import export as write_model
+    from segan.inference.export import export as export_model
     from segan.inference.predictor import Predictor
 
     predictor = Predictor.load(model, threshold, tta=tta)
-    with spinner(f"exporting {predictor.name}, and loading it again"):
-        about = write_model(predictor, out, export_format.value, tolerance)
+    with spinner(f"exporting and verifying {predictor.name}"):
+        description = export_model(predictor, out, export_format.value, tolerance)
     if as_json:
-        print_json(about)
+        print_json(description)
     else:
-        checked = about["checked"]
-        same = "weights equal bit for bit"
-        if "greatest_difference" in checked:
-            same = f"probabilities within {checked['greatest_difference']:.2g} of the model's"
-        echo(f"{about['file']}, model.json and README.md written to {out}; {same}")
+        verification = description["verification"]
+        result = "weights bitwise equal"
+        if "max_abs_difference" in verification:
+            difference = verification["max_abs_difference"]
+            result = f"probabilities within {difference:.2g} of the model's"
+        echo(f"{description['file']}, model.json and README.md written to {out}; {result}")
 
 
 @ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
 def build_ensemble(
-    out: Annotated[str, typer.Option(help="Folder or s3:// prefix for the ensemble.")],
-    study: Annotated[str | None, typer.Option(help="URI of a study: its trials' best.")] = None,
-    member: Annotated[
-        list[str] | None, typer.Option(help="URI of a run or checkpoint; can be given again.")
+    out: Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the ensemble.")],
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY", help="URI of a study; its trials are the candidates."),
     ] = None,
-    records: Annotated[str, typer.Option(help="URI of the records; the runs' own else.")] = "",
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN", help="URI of a run or checkpoint as a candidate; can be repeated."
+        ),
+    ] = None,
+    records: Annotated[
+        str, typer.Option(metavar="URI", help="URI of the records; default: those of the runs.")
+    ] = "",
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Each member by what it adds to those before it.")
+        bool,
+        typer.Option(
+            "--greedy",
+            help="Add members one by one, each the best complement; default: the best 3.",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an ensemble.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing ensemble.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make one model of the three best runs, with a threshold of its own."""
-    from segan.cli.console import echo, print_json, show_ensemble
+    """Combine three runs into one model with its own threshold."""
+    from segan.cli.console import echo, print_json
+    from segan.cli.tables import show_ensemble
     from segan.evaluation.select import find_candidates
     from segan.report.ensemble import build_ensemble
 

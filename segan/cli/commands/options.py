@@ -1,4 +1,4 @@
-"""What several commands share: their options, the configuration, joining a cluster."""
+"""Options, arguments and start-up code that several commands share."""
 
 from __future__ import annotations
 
@@ -12,22 +12,44 @@ import typer
 if TYPE_CHECKING:
     from segan.config import Config
 
-Local = Annotated[bool, typer.Option("--local", help="In this process, without a Ray cluster.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks, and Ray's own output.")]
+OUT = "OUT"  # metavar of every output
+FOLDER = "A local folder or an s3:// prefix"
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="URI of a run, a checkpoint or an ensemble.")
+]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help=f"{FOLDER} for the study.")]
+OverrideArgs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.KEY=VALUE",
+        help="Configuration overrides; `segan config` lists the keys.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="YAML config file; default: the paper's values.")
+]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Ray's own output.")]
 Threshold = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Instead of the one best on validation.")
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Decision threshold; default: the one with the best validation Jaccard."
+    ),
 ]
 Tta = Annotated[
     bool | None,
-    typer.Option("--flips/--no-flips", help="Mean over mirror images; as the run says else."),
+    typer.Option(
+        "--tta/--no-tta",
+        help="Average over flips (test-time augmentation); default: as in the run's config.",
+    ),
 ]
-OverrideArgs = Annotated[list[str] | None, typer.Argument(help="section.key=value")]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file; the paper's values else.")]
 
 
 def load_cli_config(config: Path | None, overrides: list[str] | None) -> Config:
-    """The configuration, its records by a URI that holds in any process's folder."""
+    """The configuration of a command, with an absolute URI of its records."""
     from segan import storage
     from segan.config import load_config
 
@@ -39,6 +61,7 @@ def load_cli_config(config: Path | None, overrides: list[str] | None) -> Config:
 
 
 def join_cluster(debug: bool) -> None:
+    """Joins the Ray cluster of RAY_ADDRESS, or starts Ray on this machine."""
     from ray_jobs.cluster.connect import connect
     from segan.cli.console import redirect_stdout_to_stderr, spinner
 

@@ -1,76 +1,91 @@
-"""Commands that look into storage and bring checkpoints out of it: S3 credentials are enough."""
+"""Commands that list, download and verify runs and checkpoints; they need only S3 credentials."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segan.cli.commands.options import Debug, Json
+from segan.cli.commands.options import FOLDER, OUT, Debug, Json
 from segan.cli.console import print_json
-from segan.errors import SeganError, UsageError
+from segan.errors import SeganError
+
+if TYPE_CHECKING:
+    from segan.runs.checkpoint import Checkpoint
 
 app = typer.Typer()
-runs = typer.Typer(no_args_is_help=True, help="Runs in storage: which there are, what each did.")
-checkpoints = typer.Typer(no_args_is_help=True, help="A run's checkpoints: list, fetch, verify.")
+runs = typer.Typer(no_args_is_help=True, help="List and show runs in storage.")
+checkpoints = typer.Typer(
+    no_args_is_help=True, help="List, download and verify the checkpoints of a run."
+)
 app.add_typer(runs, name="runs")
 app.add_typer(checkpoints, name="checkpoints")
 
-CheckpointName = Annotated[
-    str | None, typer.Option(help="Of a run's: best, latest or a checkpoint's name; best else.")
+CheckpointSource = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="URI of a run, or RUN/checkpoints/NAME."),
 ]
-CheckpointSource = Annotated[str, typer.Argument(help="URI of a run, or RUN/checkpoints/NAME.")]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(help="Which checkpoint of a run: its name, best or latest; default: best."),
+]
 
 
 @runs.command("ls", epilog="segan runs ls s3://bucket/runs")
 def list_runs(
-    uri: Annotated[str, typer.Argument(help="Folder or s3:// prefix that holds runs or studies.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help=f"{FOLDER} with runs or studies.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs below a prefix, a study's trials too, by name."""
+    """List all runs below a URI by name, including the trials of studies."""
     from segan.cli.tables import show_runs
     from segan.runs.listing import find_runs
 
-    found = find_runs(uri)
+    summaries = find_runs(uri)
     if as_json:
-        print_json([vars(summary) for summary in found])
-        return
-    show_runs(uri, found)
+        print_json([vars(summary) for summary in summaries])
+    else:
+        show_runs(uri, summaries)
 
 
 @runs.command("show", epilog="segan runs show s3://bucket/runs/first")
 def show_run(
-    uri: Annotated[str, typer.Argument(help="URI of a run; or of a study, for its leaderboard.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, or of a study for its leaderboard.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a run was asked for, on what it ran, its epochs and its checkpoints."""
+    """Show a run's configuration, hardware, epochs and checkpoints, or a study's leaderboard."""
     from segan import storage
     from segan.cli.tables import show_run_description
-    from segan.runs.listing import describe_run, run_not_found
+    from segan.runs.listing import describe_run, open_run
+    from segan.runs.study import STUDY_FILE
 
     place = storage.normalise(uri)
     storage.check_access(place)
-    if storage.exists(storage.join(place, "study.json")):
+    if storage.exists(storage.join(place, STUDY_FILE)):
         _show_study(place, as_json)
         return
-    if not storage.exists(storage.join(place, "run.json")):
-        raise run_not_found(place)
-    found = describe_run(place)
+    description = describe_run(open_run(place))
     if as_json:
-        print_json(found)
+        print_json(description)
     else:
-        show_run_description(found)
+        show_run_description(description)
 
 
 @checkpoints.command("ls", epilog="segan checkpoints ls s3://bucket/runs/first")
 def list_checkpoints(
-    run: Annotated[str, typer.Argument(help="URI of a run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="URI of a run.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List a run's checkpoints: which are whole by their sizes, which is best and latest."""
+    """List a run's checkpoints: which are complete, which is the best and which the latest.
+
+    Compares file sizes only; `segan checkpoints verify` compares checksums.
+    """
     from segan import storage
     from segan.cli.tables import show_checkpoints
     from segan.runs import listing
@@ -78,114 +93,134 @@ def list_checkpoints(
     place = storage.normalise(run)
     storage.check_access(place)
     rows = [entry.to_dict() for entry in listing.list_checkpoints(place)]
-    if not rows and not storage.exists(storage.join(place, "run.json")):
-        raise listing.run_not_found(place)
+    if not rows:
+        listing.open_run(place)  # raises the error that names what is here instead
     if as_json:
         print_json(rows)
     else:
         show_checkpoints(place, rows)
 
 
-@checkpoints.command("pull", epilog="segan checkpoints pull s3://b/runs/first ./first --which best")
+@checkpoints.command(
+    "download", epilog="segan checkpoints download s3://b/runs/first ./first --name best"
+)
 def download(
     source: CheckpointSource,
-    out: Annotated[str, typer.Argument(help="Local folder for the files.", metavar="DEST")],
+    out: Annotated[str, typer.Argument(metavar=OUT, help="Local folder for the files.")],
     name: CheckpointName = None,
-    file_names: Annotated[
-        list[str] | None, typer.Option(help="This file alone, as segmentor; can be given again.")
+    file: Annotated[
+        list[str] | None,
+        typer.Option(help="Download only this file, such as segmentor; can be repeated."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Bring a checkpoint here, each file checked before it is put in place."""
+    """Download a checkpoint and verify each file's checksum."""
     from segan.cli.console import echo, progress_bar
-    from segan.runs import transfer
-    from segan.runs.run import find_checkpoint
+    from segan.runs.transfer import download_checkpoint
 
-    checkpoint = find_checkpoint(source, name)
-    files = transfer.choose_files(checkpoint, file_names or ())
+    checkpoint, files = _find_files(source, name, file or ())
     size = sum(checkpoint.files[file]["size"] for file in files)
-    with progress_bar("pulling", size, in_bytes=True) as advance:
-        downloaded = transfer.download_checkpoint(checkpoint, out, files, advance)
+    with progress_bar("downloading", size, in_bytes=True) as advance:
+        downloaded = download_checkpoint(checkpoint, out, files, advance)
     if as_json:
-        print_json({"checkpoint": checkpoint.uri, "files": files, "brought": downloaded})
+        print_json({"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded})
     else:
         present = len(files) - len(downloaded)
-        echo(f"{checkpoint.uri}: {len(downloaded)} files brought to {out}, {present} there already")
+        echo(
+            f"{checkpoint.uri}: {len(downloaded)} of {len(files)} files downloaded to {out}, "
+            f"{present} present before"
+        )
 
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
 def verify(
-    uri: Annotated[str, typer.Argument(help="URI of a run, a checkpoint or an ensemble.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="URI of a run, a checkpoint or an ensemble.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every file against its manifest; of a run all checkpoints. Exit code 1 if any fails."""
-    from segan.cli.console import echo, print_table, progress_bar
-    from segan.runs import transfer
+    """Compare the checksum of every file with the manifest.
 
-    found, incomplete = transfer.find_checkpoints(uri)
+    Verifies all checkpoints of a run, or all members of an ensemble. Exit code 1 if a file differs.
+    """
+    from segan.cli.console import echo, print_table, progress_bar
+    from segan.runs.transfer import find_checkpoints, verify_checkpoint
+
+    found, incomplete = find_checkpoints(uri)
     size = sum(file["size"] for checkpoint in found for file in checkpoint.files.values())
     with progress_bar("verifying", size, in_bytes=True) as advance:
-        checks = [
-            one for checkpoint in found for one in transfer.verify_checkpoint(checkpoint, advance)
-        ]
-    for half in incomplete:
-        echo(f"left out: {half}: half a checkpoint, which is never taken for a whole one")
-    failed = [one for one in checks if one.error]
+        checks = [check for checkpoint in found for check in verify_checkpoint(checkpoint, advance)]
+    for error in incomplete:
+        echo(f"skipped an incomplete checkpoint, which is never used: {error}")
+    failed = [check for check in checks if check.error]
     if as_json:
-        print_json([vars(one) for one in checks])
+        print_json([asdict(check) for check in checks])
     else:
         rows = [
-            ["/".join(one.uri.split("/")[-2:]), one.size, one.error or "as written"]
-            for one in checks
+            ["/".join(check.uri.split("/")[-2:]), check.size, check.error or "intact"]
+            for check in checks
         ]
-        print_table(f"files at {uri}", ["file", "bytes", "found"], rows, left_columns=(0, 2))
+        print_table(f"files at {uri}", ["file", "bytes", "state"], rows, left_columns=(0, 2))
     if failed:
-        names = "; ".join(f"{one.uri.rsplit('/', 1)[0]}/{one.error}" for one in failed)
-        raise SeganError(f"{len(failed)} of {len(checks)} files are not as written: {names}")
+        errors = "; ".join(f"{check.uri.rsplit('/', 1)[0]}/{check.error}" for check in failed)
+        raise SeganError(f"{len(failed)} of {len(checks)} files are corrupted or missing: {errors}")
 
 
-@checkpoints.command("url", epilog="segan checkpoints url s3://bucket/runs/first --expires 3600")
+@checkpoints.command("url", epilog="segan checkpoints url s3://bucket/runs/first --expires-in 3600")
 def url(
     source: CheckpointSource,
-    file: Annotated[str, typer.Option(help="A file of the checkpoint.")] = "segmentor.safetensors",
+    file: Annotated[
+        str, typer.Option(help="File of the checkpoint, or manifest.json.")
+    ] = "segmentor.safetensors",
     expires_in: Annotated[
-        int, typer.Option(help="Seconds that the link holds, up to 7 days.")
+        int, typer.Option(help="Seconds until the URL expires; at most 7 days.")
     ] = 3600,
     name: CheckpointName = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a link by which anyone can download a file, without keys, until it expires."""
+    """Print a presigned URL: anyone who has it can download the file until it expires."""
     from segan import storage
     from segan.cli.console import echo
     from segan.runs.checkpoint import MANIFEST_FILE
-    from segan.runs.run import find_checkpoint
     from segan.storage import s3
 
-    checkpoint = find_checkpoint(source, name)
-    if file not in (*checkpoint.files, MANIFEST_FILE):
-        known = ", ".join([*checkpoint.files, MANIFEST_FILE])
-        raise UsageError(f"{checkpoint.uri}: no file {file!r}; expected one of {known}")
-    link = s3.presign(storage.join(checkpoint.uri, file), expires_in)
-    sha256 = checkpoint.files.get(file, {}).get("sha256")
+    checkpoint, files = _find_files(source, name, () if file == MANIFEST_FILE else (file,))
+    name_in_folder = MANIFEST_FILE if file == MANIFEST_FILE else files[0]
+    link = s3.presign(storage.join(checkpoint.uri, name_in_folder), expires_in)
+    sha256 = checkpoint.files.get(name_in_folder, {}).get("sha256")
     if as_json:
-        print_json({"url": link, "checkpoint": checkpoint.uri, "file": file} | {"sha256": sha256})
+        description = {"checkpoint": checkpoint.uri, "file": name_in_folder, "sha256": sha256}
+        print_json({"url": link, **description})
         return
-    echo(f"{checkpoint.uri}/{file} for {expires_in} s" + (f", sha256 {sha256}" if sha256 else ""))
+    checksum = f", sha256 {sha256}" if sha256 else ""
+    echo(f"{checkpoint.uri}/{name_in_folder}, valid for {expires_in} s{checksum}")
     print(link)
 
 
+def _find_files(
+    source: str, name: str | None, file_names: Sequence[str]
+) -> tuple[Checkpoint, list[str]]:
+    """A checkpoint and the names of the files that are asked for; all if `file_names` is empty."""
+    from segan.runs.run import find_checkpoint
+    from segan.runs.transfer import choose_files
+
+    checkpoint = find_checkpoint(source, name)
+    return checkpoint, choose_files(checkpoint, file_names)
+
+
 def _show_study(uri: str, as_json: bool) -> None:
-    from segan.cli.console import echo, show_study
+    from segan.cli.console import echo
+    from segan.cli.tables import show_study
     from segan.runs.study import Study
 
     rows = Study(uri).leaderboard_rows()
     if as_json:
-        print_json({"study": uri, "trials": rows})
+        print_json({"study": uri, "trials": [asdict(row) for row in rows]})
     elif rows:
         show_study(uri, rows)
-        echo(f"a study; a trial of it is a run: segan runs show {uri}/trials/{rows[0]['trial']}")
+        echo(f"each trial is a run: segan runs show {uri}/trials/{rows[0].trial}")
     else:
-        echo(f"{uri}: a study that has no trial yet")
+        echo(f"{uri}: a study without trials yet")

@@ -1,22 +1,26 @@
-"""Commands that train: one run, or a study of many."""
+"""Commands that train: a run, or the trials of a hyperparameter search."""
 
 from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segan.cli.commands.options import (
+    FOLDER,
     ConfigFile,
     Debug,
     Json,
     Local,
     OverrideArgs,
+    StudyArgument,
     join_cluster,
     load_cli_config,
 )
+from segan.errors import StorageError
 
 if TYPE_CHECKING:
     from segan.config import Config
@@ -28,25 +32,27 @@ app = typer.Typer()
 
 @app.command(epilog="segan train ./runs/first --config ray_jobs/configs/demo.yaml network.width=8")
 def train(
-    run: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=f"{FOLDER} for the run.")],
     overrides: OverrideArgs = None,
     config: ConfigFile = None,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train segmentor and critic; a run that was stopped goes on from its latest checkpoint.
+    """Train segmentor and critic; repeat the command to resume a stopped run.
 
-    SIGTERM, and with --local Ctrl-C, stop it in order: with a checkpoint after the step under way.
+    SIGTERM, or Ctrl-C with --local, stops the training after the current step and saves a
+    checkpoint.
     """
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
 
     settings, place = load_cli_config(config, overrides), Run(run)
-    with hold_lease(place.uri):  # from before anything of the run is read
+    with hold_lease(place.uri):  # before any file of the run is read
         _train(settings, place, local, debug)
     best = place.best_checkpoint()
-    assert best is not None, "a finished run has a checkpoint"
+    if best is None:
+        raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
     _show_best_checkpoint(best, as_json)
     _write_report(settings, place.uri)
 
@@ -68,7 +74,7 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
         from ray_jobs.training.driver import train as train_on_ray
         from segan.training.launch import check_config
 
-        check_config(settings, place)  # what cannot work is said before a cluster is joined
+        check_config(settings, place)  # fail before joining a cluster
         join_cluster(debug)
         with graceful_shutdown(signal.SIGTERM) as stop_request, TrainingDisplay() as display:
             train_on_ray(settings, place, display, stop_request=stop_request)
@@ -76,18 +82,26 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
 
 @app.command(epilog="segan tune s3://bucket/studies/first --config ray_jobs/configs/demo.yaml")
 def tune(
-    study: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the study.")],
+    study: StudyArgument,
     overrides: OverrideArgs = None,
     config: ConfigFile = None,
     compare_full: Annotated[
-        bool, typer.Option("--compare", help="Then all trials to their end, in STUDY-whole.")
+        bool,
+        typer.Option(
+            "--compare-full",
+            help="Then train all trials again without early stopping, in STUDY-full.",
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Search learning rate, clamp and final k with ASHA; a study that was stopped goes on."""
+    """Search learning rate, weight clip and final k with ASHA, on a Ray cluster.
+
+    Repeat the command to resume a stopped study.
+    """
     from ray_jobs.tuning.study import run_study
-    from segan.cli.console import echo, print_json, show_study
+    from segan.cli.console import echo_validation, print_json
+    from segan.cli.tables import show_study
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
 
@@ -96,24 +110,23 @@ def tune(
     if compare_full:
         full_search = settings.search.model_copy(update={"early_stopping": False})
         full_config = settings.model_copy(update={"search": full_search})
-        studies.append((Study(f"{place.uri}-whole"), full_config))
+        studies.append((Study(f"{place.uri}-full"), full_config))
 
     def on_validation(trial: str, metrics: dict[str, Any], should_continue: bool) -> None:
         last = metrics["epoch"] >= settings.training.epochs
-        word = "finished" if last else "goes on" if should_continue else "given up"
-        echo(f"{trial}  epoch {metrics['epoch']}  Jaccard {metrics['jaccard']:.3f}  {word}")
+        echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
     with hold_lease(place.uri):
         join_cluster(debug)
-        for one, its_settings in studies:
-            run_study(its_settings, one, on_validation)
-    boards = {one.uri: one.write_leaderboard() for one, _ in studies}
+        for member, member_config in studies:
+            run_study(member_config, member, on_validation)
+    leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
     if as_json:
-        print_json(boards)
+        print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
     else:
-        for uri, rows in boards.items():
+        for uri, rows in leaderboards.items():
             show_study(uri, rows)
-    for uri in boards:
+    for uri in leaderboards:
         _write_report(settings, uri)
 
 
@@ -122,8 +135,9 @@ def show_config(
     overrides: OverrideArgs = None,
     config: ConfigFile = None,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """List every knob with its value and what it means."""
+    """List every configuration key with its value and meaning."""
     from segan.cli.console import print_json, print_table
     from segan.config import iter_fields, load_config
 
@@ -134,7 +148,7 @@ def show_config(
     rows = [(key, *key.split("."), field.description) for key, field in iter_fields()]
     shown = [[key, json.dumps(tree[section][leaf]), text] for key, section, leaf, text in rows]
     print_table(
-        "(P) the paper, (F) its Figure 1, (C) the authors' code, (O) our choice",
+        "Source of a default: (P) the paper, (F) its Figure 1, (C) the authors' code, (O) our own",
         ["key", "value", "meaning"],
         shown,
         left_columns=(0, 2),
@@ -142,7 +156,7 @@ def show_config(
 
 
 def _write_report(settings: Config, uri: str) -> None:
-    """The report of what has just ended, if it is wished for."""
+    """Writes the report of a finished run or study, unless `evaluation.report` is off."""
     if settings.evaluation.report:
         from segan.cli.console import echo
         from segan.report.write import try_write_report
@@ -153,7 +167,7 @@ def _write_report(settings: Config, uri: str) -> None:
 def _show_best_checkpoint(best: Checkpoint, as_json: bool) -> None:
     from segan.cli.console import print_json, print_table
 
-    metrics = {k: v for k, v in best.info["metrics"].items() if k != "jaccard_curve"}
+    metrics = {k: v for k, v in best.info.metrics.items() if k != "jaccard_curve"}
     if as_json:
         print_json({"checkpoint": best.uri, **metrics})
         return

@@ -259,7 +259,7 @@ def _palette(colours: np.ndarray) -> tuple[str, ...]:
 
 def _render_html(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) -> str:
     return render(
-        "data/profile/report.html.j2",
+        "segan/data/profile/report.html.j2",
         profile=profile,
         name=profile.source.rstrip("/").rpartition("/")[2],
         thumbnails=thumbnails,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from segan.data.records.format import (
     Manifest,
@@ -20,21 +17,13 @@ from segan.data.records.format import (
     to_samples,
 )
 from segan.errors import StorageError
+from segan.utils.html import jpeg_data_uri
+from segan.utils.outline import outline_mask
 
 SampleKey = tuple[str, str]  # split and id; two splits may have the same id
 
 OUTLINE_COLOUR = (0, 229, 255)  # sRGB; not a colour of skin, hair or lesions
 _QUALITY = 80
-
-
-def outline_mask(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask, bool [H, W], with at least one of four neighbours outside the mask.
-
-    Pixels beyond the frame's edge do not count as outside.
-    """
-    padded = np.pad(mask, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
 
 
 def thumbnail_data_uri(image: np.ndarray, mask: np.ndarray) -> str:
@@ -46,10 +35,8 @@ def thumbnail_data_uri(image: np.ndarray, mask: np.ndarray) -> str:
     """
     outlined = image.copy()
     outlined[outline_mask(np.asarray(mask.any(0)))] = OUTLINE_COLOUR
-    buffer = io.BytesIO()
     # Without chroma subsampling, which would blur the outline.
-    Image.fromarray(outlined).save(buffer, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_data_uri(outlined, quality=_QUALITY, subsampling=0)
 
 
 def read_thumbnails(

@@ -12,12 +12,12 @@ from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.profile.thumbnails import (
     OUTLINE_COLOUR,
-    outline_mask,
     read_thumbnails,
     thumbnail_data_uri,
 )
 from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
+from segan.utils.outline import outline_mask
 
 
 def decode(uri: str) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""A trial of a study, and how it ended.
+
+Imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from segan import storage
+from segan.errors import StorageError
+from segan.runs.run import Run
+
+if TYPE_CHECKING:
+    from segan.config import Config
+
+RESULT_FILE = "result.json"  # in the run of a trial that has ended
+
+
+class TrialStatus(enum.StrEnum):
+    """How a trial ended."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"  # stopped early by ASHA
+    DIVERGED = "diverged"  # a loss or gradient was NaN or infinite
+    FAILED = "failed"
+    UNFINISHED = "unfinished"  # not started, running or interrupted
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The content of result.json.
+
+    Attributes:
+        reason: explains a status other than finished; may be empty.
+        seconds: duration of the training.
+    """
+
+    status: TrialStatus = TrialStatus.UNFINISHED
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status is not TrialStatus.UNFINISHED
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a study.
+
+    Attributes:
+        parameters: what the trial changes in the study's configuration, by `section.key`.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    run: Run
+
+    def build_config(self, config: Config) -> Config:
+        """The study's configuration with this trial's parameters."""
+        from segan.config import parse_config  # slow to import, and not needed to list trials
+
+        tree = config.model_dump()
+        for key, value in self.parameters.items():
+            section, leaf = key.split(".")
+            tree[section][leaf] = value
+        return parse_config(tree)
+
+    def epoch_metrics(self) -> list[dict[str, Any]]:
+        """The metrics of its validated epochs, in order."""
+        return [line for line in self.run.metrics() if "jaccard" in line]
+
+    def result(self) -> TrialResult:
+        """How the trial ended; its status is unfinished while it has not."""
+        return read_result(self.run.uri)
+
+    def mark_done(self, status: TrialStatus, seconds: float, reason: str = "") -> None:
+        """Writes result.json."""
+        result = TrialResult(status, reason, round(seconds, 1))
+        storage.write_json(storage.join(self.run.uri, RESULT_FILE), asdict(result))
+
+    def clear_result(self) -> None:
+        """Deletes result.json, so that the trial is unfinished again."""
+        storage.delete_file(storage.join(self.run.uri, RESULT_FILE))
+
+
+def read_result(run_uri: str) -> TrialResult:
+    """How the trial of a run ended; raises StorageError where result.json is not readable."""
+    name = storage.join(run_uri, RESULT_FILE)
+    if not storage.exists(name):
+        return TrialResult()
+    content = storage.read_json(name)
+    try:
+        return TrialResult(
+            TrialStatus(content["status"]), str(content["reason"]), float(content["seconds"])
+        )
+    except (LookupError, TypeError, ValueError):
+        raise StorageError(
+            f"{name}: not the result of a trial, or one of an older version of segan; delete it "
+            "to train the trial again"
+        ) from None
