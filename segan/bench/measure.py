@@ -20,14 +20,14 @@ class Timing:
     Attributes:
         images: per repeat.
         seconds: of each repeat.
-        roofline: minimum seconds of a repeat on this hardware; None if unknown.
+        roofline: minimum seconds of a repeat on this hardware.
         notes: further measurements by name.
     """
 
     name: str
     images: int
     seconds: tuple[float, ...]
-    roofline: float | None = None
+    roofline: float
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -41,14 +41,14 @@ class Timing:
         return self.images / self.median
 
     @property
-    def roofline_rate(self) -> float | None:
+    def roofline_rate(self) -> float:
         """Images/s at the roofline."""
-        return self.images / self.roofline if self.roofline else None
+        return self.images / self.roofline
 
     @property
-    def roofline_fraction(self) -> float | None:
+    def roofline_fraction(self) -> float:
         """Rate at the median / rate at the roofline."""
-        return self.roofline / self.median if self.roofline else None
+        return self.roofline / self.median
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RepeatTimes:
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def to_timing(self, name: str, images: int, roofline: float | None) -> Timing:
+    def to_timing(self, name: str, images: int, roofline: float) -> Timing:
         notes = {"CPU ms": 1000 * statistics.median(self.cpu)}
         return Timing(name, images, tuple(self.seconds), roofline, notes)
 

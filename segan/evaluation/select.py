@@ -9,10 +9,7 @@ from segan.errors import UsageError
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.sweep import Sweep
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
-from segan.runs.ensemble import (
-    Choice,
-    Rule,
-)
+from segan.runs.ensemble import Choice, Rule
 from segan.runs.identity import require_same
 from segan.runs.run import find_checkpoint
 from segan.runs.study import Study

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx.experimental import _config as shapes
 
@@ -233,8 +234,6 @@ def _export_program(
 
 
 def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -> None:
-    from safetensors.torch import save_file
-
     weights = {
         f"{i}.{name}": value.contiguous()
         for i, member in enumerate(predictor.members, 1)
@@ -244,8 +243,6 @@ def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -
 
 
 def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     stored = load_file(file)
     for i, member in enumerate(predictor.members, 1):
         for name, value in member.read().state_dict().items():
@@ -264,5 +261,6 @@ def _import_optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"--format onnx needs {package}; in the checkout, run pip install -e '.[export]'"
+            f"{package} is not installed, which --format onnx needs; in the checkout, run "
+            "pip install -e '.[export]'"
         ) from None

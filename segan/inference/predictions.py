@@ -75,17 +75,17 @@ class PredictionTable:
         self._task, self._model = task, _describe(predictor)
         self._rows: dict[str, PredictionRow] = {}
         self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
-        place = storage.join(task.out, MODEL_FILE)
-        there = storage.read_json(place) if storage.exists(place) else None
-        if there is not None and not overwrite:
-            _require_same_model(task.out, self._model, there)
+        model_uri = storage.join(task.out, MODEL_FILE)
+        existing = storage.read_json(model_uri) if storage.exists(model_uri) else None
+        if existing is not None and not overwrite:
+            _require_same_model(task.out, self._model, existing)
             self._rows = {row.id: row for row in read_predictions(task.out)}
             return
         if storage.exists(storage.join(task.out, TABLE_FILE)):
             storage.delete_file(
                 storage.join(task.out, TABLE_FILE)
             )  # first, as its rows belong to another model
-        storage.write_json(place, self._model)
+        storage.write_json(model_uri, self._model)
 
     def find_missing(self, images: Sequence[str]) -> list[str]:
         """The images whose mask or maps are missing or incomplete, and those with an error."""
@@ -155,7 +155,9 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
 
 def _require_same_model(out: str, expected: dict[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
-        raise StorageError(f"{storage.join(out, MODEL_FILE)}: expected what `segan predict` wrote")
+        raise StorageError(
+            f"{storage.join(out, MODEL_FILE)}: expected a file written by `segan predict`"
+        )
     keys = ("weights", "threshold", "tta")  # not `model`: a model may move
     require_same(
         {key: expected[key] for key in keys},

@@ -179,8 +179,8 @@ class Predictor:
 
     def postprocess_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
         """Each member's prediction at its own threshold, from the members' maps."""
-        for member, own in zip(self.members, maps, strict=True):
-            yield self.postprocess(own[None], size, member.threshold)
+        for member, member_map in zip(self.members, maps, strict=True):
+            yield self.postprocess(member_map[None], size, member.threshold)
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from segan.inference.contour import Ring, find_contours
 from segan.inference.frames import mean_map, std_map
+from segan.inference.masks import UINT16_MAX
 from segan.inference.predictor import Predictor
 from segan.inference.region_stats import disagreement
 from segan.inference.thresholds import THRESHOLDS
 
 MAX_PREVIEW_SIDE = 1600  # longer side of the preview, pixels
-UINT16_MAX = 65535  # encodes 1.0 in a map
 
 
 class Dimensions(BaseModel):
@@ -109,8 +109,9 @@ class ImageSegmentation:
         return ContourResponse(**self._summary_fields(mask, threshold), contour=shape)
 
     def to_view(self, threshold: float | None = None) -> ViewResponse:
-        own = self.predictor.threshold
-        thresholds = np.unique([*THRESHOLDS, own, own if threshold is None else threshold])
+        default = self.predictor.threshold
+        chosen = default if threshold is None else threshold
+        thresholds = np.unique([*THRESHOLDS, default, chosen])
         probability = self.predictor.postprocess(self.maps, self.size).probability
         return ViewResponse(
             **self._summary_fields(self.mask(threshold), threshold),

@@ -44,7 +44,7 @@ def test_predict(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_names_variants_and_roofline(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ingest", "--pairs", "2", "--short-side", "64", "--workers", "1", "--repeats", "1"]
     assert main(["bench", *words]) == 0
     said = capsys.readouterr()

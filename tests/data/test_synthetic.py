@@ -44,7 +44,7 @@ def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
     )
 
 
-def test_folders_names_and_ids_are_the_archives() -> None:
+def test_folders_names_and_ids_are_those_of_isic_2017() -> None:
     files: dict[str, bytes] = {}
     steps: list[int] = []
     counts = {"test": 1, "validation": 1, "train": 2}
@@ -128,7 +128,7 @@ def test_a_confounder_changes_the_image_and_never_the_mask(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "add", [synthetic._add_ink, synthetic._add_sticker, synthetic._add_vignette]
 )
-def test_what_would_hide_the_lesion_keeps_clear_of_it(
+def test_confounders_do_not_hide_the_lesion(
     add: Callable[[np.random.Generator, np.ndarray, np.ndarray], None], pairs: list[Pair]
 ) -> None:
     covered = 0
@@ -145,7 +145,7 @@ def jaccard(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
-def test_a_threshold_on_darkness_does_not_solve_it(pairs: list[Pair]) -> None:
+def test_thresholding_brightness_is_not_enough(pairs: list[Pair]) -> None:
     """Even the best global level of each image, which no method could know, falls short."""
     best = [
         max(jaccard(image.mean(axis=2) < level, mask > 0) for level in range(20, 250, 10))
@@ -176,6 +176,6 @@ def test_invalid_arguments_are_refused(
         generate(counts, seed, short_side)
 
 
-def test_a_size_too_small_to_draw_is_refused() -> None:
+def test_a_size_that_is_too_small_is_refused() -> None:
     with pytest.raises(UsageError, match=r"size: expected sides of 16 px or more, found \(64, 8\)"):
         synthetic.generate_pair(0, 0, (64, 8))

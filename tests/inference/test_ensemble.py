@@ -41,8 +41,8 @@ from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_
 
 WIDTH, HEIGHT = FRAME
 
-CLAIMED_JACCARDS = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
-TRUTH_RUNS = ("a", "d", "e")  # the truth is what these three draw together
+CLAIMED_JACCARDS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the crafted runs a to e
+TRUTH_RUNS = ("a", "d", "e")  # the truth is the ensemble mask of these three
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def noise_images(count: int) -> np.ndarray:
 def candidate_runs(
     write_run: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Checkpoint], str]:
-    """Five runs a to e, and the records that they claim to be trained on."""
+    """Five runs a to e, and the URI of the records in their configs."""
     images, names = noise_images(5), "abcde"
     networks = {
         name: build_segmentor(tiny_config().network, seed).eval()
@@ -137,7 +137,7 @@ def ensemble(candidate_runs: tuple[list[Checkpoint], str], tmp_path: Path) -> st
 
 
 def test_the_map_is_the_mean_of_the_members_maps(write_run: Callable[..., Checkpoint]) -> None:
-    # (0.2 + 0.3 + 0.7) / 3 = 0.4; two of three are below 0.35, and still the mean is above it.
+    # (0.2 + 0.3 + 0.7) / 3 = 0.4: above 0.35, although two of the three are below it.
     members = [write_run(f"constant{p}", constant_segmentor(p)) for p in (0.2, 0.3, 0.7)]
     image = Image.new("RGB", (50, 90))
     for threshold, lesion in ((0.35, True), (0.45, False)):
@@ -147,7 +147,7 @@ def test_the_map_is_the_mean_of_the_members_maps(write_run: Callable[..., Checkp
         assert (found.mask == lesion).all()
 
 
-def test_each_member_keeps_its_own_threshold_beside_the_ensembles(
+def test_each_member_keeps_its_own_threshold(
     write_run: Callable[..., Checkpoint],
 ) -> None:
     members = [
@@ -169,7 +169,7 @@ def test_threshold_is_the_best_of_a_brute_force_search(
 
 
 def brute_force_curve(members: Sequence[Checkpoint], records: str) -> np.ndarray:
-    """Jaccard of the members' mean map on validation at each threshold, one after the other."""
+    """Jaccard of the members' mean map on validation at each threshold."""
     images = torch.tensor(noise_images(5))
     maps = [segment_frames(read_segmentor(m), images, m.config).numpy() for m in members]
     mean = np.add.reduce(maps) / np.float32(len(maps))
@@ -182,7 +182,7 @@ def read_truth(records: str) -> np.ndarray:
     return read_samples(records, read_manifest(records), "validation").mask != 0
 
 
-# The choice
+# Selection
 
 
 def test_default_takes_the_three_best_runs(
@@ -193,7 +193,7 @@ def test_default_takes_the_three_best_runs(
     ]
 
 
-def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
+def test_greedy_adds_the_best_member_and_reports_the_default_too(
     candidate_runs: tuple[list[Checkpoint], str], tmp_path: Path
 ) -> None:
     runs, records = candidate_runs
@@ -208,13 +208,13 @@ def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
     assert (found.rule, set(found.choices)) == ("greedy", {"best", "greedy"})
     assert found.choices["best"].jaccard == pytest.approx(score(runs[:3]), abs=1e-12)
     assert found.choices["greedy"].jaccard == found.scores["jaccard"]
-    # The truth is what a, d and e draw together, so greed finds more than the claims promise.
+    # The truth is made from a, d and e, so greedy selection beats the three best claims.
     assert found.scores["jaccard"] > found.choices["best"].jaccard
     assert found.scores["jaccard"] >= max(score([member]) for member in (runs[0], second, third))
 
 
 def test_greedy_by_hand() -> None:
-    # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Of equals, the earliest.
+    # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Ties go to the earliest.
     scores = {"ab": 5, "ac": 7, "ad": 7, "acb": 6, "acd": 8}
     chosen = select_members_greedily("abcd", lambda members: scores["".join(members)])
     assert chosen == ["a", "c", "d"]
@@ -227,7 +227,7 @@ def test_candidates_come_from_different_runs(candidate_runs: tuple[list[Checkpoi
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_of_one_runs_checkpoints_the_best_counts(
+def test_only_the_best_checkpoint_of_a_run_is_a_candidate(
     order: tuple[int, int],
     candidate_runs: tuple[list[Checkpoint], str],
     write_run: Callable[..., Checkpoint],
@@ -255,7 +255,7 @@ def test_unknown_member_is_refused(tmp_path: Path) -> None:
         find_candidates(None, [f"{tmp_path}/nowhere"])
 
 
-# What does not fit together
+# Members that do not fit
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,7 @@ def test_members_that_differ_are_refused(
     same = {"fingerprint": runs[0].info.fingerprint, "config": tiny_config(records)}
     other = write_run(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
     with pytest.raises(
-        UsageError,
-        match=f"{other.uri}: {what} is .* expected .* leave out this one or {runs[0].uri}",
+        UsageError, match=f"{other.uri}: {what} is .*, expected .*; the members .* {runs[0].uri}"
     ):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
     assert storage.list_files(f"{tmp_path}/out") == []
@@ -300,7 +299,7 @@ def test_a_checkpoint_that_fails_its_checksum_is_refused(
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
-def test_a_place_in_use_is_left_as_it_is(
+def test_a_folder_in_use_is_not_changed(
     candidate_runs: tuple[list[Checkpoint], str], ensemble: str, tmp_path: Path
 ) -> None:
     before = read_files(ensemble)
@@ -318,7 +317,7 @@ def test_a_place_in_use_is_left_as_it_is(
 # In storage
 
 
-def test_everything_that_using_it_takes_is_inside(
+def test_an_ensemble_contains_weights_description_and_report(
     candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
     files = read_files(ensemble)
@@ -343,7 +342,7 @@ def test_everything_that_using_it_takes_is_inside(
         assert member["info"]["config"]["evaluation"]["resize_mode"] == "native"
 
 
-def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
+def test_the_card_names_scores_members_and_data(ensemble: str) -> None:
     card, written = read_files(ensemble)["card.md"].decode(), read_ensemble(ensemble)
     scores = [f"{written.scores['jaccard']:.4f}", f"{written.threshold:g}"]
     sources = [member.uri for member in written.members]
@@ -352,7 +351,7 @@ def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
         assert words in card
 
 
-def test_half_an_ensemble_is_none(ensemble: str) -> None:
+def test_an_incomplete_ensemble_is_not_loaded(ensemble: str) -> None:
     storage.delete_file(f"{ensemble}/ensemble.json")
     with pytest.raises(StorageError, match="neither"):
         Predictor.load(ensemble)
@@ -370,7 +369,7 @@ def test_damaged_weights_and_descriptions_are_refused(ensemble: str) -> None:
 # As a model
 
 
-def test_one_way_loads_checkpoint_run_and_ensemble(
+def test_checkpoint_run_and_ensemble_are_loaded_alike(
     candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
     best = candidate_runs[0][0]
@@ -386,7 +385,7 @@ def test_one_way_loads_checkpoint_run_and_ensemble(
         assert model(Image.fromarray(noise_images(1)[0])).mask.shape == (HEIGHT, WIDTH)
 
 
-def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) -> None:
+def test_an_ensemble_can_be_moved(ensemble: str, tmp_path: Path) -> None:
     copy_files(ensemble, f"{tmp_path}/moved")
     image = Image.fromarray(noise_images(1)[0])
     there, here = Predictor.load(f"{tmp_path}/moved"), Predictor.load(ensemble)
@@ -394,7 +393,7 @@ def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) 
     np.testing.assert_array_equal(there(image).probability, here(image).probability)
 
 
-def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
+def test_low_memory_gives_the_same_maps(ensemble: str) -> None:
     image = Image.fromarray(noise_images(1)[0]).resize((300, 200))
     together, apart = Predictor.load(ensemble), Predictor.load(ensemble, low_memory=True)
     assert together(image).probability.tobytes() == apart(image).probability.tobytes()

@@ -1,4 +1,4 @@
-"""Masks as files, under the challenge's names."""
+"""Masks and maps as files, under the challenge's names."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_images_are_found_and_masks_are_not(tmp_path: Path) -> None:
     assert find_images(str(tmp_path)) == sorted(f"{tmp_path}/{name}" for name in images)
 
 
-def test_one_image_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_image_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)
     assert find_images("a.jpg") == [f"{tmp_path}/a.jpg"]
@@ -124,7 +124,7 @@ def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_image_is_rejected_and_the_others_are_written(
+def test_invalid_images_are_rejected_and_the_others_are_written(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")

@@ -1,4 +1,4 @@
-"""Figures of a prediction, worked out by hand."""
+"""Statistics of masks, computed by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_lesion_at_the_border(at: tuple[int, int]) -> None:
     )
 
 
-def test_pieces_that_touch_at_a_corner_are_one() -> None:
+def test_components_are_8_connected() -> None:
     pixels = np.zeros((6, 6), np.float32)
     pixels[1, 1] = pixels[2, 2] = 1
     assert region_stats(Prediction(pixels, pixels > 0.5)).num_components == 1
@@ -53,8 +53,8 @@ def test_pieces_that_touch_at_a_corner_are_one() -> None:
     assert region_stats(Prediction(pixels, pixels > 0.5)).num_components == 2
 
 
-def test_disagreement_is_one_less_all_over_any() -> None:
-    # All three draw 2 pixels, any of them draws 5: 1 - 2 / 5.
+def test_disagreement_is_one_minus_iou() -> None:
+    # The intersection has 2 pixels, the union 5: 1 - 2 / 5.
     masks = [np.array([[a, b, 1, 1, c]], bool) for a, b, c in ((1, 0, 0), (0, 1, 1), (0, 0, 0))]
     whole = make_prediction([[0, 0, 1, 1, 0]])
     assert region_stats(whole, masks).disagreement == pytest.approx(0.6)

@@ -220,12 +220,11 @@ def _show_report(report: BenchReport, as_json: bool) -> None:
     for timing, entry in zip(report.timings, content["timings"], strict=True):
         spread = 100 * (max(timing.seconds) - min(timing.seconds)) / timing.median
         numbers = [1000 * timing.median, timing.rate, timing.roofline_rate]
-        fraction = timing.roofline_fraction
         rows.append(
             [
                 timing.name,
-                *(None if number is None else f"{number:.4g}" for number in numbers),
-                None if fraction is None else f"{100 * fraction:.1f} %",
+                *(f"{number:.4g}" for number in numbers),
+                f"{100 * timing.roofline_fraction:.1f} %",
                 f"{spread:.0f} %",
                 f"{entry['speedup']:.2f}",
             ]

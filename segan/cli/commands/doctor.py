@@ -23,7 +23,7 @@ def doctor(
 ) -> None:
     """Check this machine, the Ray cluster and a bucket, and say how to fix what is wrong.
 
-    Starts and joins no cluster. Exit code 1 if a check fails.
+    Starts no Ray and joins no cluster. Exit code 1 if a check fails.
     """
     from ray_jobs.cluster.doctor import cluster_checks
     from segan.cli.console import print_json, print_table, progress_bar, redirect_stdout_to_stderr

@@ -41,11 +41,11 @@ class Archive:
 
     def split(self, name: str) -> list[Pair]:
         """The pairs of a split; raises SeganError if it is empty."""
-        found = [pair for pair in self.pairs if pair.split == name]
-        if not found:
+        pairs = [pair for pair in self.pairs if pair.split == name]
+        if not pairs:
             known = ", ".join(sorted({pair.split for pair in self.pairs})) or "none"
             raise SeganError(f"{self.uri}: no pairs in split {name!r}; splits with pairs: {known}")
-        return found
+        return pairs
 
 
 def make_reject(name: str, split: str, reason: str) -> dict[str, str]:

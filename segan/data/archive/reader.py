@@ -77,17 +77,17 @@ def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_mem
         RejectedError: it does not exist, is too large, or is damaged in its zip.
         StorageError: it cannot be reached.
     """
-    inside = zips.split_uri(uri)
+    zip_and_member = zips.split_uri(uri)
     try:
-        if inside:
-            return read_member(*inside)
+        if zip_and_member:
+            return read_member(*zip_and_member)
         content, size = _read_at_most(uri, zips.MAX_BYTES)
         if content is not None:
             return content
-        found = f"{size} bytes; expected at most {zips.MAX_BYTES}"
+        reason = f"{size} bytes; expected at most {zips.MAX_BYTES}"
     except NotFoundError:
-        found = "not found"
-    raise RejectedError(f"{storage.basename(uri)}: {found}")
+        reason = "not found"
+    raise RejectedError(f"{storage.basename(uri)}: {reason}")
 
 
 def read_image(uri: str) -> Image.Image:

@@ -46,23 +46,23 @@ def list_folder(uri: str) -> Listing:
     """
     listing = Listing()
     files = storage.list_files(uri) if storage.is_s3(uri) else _walk(uri, listing.reject)
-    packed = []
+    zip_files = []
     for file in files:
-        name, inside = file.name, _safe_join(uri, file.name, listing)
-        if not inside or layouts.is_hidden(name):
+        name, file_uri = file.name, _safe_join(uri, file.name, listing)
+        if not file_uri or layouts.is_hidden(name):
             continue
         if zips.is_zip(name):
-            packed.append((name, inside))
+            zip_files.append((name, file_uri))
             continue
         too_large = f"{file.size} bytes; expected at most {zips.MAX_BYTES}"
         error = too_large if file.size > zips.MAX_BYTES else ""
-        listing.entries.append(FileEntry(name, inside, name, error))
+        listing.entries.append(FileEntry(name, file_uri, name, error))
     folders = _parent_folders(entry.name for entry in listing.entries)
-    for name, inside in packed:
+    for name, zip_uri in zip_files:
         if name[: -len(".zip")] in folders:
             continue
         try:
-            _add_members(listing, inside, name + zips.MEMBER_SEPARATOR, name[: -len(".zip")])
+            _add_members(listing, zip_uri, name + zips.MEMBER_SEPARATOR, name[: -len(".zip")])
         except RejectedError as error:
             listing.reject(name, str(error))
     return listing
@@ -94,8 +94,8 @@ def _add_members(listing: Listing, uri: str, prefix: str, folder: str) -> None:
         if member.name in seen:
             error = "duplicate member name; the first one is used"
         seen.add(member.name)
-        inside = uri + zips.MEMBER_SEPARATOR + member.name
-        listing.entries.append(FileEntry(name, inside, f"{folder}/{member.name}", error))
+        member_uri = uri + zips.MEMBER_SEPARATOR + member.name
+        listing.entries.append(FileEntry(name, member_uri, f"{folder}/{member.name}", error))
 
 
 def _safe_join(uri: str, name: str, listing: Listing, display_name: str = "") -> str:
@@ -140,14 +140,14 @@ def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.Fil
                 reject(name, reason)
                 continue
             try:
-                found = entry.stat()
+                status = entry.stat()
             except OSError as error:  # deleted in the meantime, or no permission
                 reject(name, f"cannot be read ({error.strerror})")
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(status.st_mode):
                 pending.append((name, linked or entry.is_symlink()))
-            elif stat.S_ISREG(found.st_mode):
-                yield storage.FileInfo(name, found.st_size)
+            elif stat.S_ISREG(status.st_mode):
+                yield storage.FileInfo(name, status.st_size)
             else:
                 reject(name, "neither file nor folder")
 
@@ -161,7 +161,7 @@ def _find_link_error(root: str, link: os.DirEntry[str], inside_link: bool) -> st
         return "link to outside the archive; replace it by the files"
     if link.is_dir() and inside_link:  # else links could multiply the files without end
         return "link to a folder below another such link"
-    here = os.path.realpath(os.path.dirname(link.path))
-    if link.is_dir() and os.path.commonpath([here, target]) == target:
+    folder = os.path.realpath(os.path.dirname(link.path))
+    if link.is_dir() and os.path.commonpath([folder, target]) == target:
         return "link to a folder that contains it"
     return ""

@@ -1,4 +1,4 @@
-"""Archives: what a listing pairs, in folders and zips, and what of it can be read."""
+"""Archives: pairing and reading of files in folders and zips."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def list_pairs(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_a_drawn_archive_is_all_pairs(
+def test_a_synthetic_archive_is_all_pairs(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket") + "/drawn"
@@ -117,7 +117,7 @@ def test_other_files_are_no_part_of_an_archive(tmp_path: Path) -> None:
     assert archive.rejects == []
 
 
-def test_what_has_no_partner_is_rejected(tmp_path: Path) -> None:
+def test_a_file_without_partner_is_rejected(tmp_path: Path) -> None:
     touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN}/b.jpg", f"{TRAIN_TRUTH}/b_segmentation.png")
     touch(tmp_path, f"{TRAIN_TRUTH}/c_segmentation.png")
     archive = open_archive(str(tmp_path))
@@ -144,7 +144,7 @@ def test_a_mask_of_another_split_is_no_partner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [f"{TRAIN}/a.png", "ISIC-2016_Training_Data/a.jpg"])
-def test_a_second_image_of_the_same_id_does_not_vanish(tmp_path: Path, second: str) -> None:
+def test_a_second_image_of_the_same_id_is_rejected(tmp_path: Path, second: str) -> None:
     touch(tmp_path, f"{TRAIN}/a.jpg", second, f"{TRAIN_TRUTH}/a_segmentation.png")
     archive = open_archive(str(tmp_path))
     assert len(archive.pairs) + len(archive.rejects) == 2
@@ -159,7 +159,7 @@ def test_a_folder_without_images_says_what_was_expected(tmp_path: Path, name: st
     assert TRAIN in str(caught.value)
 
 
-def test_a_split_without_pairs_names_those_there_are(tmp_path: Path) -> None:
+def test_an_empty_split_names_the_others(tmp_path: Path) -> None:
     write_archive(str(tmp_path), train=1, test=1)
     with pytest.raises(
         SeganError, match="no pairs in split 'validation'; splits with pairs: test, train"
@@ -167,7 +167,7 @@ def test_a_split_without_pairs_names_those_there_are(tmp_path: Path) -> None:
         open_archive(str(tmp_path)).split("validation")
 
 
-# Several data sets
+# Several datasets
 
 
 def test_data_sets_side_by_side_are_not_mixed(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_data_sets_side_by_side_are_not_mixed(tmp_path: Path) -> None:
     assert archive.num_inputs == 2
 
 
-def test_a_pair_that_another_data_set_has_too_is_two_rejects(tmp_path: Path) -> None:
+def test_a_pair_of_the_same_id_in_another_dataset_is_two_rejects(tmp_path: Path) -> None:
     newer = ["ISIC2018_Task1-2_Training_Input/a.jpg", "ISIC2018_Task1_Training_GroundTruth/a"]
     touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
     touch(tmp_path, newer[0], f"{newer[1]}_segmentation.png")
@@ -210,7 +210,7 @@ def test_ph2_as_it_is_served(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("repeated", [True, False])
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_zips_side_by_side_as_they_were_fetched(
+def test_zips_next_to_each_other_as_downloaded(
     where: str, repeated: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket") + "/fetched"
@@ -227,7 +227,9 @@ def test_zips_side_by_side_as_they_were_fetched(
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_one_zip_of_everything(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_zip_of_the_whole_archive(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
     drawn = tmp_path / "drawn"
     write_archive(str(drawn), train=2, test=1)
@@ -242,7 +244,7 @@ def test_one_zip_of_everything(where: str, tmp_path: Path, request: pytest.Fixtu
         assert read_file(packed.image) == read_file(pair.image) == Path(pair.image).read_bytes()
 
 
-def test_a_zip_beside_its_folder_was_unpacked(tmp_path: Path) -> None:
+def test_a_zip_next_to_its_folder_is_ignored(tmp_path: Path) -> None:
     touch(tmp_path, f"x/{TRAIN}/a.jpg", f"x/{TRAIN_TRUTH}/a_segmentation.png")
     write_zip(tmp_path / "x" / f"{TRAIN}.zip", "a.jpg", "b.jpg")
     archive = open_archive(str(tmp_path))
@@ -266,7 +268,7 @@ def test_a_broken_zip_is_one_reject_in_a_folder(tmp_path: Path) -> None:
         open_archive(f"{tmp_path}/{TRAIN}_more.zip")
 
 
-def test_members_that_cannot_be_used_are_rejects_by_name(tmp_path: Path) -> None:
+def test_unusable_members_are_rejected_by_name(tmp_path: Path) -> None:
     good = [f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png"]
     bad = ["/etc/x.jpg", f"{TRAIN}/../../x.jpg", f"{TRAIN}\\x.jpg", "inner.zip"]
     write_zip(tmp_path / "all.zip", *good, *bad, f"{TRAIN}/notes.txt")
@@ -296,14 +298,14 @@ def test_a_bad_member_is_a_reject_before_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_second_member_of_one_name_does_not_vanish(tmp_path: Path) -> None:
+def test_a_second_member_of_a_name_is_rejected(tmp_path: Path) -> None:
     write_zip(tmp_path / "all.zip", *[f"{TRAIN}/a.jpg"] * 2, f"{TRAIN_TRUTH}/a_segmentation.png")
     archive = open_archive(f"{tmp_path}/all.zip")
     assert len(archive.pairs) == 1
     assert reasons(archive) == {f"{TRAIN}/a.jpg": "duplicate member name; the first one is used"}
 
 
-# What must not be followed or read
+# Links and irregular files
 
 
 @pytest.fixture
@@ -327,7 +329,7 @@ def archive_of_one_pair(tmp_path: Path) -> Path:
         ("more.zip", "../out/secret.jpg", "link to outside the archive; replace"),
     ],
 )
-def test_a_link_that_leads_out_or_nowhere_is_a_reject(
+def test_a_broken_link_or_a_link_to_outside_is_a_reject(
     archive_of_one_pair: Path, name: str, target: str, reason: str
 ) -> None:
     (archive_of_one_pair / name).symlink_to(target)
@@ -344,7 +346,7 @@ def test_links_inside_the_archive_are_followed(archive_of_one_pair: Path, tmp_pa
     (archive_of_one_pair / TRAIN).symlink_to("raw/images")
     (archive_of_one_pair / TRAIN / "b.jpg").symlink_to("a.jpg")
     touch(archive_of_one_pair, f"{TRAIN_TRUTH}/b_segmentation.png")
-    (tmp_path / "door").symlink_to("in")  # the archive itself may be behind one
+    (tmp_path / "door").symlink_to("in")  # the archive itself may be behind a link
     assert [pair.id for pair in open_archive(f"{tmp_path}/door").pairs] == ["a", "b"]
 
 
@@ -356,7 +358,7 @@ def test_links_do_not_multiply(tmp_path: Path) -> None:
             if here != there:
                 (tmp_path / here / there).symlink_to(f"../{there}")
     archive = open_archive(str(tmp_path))
-    # 3 folders with 2 links each, every one of which leads to 2 more.
+    # 3 folders with 2 links each, and each link leads to 2 more.
     assert len(archive.rejects) == 3 * 2 * 2
     assert {*reasons(archive).values()} == {"link to a folder below another such link"}
 
@@ -370,7 +372,7 @@ def test_what_is_neither_file_nor_folder_is_a_reject(archive_of_one_pair: Path) 
         read_file(f"{archive_of_one_pair}/{TRAIN}/pipe.jpg")
 
 
-def test_a_name_that_is_no_text_is_a_reject(archive_of_one_pair: Path) -> None:
+def test_a_name_that_is_not_unicode_is_a_reject(archive_of_one_pair: Path) -> None:
     with open(os.fsencode(archive_of_one_pair) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
         pass
     touch(archive_of_one_pair, f"{TRAIN}/back\\slash.jpg")
@@ -381,9 +383,9 @@ def test_a_name_that_is_no_text_is_a_reject(archive_of_one_pair: Path) -> None:
     }
 
 
-def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(archive_of_one_pair: Path) -> None:
+def test_a_file_above_the_maximum_size_is_a_reject(archive_of_one_pair: Path) -> None:
     with open(archive_of_one_pair / TRAIN / "b.jpg", "wb") as file:
-        file.truncate(zips.MAX_BYTES + 1)  # a hole: it takes no room
+        file.truncate(zips.MAX_BYTES + 1)  # sparse: takes no disk space
     assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/b.jpg": "268435457 bytes; expected at most 268435456"
     }
@@ -391,13 +393,13 @@ def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(archive_of_one_pai
         read_file(f"{archive_of_one_pair}/{TRAIN}/b.jpg")
 
 
-def test_a_file_that_is_gone_is_rejected(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.zip!/a.jpg"):
         with pytest.raises(RejectedError, match=r"^a\.jpg: not found"):
             read_file(f"{tmp_path}/{name}")
 
 
-# Nothing is lost
+# Completeness
 
 _NAMES = [
     f"{folder}/{stem}"
@@ -456,16 +458,16 @@ def test_a_folder_of_broken_zips_says_so(tmp_path: Path) -> None:
         open_archive(str(tmp_path))
 
 
-# How many rejects are too many
+# Maximum of rejects
 
 
 @pytest.mark.parametrize(("rejected", "most"), [(1, 0.2), (0, 0.0), (5, 1.0), (0, 0.05)])
-def test_up_to_the_share_is_allowed(rejected: int, most: float) -> None:
+def test_rejects_up_to_the_fraction_are_allowed(rejected: int, most: float) -> None:
     rows = [{"name": "a", "split": "train", "reason": "r"}] * rejected
     archives.check_rejects(rows, 5, most, "here")
 
 
-def test_above_the_share_the_first_are_named() -> None:
+def test_more_rejects_are_an_error_that_names_the_first() -> None:
     rows = [{"name": f"{i}.jpg", "split": "train", "reason": f"reason {i}"} for i in range(7)]
     with pytest.raises(SeganError) as caught:
         archives.check_rejects(rows, 100, 0.05, "s3://bucket/a")

@@ -1,4 +1,4 @@
-"""Tables: rows become pairs or rejects, and a header is right or an error."""
+"""CSV tables: rows become pairs or rejects; an invalid header is an error."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_a_row_that_cannot_be_used_is_a_reject(
     assert archive.num_inputs == 2
 
 
-def test_keys_in_a_uri_are_not_repeated(tmp_path: Path) -> None:
+def test_credentials_in_a_uri_are_not_shown(tmp_path: Path) -> None:
     (reject,) = read_csv(tmp_path, "image,mask", "s3://me:mellon@bucket/a.jpg,a.png").rejects
     assert "mellon" not in str(reject)
 
@@ -104,7 +104,7 @@ def test_a_wrong_header_is_an_error(tmp_path: Path, header: str, found: str) -> 
     assert said.endswith(found)
 
 
-def test_what_is_no_table_says_so(tmp_path: Path) -> None:
+def test_an_invalid_table_says_why(tmp_path: Path) -> None:
     assert error_message(tmp_path, "image,mask").endswith(
         "expected a row per pair below the header"
     )
@@ -124,7 +124,7 @@ def test_every_row_is_a_pair_or_a_reject(
     assert read_csv(tmp_path_factory.mktemp("t"), *lines).num_inputs == written + 1
 
 
-def test_a_file_that_is_not_there_is_rejected_when_it_is_read(tmp_path: Path) -> None:
+def test_a_missing_file_of_a_row_is_rejected_when_read(tmp_path: Path) -> None:
     (pair,) = read_csv(tmp_path, "image,mask", ROW).pairs
     with pytest.raises(RejectedError, match=r"^a\.jpg: not found"):
         read_file(pair.image)
