@@ -1,8 +1,8 @@
-"""The errors that are a person's to mend; everything else is a bug and keeps its traceback."""
+"""Errors that the user can fix; any other exception is a bug and keeps its traceback."""
 
 
 class SeganError(ValueError):
-    """Something outside the code is wrong: a file, a bucket, a record. Exit code 1.
+    """Base class: something outside the code is wrong, such as a file or a bucket. Exit code 1.
 
     The message names the thing, what was expected, what was found and what to do.
     """
@@ -17,30 +17,29 @@ class UsageError(SeganError):
 
 
 class StorageError(SeganError):
-    """A folder or bucket could not be read or written."""
+    """A folder or bucket cannot be read or written."""
 
 
 class NotFoundError(StorageError):
-    """There is no file of this name."""
+    """The file does not exist."""
 
 
 class TransientError(StorageError):
-    """This attempt failed, and the next may not."""
+    """This attempt failed; retrying may help."""
 
 
 class CorruptedError(StorageError):
-    """What is stored is not what was written."""
+    """A stored file differs from what was written."""
 
 
 class NonFiniteError(SeganError):
-    """A number of a training is not finite: the same again will not mend it."""
+    """A loss or gradient is NaN or infinite; retrying will not help."""
 
 
 class StoppedError(SeganError):
-    """A run was told to stop and did, with a checkpoint to go on from.
+    """The run stopped on request, after saving a checkpoint to resume from.
 
-    The exit code is a shell's for an end by a signal, 128 and its number: SIGTERM's until it is
-    known better.
+    The exit code is 128 plus the signal's number, as in a shell; SIGTERM's by default.
     """
 
     exit_code = 143

@@ -1,4 +1,4 @@
-"""What tests share: the real S3 server, a real Ray head, the real data, and a clean environment."""
+"""Shared fixtures: a clean environment, a real S3 server, a real Ray head and the real data."""
 
 import os
 import secrets
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from infra.local.cluster import LOOPBACK_ENV, RayCluster, ray_cluster
+from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
+from ray_jobs import LOOPBACK_ENV
 from tests.environment import temporary_environment
 
-# Ray and torch read these when they are imported, and test modules import them before any fixture
-# runs.
+# Ray and torch read these at import, and test modules import them before any fixture runs.
 os.environ.update(
     {
         **LOOPBACK_ENV,
@@ -25,7 +25,7 @@ os.environ.update(
     }
 )
 
-# These would lead to a Ray that is not the tests'.
+# These would connect tests to another Ray cluster.
 RAY_CONNECTION_VARIABLES = (
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",
@@ -39,9 +39,9 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No keys, settings or tokens of the person who runs the tests; a Ray token of their own."""
+    """Hides the credentials, settings and tokens of the user; creates a Ray token."""
     home = tmp_path_factory.mktemp("home")
-    token = home / ".ray" / "auth_token"  # where Ray looks if it is not told
+    token = home / ".ray" / "auth_token"  # Ray's default path
     token.parent.mkdir()
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -55,7 +55,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(autouse=True)
 def isolated_from_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' head may be up; those that do not ask for it do not see it."""
+    """Hides the tests' Ray head, which may be running, from tests that do not use it."""
     if "ray_session" not in request.fixturenames:
         for name in RAY_CONNECTION_VARIABLES:
             monkeypatch.delenv(name, raising=False)
@@ -63,7 +63,7 @@ def isolated_from_ray(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """The S3 server, which the environment points to from here on."""
+    """The S3 server, and the environment to connect to it."""
     with (
         s3_server(tmp_path_factory.mktemp("s3")) as server,
         temporary_environment(server.environment),
@@ -73,7 +73,7 @@ def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def bucket(s3: S3Server) -> str:
-    """The URI of a new and empty bucket."""
+    """The URI of a new, empty bucket."""
     name = f"test-{secrets.token_hex(4)}"
     s3.create_bucket(name)
     return f"s3://{name}"
@@ -81,7 +81,7 @@ def bucket(s3: S3Server) -> str:
 
 @pytest.fixture(scope="session")
 def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A Ray head with 4 logical CPUs whose workers use the S3 server, and this process joined."""
+    """A Ray head with 4 logical CPUs using the S3 server, joined by this process."""
     with (
         ray_cluster(tmp_path_factory.mktemp("ray"), 4, s3.environment) as cluster,
         temporary_environment(cluster.environment),
@@ -97,9 +97,9 @@ def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def isic2017() -> Path:
-    """The real data set; without it, the test is skipped."""
-    beside = Path(__file__).parents[2] / "shared" / "data" / "isic2017"
-    folder = Path(os.environ.get("SEGAN_TEST_DATA", beside))
+    """The folder of the real dataset; without it, the test is skipped."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "isic2017"
+    folder = Path(os.environ.get("SEGAN_TEST_DATA", default))
     if not folder.is_dir():
-        pytest.skip(f"no ISIC 2017 data in {folder}; SEGAN_TEST_DATA says where it is")
+        pytest.skip(f"no ISIC 2017 data in {folder}; set SEGAN_TEST_DATA to its folder")
     return folder

@@ -1,4 +1,4 @@
-"""Processes that hold a lease, told from here what to do."""
+"""Processes that hold a lease, controlled by the test."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 PROGRAM = """
 import sys, time
 from segan.errors import SeganError
-from segan.lease import Timing, hold
+from segan.storage.lease import LeaseConfig, hold_lease
 
-timing = Timing(*map(float, sys.argv[1:]))
+config = LeaseConfig(*map(float, sys.argv[1:]))
 for line in sys.stdin:
     uri, moment = line.split()
     while time.monotonic() < float(moment):
         pass
     try:
-        with hold(uri, timing):
+        with hold_lease(uri, config):
             print("held", flush=True)
             if sys.stdin.readline() == "fail\\n":
-                raise RuntimeError("as it was told")
+                raise RuntimeError("as requested")
         print("released", flush=True)
     except (SeganError, RuntimeError, KeyboardInterrupt) as error:
         print(type(error).__name__, " ".join(str(error).split()), flush=True)
@@ -31,13 +31,13 @@ for line in sys.stdin:
 
 @dataclass
 class Driver:
-    """A process of its own that takes, keeps and gives back leases."""
+    """A process that acquires, holds and releases leases."""
 
     process: subprocess.Popen[str]
 
     @classmethod
     def start(cls, *timing: float) -> Driver:
-        """With these seconds between beats, of the lease, and between looks."""
+        """Starts a process; `timing` are the values of its LeaseConfig."""
         command = [sys.executable, "-c", PROGRAM, *map(str, timing)]
         pipe = subprocess.PIPE
         return cls(

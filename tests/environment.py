@@ -1,4 +1,4 @@
-"""This process's environment, for a while."""
+"""Temporary changes of this process's environment."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import pytest
 
 @contextmanager
 def temporary_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables are set while the block runs."""
+    """Sets these variables while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setenv(name, value)

@@ -1,11 +1,10 @@
-"""A proxy before the S3 server with the bad minutes of a real one, on loopback.
+"""A proxy in front of the S3 server that injects network and server faults, on loopback.
 
-    python -m tests.fault_proxy --port 20100 --control 20101 --to http://127.0.0.1:20000
+    python -m tests.fault_proxy --port 20100 --control 20101 --upstream http://127.0.0.1:20000
 
-What passes is not touched, the Host header included, since requests are signed with it; but each
-connection carries one request (`Connection: close`), so where a request begins is never in doubt.
-Any process that knows the control port can order faults: it takes a line of JSON on a connection
-and answers with one.
+Requests and responses pass unchanged, including the Host header, which is part of the signature;
+only `Connection: close` is set, so that each connection carries one request. Any process that
+knows the control port can inject faults: it sends one line of JSON and receives one.
 """
 
 from __future__ import annotations
@@ -35,19 +34,20 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s: the connection ends wi
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a request.
+    """What happens to a request.
 
     Attributes:
-        kind: "answer" (an error in the server's place), "reset" (RST), "cut" (an end as if all
-            had come), "hang" (nothing moves for `seconds`, then all goes on) or "refuse" (nothing
-            listens for `seconds`).
-        times: how many requests it befalls; None for all until `heal`. Of no use for "refuse".
-        probability: with which it befalls a request that it fits.
-        match: how the request must begin: "PUT", "GET /bucket/key", or anything.
-        direction: "up" for bytes of the request, "down" for bytes of the answer.
-        after: how many of them pass before it happens, those of the head too.
-        past_head: `after` counts from the end of the head, which must come in one piece.
-        status, code: of the answer, as S3 has them.
+        kind: "answer" (the proxy responds with an error), "reset" (RST), "cut" (an early end of
+            the stream), "hang" (no byte passes for `seconds`) or "refuse" (the port is closed for
+            `seconds`).
+        times: number of requests to hit; None for all until `clear`. Ignored for "refuse".
+        probability: of hitting a request that matches.
+        request_prefix: start of the requests that match, such as "PUT" or "GET /bucket/key".
+        direction: "up" for bytes of the request, "down" for bytes of the response.
+        after_bytes: how many of them pass before the fault, headers included.
+        after_headers: `after_bytes` counts from the end of the headers, which must arrive in one
+            chunk.
+        status, code: HTTP status and S3 error code of "answer".
     """
 
     kind: str
@@ -64,32 +64,32 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultProxy:
-    """Where the proxy is, and its control from any process."""
+    """Address and control of a running proxy, from any process."""
 
     endpoint: str
     control_port: int
 
     def inject(self, *faults: Fault) -> None:
-        """Adds faults; a request meets the first that fits it."""
-        self._send_command({"order": [asdict(fault) for fault in faults]})
+        """Adds faults; a request is hit by the first that matches."""
+        self._send_command({"inject": [asdict(fault) for fault in faults]})
 
     def clear(self) -> None:
-        """Takes back all faults, and listens again; what hangs goes on."""
-        self._send_command({"heal": True})
+        """Removes all faults: listens again and releases what hangs."""
+        self._send_command({"clear": True})
 
     def set_upstream(self, server: str) -> None:
-        """From here on to the server at this URL; clients go on with the endpoint they know."""
-        self._send_command({"to": server})
+        """Forwards new connections to the server at this URL; the proxy's own address stays."""
+        self._send_command({"upstream": server})
 
     def pop_requests(self) -> list[str]:
-        """Every request since the last call, as "PUT /bucket/key?query", and " !kind" if ill."""
-        return list(self._send_command({"seen": True})["seen"])
+        """Returns the requests since the last call, as "PUT /bucket/key?query[ !kind of fault]"."""
+        return list(self._send_command({"requests": True})["requests"])
 
-    def _send_command(self, order: dict[str, Any]) -> dict[str, Any]:
-        where = urlsplit(self.endpoint).hostname, self.control_port
-        with socket.create_connection(where, timeout=10) as line:
-            line.sendall(json.dumps(order).encode() + b"\n")
-            answer: dict[str, Any] = json.loads(line.makefile().readline())
+    def _send_command(self, command: dict[str, Any]) -> dict[str, Any]:
+        address = urlsplit(self.endpoint).hostname, self.control_port
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(connection.makefile().readline())
         return answer
 
 
@@ -97,11 +97,17 @@ class FaultProxy:
 def run_fault_proxy(
     server: str, folder: Path, seed: int = 0, host: str = HOST
 ) -> Iterator[FaultProxy]:
-    """The proxy in a process of its own, listening on `host`, before the server at a URL."""
+    """Runs the proxy in a process of its own, listening on `host`, in front of a server's URL."""
 
     def start() -> FaultProxy:
         port, control = free_ports(2)
-        command = [sys.executable, "-m", "tests.fault_proxy", f"--to={server}", f"--seed={seed}"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fault_proxy",
+            f"--upstream={server}",
+            f"--seed={seed}",
+        ]
         environment = {"PYTHONPATH": str(ROOT)}
         program = stack.enter_context(
             run_supervised(
@@ -160,42 +166,43 @@ class _Proxy:
     async def handle_command(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """The control port: one order, one answer."""
-        order = json.loads(await reader.readline() or "{}")
+        """Handles one command of the control port."""
+        command = json.loads(await reader.readline() or "{}")
         answer: dict[str, Any] = {}
-        if "heal" in order:
+        if "clear" in command:
             self.faults.clear()
             self.cleared.set()
             self.cleared = asyncio.Event()
             await self.listen()
-        for values in order.get("order", []):
+        for values in command.get("inject", []):
             fault = Fault(**values)
             if fault.kind == "refuse":
                 await self.refuse(fault.seconds)
             else:
                 self.faults.append(_ActiveFault(fault, fault.times))
-        if "to" in order:
-            self.upstream = urlsplit(order["to"])
-        if "seen" in order:
-            answer["seen"], self.requests = self.requests, []
+        if "upstream" in command:
+            self.upstream = urlsplit(command["upstream"])
+        if "requests" in command:
+            answer["requests"], self.requests = self.requests, []
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
         writer.close()
 
     def pick_fault(self, request: str) -> Fault | None:
-        """The fault that befalls a request."""
-        for one in self.faults:
-            if one.remaining == 0 or not request.startswith(one.fault.request_prefix):
+        """Returns the fault that hits a request, if any."""
+        for active in self.faults:
+            fault = active.fault
+            if active.remaining == 0 or not request.startswith(fault.request_prefix):
                 continue
-            if self.rng.random() < one.fault.probability:
-                one.remaining = None if one.remaining is None else one.remaining - 1
-                return one.fault
+            if self.rng.random() < fault.probability:
+                active.remaining = None if active.remaining is None else active.remaining - 1
+                return fault
         return None
 
     async def handle_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """One connection of a client: one request, healthy or not."""
+        """Handles one connection of a client, which carries one request."""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
             request = first.decode().rpartition(" ")[0]
@@ -216,11 +223,15 @@ class _Proxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Brings the request to the server and the answer back, till the server closes."""
+        """Forwards the request to the server and the response back, until the server closes."""
         try:
-            back, forth = await asyncio.open_connection(self.upstream.hostname, self.upstream.port)
+            server_reader, server_writer = await asyncio.open_connection(
+                self.upstream.hostname, self.upstream.port
+            )
         except OSError:
-            _close_connection(writer, "reset")  # a listener cannot refuse any more
+            _close_connection(
+                writer, "reset"
+            )  # the connection is accepted already, so it cannot be refused
             return
 
         async def pump(
@@ -236,7 +247,7 @@ class _Proxy:
                     await sink.drain()
                     if fault.kind != "hang":
                         _close_connection(writer, fault.kind)
-                        _close_connection(forth, "reset")
+                        _close_connection(server_writer, "reset")
                         return
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.cleared.wait(), fault.seconds)
@@ -246,13 +257,13 @@ class _Proxy:
                 left = None if left is None else left - len(chunk)
                 chunk = await source.read(CHUNK)
 
-        up = asyncio.create_task(pump("up", reader, forth, head))
+        up = asyncio.create_task(pump("up", reader, server_writer, head))
         try:
-            await pump("down", back, writer, b"")
+            await pump("down", server_reader, writer, b"")
         finally:
             up.cancel()
             await asyncio.gather(up, return_exceptions=True)
-            forth.close()
+            server_writer.close()
 
 
 async def _send_error_response(
@@ -260,7 +271,7 @@ async def _send_error_response(
 ) -> None:
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f"<Error><Code>{fault.code}</Code><Message>as ordered</Message></Error>"
+        f"<Error><Code>{fault.code}</Code><Message>injected fault</Message></Error>"
     ).encode()
     head = (
         f"HTTP/1.1 {fault.status} {fault.code}\r\nContent-Type: application/xml\r\n"
@@ -268,8 +279,7 @@ async def _send_error_response(
     )
     writer.write(head.encode() + (b"" if request.startswith("HEAD ") else body))
     writer.write_eof()
-    # Closed while the request's body still comes, the connection would be reset, and the answer
-    # lost with it.
+    # Closing before the request has been read would reset the connection and lose the response.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(5):
             while await reader.read(CHUNK):
@@ -277,7 +287,7 @@ async def _send_error_response(
 
 
 def _close_connection(writer: asyncio.StreamWriter, kind: str) -> None:
-    """Closes a connection: "reset" by a RST, else as one that has said all."""
+    """Closes a connection: by RST for "reset", else normally."""
     if kind == "reset":
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         writer.transport.abort()
@@ -288,22 +298,28 @@ def _close_connection(writer: asyncio.StreamWriter, kind: str) -> None:
 async def _run(host: str, port: int, control: int, server: str, seed: int) -> None:
     proxy = _Proxy(host, port, server, seed)
     await proxy.listen()
-    orders = await asyncio.start_server(proxy.handle_command, host, control)
-    await orders.serve_forever()
+    server_socket = await asyncio.start_server(proxy.handle_command, host, control)
+    await server_socket.serve_forever()
 
 
 def main() -> None:
-    """Runs the proxy until it is ended."""
+    """Runs the proxy until it is terminated."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault_proxy", description=__doc__)
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control", type=int, required=True, help="port for orders")
-    parser.add_argument("--to", required=True, help="URL of the S3 server")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults' probabilities")
+    parser.add_argument("--control", type=int, required=True, help="control port")
+    parser.add_argument("--upstream", required=True, help="URL of the S3 server")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the probabilities of faults")
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
-            _run(arguments.host, arguments.port, arguments.control, arguments.to, arguments.seed)
+            _run(
+                arguments.host,
+                arguments.port,
+                arguments.control,
+                arguments.upstream,
+                arguments.seed,
+            )
         )
 
 

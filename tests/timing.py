@@ -1,4 +1,4 @@
-"""What of a run's metrics depends on the clock, in runs that are otherwise the same."""
+"""The metrics that depend on the clock, in runs that are otherwise equal."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ TIMING_KEYS = (
 
 
 def without_timing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics but for these."""
+    """Returns lines of metrics without the keys in TIMING_KEYS."""
     return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in lines]

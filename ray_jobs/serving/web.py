@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -21,6 +20,7 @@ from ray_jobs.serving.auth import require_token
 from segan.data.archive.images import RejectedError
 from segan.inference.masks import encode_mask
 from segan.inference.view import ImageSegmentation
+from segan.utils.html import render
 
 # (file name, content, whether a preview is needed) -> the segmentation of the image.
 SegmentImage = Callable[[str, bytes, bool], Awaitable[ImageSegmentation]]
@@ -111,12 +111,9 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
     # Served by a replica, which accepts requests only after it has loaded the model.
     for path in ("/healthz", "/readyz"):
         add(path, "ok\n", "text/plain")
-    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page, docs = (
-        templates.from_string(_read_asset(f"{name}.html.j2")) for name in ("page", "docs")
-    )
-    add("/", page.render(needs_token=needs_token), "text/html")
-    add("/docs", docs.render(api=app.openapi()), "text/html")
+    folder = "ray_jobs/serving/page"
+    add("/", render(f"{folder}/page.html.j2", needs_token=needs_token), "text/html")
+    add("/docs", render(f"{folder}/docs.html.j2", api=app.openapi()), "text/html")
 
 
 async def _read_upload(request: Request) -> tuple[str, bytes]:

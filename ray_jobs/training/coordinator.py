@@ -32,7 +32,7 @@ class RunCoordinator:
     """The actor's class.
 
     To the workers it passes the point that a worker group starts from and the driver's request to
-    stop; to the driver, the latest progress and the messages to log.
+    stop; to the driver, the latest progress and warnings to log.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class RunCoordinator:
         return self.stop_requested
 
     def poll(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The latest progress, and the messages since the last call."""
+        """The latest progress, and the warnings since the last call."""
         messages, self.messages = self.messages, []
         return self.progress, messages
 
@@ -93,7 +93,7 @@ def monitor_run(
         except RayError:  # the head node is unreachable, which Ray Train handles
             return
         for message in messages:
-            logger.info(message)
+            logger.warning(message)
         if progress is not None:
             on_progress(progress)
 

@@ -1,7 +1,7 @@
-"""The authors' order of operations written plainly: what the step is measured against.
+"""The baseline of the step benchmark: the authors' order of operations without optimisations.
 
-Two forwards of S, one for each update, and gradients everywhere: of C's weights in S's update too,
-and through the branch of the truth.
+S runs forward twice, once for each update, and every gradient is computed: also those of C's
+weights in S's update, and those through the ground truth's branch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from segan.networks.segmentor import build_segmentor
 
 
 class BaselineStep:
-    """Both networks with an optimiser each, and nothing done to make them fast."""
+    """Both networks and their optimisers."""
 
     def __init__(self, config: Config, device: torch.device):
         self.config = config
@@ -30,17 +30,17 @@ class BaselineStep:
         self.critic_optimizer = Adam(self.critic.parameters(), rate, betas)
 
     def __call__(self, image: Tensor, truth: Tensor) -> None:
-        """One step of C, the clamp, one step of S; shapes as of `Adversaries.step`."""
+        """One step of C, weight clipping, one step of S; shapes as in `SegAN.train_step`."""
         maps = self.segmentor(image).detach()
         self.critic_optimizer.zero_grad()
-        (-self._loss(image, maps, truth)).backward()
+        torch.autograd.backward(-self._loss(image, maps, truth))
         self.critic_optimizer.step()
         limit = self.config.optimizer.weight_clip or math.inf
         for parameter in self.critic.parameters():
             parameter.data.clamp_(-limit, limit)
         maps = self.segmentor(image)
         self.segmentor_optimizer.zero_grad()
-        self._loss(image, maps, truth).backward()
+        torch.autograd.backward(self._loss(image, maps, truth))
         self.segmentor_optimizer.step()
 
     def _loss(self, image: Tensor, maps: Tensor, truth: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Records for the stream to bring, and the same images as files for its rival."""
+"""The data of the stream benchmark: synthetic records, and the same images as files."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from segan.data.records.format import (
 )
 from segan.data.synthetic import generate_pair
 
-NUM_SYNTHETIC = 100  # pairs that differ; more are the same again under other names
+NUM_SYNTHETIC = 100  # distinct pairs; further ones are copies under other ids
 
 
 def write_records(uri: str, pairs: int) -> Manifest:
-    """Records of so many drawn pairs to train on, in shards of the usual size, at `uri`."""
+    """Writes records of so many synthetic pairs, split train, in shards of the default size."""
     width, height = FRAME_SIZE
-    drawn = [_synthetic_frame(index) for index in range(min(pairs, NUM_SYNTHETIC))]
+    frames = [_synthetic_frame(index) for index in range(min(pairs, NUM_SYNTHETIC))]
     count = -(-pairs // ROWS_PER_SHARD)
     shards = []
     for index in range(count):
         rows = [
-            Record(f"ISIC_{row:07d}", *drawn[row % NUM_SYNTHETIC], FRAME_SIZE)
+            Record(f"ISIC_{row:07d}", *frames[row % NUM_SYNTHETIC], FRAME_SIZE)
             for row in range(index, pairs, count)
         ]
-        place = shard_prefix("train", index, count)
-        shards.append(write_shard(uri, place, rows, height, width, 1))
-    manifest = make_manifest((height, width, 1), {"train": shards}, [], "drawn for a benchmark")
+        shards.append(write_shard(uri, shard_prefix("train", index, count), rows, height, width, 1))
+    manifest = make_manifest(
+        (height, width, 1), {"train": shards}, [], "synthetic, for a benchmark"
+    )
     write_manifest(uri, manifest, [])
     return manifest
 
 
 def write_image_files(uri: str, manifest: Manifest, split: str, folder: Path) -> None:
-    """The frames of a split as JPEG and PNG files, which is how a rival would have them."""
+    """Writes the frames of a split as JPEG and PNG files, for the DataLoader baseline."""
     for shard in manifest.shards(split):
         frames = to_samples(read_shard(uri, shard), manifest)
         for sample_id, image, mask in zip(frames.ids, frames.image, frames.mask, strict=True):
@@ -52,7 +53,7 @@ def write_image_files(uri: str, manifest: Manifest, split: str, folder: Path) ->
 
 
 class FileDataset(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Images and masks of a folder, decoded when they are asked for."""
+    """Images and masks of a folder, decoded per item."""
 
     def __init__(self, folder: str):
         self.images = sorted(Path(folder).glob("*.jpg"))
@@ -61,7 +62,7 @@ class FileDataset(Dataset[tuple[np.ndarray, np.ndarray]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] and [H, W]."""
+        """Image uint8 [H, W, 3] and mask uint8 [H, W]."""
         path = self.images[index]
         with Image.open(path) as image, Image.open(path.with_suffix(".png")) as mask:
             return np.array(image.convert("RGB")), np.array(mask)
@@ -70,7 +71,7 @@ class FileDataset(Dataset[tuple[np.ndarray, np.ndarray]]):
 def make_loader(
     folder: str, batch_size: int, workers: int
 ) -> DataLoader[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled batches of the files; its workers stay from epoch to epoch."""
+    """A DataLoader of shuffled batches, with workers that persist across epochs."""
     return DataLoader(
         FileDataset(folder),
         batch_size,

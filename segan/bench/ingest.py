@@ -1,4 +1,4 @@
-"""Ingest beside a plain loop over the same files, with as many processes."""
+"""Benchmark of ingest, against a plain loop over the same files with as many processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +15,16 @@ from PIL import Image
 from segan import storage
 from segan.bench.measure import BenchReport, Timing, interleave
 from segan.data.archive.images import decode_frame, decode_mask_frame
-from segan.data.archive.reader import Archive, Pair, open_archive, read_file
+from segan.data.archive.reader import Pair, open_archive, read_file
 from segan.data.ingest import FRAME_SIZE, IngestOptions, ingest, local_executor
 from segan.data.synthetic import generate_archive
 from segan.utils import processes
 
-ROOFLINE_PAIRS = 50  # pairs that the floor is measured on
-
-
-@dataclass(frozen=True)
-class PairChunk:
-    """Pairs that one process of the plain loop goes through, and where it leaves them."""
-
-    pairs: tuple[Pair, ...]
-    out: str
+ROOFLINE_PAIRS = 50  # decoded to measure the roofline
 
 
 def write_synthetic_archive(folder: str, pairs: int, short_side: int) -> str:
-    """The URI of an archive with so many drawn pairs to train on."""
+    """Writes an archive of synthetic pairs of the split train below `folder`; returns its URI."""
     uri = str(Path(folder) / "archive")
 
     def write(name: str, content: bytes) -> None:
@@ -47,70 +38,65 @@ def bench_ingest(
     source: str,
     workers: int,
     repeats: int,
-    on_progress: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[[str], object] = lambda message: None,
 ) -> BenchReport:
-    """Times the way from an archive to records.
+    """Times the conversion of an archive to records.
 
-    The floor is the decoding of files that are in memory, at its fastest, over the cores in use.
+    The roofline is the fastest decoding of files in memory, divided by the cores in use.
 
     Args:
         source: URI of an archive.
-        workers: processes of each way.
+        workers: processes of each variant.
     """
     archive = open_archive(source)
-    pairs, started = archive.pairs, 0
+    pairs = archive.pairs
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
 
-        def place() -> str:
-            nonlocal started
-            started += 1
-            (there := Path(folder) / str(started)).mkdir()
-            return str(there)
+        def make_folder() -> str:
+            return tempfile.mkdtemp(dir=folder)
 
-        ways = {
-            "plain loop": lambda: _run_baseline(archive, place(), workers),
+        variants = {
+            "plain loop": lambda: _run_baseline(pairs, make_folder(), workers),
             "segan ingest": lambda: ingest(
-                archive, place(), IngestOptions(), local_executor(workers)
+                archive, make_folder(), IngestOptions(), local_executor(workers)
             ),
         }
-        taken = interleave(ways, repeats, on_progress=on_progress)
-    floor = _time_decoding(pairs[:ROOFLINE_PAIRS]) * len(pairs) / min(workers, os.cpu_count() or 1)
+        times = interleave(variants, repeats, on_progress=on_progress)
+    roofline = _time_decoding(pairs[:ROOFLINE_PAIRS]) * len(pairs)
+    roofline /= min(workers, os.cpu_count() or 1)
     return BenchReport(
         f"ingest of {len(pairs)} pairs by {workers} processes",
-        "decoding alone, of files in memory",
-        tuple(Timing(name, len(pairs), tuple(t.seconds), floor) for name, t in taken.items()),
+        "decoding only, of files in memory",
+        tuple(Timing(name, len(pairs), tuple(t.seconds), roofline) for name, t in times.items()),
     )
 
 
-def write_chunk(chunk: PairChunk) -> int:
-    """What anybody would write first: open, convert, resize, keep."""
+def write_chunk(chunk: tuple[Sequence[Pair], str]) -> int:
+    """Baseline: converts pairs to frames in the simplest way, into the .npz file of that path."""
+    pairs, out = chunk
     images, masks = [], []
-    for pair in chunk.pairs:
-        assert pair.mask is not None, "a record needs its mask"
+    for pair in pairs:
         image = Image.open(io.BytesIO(read_file(pair.image))).convert("RGB")
         images.append(np.asarray(image.resize(FRAME_SIZE, Image.Resampling.BILINEAR)))
-        mask = Image.open(io.BytesIO(read_file(pair.mask))).convert("L")
+        mask = Image.open(io.BytesIO(read_file(pair.mask or ""))).convert("L")
         masks.append(np.asarray(mask.resize(FRAME_SIZE, Image.Resampling.NEAREST)) > 127)
-    np.savez(chunk.out, image=np.stack(images), mask=np.stack(masks))
+    np.savez(out, image=np.stack(images), mask=np.stack(masks))
     return len(images)
 
 
-def _run_baseline(archive: Archive, out: str, workers: int) -> None:
-    parts = [
-        PairChunk(tuple(archive.pairs[n::workers]), f"{out}/{n}.npz")
-        for n in range(min(workers, len(archive.pairs)))
-    ]
-    assert sum(processes.map_unordered(write_chunk, parts, workers)) == len(archive.pairs)
+def _run_baseline(pairs: Sequence[Pair], out: str, workers: int) -> None:
+    chunks = [(pairs[n::workers], f"{out}/{n}.npz") for n in range(min(workers, len(pairs)))]
+    assert sum(processes.map_unordered(write_chunk, chunks, workers)) == len(pairs)
 
 
 def _time_decoding(pairs: Sequence[Pair]) -> float:
-    """Least seconds of a pair over a few tries."""
+    """Seconds to decode a pair: the minimum of three runs over all pairs."""
     files = [(read_file(pair.image), read_file(pair.mask or "")) for pair in pairs]
-    tries = []
+    seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for image, mask in files:
             _, original = decode_frame("image", image, FRAME_SIZE)
             decode_mask_frame("mask", mask, original, FRAME_SIZE)
-        tries.append(time.perf_counter() - began)
-    return min(tries) / len(files)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / len(files)

@@ -1,4 +1,4 @@
-"""Several ways of doing the same work, taken in turn in one process, and how fast each was."""
+"""Times several variants of the same work, interleaved in one process, and reports their rates."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """One way of doing the work, measured.
+    """The measurements of one variant.
 
     Attributes:
-        images: of one repeat.
+        images: per repeat.
         seconds: of each repeat.
-        floor: least seconds of a repeat that the hardware allows, where that is known.
-        notes: more figures by name, of the same repeats.
+        roofline: minimum seconds of a repeat on this hardware.
+        notes: further measurements by name.
     """
 
     name: str
     images: int
     seconds: tuple[float, ...]
-    roofline: float | None = None
+    roofline: float
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
-        """Seconds of the median repeat."""
+        """Median seconds of a repeat."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float:
-        """Images/s of the median repeat."""
+        """Images/s at the median."""
         return self.images / self.median
 
     @property
-    def roofline_rate(self) -> float | None:
-        """Images/s at the floor."""
-        return self.images / self.roofline if self.roofline else None
+    def roofline_rate(self) -> float:
+        """Images/s at the roofline."""
+        return self.images / self.roofline
 
     @property
-    def roofline_fraction(self) -> float | None:
-        """Of the rate at the floor that was reached."""
-        return self.roofline / self.median if self.roofline else None
+    def roofline_fraction(self) -> float:
+        """Rate at the median / rate at the roofline."""
+        return self.roofline / self.median
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What a benchmark found; the first way is the one that the others are set beside.
+    """The result of a benchmark; speedups are relative to the first variant.
 
     Attributes:
-        floor: what the floor is made of, in words.
+        roofline: how the roofline is derived.
     """
 
     title: str
@@ -64,41 +64,41 @@ class BenchReport:
     timings: tuple[Timing, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As values for JSON, with the machine and when it was."""
+        """As JSON-serialisable values, with the machine and the time."""
         first = self.timings[0].median / self.timings[0].images
         return {
-            "what": self.title,
-            "floor": self.roofline,
+            "title": self.title,
+            "roofline": self.roofline,
             "machine": describe_machine(),
-            "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "ways": [
+            "timestamp": time.strftime("%Y-%m-%d %H:%M %Z"),
+            "timings": [
                 {
-                    "name": way.name,
-                    "images": way.images,
-                    "seconds": [round(s, 6) for s in way.seconds],
-                    "images_per_second": way.rate,
-                    "floor_images_per_second": way.roofline_rate,
-                    "share_of_floor": way.roofline_fraction,
-                    "times_first": first / (way.median / way.images),
-                    **way.notes,
+                    "name": timing.name,
+                    "images": timing.images,
+                    "seconds": [round(s, 6) for s in timing.seconds],
+                    "images_per_second": timing.rate,
+                    "roofline_images_per_second": timing.roofline_rate,
+                    "roofline_fraction": timing.roofline_fraction,
+                    "speedup": first / (timing.median / timing.images),
+                    **timing.notes,
                 }
-                for way in self.timings
+                for timing in self.timings
             ],
         }
 
 
 @dataclass(frozen=True)
 class RepeatTimes:
-    """Seconds of each repeat, and of them those that this process's threads were at work.
+    """Wall and CPU seconds of each repeat.
 
-    The second says more on a machine that others use, with one thread: several that wait for
-    each other are at work too.
+    On a shared machine CPU time is the better measure, for a single thread: threads that wait for
+    each other use CPU time too.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def to_timing(self, name: str, images: int, roofline: float | None) -> Timing:
+    def to_timing(self, name: str, images: int, roofline: float) -> Timing:
         notes = {"CPU ms": 1000 * statistics.median(self.cpu)}
         return Timing(name, images, tuple(self.seconds), roofline, notes)
 
@@ -107,47 +107,47 @@ def interleave(
     variants: Mapping[str, Callable[[], object]],
     repeats: int,
     synchronize: Callable[[], object] = lambda: None,
-    on_progress: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[[str], object] = lambda message: None,
 ) -> dict[str, RepeatTimes]:
-    """Each way in turn, so that what else the machine does meets all of them.
+    """Runs the variants in turn, so that other load on the machine affects all of them alike.
 
-    Each is first run once that does not count.
+    The first round is a warm-up and is not measured.
 
     Args:
-        wait: for what a way has left to the device.
-        tell: is given a line when a round is done.
+        synchronize: waits for the device to finish the work submitted to it.
+        on_progress: called with a message after each round.
     """
-    taken = {name: RepeatTimes() for name in variants}
-    for turn in range(repeats + 1):
+    times = {name: RepeatTimes() for name in variants}
+    for repeat in range(repeats + 1):
         for name, work in variants.items():
             synchronize()
-            began, busy = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time()
             work()
             synchronize()
-            if turn:
-                taken[name].seconds.append(time.perf_counter() - began)
-                taken[name].cpu.append(time.process_time() - busy)
-        on_progress(f"{'repeat ' + str(turn) + ' of ' + str(repeats) if turn else 'warmed up'}")
-    return taken
+            if repeat:
+                times[name].seconds.append(time.perf_counter() - start)
+                times[name].cpu.append(time.process_time() - cpu_start)
+        on_progress(f"repeat {repeat} of {repeats}" if repeat else "warmed up")
+    return times
 
 
 def get_synchronize(device: torch.device) -> Callable[[], object]:
-    """What waits until the device has done all that it was given."""
+    """A function that waits for the device to finish the work submitted to it."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def describe_machine() -> dict[str, Any]:
-    """Device, cores and versions that a figure is worth nothing without."""
-    found: dict[str, Any] = {
+    """CPU, GPU, cores, load and versions, without which timings cannot be compared."""
+    machine: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "load": [round(one, 2) for one in os.getloadavg()],
+        "load": [round(load, 2) for load in os.getloadavg()],
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
 
 
 def _cpu_model() -> str:

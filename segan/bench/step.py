@@ -1,4 +1,4 @@
-"""The step: the authors' order of operations, ours, and ours with each optimisation on top."""
+"""Benchmark of the training step: a baseline, segan, and segan with each optimisation added."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def bench_step(
     device: torch.device,
     repeats: int,
     compiled: bool = False,
-    on_progress: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[[str], object] = lambda message: None,
 ) -> BenchReport:
-    """Times one step of each way, on images of noise: what is in them changes nothing.
+    """Times one step of each variant on noise images, whose content does not affect the time.
 
-    The floor is the operations of our step, counted, over the rate of a large matrix product or
-    convolution in the way's own precision.
+    The roofline is the FLOPs of segan's step over the FLOP/s of a large matrix product or
+    convolution in the variant's precision.
 
     Args:
-        config: its `performance` is what the ways vary.
-        compiled: adds the compiled ways, each of which takes minutes to be ready.
+        config: the variants replace its `performance`.
+        compiled: also time the compiled variants; each takes minutes to compile.
     """
     size, side = config.training.batch_size, config.augment.crop
     generator = torch.Generator().manual_seed(0)
@@ -44,44 +44,42 @@ def bench_step(
         steps: dict[str, Callable[[Tensor, Tensor], object]] = {
             BASELINE: BaselineStep(config, device)
         }
-        ways = _variants(device, compiled)
-        for name, performance in ways.items():
-            steps[name] = SegAN(
-                config.model_copy(update={"performance": performance}), device
-            ).train_step
-        needed = count_flops(partial(steps["ours"], image, truth))
+        variants = _variants(device, compiled)
+        for name, performance in variants.items():
+            variant = config.model_copy(update={"performance": performance})
+            steps[name] = SegAN(variant, device).train_step
+        flops = count_flops(partial(steps["segan"], image, truth))
         work = {name: partial(step, image, truth) for name, step in steps.items()}
-        taken = interleave(work, repeats, get_synchronize(device), on_progress)
+        times = interleave(work, repeats, get_synchronize(device), on_progress)
     rates = {
         precision: measure_peak_flops(device, getattr(torch, precision))
-        for precision in {way.precision for way in ways.values()}
+        for precision in {variant.precision for variant in variants.values()}
     }
-    ways[BASELINE] = ways["ours"]
-    floors = {name: needed / rates[way.precision] for name, way in ways.items()}
-    said = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in sorted(rates.items()))
+    variants[BASELINE] = variants["segan"]
+    rooflines = {name: flops / rates[variant.precision] for name, variant in variants.items()}
+    shown = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in sorted(rates.items()))
     return BenchReport(
         f"step of {size} images of {side} x {side}, w = {config.network.width}, on {device.type}"
         + (f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""),
-        f"{needed / 1e12:.4g} TFLOP a step over the TFLOP/s of a large product ({said})",
-        tuple(one.to_timing(name, size, floors[name]) for name, one in taken.items()),
+        f"{flops / 1e12:.4g} TFLOP per step at the TFLOP/s of a large matrix product ({shown})",
+        tuple(t.to_timing(name, size, rooflines[name]) for name, t in times.items()),
     )
 
 
 def _variants(device: torch.device, compiled: bool) -> dict[str, PerformanceConfig]:
-    last = PerformanceConfig(channels_last=True)
-    half = last.model_copy(update={"precision": "bfloat16"})
-    ways = {"ours": PerformanceConfig(channels_last=False), "+ channels last": last}
+    latest = PerformanceConfig(channels_last=True)
+    variants = {"segan": PerformanceConfig(channels_last=False), "+ channels last": latest}
     if supports_bfloat16(device):
-        ways["+ bfloat16"] = last = half
+        variants["+ bfloat16"] = latest = latest.model_copy(update={"precision": "bfloat16"})
     if compiled:
-        ways["+ compiled"] = last.model_copy(update={"compile_mode": "default"})
+        variants["+ compiled"] = latest.model_copy(update={"compile_mode": "default"})
         if device.type == "cuda":
-            ways["+ graphs"] = last.model_copy(update={"compile_mode": "reduce-overhead"})
-    return ways
+            variants["+ graphs"] = latest.model_copy(update={"compile_mode": "reduce-overhead"})
+    return variants
 
 
 def supports_bfloat16(device: torch.device) -> bool:
-    """Whether the device has arithmetic of its own for it."""
+    """Whether the device computes in bfloat16 natively."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

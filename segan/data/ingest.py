@@ -1,4 +1,4 @@
-"""From an archive to records: shards by many workers, then what is said of all of them together."""
+"""Ingest: converts an archive to records, one shard per task, and profiles them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,14 @@ from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, writ
 from segan.errors import UsageError
 from segan.utils import processes
 
-FRAME_SIZE = (180, 135)  # width, height of the paper's frames, pixels
+FRAME_SIZE = (180, 135)  # width, height of the paper's frames in pixels
 ROWS_PER_SHARD = 250
 MAX_REJECTS = 0.05
 IMAGE_STATS = "image_stats.parquet"
 PROFILE = ("profile.json", "profile.html")
-MAX_DUPLICATES = 100_000  # an archive with more has copies of one picture by the hundred
-DUPLICATE_REASON = "near-duplicate"  # how the reason of a pair that is left out as one begins
-_SPLIT_PRIORITY = {
-    "train": 0,
-    "validation": 1,
-    "test": 2,
-}  # of two twins, the one in the lesser split goes
+MAX_DUPLICATES = 100_000
+DUPLICATE_REASON = "near-duplicate"  # prefix of a reject's reason
+_SPLIT_PRIORITY = {"train": 0, "validation": 1, "test": 2}  # a duplicate is dropped from the lower
 
 Executor = Callable[[Sequence[ShardTask]], Iterator[ShardResult]]
 OnProgress = Callable[[int], None]
@@ -48,15 +44,15 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How records are made.
+    """Options of an ingest.
 
     Attributes:
-        size: (width, height) of the frames, pixels.
-        rows_per_shard: most pairs in a shard, about.
-        max_rejects: share of the archive's pairs; more rejects stop the job.
-        overwrite: remove the records that are there first.
-        drop_duplicates: leave out of training what validation or test has too, and out of
-            validation what test has.
+        size: (width, height) of the frames in pixels.
+        rows_per_shard: approximate maximum of pairs in a shard.
+        max_rejects: fraction of the archive's pairs; more rejects fail the ingest.
+        overwrite: deletes existing records first.
+        drop_duplicates: rejects near-duplicates of validation and test images from training, and
+            those of test images from validation.
     """
 
     size: tuple[int, int] = FRAME_SIZE
@@ -73,19 +69,19 @@ def ingest(
     executor: Executor,
     on_progress: OnProgress = lambda pairs: None,
 ) -> Manifest:
-    """Writes the records of an archive at `out`, or brings those that are there up to date.
+    """Writes the records of an archive at `out`, or updates existing ones.
 
-    What an ingest before this one decoded and wrote, whole or stopped half-way, is taken over.
-    The manifest changes last: until then whoever reads the records reads those of before.
+    Pairs that an earlier ingest wrote, even an interrupted one, are not decoded again. The manifest
+    is replaced last: until then readers get the previous records.
 
     Args:
-        spread: runs `write_task` on each task, in any order: `here` or a job on a cluster.
-        advance: is told how many pairs more are done.
+        executor: runs `write_task` on each task in any order, see `local_executor`.
+        on_progress: called with the number of pairs of each completed task.
 
     Raises:
-        UsageError: other records are at `out`.
-        SeganError: too many rejects; the manifest is then as it was.
-        StorageError: archive or records cannot be reached.
+        UsageError: records of another archive or frame size are at `out`.
+        SeganError: too many rejects; the existing manifest is kept.
+        StorageError: the archive or the records cannot be read or written.
     """
     check_rejects(archive.rejects, archive.num_inputs, options.max_rejects, archive.uri)
     if options.overwrite:
@@ -105,39 +101,38 @@ def ingest(
 
 
 def local_executor(num_workers: int) -> Executor:
-    """Tasks by processes of this machine: a third of an ingest holds the interpreter's lock."""
+    """Runs tasks in processes on this machine, because part of the work holds the GIL."""
     return lambda tasks: processes.map_unordered(write_task, tasks, num_workers)
 
 
 def check_output(out: str, source: str, size: tuple[int, int]) -> None:
-    """Raises UsageError where records of another archive or size, or other things, are at `out`."""
+    """Raises UsageError if records of another archive or frame size are at `out`."""
     storage.check_access(out)
     if not storage.exists(storage.join(out, MANIFEST)):
         return
     existing = read_manifest(out)
     if (existing.width, existing.height) != size:
         raise UsageError(
-            f"{out}: records of {existing.width} x {existing.height} pixels are here already, and "
-            f"{size[0]} x {size[1]} are asked for; use another place, or --overwrite"
+            f"{out}: existing records have {existing.width} x {existing.height} pixels, expected "
+            f"{size[0]} x {size[1]}; use another place or --overwrite"
         )
     if existing.source != source:
         raise UsageError(
-            f"{out}: records of {existing.source} are here already; use another place, or "
-            f"--overwrite"
+            f"{out}: existing records are of {existing.source}, expected {source}; use another "
+            "place or --overwrite"
         )
 
 
 def clear_output(out: str) -> None:
-    """Removes the records at `out`, and nothing else that is there.
+    """Deletes the records at `out`, but no other files.
 
     Raises:
-        StorageError: something is there that is no records, or it cannot be reached.
+        StorageError: the manifest at `out` is not of records, or storage cannot be reached.
     """
     storage.check_access(out)
     if storage.exists(manifest := storage.join(out, MANIFEST)):
-        read_manifest(out)  # of records, or it is not ours to remove
-        # The manifest first: what is half removed must not look whole.
-        storage.delete_file(manifest)
+        read_manifest(out)  # raises if it is another manifest, which must be kept
+        storage.delete_file(manifest)  # first, so that partly deleted records look incomplete
     _delete_shards(out, keep=())
     for name in (REJECTS, IMAGE_STATS, *PROFILE):
         if storage.exists(storage.join(out, name)):
@@ -150,14 +145,16 @@ def plan_shards(
     options: IngestOptions,
     excluded: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[ShardTask]:
-    """Every pair of the archive in one task, the largest tasks first.
+    """Assigns every pair of the archive to a task; the largest tasks come first.
 
-    A split's number of shards is a power of two, so that when it grows the rows of each shard come
-    from one of the shards before.
+    A split's number of shards is a power of two: when it doubles, each shard splits into two.
+
+    Args:
+        excluded: reason by id of the pairs to reject, by split.
     """
     if options.rows_per_shard < 1:
         raise UsageError(f"--rows-per-shard {options.rows_per_shard}: expected at least 1")
-    files = [f for name in storage.list_files(out) if (f := parse_shard_name(name.name))]
+    existing = [f for file in storage.list_files(out) if (f := parse_shard_name(file.name))]
     tasks = []
     for split in sorted({pair.split for pair in archive.pairs}):
         pairs = archive.split(split)
@@ -173,7 +170,7 @@ def plan_shards(
                 num_shards,
                 options.size,
                 tuple(bins[index]),
-                _candidate_shards(files, split, index, num_shards),
+                _candidate_shards(existing, split, index, num_shards),
                 (excluded or {}).get(split, {}),
             )
             for index in range(num_shards)
@@ -185,9 +182,10 @@ def plan_shards(
 def _candidate_shards(
     files: Sequence[ShardFile], split: str, index: int, num_shards: int
 ) -> tuple[ShardFile, ...]:
-    """The shards that may hold rows of this one: by the hash of their ids, its own split first."""
-    fits = [f for f in files if (f.index - index) % min(f.num_shards, num_shards) == 0]
-    return tuple(sorted(fits, key=lambda f: (f.split != split, f.num_shards != num_shards, f.name)))
+    """The existing shards that can contain samples of this shard, those of its split first."""
+    matching = [f for f in files if (f.index - index) % min(f.num_shards, num_shards) == 0]
+    matching.sort(key=lambda f: (f.split != split, f.num_shards != num_shards, f.name))
+    return tuple(matching)
 
 
 def _run_tasks(
@@ -197,19 +195,19 @@ def _run_tasks(
     for result in executor(tasks):
         results[result.task.split, result.task.index] = result
         on_progress(len(result.task.pairs))
-    assert len(results) == len(tasks), "every task ends, or its error ends the job"
+    assert len(results) == len(tasks), "an executor returns a result for each task or raises"
     return results
 
 
 def _tasks_without_duplicates(
     duplicate_pairs: Sequence[DuplicatePair], archive: Archive, out: str, options: IngestOptions
 ) -> list[ShardTask]:
-    """Again the tasks of the shards that hold duplicates, now without these."""
+    """The tasks of the shards that contain duplicates, with the duplicates excluded."""
     excluded: dict[str, dict[str, str]] = {}
-    for duplicate in duplicate_pairs:
-        keys = [(duplicate.split, duplicate.id), (duplicate.other_split, duplicate.other_id)]
-        (split, gone), (other, kept) = sorted(keys, key=lambda one: _SPLIT_PRIORITY[one[0]])
-        excluded.setdefault(split, {})[gone] = f"{DUPLICATE_REASON} of {kept} in {other}"
+    for pair in duplicate_pairs:
+        keys = [(pair.split, pair.id), (pair.other_split, pair.other_id)]
+        (split, dropped), (other, kept) = sorted(keys, key=lambda key: _SPLIT_PRIORITY[key[0]])
+        excluded.setdefault(split, {})[dropped] = f"{DUPLICATE_REASON} of {kept} in {other}"
     tasks = plan_shards(archive, out, options, excluded)
     return [task for task in tasks if any(pair.id in task.excluded for pair in task.pairs)]
 
@@ -223,20 +221,18 @@ def _write_outputs(
 ) -> Manifest:
     rejects = [
         {**row, "name": row["name"].removeprefix(f"{archive.uri}/")}
-        for row in (*archive.rejects, *(row for one in results for row in one.rejects))
+        for row in (*archive.rejects, *(row for result in results for row in result.rejects))
     ]
     rejects.sort(key=lambda row: (row["split"], row["name"]))
     unreadable = [row for row in rejects if not row["reason"].startswith(DUPLICATE_REASON)]
     check_rejects(unreadable, archive.num_inputs, options.max_rejects, archive.uri)
     splits: dict[str, list[Shard]] = {}
-    for one in sorted(results, key=lambda one: (one.task.split, one.task.index)):
-        if one.shard:
-            splits.setdefault(one.task.split, []).append(one.shard)
+    for result in sorted(results, key=lambda result: (result.task.split, result.task.index)):
+        if result.shard:
+            splits.setdefault(result.task.split, []).append(result.shard)
     width, height = options.size
     manifest = make_manifest((height, width, 1), splits, rejects, archive.uri)
-    assert manifest.num_inputs == archive.num_inputs, (
-        "every pair is in the records or among the rejects"
-    )
+    assert manifest.num_inputs == archive.num_inputs, "each pair is a record or a reject"
     stats = _concat_stats(results)
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
@@ -252,7 +248,7 @@ def _write_profile(
     duplicate_pairs: Sequence[DuplicatePair],
     rejects: Sequence[dict[str, str]],
 ) -> None:
-    """The data's portrait, as figures and as a page."""
+    """Writes profile.json and profile.html."""
     examples = report.choose_examples(stats)
     thumbnails = read_thumbnails(out, manifest, report.keys_to_show(examples, duplicate_pairs))
     content, page = report.render_profile(
@@ -263,12 +259,12 @@ def _write_profile(
 
 
 def _concat_stats(results: Iterable[ShardResult]) -> pa.Table:
-    stats = pa.concat_tables([STATS_SCHEMA.empty_table(), *(one.stats for one in results)])
+    stats = pa.concat_tables([STATS_SCHEMA.empty_table(), *(result.stats for result in results)])
     return stats.sort_by([("split", "ascending"), ("id", "ascending")]).combine_chunks()
 
 
 def _delete_shards(out: str, keep: Collection[str]) -> None:
-    """Deletes shards that no manifest names, and what a killed ingest had half written."""
+    """Deletes all shards but those in `keep`, and partial files of a killed ingest."""
     for file in storage.list_files(out):
         is_shard = parse_shard_name(file.name) or storage.is_partial(file.name)
         if is_shard and file.name not in keep:

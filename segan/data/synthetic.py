@@ -1,11 +1,13 @@
-"""Dermoscopy-like image and mask pairs, drawn from a seed under the ISIC 2017 archive's names.
+"""Generates synthetic dermoscopy images with masks, under the file names of ISIC 2017.
 
-Colour follows the Beer-Lambert law: light leaves the skin dimmed by what it passed through, so a
-picture is exp(-sum of pigment thickness x absorption) over fields of pigment, and a brown lesion
-looks right on any skin. The mask is known before anything is painted and nothing painted alters it.
-Lengths are pixels; `unit` is the picture's short side; pictures are float32 (H, W, 3) in 0..255
+Colour follows the Beer-Lambert law: pigments attenuate the light that leaves the skin, so an image
+is exp(-sum of pigment thickness x absorption) over fields of pigment, and a brown lesion looks
+plausible on any skin. The mask is generated first and does not depend on the image's appearance.
+Lengths are in pixels; `unit` is the image's short side. Images are float32 [H, W, 3] in 0..255
 until they are returned.
 """
+
+from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
@@ -22,14 +24,14 @@ FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 SHORT_SIDE = 256
 SMALLEST_SIDE = 32
 
-# Width over height as counted over the 2000 training images.
+# Width / height, as counted in the 2000 training images of ISIC 2017.
 ASPECTS = (1.5, 4 / 3, 1.49, 1.14, 1.43, 1.0, 0.75)
 ASPECT_PROBABILITIES = (0.46, 0.40, 0.05, 0.03, 0.03, 0.02, 0.01)
 
-# Skin as a dermatoscope lights it, from Fitzpatrick I to VI.
+# Skin under a dermatoscope, Fitzpatrick types I to VI.
 SKIN_TONES = ("#f6e4de", "#eccec2", "#d6b2a2", "#ba927e", "#8e6858", "#5c423a")
-# Absorption of red, green and blue by melanin near the surface, by melanin deep under it (which
-# scatters blue back), by blood, and by plain shade.
+# Absorption of red, green and blue by melanin near the surface, by melanin deep below it (which
+# scatters blue light back), by blood, and by shade.
 ABSORPTION = np.array([(0.3, 0.75, 1), (1, 0.8, 0.65), (0.08, 0.6, 0.5), (1, 1, 1)], np.float32)
 HAIR_COLOURS = ("#1c1412", "#34221a", "#5c402c", "#967654", "#aaa49e")
 STICKER_COLOURS = ("#1678d4", "#f6de18", "#34baaa", "#969896", "#e26034")
@@ -42,9 +44,16 @@ def generate_archive(
     short_side: int = SHORT_SIDE,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Draw `counts` = {"train": n, "validation": n, "test": n} pairs; return their ids in order.
+    """Generates an archive of synthetic pairs and returns their ids in order.
 
-    `write(relative name, encoded bytes)` gets every file, `progress(pairs done)` every pair.
+    Args:
+        counts: pairs by split: train, validation, test.
+        write: called with each file's name, relative to the archive, and its content.
+        short_side: approximate short side of an image.
+        on_progress: called with the number of finished pairs after each pair.
+
+    Raises:
+        UsageError: a count, the seed or the short side is out of range.
     """
     for split, count in counts.items():
         _require(split in FOLDERS, "counts", f"only the splits {', '.join(FOLDERS)}", split)
@@ -65,12 +74,14 @@ def generate_archive(
 def generate_pair(
     seed: int, index: int, size: tuple[int, int] | None = None, short_side: int = SHORT_SIDE
 ) -> tuple[Array, Array]:
-    """Draw image uint8 (H, W, 3) and mask uint8 (H, W) of 0 or 255, by (seed, index) alone.
+    """An image, uint8 [H, W, 3], and its mask, uint8 [H, W] of 0 and 255.
 
-    `size` is (width, height); None draws one about `short_side`, as the archive's sizes vary.
+    Args:
+        seed, index: determine the pair.
+        size: (width, height); None samples a size about `short_side`, distributed as in ISIC 2017.
     """
     _require(min(seed, index) >= 0, "seed and index", "0 or more", (seed, index))
-    # A stream to each concern, so that none moves the draws of another.
+    # Separate generators, so that the draws of one step do not shift those of another.
     sizing, outlining, painting, confounding = np.random.default_rng([seed, index]).spawn(4)
     width, height = size or _sample_size(sizing, short_side)
     _require(min(width, height) >= 16, "size", "sides of 16 px or more", (width, height))
@@ -96,7 +107,7 @@ def _encode(pixels: Array, kind: str, **options: int) -> bytes:
 
 
 def _sample_size(rng: Rng, short_side: int) -> tuple[int, int]:
-    """(width, height): short side 0.8 to 1.6 times `short_side`, proportions as the archive's."""
+    """(width, height): the short side 0.8 to 1.6 times `short_side`, aspect ratios of ISIC 2017."""
     short = short_side * 2 ** rng.uniform(-0.32, 0.68)
     aspect = rng.choice(ASPECTS, p=ASPECT_PROBABILITIES)
     return round(short * max(aspect, 1)), round(short / min(aspect, 1))
@@ -108,9 +119,9 @@ def _upsample(field: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _noise(rng: Rng, shape: tuple[int, ...], *cells: float) -> Array:
-    """Smooth noise, float32 `shape`, about N(0, 1), with bumps of each of the sizes `cells`.
+    """Smooth noise of `shape`, float32, approximately N(0, 1), with features of the sizes `cells`.
 
-    Cells are shares of the short side, largest first: a coarse knot grid is enlarged.
+    Cells are fractions of the short side, largest first; noise on a coarse grid is upsampled.
     """
     noise = np.zeros((2, 2), np.float32)
     for cell in cells:
@@ -119,13 +130,13 @@ def _noise(rng: Rng, shape: tuple[int, ...], *cells: float) -> Array:
     return _upsample(noise, shape) * np.float32(1.25 / np.sqrt(len(cells)))
 
 
-# The lesion's outline
+# The shape of the lesion
 
 
 def _generate_depth(rng: Rng, width: int, height: int) -> Array:
-    """How deep each pixel lies inside the lesion, float32 (H, W), about in px; below 0 outside."""
+    """Approximate distance to the lesion's outline, float32 [H, W]: positive inside the lesion."""
     unit = min(width, height)
-    step = max(1, min(4, unit // 64))  # an outline is smooth enough to be drawn coarse
+    step = max(1, min(4, unit // 64))  # outlines are smooth: a coarse grid is enough
     share = np.clip(rng.lognormal(np.log(0.14), 0.95), 0.023, 0.68)
     radius = float(np.sqrt(share * width * height / np.pi))
     wander = 0.3 if rng.random() < 0.1 else 0.06
@@ -140,13 +151,13 @@ def _generate_depth(rng: Rng, width: int, height: int) -> Array:
         depth = np.minimum(depth, -_rim_blob(rng, x, y, radius))
     ragged = _noise(rng, depth.shape, 0.5 * radius / unit, 0.18 * radius / unit)
     depth += radius * rng.uniform(0.02, 0.12) * ragged
-    # The frame, the satellites and the notches all change the area; the right level restores it.
+    # Cropping, satellites and notches change the area; shifting the level restores it.
     depth -= np.quantile(depth, 1 - share)
     return _upsample(depth.astype(np.float32), (height, width))
 
 
 def _blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
-    """Depth inside a stretched, turned radial Fourier outline about the origin."""
+    """Depth inside a stretched and rotated outline, a radial Fourier series about the origin."""
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.35)
     u = (np.cos(turn) * x + np.sin(turn) * y) / stretch
     v = (np.cos(turn) * y - np.sin(turn) * x) * stretch
@@ -155,11 +166,12 @@ def _blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
     wildness = rng.uniform(0.05, 0.3)
     for order in range(2, 8):
         outline += rng.normal(0, wildness / order) * np.cos(order * angle + rng.uniform(0, 6.3))
-    return radius - np.hypot(u, v) / outline.clip(0.4)
+    depth: Array = radius - np.hypot(u, v) / outline.clip(0.4)
+    return depth
 
 
 def _rim_blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
-    """Depth inside a third as wide a blob, about a point near the rim of one of `radius`."""
+    """Depth inside a blob of radius / 3, centred near the outline of one of `radius`."""
     angle, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.8, 1.3)
     return _blob(rng, x - away * np.cos(angle), y - away * np.sin(angle), radius / 3)
 
@@ -168,10 +180,10 @@ def _rim_blob(rng: Rng, x: Array, y: Array, radius: float) -> Array:
 
 
 def _render_skin(rng: Rng, depth: Array) -> Array:
-    """The picture of the skin with the lesion whose `depth` is given, without confounders."""
+    """The image of the skin with a lesion of this depth map, without confounders."""
     pigments = _skin_pigments(rng, depth.shape)
     _add_lesion(rng, pigments, depth)
-    tone = 5 * rng.beta(0.8, 1.1)  # the archive leans to light skin
+    tone = 5 * rng.beta(0.8, 1.1)  # most skin in ISIC 2017 is light
     tones = np.array([ImageColor.getrgb(tone) for tone in SKIN_TONES])
     colour = [np.interp(tone, range(len(tones)), channel) for channel in tones.T]
     tint = rng.normal(0, 0.14 if rng.random() < 0.15 else 0.04, 3) * (0.6, 1.0, 1.0)
@@ -180,7 +192,7 @@ def _render_skin(rng: Rng, depth: Array) -> Array:
 
 
 def _skin_pigments(rng: Rng, shape: tuple[int, ...]) -> Array:
-    """Thickness of the four pigments of `ABSORPTION` in bare skin, float32 (H, W, 4)."""
+    """Thickness of the four pigments of `ABSORPTION` in skin without lesion, float32 [H, W, 4]."""
     pigments = np.zeros((*shape, 4), np.float32)
     pigments[..., 0] = rng.uniform(0.02, 0.06) * _noise(rng, shape, 0.4, 0.05, 0.012)
     if rng.random() < 0.3:  # freckles
@@ -189,7 +201,7 @@ def _skin_pigments(rng: Rng, shape: tuple[int, ...]) -> Array:
     redness = rng.uniform(0.1, 0.2) if rng.random() < 0.2 else rng.uniform(0.02, 0.08)
     pigments[..., 2] = redness * _noise(rng, shape, 0.35, 0.12, 0.04, 0.015)
     pigments[..., 3] = rng.uniform(0.01, 0.05) * _noise(rng, shape, 0.6)
-    for axis in (0, 1):  # the lamp lights the middle, more or less
+    for axis in (0, 1):  # lighting falls off from the middle
         place = np.linspace(-1, 1, shape[axis], dtype=np.float32)
         fall = rng.uniform(0, 0.22) * place**2 + rng.normal(0, 0.05) * place
         pigments[..., 3] += np.expand_dims(fall, 1 - axis)
@@ -197,7 +209,7 @@ def _skin_pigments(rng: Rng, shape: tuple[int, ...]) -> Array:
 
 
 def _add_lesion(rng: Rng, pigments: Array, depth: Array) -> None:
-    """Thicken `pigments` inside the lesion; half of the way in at depth 0."""
+    """Adds the lesion's pigments in place, with a soft edge that is half as dense at depth 0."""
     shape, unit = depth.shape, min(depth.shape)
     faint = rng.random() < 0.12
     strength = rng.uniform(0.15, 0.3) if faint else np.exp(rng.uniform(np.log(0.45), np.log(1.5)))
@@ -208,10 +220,12 @@ def _add_lesion(rng: Rng, pigments: Array, depth: Array) -> None:
     density = 0.9 + rng.uniform(0.1, 0.35) * coarse + rng.uniform(0.05, 0.2) * fine
     density += rng.uniform(0, 0.6) * (depth / depth.max()).clip(0)  # darker in the middle
     dots = np.tanh((_noise(rng, shape, rng.uniform(0.014, 0.025)) - 0.3).clip(0))
-    density += rng.choice([-1, 1]) * rng.uniform(0.2, 0.8) * dots  # a network's holes, or globules
+    density += (
+        rng.choice([-1, 1]) * rng.uniform(0.2, 0.8) * dots
+    )  # holes of a pigment network, or globules
     density = strength * density.clip(0.3) * inside
 
-    # A blue-black shade needs a thick lesion.
+    # A blue-black shade requires a thick lesion.
     blue = rng.uniform(0, 0.3) + rng.uniform(0, 0.6) * np.tanh(coarse.clip(0) ** 2)
     deep = blue * min(1.0, strength)
     red = rng.uniform(0.2, 0.6) if rng.random() < 0.2 else rng.uniform(0, 0.12)
@@ -220,11 +234,11 @@ def _add_lesion(rng: Rng, pigments: Array, depth: Array) -> None:
     pigments[..., 2] += red * inside * (1 + 0.3 * coarse)
 
 
-# Confounders: each paints over `image` in place and reads `mask` only to keep clear of it.
+# Confounders: each paints over `image` in place; those that would hide the lesion use `mask`.
 
 
 def _canvas(mask: Array) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty coverage plane at twice the size, which `_lay` halves into smooth edges."""
+    """An empty coverage plane at twice the size, which `_blend` halves for antialiasing."""
     plane = Image.new("L", (2 * mask.shape[1], 2 * mask.shape[0]))
     return plane, ImageDraw.Draw(plane)
 
@@ -240,7 +254,7 @@ def _random_point(rng: Rng, mask: Array) -> tuple[float, float]:
 
 
 def _circle_box(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
-    """The box of a circle, at the scale of `_canvas`."""
+    """Bounding box of a circle, at the scale of `_canvas`."""
     return 2 * (x - radius), 2 * (y - radius), 2 * (x + radius), 2 * (y + radius)
 
 
@@ -251,7 +265,7 @@ def _distance_to_lesion(mask: Array, x: float, y: float) -> float:
 
 
 def _add_hair(rng: Rng, image: Array, mask: Array) -> None:
-    """Curved tapering strands, mostly one way, anywhere on the picture; or shaven stubble."""
+    """Curved, tapering hairs in one main direction, anywhere in the image; or shaven stubble."""
     plane, pen = _canvas(mask)
     unit, knots = min(mask.shape), 14
     length = unit * (0.05 if rng.random() < 0.15 else rng.uniform(0.3, 1.1))
@@ -267,7 +281,7 @@ def _add_hair(rng: Rng, image: Array, mask: Array) -> None:
 
 
 def _add_ruler(rng: Rng, image: Array, mask: Array) -> None:
-    """A millimetre scale: a tilted bar with ticks near the bottom, or ticks down the left side."""
+    """A millimetre scale: a tilted bar with ticks near the bottom, or ticks along the left side."""
     plane, pen = _canvas(mask)
     (height, width), unit = mask.shape, min(mask.shape)
     bar = rng.random() < 0.65
@@ -284,7 +298,7 @@ def _add_ruler(rng: Rng, image: Array, mask: Array) -> None:
 
 
 def _add_ink(rng: Rng, image: Array, mask: Array) -> None:
-    """A surgeon's violet pen marks, hatched beside the lesion."""
+    """A surgeon's violet pen marks, hatched next to the lesion."""
     plane, pen = _canvas(mask)
     for _ in range(rng.integers(2, 6)):
         (x, y), reach = _random_point(rng, mask), min(mask.shape) * rng.uniform(0.03, 0.08)
@@ -314,7 +328,7 @@ def _add_bubbles(rng: Rng, image: Array, mask: Array) -> None:
 
 
 def _add_sticker(rng: Rng, image: Array, mask: Array) -> None:
-    """A round coloured patch that enters from a side, as in the archive's images of children."""
+    """A round coloured patch at a side, as in ISIC 2017's images of children."""
     (height, width), unit = mask.shape, min(mask.shape)
     x, y = width * rng.choice([-0.05, 1.05]), height * rng.uniform(0, 1)
     radius = min(unit * rng.uniform(0.2, 0.5), _distance_to_lesion(mask, x, y) - 0.04 * unit)
@@ -325,7 +339,7 @@ def _add_sticker(rng: Rng, image: Array, mask: Array) -> None:
 
 
 def _add_vignette(rng: Rng, image: Array, mask: Array) -> None:
-    """The dark surround of a round lens, opened as far as the lesion reaches."""
+    """The dark surround of a round lens, outside of the lesion."""
     (height, width), unit = mask.shape, min(mask.shape)
     x0, y0 = rng.normal(0.5, 0.015, 2)
     y, x = np.ogrid[:height, :width]
@@ -343,4 +357,4 @@ CONFOUNDERS = {
     _add_bubbles: 0.3,
     _add_vignette: 0.3,
 }
-"""Each with its chance, in the order in which they lie on one another."""
+"""Probability of each confounder, in the order in which they are painted."""

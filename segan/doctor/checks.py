@@ -1,13 +1,12 @@
-"""What a check finds, and how checks are made: each for itself, and none for longer than it may."""
+"""Runs checks one by one, each with a timeout, and collects their outcomes."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from segan.errors import SeganError
 
@@ -29,7 +28,7 @@ class CheckStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict, what was found, and what to do about it."""
+    """A check's status, what was found, and what to do about it."""
 
     status: CheckStatus
     message: str
@@ -38,22 +37,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """A look at one thing; `seconds` is what it may take."""
+    """A named check; skipped if the check named `requires` fails or is skipped."""
 
     name: str
     run: Callable[[], Outcome]
     timeout_s: float = DEFAULT_TIMEOUT_S
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """A line of the doctor's answer."""
-
-    check: str
-    outcome: Outcome
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"check": self.check, **asdict(self.outcome)}
+    requires: str = ""
 
 
 def ok(message: str) -> Outcome:
@@ -72,34 +61,40 @@ def skipped(message: str, advice: str = "") -> Outcome:
     return Outcome(CheckStatus.SKIPPED, message, advice)
 
 
-def run_checks(checks: Iterable[Check]) -> Iterator[CheckResult]:
-    """Makes the checks in turn; one that raises or does not return is a finding that it fails."""
+def run_checks(checks: Iterable[Check]) -> Iterator[tuple[str, Outcome]]:
+    """Yields each check's name and outcome; a check that raises or times out has failed."""
+    passed: dict[str, bool] = {}
     for check in checks:
-        outcome = _run_check(check)
-        found, advice = map(_redact_secrets, (outcome.message, outcome.advice))
-        yield CheckResult(check.name, Outcome(outcome.status, found, advice))
+        if passed.get(check.requires, True):
+            outcome = _run_check(check)
+        else:
+            outcome = skipped(f"needs a passed check {check.requires!r}")
+        passed[check.name] = outcome.status in (CheckStatus.OK, CheckStatus.WARNING)
+        message, advice = map(_redact_secrets, (outcome.message, outcome.advice))
+        yield check.name, Outcome(outcome.status, message, advice)
 
 
 def _run_check(check: Check) -> Outcome:
-    made: list[Outcome] = []
+    outcomes: list[Outcome] = []
 
-    def look() -> None:
+    def run() -> None:
         try:
-            made.append(check.run())
-        except SeganError as error:  # it says what to do
-            made.append(failed(str(error)))
+            outcomes.append(check.run())
+        except SeganError as error:  # its message contains the advice
+            outcomes.append(failed(str(error)))
         except Exception as error:
-            made.append(failed(f"{type(error).__name__}: {error}"))
+            outcomes.append(failed(f"{type(error).__name__}: {error}"))
 
-    # A thread that does not come back is left behind: the command ends without it.
-    looking = threading.Thread(target=look, name=check.name, daemon=True)
-    looking.start()
-    looking.join(check.timeout_s)
-    return made[0] if made else failed(f"not done after {check.timeout_s:g} s", "try again later")
+    # A daemon thread: one that hangs does not keep the command from ending.
+    thread = threading.Thread(target=run, name=check.name, daemon=True)
+    thread.start()
+    thread.join(check.timeout_s)
+    timeout = failed(f"not finished after {check.timeout_s:g} s", "try again later")
+    return outcomes[0] if outcomes else timeout
 
 
 def _redact_secrets(text: str) -> str:
-    """Errors of libraries may quote what they were given."""
+    """Returns one line of text without secrets, which errors of libraries may contain."""
     for name in SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, f"<{name}>")

@@ -1,4 +1,4 @@
-"""This machine: Python, packages, GPUs, cores, memory, disks, and the system's limits."""
+"""Checks of this machine: Python, packages, GPUs, cores, memory, disks and system limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import resource
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -21,77 +21,64 @@ import segan
 from segan.doctor.checks import Check, Outcome, failed, ok, skipped, warning
 
 GB = 10**9
-ROOT = Path(segan.__file__).parents[1]  # of a checkout: pyproject.toml and constraints.txt
+ROOT = Path(segan.__file__).parents[1]  # of a checkout, with pyproject.toml and constraints.txt
 CGROUP_ROOT, PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 NVIDIA_VERSION_FILE = Path("/proc/driver/nvidia/version")
-LOW_MEMORY = 4 * GB  # of a training of one worker about half
+LOW_MEMORY = 4 * GB  # a training with one worker takes about half of it
 LOW_DISK, MIN_DISK = 10 * GB, 1 * GB
-DISK_CAPACITY_THRESHOLD = 0.95  # above it Ray no longer moves objects to disk
-OBJECT_STORE_FRACTION, MAX_OBJECT_STORE = (
-    0.3,
-    200 * GB,
-)  # of memory, for Ray's object store if it is not told
-MIN_OPEN_FILES, RAY_OPEN_FILES = (
-    8192,
-    65536,
-)  # what Ray recommends, and up to what it raises its own
+DISK_CAPACITY_THRESHOLD = 0.95  # above it, Ray no longer spills objects to disk
+# Ray's default size of the object store: a fraction of the memory, up to a maximum.
+OBJECT_STORE_FRACTION, MAX_OBJECT_STORE = 0.3, 200 * GB
+# The limit that Ray recommends, and the one to which it raises its own.
+MIN_OPEN_FILES, RAY_OPEN_FILES = 8192, 65536
 
 
 def machine_checks() -> list[Check]:
-    ray = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # noqa: S108
+    ray_folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")  # noqa: S108
     return [
         Check("python", check_python),
         Check("packages", check_packages),
         Check("versions", check_tested_versions),
-        Check("GPU", check_gpus, timeout_s=60),  # torch is imported, CUDA set up
+        Check("GPU", check_gpus, timeout_s=60),  # imports torch and initialises CUDA
         Check("cores", check_cores),
         Check("memory", check_memory),
         Check("temporary folder", functools.partial(check_disk, Path(tempfile.gettempdir()))),
-        Check("Ray's folder", functools.partial(check_disk, ray)),
+        Check("Ray's folder", functools.partial(check_disk, ray_folder)),
         Check("shared memory", check_shared_memory),
         Check("open files", check_open_files),
     ]
 
 
 def check_python() -> Outcome:
-    wanted, found = _read_requirements()[0], platform.python_version()
-    if found in SpecifierSet(wanted):
+    required, found = _read_requirements()[0], platform.python_version()
+    if found in SpecifierSet(required):
         return ok(f"{found} on {platform.system()} {platform.machine()}")
-    return failed(f"{found}, expected {wanted}", f"make the environment with Python {wanted}")
+    return failed(f"{found}, expected {required}", f"create the environment with Python {required}")
 
 
 def check_packages() -> Outcome:
-    """Against what pyproject.toml asks for."""
-    wrong = []
+    """Compares the installed packages with the requirements of pyproject.toml."""
     requirements = [Requirement(line) for line in _read_requirements()[1]]
     needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    for requirement in needed:
-        found = _installed_version(requirement.name)
-        if found is None:
-            wrong.append(f"no {requirement.name}")
-        elif not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found}, expected {requirement.specifier}")
-    if wrong:
-        return failed("; ".join(wrong), "make setup, or pip install -c constraints.txt -e .")
-    return ok(f"{len(needed)}, each as asked for")
+    missing = [f"{r.name} is missing" for r in needed if _installed_version(r.name) is None]
+    if problems := missing + _version_mismatches(needed):
+        return failed("; ".join(problems), "make setup, or pip install -c constraints.txt -e .")
+    return ok(f"{len(needed)} installed as required")
 
 
 def check_tested_versions() -> Outcome:
-    """Against constraints.txt, of the packages that are here."""
+    """Compares the installed packages with the tested versions in constraints.txt."""
     path = ROOT / "constraints.txt"
     if not path.exists():
         return skipped("no constraints.txt beside the package")
     tested = [Requirement(line) for line in path.read_text().splitlines() if line.strip()]
-    pairs = [(r, found) for r in tested if (found := _installed_version(r.name))]
-    others = [
-        f"{r.name} {found}, tested {str(r.specifier).removeprefix('==')}"
-        for r, found in pairs
-        if not r.specifier.contains(found, prereleases=True)
-    ]
-    if others:
-        return warning("; ".join(others), "pip install -c constraints.txt -e . for those tested")
-    return ok(f"{len(pairs)}, each the one of constraints.txt")
+    if mismatches := _version_mismatches(tested):
+        return warning(
+            "; ".join(mismatches),
+            "pip install -c constraints.txt -e . installs the tested versions",
+        )
+    return ok("as in constraints.txt")
 
 
 def check_gpus() -> Outcome:
@@ -105,12 +92,12 @@ def check_gpus() -> Outcome:
         if cuda is None:
             return failed(
                 f"NVIDIA driver {driver}, but torch {torch.__version__} is built without CUDA",
-                "install torch from PyPI, or from the index for the driver's CUDA",
+                "install torch from PyPI, or from PyTorch's index for the driver's CUDA",
             )
         return failed(
-            f"NVIDIA driver {driver}, and torch for CUDA {cuda} finds no usable GPU",
-            "a driver for this CUDA (13: 580 or later), or a torch for the driver's; in a "
-            "container, one that is given the GPUs",
+            f"NVIDIA driver {driver}, but torch for CUDA {cuda} finds no usable GPU",
+            "install a driver for this CUDA (for 13: 580 or later) or a torch for the driver's "
+            "CUDA; start a container with access to the GPUs",
         )
     busy, names = [], []
     for index in range(torch.cuda.device_count()):
@@ -118,44 +105,44 @@ def check_gpus() -> Outcome:
         names.append(f"{torch.cuda.get_device_name(index)}, {decimal(total)}")
         if free < total / 2:
             busy.append(f"GPU {index} has {decimal(free)} of {decimal(total)} free")
-        # That CUDA answers does not say that the build has code for this GPU: this does.
+        # Fails if torch was built without kernels for this GPU.
         product = torch.ones(64, 64, device=f"cuda:{index}") @ torch.ones(64, 1, device=index)
-        assert product.sum().item() == 64 * 64, "a product of ones"
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        if product.sum().item() != 64 * 64:
+            return failed(f"{names[-1]}: wrong result of a matrix product", "test this GPU")
+    nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
+    nccl = ".".join(map(str, nccl_version()))
     found = f"{'; '.join(names)}; driver {driver}, CUDA {cuda}, NCCL {nccl}"
     if busy:
-        return warning(f"{found}; {'; '.join(busy)}", "see with nvidia-smi who uses it")
+        return warning(f"{found}; {'; '.join(busy)}", "nvidia-smi shows which processes use it")
     return ok(found)
 
 
 def check_cores() -> Outcome:
-    here, mine = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    limit = cgroup_cpu_limit()
-    usable = min(mine, limit or mine)
-    if usable < here:
-        threads = max(1, int(usable))
+    total, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    usable = min(allowed, cgroup_cpu_limit() or allowed)
+    if usable < total:
         return warning(
-            f"{usable:g} of {here} may be used",
-            f"cluster.threads_per_worker={threads} divided by the workers here, or torch starts "
-            "too many threads",
+            f"{usable:g} of {total} usable",
+            f"set cluster.threads_per_worker to {max(1, int(usable))} divided by the workers on "
+            "this machine; otherwise torch starts too many threads",
         )
-    return ok(str(here))
+    return ok(str(total))
 
 
 def check_memory() -> Outcome:
     limit, free = _memory_limit_and_free()
     found = f"{decimal(free)} free of {decimal(limit)}"
     if free < LOW_MEMORY:
-        return warning(found, "end other programs, or raise the container's limit")
+        return warning(found, "stop other programs, or raise the container's limit")
     return ok(found)
 
 
 def check_disk(folder: Path) -> Outcome:
-    """Where `folder` is, or will be."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
+    """Checks the free space of the disk on which `folder` is or will be."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    usage = shutil.disk_usage(existing)
     found = f"{folder}: {decimal(usage.free)} free of {decimal(usage.total)}"
-    advice = "make room, or let TMPDIR (for Ray RAY_TMPDIR) name a folder on another disk"
+    advice = "free some space, or set TMPDIR (for Ray: RAY_TMPDIR) to a folder on another disk"
     if usage.free < MIN_DISK:
         return failed(found, advice)
     if usage.free < LOW_DISK or usage.used > DISK_CAPACITY_THRESHOLD * usage.total:
@@ -167,29 +154,29 @@ def check_shared_memory() -> Outcome:
     if not SHM_DIR.is_dir():
         return skipped(f"no {SHM_DIR} on this system")
     usage = shutil.disk_usage(SHM_DIR)
-    wanted = int(min(OBJECT_STORE_FRACTION * _memory_limit_and_free()[0], MAX_OBJECT_STORE))
+    needed = int(min(OBJECT_STORE_FRACTION * _memory_limit_and_free()[0], MAX_OBJECT_STORE))
     found = f"{SHM_DIR}: {decimal(usage.free)} free of {decimal(usage.total)}"
-    if usage.free < wanted:
+    if usage.free < needed:
         return warning(
-            f"{found}; a Ray started here would take {decimal(wanted)} for its objects, and puts "
-            "them on disk instead",
-            "in a container --shm-size or a memory volume at /dev/shm; or start Ray with a "
+            f"{found}; Ray's object store needs {decimal(needed)} and would use the disk instead",
+            "give a container --shm-size or a memory volume at /dev/shm, or start Ray with a "
             "smaller --object-store-memory",
         )
-    return ok(f"{found}; a Ray started here takes {decimal(wanted)}")
+    return ok(f"{found}; Ray's object store needs {decimal(needed)}")
 
 
 def check_open_files() -> Outcome:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    infinite = resource.RLIM_INFINITY
-    soft, hard = (RAY_OPEN_FILES if limit == infinite else limit for limit in (soft, hard))
+    unlimited = resource.RLIM_INFINITY
+    soft, hard = (RAY_OPEN_FILES if limit == unlimited else limit for limit in (soft, hard))
+    message = f"limit {soft}, can be raised to {hard}"
     if max(soft, min(hard, RAY_OPEN_FILES)) < MIN_OPEN_FILES:
-        return warning(f"{soft} to {hard}", f"ulimit -n {RAY_OPEN_FILES} before Ray is started")
-    return ok(f"{soft} to {hard}")
+        return warning(message, f"run ulimit -n {RAY_OPEN_FILES} before starting Ray")
+    return ok(message)
 
 
 def _read_requirements() -> tuple[str, list[str]]:
-    """The Python and the packages that are asked for: by the checkout, else as installed."""
+    """Returns the required Python and packages: of the checkout, else of the installed package."""
     path = ROOT / "pyproject.toml"
     if path.exists():
         project = tomllib.loads(path.read_text()).get("project", {})
@@ -197,6 +184,16 @@ def _read_requirements() -> tuple[str, list[str]]:
             return project["requires-python"], project["dependencies"]
     installed = metadata.distribution("segan")
     return installed.metadata["Requires-Python"], installed.requires or []
+
+
+def _version_mismatches(requirements: Iterable[Requirement]) -> list[str]:
+    """Describes the installed packages whose version differs from the required one."""
+    return [
+        f"{requirement.name} {found}, expected {requirement.specifier}"
+        for requirement in requirements
+        if (found := _installed_version(requirement.name))
+        and not requirement.specifier.contains(found, prereleases=True)
+    ]
 
 
 def _installed_version(package: str) -> str | None:
@@ -207,27 +204,27 @@ def _installed_version(package: str) -> str | None:
 
 
 def _nvidia_driver_version() -> str | None:
-    """The version of NVIDIA's driver; None where there is none."""
+    """Returns the version of the NVIDIA driver, or None if it is not installed."""
     if not NVIDIA_VERSION_FILE.exists():
         return None
     words = NVIDIA_VERSION_FILE.read_text().splitlines()[0].split()
     numbers = [word for word in words if word[0].isdigit() and "." in word]
-    return numbers[0] if numbers else "of unknown version"
+    return numbers[0] if numbers else "(version unknown)"
 
 
 def _memory_limit_and_free() -> tuple[int, int]:
-    """What this process may use, and what is free of that; bytes."""
+    """Returns the bytes that this process may use, and how many of them are free."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     kib = {words[0].rstrip(":"): int(words[1]) for words in lines}
     total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    found = cgroup_memory_usage()
-    if found and found[0] < total:
-        return found[0], min(free, max(0, found[0] - found[1]))
+    usage = cgroup_memory_usage()
+    if usage and usage[0] < total:
+        return usage[0], min(free, max(0, usage[0] - usage[1]))
     return total, free
 
 
 def cgroup_cpu_limit() -> float | None:
-    """The CPUs that the container's limits allow; None without one."""
+    """Returns the number of CPUs that the container may use, or None without a limit."""
     quotas = []
     for folder in _cgroup_folders("cpu"):
         words = _read_words(folder / "cpu.max") or (
@@ -239,7 +236,7 @@ def cgroup_cpu_limit() -> float | None:
 
 
 def cgroup_memory_usage() -> tuple[int, int] | None:
-    """The container's limit in bytes, and what is used of it; None without one."""
+    """Returns the container's memory limit and usage in bytes, or None without a limit."""
     names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     found = []
     for folder in _cgroup_folders("memory"):
@@ -251,15 +248,15 @@ def cgroup_memory_usage() -> tuple[int, int] | None:
 
 
 def _cgroup_folders(controller: str) -> Iterable[Path]:
-    """This process's groups and those around them, in either version of the system's."""
+    """Yields the folders of this process's cgroup and its parents, for cgroups v1 and v2."""
     for line in PROC_CGROUP.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         top = CGROUP_ROOT / controller if controllers else CGROUP_ROOT
-        inner = top / path.lstrip("/")
-        # In a container the path may be the host's, and only the top is there.
-        yield from (one for one in (inner, *inner.parents) if one.is_relative_to(top))
+        inner = top / group.lstrip("/")
+        # In a container the path may be the host's, and only `top` exists.
+        yield from (path for path in (inner, *inner.parents) if path.is_relative_to(top))
 
 
 def _read_words(path: Path) -> list[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from segan.utils.outline import boundary_edges
+
 
 def perimeter(mask: np.ndarray) -> np.ndarray:
     """Number of pixel sides between lesion and skin, int [...], of masks bool [..., H, W]."""
-    down = mask[..., 1:, :] != mask[..., :-1, :]
-    across = mask[..., :, 1:] != mask[..., :, :-1]
-    length: np.ndarray = down.sum((-2, -1)) + across.sum((-2, -1))
+    horizontal, vertical = boundary_edges(mask)
+    length: np.ndarray = horizontal.sum((-2, -1)) + vertical.sum((-2, -1))
     return length
 
 
@@ -43,5 +44,6 @@ def roughness(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) > 0)
+    ratio = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    np.divide(numerator, denominator, out=ratio, where=np.asarray(denominator) > 0)
+    return ratio

@@ -341,12 +341,14 @@ def _ensemble_row(runs: VariantRuns) -> EnsembleRow | None:
 def _run_row(trial: Trial) -> RunRow:
     epochs = trial.epoch_metrics()
     names = ("jaccard", "threshold", "critic_loss", "segmentor_loss", "images_per_second")
-    best = trial.run.best_checkpoint()
+    best, result = trial.run.best_checkpoint(), trial.result()
     return RunRow(
         trial=trial.name,
         hardware=trial.run.description()["hardware"] if epochs else None,
         parameters=trial.parameters,
-        **vars(trial.result()),
+        status=result.status,
+        reason=result.reason,
+        seconds=result.seconds,
         checkpoint=best.uri if best else None,
         epoch=[line["epoch"] for line in epochs],
         **{name: [line.get(name) for line in epochs] for name in names},

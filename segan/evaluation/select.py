@@ -1,4 +1,4 @@
-"""Which runs make the best ensemble, by their maps of the validation frames."""
+"""Selects the members of an ensemble by their scores on the validation frames."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from segan.errors import UsageError
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.sweep import Sweep
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
-from segan.runs.ensemble import (
-    Choice,
-    Rule,
-)
+from segan.runs.ensemble import Choice, Rule
 from segan.runs.identity import require_same
 from segan.runs.run import find_checkpoint
 from segan.runs.study import Study
 
 NUM_MEMBERS = 3
-MAX_GREEDY_CANDIDATES = 8  # each costs a pass over the validation frames
+MAX_GREEDY_CANDIDATES = 8  # each one runs over the validation frames
 
 
 def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Checkpoint]:
     """The best checkpoint of each run, the best run first.
 
     Args:
-        study: URI of a study, whose trials are runs; those without a whole checkpoint do not count.
-        members: URIs of runs, or of checkpoints to be taken instead of their runs' best.
+        study: URI of a study; trials without a complete checkpoint are left out.
+        members: URIs of runs, or of checkpoints to use instead of the best of their run.
 
     Raises:
-        UsageError: fewer than three different runs have a whole checkpoint.
-        StorageError: the study or a member is not there.
+        UsageError: fewer than three different runs have a complete checkpoint.
+        StorageError: the study or a member does not exist.
     """
     trials = Study(study).trials() if study else []
     checkpoints = sorted(map(find_checkpoint, members), key=lambda c: c.jaccard)
@@ -42,14 +39,14 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
             without_checkpoint.append(run.uri)
         else:
             found.setdefault(run.uri, best)
-    # The same training twice, as a copied run or a repeated trial, is one candidate.
+    # Copies of a run have the same weights and are one candidate.
     distinct = {c.files[SEGMENTOR_FILE]["sha256"]: c for c in found.values()}.values()
     if len(distinct) < NUM_MEMBERS:
         raise UsageError(
-            f"an ensemble needs {NUM_MEMBERS} different runs with a whole checkpoint, found "
+            f"an ensemble needs {NUM_MEMBERS} different runs with a complete checkpoint, found "
             f"{len(distinct)}: {', '.join(map(_run_uri, distinct)) or 'none'}"
             + (f"; without one: {', '.join(without_checkpoint)}" if without_checkpoint else "")
-            + "; train more, or name more with --member"
+            + "; train more runs or add some with --member"
         )
     return sorted(distinct, key=lambda c: (-c.jaccard, c.uri))
 
@@ -72,7 +69,11 @@ def check_compatible(candidates: Sequence[Checkpoint], manifest: Manifest, recor
 def select_members(
     candidates: Sequence[Checkpoint], maps: ProbabilityCache, greedy: bool
 ) -> dict[Rule, tuple[list[Checkpoint], Sweep]]:
-    """Each rule's three members, and the scores of their mean on the validation frames."""
+    """The three members that each rule selects, and the sweep of their mean map.
+
+    Args:
+        greedy: applies the rule "greedy" too.
+    """
     chosen: dict[Rule, list[Checkpoint]] = {"best": list(candidates[:NUM_MEMBERS])}
     if greedy:
         chosen["greedy"] = select_members_greedily(candidates[:MAX_GREEDY_CANDIDATES], maps.jaccard)
@@ -82,12 +83,17 @@ def select_members(
 def select_members_greedily(
     candidates: Sequence[Checkpoint], jaccard: Callable[[Sequence[Checkpoint]], float]
 ) -> list[Checkpoint]:
-    """The first candidate, then twice the one whose company scores best; the earliest of equals."""
-    chosen, left = [candidates[0]], list(candidates[1:])
-    while len(chosen) < NUM_MEMBERS:
-        scores = [jaccard([*chosen, candidate]) for candidate in left]
-        chosen.append(left.pop(scores.index(max(scores))))
-    return chosen
+    """Greedy forward selection from the best candidate; ties go to the earlier candidate.
+
+    Args:
+        candidates: the best first.
+        jaccard: scores the ensemble of some checkpoints.
+    """
+    selected, remaining = [candidates[0]], list(candidates[1:])
+    while len(selected) < NUM_MEMBERS:
+        scores = [jaccard([*selected, candidate]) for candidate in remaining]
+        selected.append(remaining.pop(scores.index(max(scores))))
+    return selected
 
 
 def make_choice(members: Sequence[Checkpoint], sweep: Sweep) -> Choice:

@@ -1,33 +1,37 @@
-"""The outline of a mask as polygons, for programs that draw or measure it."""
+"""The outline of a mask as polygons with closed rings, for programs that draw or measure it.
+
+Outlines along pixel sides, as reports draw them, are in `segan.utils.outline`. This module needs
+contourpy, which the extra `serve` installs.
+"""
 
 from __future__ import annotations
 
 import contourpy
 import numpy as np
 
-Ring = list[list[float]]  # of [x, y], the last as the first
+Ring = list[list[float]]  # points [x, y]; the last equals the first
 
 
 def find_contours(mask: np.ndarray) -> list[list[Ring]]:
-    """The outlines of a mask's parts, as the coordinates of a GeoJSON MultiPolygon.
+    """The outlines of a mask's components, as the coordinates of a GeoJSON MultiPolygon.
 
-    The centre of a pixel lies inside of the polygons where the pixel is lesion, and outside where
-    it is not, so the mask can be had back from them.
+    A pixel's centre is inside the polygons if and only if the pixel is in the mask, so the mask can
+    be reconstructed from them.
 
     Args:
         mask: bool [H, W].
 
     Returns:
-        For each part its outer ring, then its holes' rings. x goes right and y down, in pixels from
-        the image's upper left corner: the centre of the first pixel is (0.5, 0.5). Each coordinate
-        is a multiple of one half.
+        For each component its outer ring, then the rings of its holes. x points right and y down,
+        in pixels from the image's upper left corner: the first pixel's centre is (0.5, 0.5).
+        Coordinates are multiples of 0.5.
     """
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return []
     top, left = int(rows[0]), int(columns[0])
     part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    # With skin all around, every ring is closed. The first of its pixels has its centre at -0.5.
+    # Padding closes every ring, and puts the centre of the first pixel at -0.5.
     lines = contourpy.contour_generator(
         z=np.pad(part, 1).astype(np.float32), fill_type=contourpy.FillType.OuterOffset
     ).filled(0.5, 2.0)
@@ -41,8 +45,8 @@ def find_contours(mask: np.ndarray) -> list[list[Ring]]:
 
 
 def _drop_collinear(ring: np.ndarray) -> np.ndarray:
-    """A closed ring [N, 2] without the points on a straight line between two others."""
+    """A closed ring [N, 2] without the points on the straight line between their neighbours."""
     steps = np.diff(ring, axis=0)
     turns = np.roll(steps, 1, axis=0)
-    kept = ring[:-1][steps[:, 0] * turns[:, 1] != steps[:, 1] * turns[:, 0]]
-    return np.concatenate([kept, kept[:1]])
+    corners = ring[:-1][steps[:, 0] * turns[:, 1] != steps[:, 1] * turns[:, 0]]
+    return np.concatenate([corners, corners[:1]])

@@ -1,11 +1,12 @@
-"""A model as one file that other programs load: ONNX, torch.export's .pt2, or safetensors.
+"""Exports a model to one file for other programs: ONNX, torch.export's .pt2, or safetensors.
 
     <out>/model.onnx | model.pt2 | model.safetensors
-          model.json     what goes in and comes out, and what was checked
-          README.md      the same for a person, with a program to start from
+          model.json     inputs, outputs, pre- and post-processing, result of the verification
+          README.md      the same for people, with an example program
 
-In ONNX and .pt2 an ensemble is one network: the mean of its members' maps, each with its own k, way
-of putting a frame in, and flips. safetensors are weights alone, for `segan.networks.segmentor`.
+In ONNX and .pt2 an ensemble is one network that returns the mean of its members' maps, each with
+its own k, resize mode and test-time augmentation. A safetensors file holds only weights, for
+`segan.networks.segmentor`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx.experimental import _config as shapes
 
@@ -31,6 +32,7 @@ from segan.errors import SeganError, UsageError
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import MIN_SIDE
+from segan.utils.html import render
 
 ExportFormat = Literal["onnx", "torch", "safetensors"]
 MODEL_FILES: dict[ExportFormat, str] = {
@@ -39,15 +41,15 @@ MODEL_FILES: dict[ExportFormat, str] = {
     "safetensors": "model.safetensors",
 }
 OPSET = 18
-PROBABILITY_TOLERANCE = 1e-4  # of a probability, in float32
-MASK_TOLERANCE = 1e-4  # share of a mask's pixels that may differ
+PROBABILITY_TOLERANCE = 1e-4  # of a float32 probability
+MASK_TOLERANCE = 1e-4  # fraction of the masks' pixels that may differ
 INPUT_NAME, OUTPUT_NAME = "image", "probability"
 
 InferenceFunction = Callable[[np.ndarray], np.ndarray]  # float32 [B, 3, H, W] to [B, classes, H, W]
 
 
 class EnsembleModule(nn.Module):
-    """All members as one network: float32 [B, 3, H, W] in [0, 1] to the mean of their maps."""
+    """All members as one network: from float32 [B, 3, H, W] in [0, 1] to their mean map."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
@@ -63,38 +65,42 @@ class EnsembleModule(nn.Module):
 def export(
     predictor: Predictor, out: str, kind: ExportFormat, tolerance: float = PROBABILITY_TOLERANCE
 ) -> dict[str, Any]:
-    """Writes the model below `out` once it was loaded again and gave what the model itself gives.
+    """Exports the model, loads the file, verifies its output, and writes it below `out`.
 
     Args:
-        tolerance: the greatest difference of a probability that passes.
+        tolerance: maximum difference of a probability.
 
     Returns:
-        What model.json says.
+        The content of model.json.
 
     Raises:
-        UsageError: what this format needs is not installed.
-        SeganError: the file gives other maps than the model; nothing is written.
+        UsageError: a package that the format needs is not installed.
+        SeganError: the file's output differs from the model's; nothing is written.
     """
     out = storage.normalise(out)
     storage.check_access(out)
-    about = describe(predictor, kind)
+    metadata = describe(predictor, kind)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / MODEL_FILES[kind]
         if kind == "safetensors":
-            _write_weights(predictor, about, file)
-            about["checked"] = _verify_weights(predictor, file)
+            _write_weights(predictor, metadata, file)
+            metadata["verification"] = _verify_weights(predictor, file)
         else:
             model = EnsembleModule(predictor)
-            _export_program(model, predictor.frame_size, about, file)
-            about["checked"] = verify_export(model, load_exported(file), predictor, tolerance)
+            _export_program(model, predictor.frame_size, metadata, file)
+            metadata["verification"] = verify_export(
+                model, load_exported(file), predictor, tolerance
+            )
         storage.write_bytes(storage.join(out, MODEL_FILES[kind]), file.read_bytes())
-    storage.write_bytes(storage.join(out, "README.md"), _readme(about).encode())
-    storage.write_json(storage.join(out, "model.json"), about)
-    return about
+    storage.write_bytes(
+        storage.join(out, "README.md"), render("segan/inference/export.md.j2", **metadata).encode()
+    )
+    storage.write_json(storage.join(out, "model.json"), metadata)
+    return metadata
 
 
 def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
-    """What a program must know to use the file, which carries it as metadata too."""
+    """The metadata that programs need to use the file; also stored in the file itself."""
     width, height = predictor.frame_size
     return {
         "segan": segan.__version__,
@@ -108,8 +114,8 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
                 "k": float(member.read().logistic.k),
                 "threshold": member.threshold,
                 "network": member.config.network.model_dump(mode="json"),
-                "frame": member.config.evaluation.resize_mode,
-                "flips": member.config.evaluation.tta,
+                "resize_mode": member.config.evaluation.resize_mode,
+                "tta": member.config.evaluation.tta,
             }
             for member in predictor.members
         ],
@@ -117,26 +123,27 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
         "input": {
             "name": INPUT_NAME,
             "layout": "[batch, channel, height, width], channels red, green, blue",
-            "type": "float32",
+            "dtype": "float32",
             "range": [0, 1],
             "min_side": MIN_SIDE,
         },
         "output": {
             "name": OUTPUT_NAME,
             "layout": "[batch, class, height, width], of the input's height and width",
-            "type": "float32",
+            "dtype": "float32",
             "range": [0, 1],
         },
-        "before": "upright RGB of 8 bits, resized to the frame bilinearly with antialiasing (as "
-        "Pillow's BILINEAR does), divided by 255",
-        "after": "resized to the image's size bilinearly without antialiasing, pixel centres at "
-        "(i + 0.5) * scale - 0.5 and edges repeated; a pixel above the threshold is lesion",
+        "preprocessing": "upright 8-bit RGB, resized to the frame bilinearly with antialiasing (as "
+        "Pillow's BILINEAR), divided by 255",
+        "postprocessing": "resized to the image's size bilinearly without antialiasing, pixel "
+        "centres at (i + 0.5) * scale - 0.5 and edges repeated; a pixel above the threshold is "
+        "lesion",
         "threshold": predictor.threshold,
     }
 
 
 def load_exported(file: Path) -> InferenceFunction:
-    """An exported network as a function, by what its format needs and nothing of this project's."""
+    """An exported network as a function, using only ONNX Runtime or torch."""
     if file.suffix == ".onnx":
         runtime = _import_optional("onnxruntime")
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -155,39 +162,42 @@ def load_exported(file: Path) -> InferenceFunction:
 def verify_export(
     model: EnsembleModule, exported: InferenceFunction, predictor: Predictor, tolerance: float
 ) -> dict[str, Any]:
-    """Compares the two on drawn images, one and several at once, at the frame's and other sizes.
+    """Compares the outputs on synthetic images, of several batch sizes and image sizes.
+
+    Returns:
+        The differences found.
 
     Raises:
-        SeganError: a probability or too many pixels of the masks differ.
+        SeganError: a probability, or too many pixels of the masks, differ.
     """
-    greatest, pixels, total, sizes = 0.0, 0, 0, []
+    max_difference, differing, total, shapes_tested = 0.0, 0, 0, []
     for images in _synthetic_batches(predictor.frame_size):
-        mine, theirs = model(torch.from_numpy(images)).numpy(), exported(images)
-        greatest = max(greatest, float(np.abs(mine - theirs).max()))
-        pixels += int(((mine > predictor.threshold) != (theirs > predictor.threshold)).sum())
-        total += mine.size
-        sizes.append(list(images.shape))
-    if not greatest <= tolerance or pixels > MASK_TOLERANCE * total:
+        expected, found = model(torch.from_numpy(images)).numpy(), exported(images)
+        max_difference = max(max_difference, float(np.abs(expected - found).max()))
+        differing += int(((expected > predictor.threshold) != (found > predictor.threshold)).sum())
+        total += expected.size
+        shapes_tested.append(list(images.shape))
+    if not max_difference <= tolerance or differing > MASK_TOLERANCE * total:
         raise SeganError(
-            f"{predictor.name}: the exported network's probabilities differ by {greatest:.2g} "
-            f"from the model's, expected {tolerance:g} at most, and {pixels} of {total} pixels of "
-            f"masks, expected {MASK_TOLERANCE * total:.0f} at most; nothing was written "
-            "(--tolerance takes another bound)"
+            f"{predictor.name}: the exported network's probabilities differ from the model's by "
+            f"{max_difference:.2g} (expected at most {tolerance:g}), and {differing} of {total} "
+            f"mask pixels differ (expected at most {MASK_TOLERANCE * total:.0f}); nothing was "
+            "written; set another bound with --tolerance"
         )
     return {
-        "inputs": sizes,
-        "greatest_difference": greatest,
+        "input_shapes": shapes_tested,
+        "max_abs_difference": max_difference,
         "tolerance": tolerance,
-        "pixels_of_masks_that_differ": pixels,
-        "pixels": total,
+        "differing_pixels": differing,
+        "total_pixels": total,
     }
 
 
 def _synthetic_batches(size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Batches of drawn images, float32 [B, 3, H, W] in [0, 1]."""
+    """Batches of synthetic images, float32 [B, 3, H, W] in [0, 1]."""
     width, height = size
-    wanted = ((1, size), (3, size), (1, (height, width)), (2, (width + 77, height + 31)))
-    for seed, (count, shape) in enumerate(wanted):
+    batches = ((1, size), (3, size), (1, (height, width)), (2, (width + 77, height + 31)))
+    for seed, (count, shape) in enumerate(batches):
         images = np.stack([generate_pair(seed, index, shape)[0] for index in range(count)])
         yield np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
 
@@ -196,58 +206,54 @@ def _export_program(
     model: EnsembleModule, size: tuple[int, int], metadata: dict[str, Any], file: Path
 ) -> None:
     example = torch.rand(2, 3, size[1], size[0])
-    free = torch.export.Dim.DYNAMIC
-    # Sizes of 1, as a batch of one's, are to be no case of their own.
+    dynamic = torch.export.Dim.DYNAMIC
+    # Without specialisation on sizes of 1, so that a batch of one passes too.
     any_size = shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), any_size:
         program = torch.export.export(
-            model, (example,), dynamic_shapes={INPUT_NAME: {0: free, 2: free, 3: free}}
+            model, (example,), dynamic_shapes={INPUT_NAME: {0: dynamic, 2: dynamic, 3: dynamic}}
         )
     if file.suffix == ".pt2":
         torch.export.save(program, str(file), extra_files={"model.json": json.dumps(metadata)})
         return
     _import_optional("onnxscript")
     onnx = _import_optional("onnx")
-    # It warns of every operator of a package that nothing here uses.
+    # It warns about each operator of torchvision, which is not used here.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program,
         input_names=[INPUT_NAME],
         output_names=[OUTPUT_NAME],
         opset_version=OPSET,
         verbose=False,
     )
-    assert made is not None, "the exporter of torch 2.9 and later gives a program"
-    proto = made.model_proto  # made anew each time
-    onnx.helper.set_model_props(proto, {key: _to_metadata(metadata[key]) for key in metadata})
+    assert onnx_program is not None  # None only of the exporter before torch 2.9
+    proto = onnx_program.model_proto  # a new copy at each access
+    onnx.helper.set_model_props(proto, _to_properties(metadata))
     onnx.save(proto, str(file))
 
 
 def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -> None:
-    from safetensors.torch import save_file
-
     weights = {
         f"{i}.{name}": value.contiguous()
         for i, member in enumerate(predictor.members, 1)
         for name, value in member.read().cpu().state_dict().items()
     }
-    save_file(weights, file, {key: _to_metadata(metadata[key]) for key in metadata})
+    save_file(weights, file, _to_properties(metadata))
 
 
 def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    found = load_file(file)
+    stored = load_file(file)
     for i, member in enumerate(predictor.members, 1):
         for name, value in member.read().state_dict().items():
-            if not torch.equal(found.pop(f"{i}.{name}"), value):
-                raise SeganError(f"{predictor.name}: {i}.{name} is not what was written")
-    assert not found, "no weights of anything else"
-    return {"weights": "equal bit for bit"}
+            if not torch.equal(stored[f"{i}.{name}"], value):
+                raise SeganError(f"{predictor.name}: weight {i}.{name} differs in the export")
+    return {"weights": "bitwise equal"}
 
 
-def _to_metadata(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _to_properties(metadata: dict[str, Any]) -> dict[str, str]:
+    """The metadata as strings: JSON for everything else."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
 
 
 def _import_optional(package: str) -> Any:
@@ -258,11 +264,3 @@ def _import_optional(package: str) -> Any:
             f"{package} is not installed, which --format onnx needs; in the checkout, run "
             "pip install -e '.[export]'"
         ) from None
-
-
-def _readme(metadata: dict[str, Any]) -> str:
-    source = jinja2.PackageLoader("segan.inference", "")
-    templates = jinja2.Environment(  # noqa: S701  (Markdown)
-        loader=source, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return templates.get_template("export.md.j2").render(metadata)

@@ -1,11 +1,11 @@
-"""Masks and maps as files; masks in the challenge's names: ISIC_0000000_segmentation.png, 0 or 255.
+"""Writes masks, under the ISIC challenge's file names, and optional maps.
 
-    <out>/ISIC_0000000_segmentation.png
-          probability/ISIC_0000000_probability.png       where asked for
-          disagreement/ISIC_0000000_disagreement.png     where asked for
+    <out>/ISIC_0000000_segmentation.png                  0 or 255
+          probability/ISIC_0000000_probability.png       optional: the members' mean
+          uncertainty/ISIC_0000000_uncertainty.png       optional: their standard deviation
 
-Maps are grey PNG of 16 bits at the image's size, value / 65535 in [0, 1]: the mean of the members'
-probabilities, and the distance of the greatest of them from the least.
+Maps are 16-bit greyscale PNGs at the image's size; value / 65535 is the probability or its standard
+deviation over the members.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,23 +23,24 @@ from segan import storage
 from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import MASK_SUFFIX, read_image
 from segan.errors import SeganError, StorageError
+from segan.inference.frames import std_map
 from segan.inference.pipeline import ImageSize, Row
-from segan.inference.predictor import Predictor
+from segan.inference.predictor import Predictor, resize_map
 from segan.inference.region_stats import region_stats
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-PROBABILITY, UNCERTAINTY = "probability", "disagreement"
+PROBABILITY, UNCERTAINTY = "probability", "uncertainty"
 EXCLUDED_SUFFIXES = (MASK_SUFFIX, "_superpixels", f"_{PROBABILITY}", f"_{UNCERTAINTY}")
-UINT16_MAX = 65535  # what 1 is in a map's file
+UINT16_MAX = 65535  # encodes 1.0 in a map's file
 
 
 def find_images(uri: str) -> list[str]:
-    """The URIs of the images below `uri`, or `uri` itself where it is one.
+    """The URIs of the images below `uri`, or `uri` itself if it is an image.
 
-    Masks, maps, superpixels and files of other kinds are passed over.
+    Masks, maps, superpixels and files of other kinds are skipped.
 
     Raises:
-        SeganError: there is none, or two of them would share one mask's name.
+        SeganError: there are no images, or two of them would have the same mask name.
         StorageError: it cannot be reached.
     """
     storage.check_access(uri)
@@ -60,7 +60,7 @@ def find_images(uri: str) -> list[str]:
     for name in names:
         other = masks.setdefault(mask_name(name), name)
         if other != name:
-            raise SeganError(f"{uri}: {other} and {name} would both become {mask_name(name)}")
+            raise SeganError(f"{uri}: {other} and {name} have the same mask name {mask_name(name)}")
     return [storage.join(storage.normalise(uri), name) for name in names]
 
 
@@ -74,52 +74,45 @@ def mask_name(image: str) -> str:
 
 @dataclass(frozen=True)
 class MaskWriter:
-    """Work for `segan.inference.pipeline`: each image's mask, and the maps asked for, below `out`.
+    """An image task that writes each image's mask, and its maps of `map_kinds`, below `out`.
 
-    An item is an image's URI. A row says what `segan.inference.predictions.Predicted` does.
+    Items are URIs of images; rows have the fields of `segan.inference.predictions.PredictionRow`.
     """
 
     out: str
-    map_kinds: tuple[str, ...] = ()  # of PROBABILITY and DISAGREEMENT
+    map_kinds: tuple[str, ...] = ()  # PROBABILITY and UNCERTAINTY
 
     def file_names(self, image: str) -> list[str]:
-        """The names below `out` of what is written of an image, its mask's last."""
-        named = [f"{kind}/{image_id(image)}_{kind}.png" for kind in self.map_kinds]
-        return [*named, mask_name(image)]
+        """The names below `out` of the files of an image; the mask is the last."""
+        maps = [f"{kind}/{image_id(image)}_{kind}.png" for kind in self.map_kinds]
+        return [*maps, mask_name(image)]
 
     def read(self, image: str) -> Image.Image:
         return read_image(image)
 
     def process(self, predictor: Predictor, image: str, maps: Tensor, size: ImageSize) -> Row:
-        whole = predictor.postprocess(maps, size)
-        alone = predictor.postprocess_members(maps, size) if len(predictor.members) > 1 else ()
-        found = region_stats(whole, [member.mask for member in alone])
-        content = {
-            PROBABILITY: lambda: _encode_map(whole.probability),
-            UNCERTAINTY: lambda: _encode_map(_member_range(maps, size)),
+        prediction = predictor.postprocess(maps, size)
+        members = predictor.postprocess_members(maps, size) if len(predictor.members) > 1 else ()
+        stats = region_stats(prediction, [member.mask for member in members])
+        values = {
+            PROBABILITY: lambda: prediction.probability,
+            UNCERTAINTY: lambda: resize_map(std_map(maps), size),
         }
-        *beside, mask = self.file_names(image)
-        for kind, name in zip(self.map_kinds, beside, strict=True):
-            storage.write_bytes(storage.join(self.out, name), content[kind]())
-        png = encode_mask(whole.mask)
-        storage.write_bytes(storage.join(self.out, mask), png)
-        place = {"id": image_id(image), "image": image, "mask": mask, "bytes": len(png)}
-        return place | {"width": size[0], "height": size[1]} | dataclasses.asdict(found)
+        *map_files, mask_file = self.file_names(image)
+        for kind, name in zip(self.map_kinds, map_files, strict=True):
+            storage.write_bytes(storage.join(self.out, name), _encode_map(values[kind]()))
+        png = encode_mask(prediction.mask)
+        storage.write_bytes(storage.join(self.out, mask_file), png)
+        file = {"id": image_id(image), "image": image, "mask": mask_file, "bytes": len(png)}
+        return file | {"width": size[0], "height": size[1]} | dataclasses.asdict(stats)
 
     def on_error(self, image: str, error: RejectedError) -> Row:
-        return {"id": image_id(image), "image": image, "reject": str(error)}
+        return {"id": image_id(image), "image": image, "error": str(error)}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """A mask, bool [H, W], as a PNG of 0 and 255."""
     return _encode_png(mask.astype(np.uint8) * 255)
-
-
-def _member_range(maps: Tensor, size: ImageSize) -> np.ndarray:
-    """Greatest less least probability among members, float32 [height, width]."""
-    width, height = size
-    full = F.interpolate(maps[None], (height, width), mode="bilinear", align_corners=False)[0]
-    return (full.amax(0) - full.amin(0)).numpy()
 
 
 def _encode_map(values: np.ndarray) -> bytes:

@@ -1,9 +1,9 @@
-"""Many images through a model: reading, segmenting and finishing side by side.
+"""Batch inference on many images, with reading, segmentation and post-processing in parallel.
 
-Threads read and decode the images to come and finish those that were segmented, while batches of
-frames go through the network. Pillow, zlib, the network and storage leave Python's lock alone, so
-all of it happens at the same time. What is in memory does not grow with the number of images: a few
-batches of frames and maps, and each thread's one image.
+Threads read and decode the next images and post-process the segmented ones, while batches of frames
+go through the network. Pillow, zlib, the network and storage release the GIL, so all of it runs in
+parallel. Memory does not grow with the number of images: it holds a few batches of frames and maps,
+and one image per thread.
 """
 
 from __future__ import annotations
@@ -24,59 +24,58 @@ from segan.inference.predictor import Predictor
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
-Row = dict[str, Any]  # plain values, which can travel as JSON
+Row = dict[str, Any]  # JSON-serialisable values
 ImageSize = tuple[int, int]
+_Loaded = tuple[Tensor, ImageSize] | RejectedError  # a frame and its image's size
 
-
-CPU_BATCH_SIZE = (
-    4  # frames at once: their activations stay near the core, where 25 take 1.3 times as long
-)
+# Frames per batch on a CPU: the activations fit its caches; a batch of 25 takes 1.3 times as long.
+CPU_BATCH_SIZE = 4
 
 
 class ImageTask(Protocol[Item_contra]):
-    """What is to be done with each image; called from threads, and sent to workers."""
+    """The work for each image; called from several threads, and pickled to be sent to workers."""
 
     def read(self, item: Item_contra) -> Image.Image:
-        """The image; raises RejectedError where it cannot be used."""
+        """The image of an item; raises RejectedError if it is unusable."""
 
     def process(
         self, predictor: Predictor, item: Item_contra, maps: Tensor, size: ImageSize
     ) -> Row:
-        """What becomes of an image, by its maps [members, H, W] and its size (width, height)."""
+        """The row of an image, from its maps [members, H, W] and its size (width, height)."""
 
     def on_error(self, item: Item_contra, error: RejectedError) -> Row:
-        """What becomes of an image that `read` refused; may raise the error."""
+        """The row of an image that `read` rejected; may raise the error instead."""
 
 
 def run_image_task(
     predictor: Predictor, items: Iterable[Item], task: ImageTask[Item], threads: int = 0
 ) -> Iterator[Row]:
-    """What `work` makes of each item, in the items' order.
+    """The row of each item, in the order of the items.
 
     Args:
-        threads: that read and finish; 0 for one a core.
+        threads: for reading and post-processing; 0 for one per core.
 
     Raises:
-        StorageError, RejectedError: what `work` raises ends everything.
+        StorageError, RejectedError: raised by the task; it ends the iteration.
     """
     batch = predictor.members[0].config.evaluation.batch_size
     if not torch.cuda.is_available():
         batch = min(batch, CPU_BATCH_SIZE)
 
-    def load(item: Item) -> tuple[Tensor, ImageSize] | RejectedError:
+    def load(item: Item) -> _Loaded:
         try:
             image = task.read(item)
         except RejectedError as error:
             return error
         return predictor.preprocess(image), image.size
 
-    def submit(item: Item) -> tuple[Item, Future[tuple[Tensor, ImageSize] | RejectedError]]:
+    def submit(item: Item) -> tuple[Item, Future[_Loaded]]:
         return item, pool.submit(load, item)
 
-    # Of torch each of these threads takes one of its own; the network has the cores.
+    # Torch uses one thread in each of these; all cores are left to the network.
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "segan", torch.set_num_threads, (1,))
-    left = iter(items)
-    loading = deque(submit(item) for item in itertools.islice(left, 2 * batch))
+    remaining = iter(items)
+    loading = deque(submit(item) for item in itertools.islice(remaining, 2 * batch))
     finishing: deque[Future[Row]] = deque()
     try:
         while loading:
@@ -84,14 +83,15 @@ def run_image_task(
                 (item, future.result())
                 for item, future in (loading.popleft() for _ in range(min(batch, len(loading))))
             ]
-            loading.extend(submit(item) for item in itertools.islice(left, batch))
-            frames = [one[0] for _, one in loaded if not isinstance(one, RejectedError)]
+            loading.extend(submit(item) for item in itertools.islice(remaining, batch))
+            frames = [result[0] for _, result in loaded if not isinstance(result, RejectedError)]
             maps = iter(predictor.predict_proba(torch.stack(frames)) if frames else ())
-            for item, one in loaded:
-                if isinstance(one, RejectedError):
-                    finishing.append(pool.submit(task.on_error, item, one))
+            for item, result in loaded:
+                if isinstance(result, RejectedError):
+                    finishing.append(pool.submit(task.on_error, item, result))
                 else:
-                    finishing.append(pool.submit(task.process, predictor, item, next(maps), one[1]))
+                    size = result[1]
+                    finishing.append(pool.submit(task.process, predictor, item, next(maps), size))
             while len(finishing) > batch:
                 yield finishing.popleft().result()
         while finishing:

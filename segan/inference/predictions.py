@@ -1,10 +1,10 @@
-"""predictions.csv: a row for each image of a place, by which a prediction that stopped goes on.
+"""The table of predictions of an output folder, which makes `segan predict` resumable.
 
-    <out>/predictions.json    the weights, threshold and flips that everything here is of
-          predictions.csv     a row for each image that was done or rejected
+    <out>/predictions.json    the model of all masks: weights, threshold and test-time augmentation
+          predictions.csv     a row for each processed or rejected image
 
-The table is written whole now and then and at the end, so it is never half a one. What was done
-since it was last written is done again.
+The table is replaced as a whole, every SAVE_INTERVAL_S seconds and at the end. After a crash,
+images processed since the last save are processed again.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from segan.inference.predictor import Predictor
 from segan.runs.identity import require_same
 
 TABLE_FILE, MODEL_FILE = "predictions.csv", "predictions.json"
-SAVE_INTERVAL_S = 30.0  # seconds between two writings of the table
-MAX_SAVE_FRACTION = 0.05  # of the time that writing it may take at most
+SAVE_INTERVAL_S = 30.0  # between two saves of the table
+MAX_SAVE_FRACTION = 0.05  # of the run time that saves may take
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """An image's row.
+    """The row of an image.
 
     Attributes:
         image: its URI.
-        mask: name of the mask's file, `bytes` its size; both nothing of a rejected image.
+        mask, bytes: the mask's file name and size; empty and 0 for a rejected image.
         width, height: of image and mask, pixels.
-        area, share, parts, confidence, disagreement, flags:
-        `segan.inference.region_stats.RegionStats`.
-        reject: why the image could not be read, or nothing.
+        area, area_fraction, num_components, confidence, disagreement, flags: see
+            `segan.inference.region_stats.RegionStats`.
+        error: why the image could not be read; "" if it could.
     """
 
     id: str
@@ -61,10 +61,13 @@ _ROWS = TypeAdapter(list[PredictionRow])
 
 
 class PredictionTable:
-    """The rows of a place, as they come.
+    """The rows of an output folder, saved periodically; a context manager that saves at its end.
+
+    Args:
+        overwrite: drop the rows of an earlier run instead of resuming it.
 
     Raises:
-        UsageError: what is there is another model's, or of another threshold or flips.
+        UsageError: the folder holds masks of other weights, another threshold or other flips.
         StorageError: it cannot be read or written.
     """
 
@@ -72,46 +75,47 @@ class PredictionTable:
         self._task, self._model = task, _describe(predictor)
         self._rows: dict[str, PredictionRow] = {}
         self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
-        place = storage.join(task.out, MODEL_FILE)
-        there = storage.read_json(place) if storage.exists(place) else None
-        if there is not None and not overwrite:
-            _require_same_model(task.out, self._model, there)
+        model_uri = storage.join(task.out, MODEL_FILE)
+        existing = storage.read_json(model_uri) if storage.exists(model_uri) else None
+        if existing is not None and not overwrite:
+            _require_same_model(task.out, self._model, existing)
             self._rows = {row.id: row for row in read_predictions(task.out)}
             return
         if storage.exists(storage.join(task.out, TABLE_FILE)):
-            storage.delete_file(storage.join(task.out, TABLE_FILE))  # first: its rows are another's
-        storage.write_json(place, self._model)
+            storage.delete_file(
+                storage.join(task.out, TABLE_FILE)
+            )  # first, as its rows belong to another model
+        storage.write_json(model_uri, self._model)
 
     def find_missing(self, images: Sequence[str]) -> list[str]:
-        """Those of which not everything that is asked for is there and whole; rejects are not."""
+        """The images whose mask or maps are missing or incomplete, and those with an error."""
         sizes = {file.name: file.size for file in storage.list_files(self._task.out)}
 
-        def is_there(image: str) -> bool:
+        def is_complete(image: str) -> bool:
             row = self._rows.get(image_id(image))
             if row is None or row.image != image or row.error or sizes.get(row.mask) != row.bytes:
                 return False
             return all(sizes.get(name) for name in self._task.file_names(image))
 
-        return [image for image in images if not is_there(image)]
+        return [image for image in images if not is_complete(image)]
 
     def add(self, row: dict[str, Any]) -> None:
-        one = PredictionRow(**row)
-        self._rows[one.id] = one
+        self._rows[row["id"]] = PredictionRow(**row)
         if time.monotonic() - self._last_save > self._save_interval:
             self.save()
 
     def get_rows(self, images: Sequence[str]) -> list[PredictionRow]:
-        """The rows of these images that are done or rejected, by id."""
+        """The rows of these images, sorted by id; images not processed yet have none."""
         ids = sorted(image_id(image) for image in images)
-        return [self._rows[one] for one in ids if one in self._rows]
+        return [self._rows[id_] for id_ in ids if id_ in self._rows]
 
     def save(self) -> None:
-        """Writes the table, by id."""
+        """Writes the table, sorted by id."""
         began = time.monotonic()
         sink = io.StringIO()
         table = csv.DictWriter(sink, [field.name for field in fields(PredictionRow)])
         table.writeheader()
-        table.writerows(asdict(self._rows[one]) for one in sorted(self._rows))
+        table.writerows(asdict(self._rows[id_]) for id_ in sorted(self._rows))
         storage.write_bytes(storage.join(self._task.out, TABLE_FILE), sink.getvalue().encode())
         self._last_save = time.monotonic()
         self._save_interval = max(SAVE_INTERVAL_S, (self._last_save - began) / MAX_SAVE_FRACTION)
@@ -120,14 +124,14 @@ class PredictionTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.save()  # of what was stopped or failed, too, so that it need not be done again
+        self.save()  # also after an error, so that finished images are not repeated
 
 
 def read_predictions(out: str) -> list[PredictionRow]:
-    """The rows of a place; none where there is no table.
+    """The rows of an output folder; empty if it has no table.
 
     Raises:
-        StorageError: it is no such table.
+        StorageError: the table is invalid.
     """
     name = storage.join(out, TABLE_FILE)
     if not storage.exists(name):
@@ -145,14 +149,16 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         "model": predictor.name,
         "weights": [member.sha256 for member in predictor.members],
         "threshold": predictor.threshold,
-        "flips": [member.config.evaluation.tta for member in predictor.members],
+        "tta": [member.config.evaluation.tta for member in predictor.members],
     }
 
 
 def _require_same_model(out: str, expected: dict[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
-        raise StorageError(f"{storage.join(out, MODEL_FILE)}: expected what `segan predict` wrote")
-    keys = ("weights", "threshold", "flips")  # not `model`: a model may move
+        raise StorageError(
+            f"{storage.join(out, MODEL_FILE)}: expected a file written by `segan predict`"
+        )
+    keys = ("weights", "threshold", "tta")  # not `model`: a model may move
     require_same(
         {key: expected[key] for key in keys},
         {key: found.get(key) for key in keys},

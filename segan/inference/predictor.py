@@ -1,4 +1,4 @@
-"""Masks for any image: a trained segmentor, or an ensemble of them, behind one call."""
+"""Loads a trained segmentor or an ensemble and segments images of any size."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from segan.runs.run import find_checkpoint
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one image, at that image's size.
+    """A model's output for one image, at the image's size.
 
     Attributes:
         probability: float32 [H, W] in [0, 1].
-        mask: bool [H, W], where the probability is above the threshold.
+        mask: bool [H, W]; true where the probability is above the threshold.
     """
 
     probability: np.ndarray
@@ -40,11 +40,11 @@ class Member:
     """One segmentor of a model.
 
     Attributes:
-        read: gives it, in evaluation mode: from memory, or from storage at each call.
-        config: of its run, which says how a frame is put in.
-        threshold: of its own maps, in (0, 1).
-        name: the URI of its checkpoint, for tables.
-        sha256: of its weights in storage; "" where they are in memory alone.
+        read: returns the segmentor in evaluation mode, from memory or from storage.
+        config: of its run; `evaluation` selects how frames are segmented.
+        threshold: for its own maps, in (0, 1).
+        name: the URI of its checkpoint.
+        sha256: of its weights in storage; "" if they exist only in memory.
     """
 
     read: Callable[[], Segmentor]
@@ -57,10 +57,14 @@ class Member:
     def from_checkpoint(
         cls, checkpoint: Checkpoint, cache: bool = True, tta: bool | None = None
     ) -> Member:
-        """A checkpoint's; raises StorageError at once where it is to be held and is damaged.
+        """The member of a checkpoint.
 
         Args:
-            flips: instead of its configuration's `evaluation.tta`.
+            cache: read the weights now and keep them in memory, instead of reading them per call.
+            tta: overrides the configuration's `evaluation.tta`.
+
+        Raises:
+            StorageError: with `cache`, the weights cannot be read or do not match their checksum.
         """
         read: Callable[[], Segmentor] = functools.partial(read_segmentor, checkpoint)
         if cache:
@@ -73,15 +77,15 @@ class Member:
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] to probabilities [B, classes, H, W], on the best device."""
+        """Maps [B, classes, H, W] of frames, uint8 [B, H, W, 3]; on the GPU if there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return segment_frames(self.read().to(device), frames.to(device), self.config)
 
 
 class Predictor:
-    """A model with the size of its frames and its threshold: the mean of its members' maps.
+    """A model whose probability map is the mean of its members' maps.
 
-    A checkpoint is a model of one member, an ensemble one of three.
+    A checkpoint is a model with one member, an ensemble a model with three.
 
     predictor = Predictor.load("s3://bucket/runs/first")
     mask = predictor(Image.open("ISIC_0000000.jpg")).mask
@@ -92,16 +96,12 @@ class Predictor:
     ):
         """
         Args:
-            size: (width, height) in pixels of a frame.
-            threshold: in (0, 1); probability above it is lesion.
-            name: of the model, from which it can be loaded again.
+            frame_size: (width, height) of a frame in pixels.
+            threshold: in (0, 1); a probability above it is lesion.
+            name: of the model: the URI to load it from.
         """
-        self.members, self.frame_size, self.threshold, self.name = (
-            members,
-            frame_size,
-            threshold,
-            name,
-        )
+        self.members, self.frame_size = members, frame_size
+        self.threshold, self.name = threshold, name
 
     @classmethod
     def load(
@@ -111,15 +111,16 @@ class Predictor:
         low_memory: bool = False,
         tta: bool | None = None,
     ) -> Predictor:
-        """An ensemble or a checkpoint by its URI, or the best checkpoint of a run by the run's.
+        """Loads a model.
 
         Args:
-            threshold: None for the one that was best on validation.
-            one_at_a_time: reads each member when its turn comes, for models that do not fit into
-                memory together; slow.
+            uri: of an ensemble, a checkpoint, or a run, of which the best checkpoint is used.
+            threshold: None for the best threshold on validation.
+            low_memory: read each member's weights per call instead of keeping all in memory; slow.
+            tta: overrides the runs' `evaluation.tta`.
 
         Raises:
-            StorageError: there is none, or it does not match its checksums.
+            StorageError: there is no model, or it does not match its checksums.
         """
         uri = storage.normalise(uri)
         storage.check_access(uri)
@@ -137,56 +138,60 @@ class Predictor:
         )
 
     def __call__(self, image: Image.Image) -> Prediction:
-        """Segments one image of any size; the map is brought back to that size bilinearly."""
+        """Segments an image of any size; the map is resized bilinearly to that size."""
         return self.postprocess(self.predict_proba(self.preprocess(image)[None])[0], image.size)
 
     def predict_members(self, image: Image.Image) -> Iterator[Prediction]:
-        """What each member alone makes of an image at its own threshold, then what all do."""
+        """Each member's prediction at its own threshold, then the prediction of the model."""
         maps = self.predict_proba(self.preprocess(image)[None])[0]
         yield from self.postprocess_members(maps, image.size)
         yield self.postprocess(maps, image.size)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An image as its members see it: uint8 [H, W, 3] of the model's frame."""
+        """The image in RGB as a frame of the model, uint8 [H, W, 3]."""
         frame = image.convert("RGB").resize(self.frame_size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(frame))
 
     def predict_proba(self, frames: Tensor) -> Tensor:
-        """Each member's map of each frame; but for rounding, its company makes no difference.
+        """The members' probability maps; independent of the batch, except for rounding.
 
         Args:
-            frames: uint8 [B, H, W, 3], of any number of images.
+            frames: uint8 [B, H, W, 3].
 
         Returns:
-            float32 [B, members, H, W] in [0, 1], of the first class, on the host.
+            float32 [B, members, H, W] in [0, 1], for the first class, on the CPU.
         """
         return torch.stack([member(frames)[:, 0] for member in self.members], dim=1).cpu()
 
     def postprocess(
         self, maps: Tensor, size: tuple[int, int], threshold: float | None = None
     ) -> Prediction:
-        """One image's prediction, as a call would give it, of its members' maps.
+        """The prediction for an image from its members' maps.
 
         Args:
-            maps: float32 [members, H, W], one image's of `maps`.
-            size: (width, height) in pixels of the image.
-            threshold: None for the model's own.
+            maps: float32 [members, H, W], one item of `predict_proba`.
+            size: (width, height) of the image in pixels.
+            threshold: None for the model's.
         """
-        width, height = size
-        mean = mean_map(maps)[None, None]
-        full = F.interpolate(mean, (height, width), mode="bilinear", align_corners=False)
-        probability = full[0, 0].numpy()
+        probability = resize_map(mean_map(maps), size)
         above = self.threshold if threshold is None else threshold
         return Prediction(probability, probability > above)
 
     def postprocess_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
-        """What `finish` gives of each member alone, at its own threshold."""
-        for member, own in zip(self.members, maps, strict=True):
-            yield self.postprocess(own[None], size, member.threshold)
+        """Each member's prediction at its own threshold, from the members' maps."""
+        for member, member_map in zip(self.members, maps, strict=True):
+            yield self.postprocess(member_map[None], size, member.threshold)
+
+
+def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A map of a frame, float32 [h, w], resized bilinearly to an image's (width, height)."""
+    width, height = size
+    full = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)
+    return full[0, 0].numpy()
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
-    """The segmentor of a checkpoint, its weights verified, in evaluation mode."""
+    """The segmentor of a checkpoint in evaluation mode; verifies the weights' checksum."""
     segmentor = Segmentor(checkpoint.config.network)
     segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR_FILE)))
     return segmentor.eval()

@@ -1,4 +1,4 @@
-"""What is said of a prediction in numbers: area, confidence, disagreement, and flags."""
+"""Summary statistics of a predicted mask: area, confidence, disagreement and flags."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from scipy.ndimage import label
 
 from segan.inference.predictor import Prediction
 
-# Below this Jaccard the ISIC challenge of 2018 counted a mask as failed.
+# The ISIC challenge of 2018 counted masks with a lower Jaccard as failed.
 LOW_CONFIDENCE = 0.65
-EIGHT_CONNECTED = np.ones((3, 3), int)  # neighbours of a pixel, the diagonal ones too
+EIGHT_CONNECTED = np.ones((3, 3), int)  # structuring element of scipy.ndimage.label
 
 
 @dataclass(frozen=True, slots=True)
 class RegionStats:
-    """Of one image's mask, at the image's size.
+    """Statistics of one mask at its image's size.
 
     Attributes:
-        area: lesion, pixels.
-        share: of the image that is lesion, in [0, 1].
-        parts: pieces of lesion that touch nowhere, not even at a corner.
-        confidence: the Jaccard that the mask would have if each pixel were lesion as often as its
-            probability says: sum of the probabilities inside over the area and the sum of those
-            outside; in [0, 1], and 0 of an empty mask.
-        disagreement: of the members' masks, each at its own threshold: one less the pixels of all
-            over the pixels of any; in [0, 1], 0 where no member draws any, None of one member.
-        flags: words of "empty" (no lesion), "border" (the lesion touches the image's edge),
-            "parts" (more than one) and "unsure" (confidence below UNSURE_BELOW).
+        area: of the lesion, pixels.
+        area_fraction: fraction of the image that is lesion, in [0, 1].
+        num_components: 8-connected components of the mask.
+        confidence: the expected Jaccard if the probabilities were calibrated: the sum of the
+            probabilities inside the mask, over its area plus the sum of those outside. In [0, 1]; 0
+            for an empty mask.
+        disagreement: 1 - IoU of the members' masks, see `disagreement`; None for a single member.
+        flags: separated by blanks: "empty" (no lesion), "border" (the lesion touches the image's
+            edge), "multiple_components" and "low_confidence" (below LOW_CONFIDENCE).
     """
 
     area: int
@@ -41,35 +40,39 @@ class RegionStats:
 
 
 def region_stats(prediction: Prediction, member_masks: Sequence[np.ndarray] = ()) -> RegionStats:
-    """The figures of a prediction.
+    """The statistics of a prediction.
 
     Args:
-        members: bool [H, W] each, the members' masks; none of a model of one.
+        member_masks: the members' masks at their own thresholds, bool [H, W] each.
     """
     mask, probability = prediction.mask, prediction.probability
     area = int(mask.sum())
     inside = float(probability.sum(where=mask, dtype=np.float64))
     outside = float(probability.sum(dtype=np.float64)) - inside
     confidence = min(1.0, inside / (area + outside)) if area else 0.0
-    parts = int(label(mask, EIGHT_CONNECTED)[1])
+    num_components = int(label(mask, EIGHT_CONNECTED)[1])
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    found = {
+    flags = {
         "empty": not area,
         "border": any(edge.any() for edge in edges),
-        "parts": parts > 1,
-        "unsure": confidence < LOW_CONFIDENCE,
+        "multiple_components": num_components > 1,
+        "low_confidence": confidence < LOW_CONFIDENCE,
     }
     return RegionStats(
         area=area,
         area_fraction=area / mask.size,
-        num_components=parts,
+        num_components=num_components,
         confidence=round(confidence, 6),
         disagreement=round(disagreement(member_masks), 6) if len(member_masks) > 1 else None,
-        flags=" ".join(flag for flag, is_so in found.items() if is_so),
+        flags=" ".join(flag for flag, is_set in flags.items() if is_set),
     )
 
 
 def disagreement(masks: Sequence[np.ndarray]) -> float:
-    """Of members' masks, bool [H, W] each: as of `Figures`, which rounds it."""
-    some, every = int(np.any(masks, 0).sum()), int(np.all(masks, 0).sum())
-    return 1 - every / some if some else 0.0
+    """1 - IoU of several masks, bool [H, W] each: in [0, 1], and 0 if all are empty.
+
+    Of the pixels in any mask, the fraction that is not in every mask. The uncertainty map,
+    `segan.inference.frames.std_map`, is the statistic per pixel.
+    """
+    union, intersection = int(np.any(masks, 0).sum()), int(np.all(masks, 0).sum())
+    return 1 - intersection / union if union else 0.0

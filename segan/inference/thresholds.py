@@ -1,4 +1,4 @@
-"""The decision thresholds that scores are swept over and the page offers."""
+"""The decision thresholds of the sweep, which the served page offers too."""
 
 from __future__ import annotations
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import PIL.Image
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult
 from segan.evaluation.slices import ImageScores
 from segan.inference.frames import mean_map
 from segan.runs.checkpoint import Checkpoint
+from segan.utils.html import jpeg_data_uri
+from segan.utils.outline import outline_path
 
 CASES_PER_GROUP = 6
 _QUALITY = 82
 
 
-class Outline(BaseModel):
+@dataclass(frozen=True)
+class Outline:
     """The outline of a mask.
 
     Attributes:
@@ -29,25 +29,21 @@ class Outline(BaseModel):
         path: SVG path in the frame's pixels.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     source: str
     path: str
 
 
-class Case(BaseModel):
+@dataclass(frozen=True)
+class Case:
     """An image with the outlines of its masks."""
-
-    model_config = ConfigDict(frozen=True)
 
     scores: ImageScores
     image_data_uri: str
     outlines: tuple[Outline, ...]
 
 
-class CaseGroup(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+@dataclass(frozen=True)
+class CaseGroup:
     title: str
     description: str
     cases: tuple[Case, ...]
@@ -134,37 +130,9 @@ def _outline_case(
 ) -> Case:
     return Case(
         scores=result.images[index],
-        image_data_uri=to_data_uri(maps.samples.image[index]),
+        image_data_uri=jpeg_data_uri(maps.samples.image[index], quality=_QUALITY),
         outlines=tuple(
             Outline(source=source, path=outline_path(np.asarray(mask.any(0))))
             for source, mask in masks.items()
         ),
     )
-
-
-def outline_path(mask: np.ndarray) -> str:
-    """The edges between a mask, bool [H, W], and what is outside it, as an SVG path.
-
-    A pixel is a unit square. The frame's edge is no outline: a lesion that it cuts stays open
-    there.
-    """
-    across = [f"M{x} {y}H{end}" for y, x, end in _edge_runs(mask[1:] != mask[:-1])]
-    down = [f"M{x} {y}V{end}" for x, y, end in _edge_runs((mask[:, 1:] != mask[:, :-1]).T)]
-    return "".join(across + down)
-
-
-def _edge_runs(edges: np.ndarray) -> list[tuple[int, int, int]]:
-    """(row + 1, first, last + 1) of each run of true in the rows of bool [N, M]."""
-    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
-    return [
-        (int(row) + 1, int(first), int(end))
-        for (row, first), (_, end) in zip(starts, ends, strict=True)
-    ]
-
-
-def to_data_uri(image: np.ndarray) -> str:
-    """An image, uint8 [H, W, 3], as a JPEG data URI: about 8 kB for 180 x 135 pixels."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

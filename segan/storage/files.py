@@ -1,9 +1,4 @@
-"""One door to storage: local folders and `s3://` buckets by the same calls.
-
-Credentials, region and endpoint come from the environment alone (`AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, ...), so no key is ever an argument, a field or part
-of something pickled: objects carry URIs, and each process opens them for itself.
-"""
+"""Local folders and `s3://` buckets by the same functions; re-exported by `segan.storage`."""
 
 from __future__ import annotations
 
@@ -28,16 +23,20 @@ from segan.storage import s3
 
 _LOCAL_FS = fs.LocalFileSystem()
 _retry_checks = False
-_ERRNO_ADVICE = dict.fromkeys(
-    (errno.ENOSPC, errno.EDQUOT), "; make room and give the command again"
+_ERRNO_ADVICE = (
+    dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; free some space and run the command again"
+    )
+    | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; check the permissions")
+    | dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "; check the path")
 )
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file below a URI: its name relative to it, with `/` between folders, and its size.
+    """A file below a URI: its name relative to the URI, with `/` between folders, and its size.
 
-    Two are equal by name and size alone, whenever they were written.
+    Equality compares names and sizes only.
     """
 
     name: str
@@ -50,58 +49,61 @@ def is_s3(uri: str) -> bool:
 
 
 def normalise(uri: str) -> str:
-    """`uri` without a trailing slash; a local path becomes absolute.
+    """Returns `uri` without a trailing slash; a local path becomes absolute.
 
     Raises:
-        UsageError: a scheme that is neither a path nor `s3://`, no bucket in it, or keys.
+        UsageError: the URI is neither a path nor `s3://`, names no bucket, or contains credentials.
     """
     if is_s3(uri):
         bucket = urlsplit(uri).netloc
-        if "@" in bucket:  # not repeated: what stands before it may be a key
+        if "@" in bucket:  # the message omits the URI, which may contain a secret
             raise UsageError(
-                "s3://...@...: keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "never into a URI"
+                "s3://...@...: expected no credentials in the URI; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
             )
         if not bucket:
-            raise UsageError(f"{uri}: no bucket in it; expected s3://bucket/prefix")
+            raise UsageError(f"{uri}: bucket name missing; expected s3://bucket/prefix")
         return uri.rstrip("/")
     if ("://" in uri and not uri.startswith("file://")) or uri.startswith("s3:"):
         raise UsageError(f"{uri}: expected a local path or s3://bucket/prefix")
-    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+    try:
+        with os_errors(uri):
+            return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+    except RuntimeError:
+        raise UsageError(f"{uri}: expected an existing user after ~") from None
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri` with names appended; a name that would leave its folder is refused with UsageError."""
+    """Appends names to `uri`; raises UsageError for a name that would leave the folder."""
     for name in names:
         parts = name.split("/")
         if name.startswith(("/", "~")) or "\\" in name or any(p in ("", ".", "..") for p in parts):
-            raise UsageError(f"{name!r}: not a name inside {uri}")
+            raise UsageError(f"{name!r}: expected a name inside {uri}")
     return "/".join([uri.rstrip("/"), *names])
 
 
 def basename(uri: str) -> str:
-    """What stands after the last slash."""
+    """Returns the part after the last slash."""
     return uri.rpartition("/")[2]
 
 
 def read_bytes(uri: str) -> bytes:
     if is_s3(uri):
         return b"".join(s3.stream_object(uri))
-    with _storage_errors(uri):
+    with os_errors(uri):
         return Path(normalise(uri)).read_bytes()
 
 
 class RandomAccessFile:
-    """A file read in pieces, each of them one ranged request in S3; a context manager.
-
-    Threads may share it.
+    """A file read at arbitrary offsets, in S3 by ranged requests; a context manager, thread-safe.
 
     Attributes:
         size: in bytes.
-        version: another one when the file is another one.
+        etag: identifies the content; differs once the file is replaced.
 
     Raises:
-        StorageError: it cannot be opened; NotFoundError where it is not there.
+        NotFoundError: the file does not exist.
+        StorageError: the file cannot be opened.
     """
 
     def __init__(self, uri: str) -> None:
@@ -113,22 +115,22 @@ class RandomAccessFile:
                 raise NotFoundError(f"{uri}: not found")
             self.size, self.etag = info.size, info.etag
             return
-        with _storage_errors(uri):
+        with os_errors(uri):
             path = normalise(uri)
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-                raise StorageError(f"{uri}: expected a file, found another kind of thing")
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+                raise StorageError(f"{uri}: expected a regular file")
             self.size, self.etag = status.st_size, f"{status.st_ino} {status.st_mtime_ns}"
             self._file = open(path, "rb")  # noqa: SIM115  (closed by `__exit__`)
 
     def read_at(self, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on, fewer where the file ends before."""
+        """Returns `length` bytes from `start`, or fewer at the end of the file."""
         if not 0 <= start < self.size:
             return b""
         length = min(length, self.size - start)
         if self._file is None:
             return b"".join(s3.stream_object(self.uri, start, length, self.etag))
-        with _storage_errors(self.uri):
+        with os_errors(self.uri):
             return os.pread(self._file.fileno(), length, start)
 
     def __enter__(self) -> RandomAccessFile:
@@ -140,17 +142,17 @@ class RandomAccessFile:
 
 
 def read_chunks(uri: str) -> Iterator[bytes]:
-    """A file's content in pieces, so that it need not fit in memory."""
+    """Yields a file's content in chunks, so that it need not fit in memory."""
     if is_s3(uri):
         yield from s3.stream_object(uri)
         return
-    with _storage_errors(uri), open(normalise(uri), "rb") as file:
+    with os_errors(uri), open(normalise(uri), "rb") as file:
         while chunk := file.read(s3.CHUNK_BYTES):
             yield chunk
 
 
 def file_sha256(uri: str, on_progress: Callable[[int], object] = lambda number: None) -> str:
-    """`tell` is called with the number of bytes read."""
+    """Returns the hex digest of a file; `on_progress` gets the size of each chunk read."""
     digest = hashlib.sha256()
     for chunk in read_chunks(uri):
         digest.update(chunk)
@@ -164,15 +166,15 @@ def download(
     expected_sha256: str,
     on_progress: Callable[[int], object] = lambda number: None,
 ) -> None:
-    """Copies a file to a local path, where it appears whole and only with the right checksum.
+    """Copies a file to a local path atomically, after its checksum has been verified.
 
-    `tell` is called with the number of bytes read.
+    `on_progress` gets the size of each chunk read.
 
     Raises:
-        StorageError: its sha256 is not `expected`; what was at `target` is still there.
+        StorageError: the sha256 is not `expected_sha256`; `target` is left unchanged.
     """
     digest, size = hashlib.sha256(), 0
-    with _storage_errors(target), _atomic_write(Path(target)) as partial:
+    with os_errors(target), _atomic_write(Path(target)) as partial:
         with partial.open("wb") as sink:
             for chunk in read_chunks(uri):
                 digest.update(chunk)
@@ -181,23 +183,22 @@ def download(
         if digest.hexdigest() != expected_sha256:
             raise StorageError(
                 f"{uri}: expected sha256 {expected_sha256}, found {digest.hexdigest()} "
-                f"({size} bytes); "
-                "not taken, use another copy"
+                f"({size} bytes); nothing was written, use another copy"
             )
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes whole or not at all: S3 puts are atomic, a local file is renamed into place."""
+    """Writes a file atomically: S3 puts are atomic, a local file is renamed into place."""
     if is_s3(uri):
         s3.put_object(uri, content)
         return
-    with _storage_errors(uri), _atomic_write(Path(normalise(uri))) as partial:
+    with os_errors(uri), _atomic_write(Path(normalise(uri))) as partial:
         partial.write_bytes(content)
 
 
 @contextlib.contextmanager
 def _atomic_write(target: Path) -> Iterator[Path]:
-    """A path to write to, which is renamed to `target` if nothing fails."""
+    """Yields a temporary path, which is renamed to `target` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -208,11 +209,10 @@ def _atomic_write(target: Path) -> Iterator[Path]:
 
 
 def read_json(uri: str) -> Any:
+    content = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(content)
     except ValueError as error:
-        if isinstance(error, StorageError):
-            raise
         raise StorageError(f"{uri}: expected JSON ({error})") from None
 
 
@@ -221,54 +221,54 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file is what a killed `write_bytes` leaves in a local folder."""
+    """Whether a killed `write_bytes` left this file in a local folder."""
     return name.startswith(".") and name.endswith(".partial")
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file of this very name."""
+    """Whether a file (not a folder or prefix) exists at `uri`."""
     return file_size(uri) is not None
 
 
 def file_size(uri: str) -> int | None:
-    """Bytes in the file of this very name; None where there is none."""
+    """Returns a file's size in bytes, or None if no file exists at `uri`."""
     if is_s3(uri):
-        found = s3.stat_object(uri)
-        return found.size if found else None
-    with _storage_errors(uri):
+        stored = s3.stat_object(uri)
+        return stored.size if stored else None
+    with os_errors(uri):
         info = _LOCAL_FS.get_file_info(normalise(uri))
     return int(info.size) if info.type == fs.FileType.File else None
 
 
 def list_files(uri: str) -> list[FileInfo]:
-    """Every file below `uri`, sorted by name; none when the folder or prefix is not there."""
+    """Lists all files below `uri`, sorted by name; empty if the folder does not exist."""
     if is_s3(uri):
         _, key = s3.bucket_and_key(uri)
         start = len(f"{key}/") if key else 0
         files = [
-            FileInfo(one.key[start:], one.size, one.last_modified)
-            for one in s3.list_objects(uri)
-            if not one.key.endswith("/")
+            FileInfo(stored.key[start:], stored.size, stored.last_modified)
+            for stored in s3.list_objects(uri)
+            if not stored.key.endswith("/")
         ]
     else:
         path = normalise(uri)
-        with _storage_errors(uri):
+        with os_errors(uri):
             infos = _LOCAL_FS.get_file_info(
                 fs.FileSelector(path, recursive=True, allow_not_found=True)
             )
         start = len(path.rstrip("/")) + 1
         files = [
-            FileInfo(one.path[start:], one.size, one.mtime)
-            for one in infos
-            if one.type == fs.FileType.File
+            FileInfo(info.path[start:], info.size, info.mtime)
+            for info in infos
+            if info.type == fs.FileType.File
         ]
     return sorted(files, key=lambda file: file.name)
 
 
 def delete_file(uri: str) -> None:
-    """Removes one file; raises NotFoundError where it is not there."""
+    """Deletes one file; raises NotFoundError if it does not exist."""
     if not is_s3(uri):
-        with _storage_errors(uri):
+        with os_errors(uri):
             Path(normalise(uri)).unlink()
         return
     if s3.stat_object(uri) is None:
@@ -277,12 +277,12 @@ def delete_file(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Removes the folder or prefix with all below it; nothing happens when it is not there."""
+    """Deletes a folder or prefix with all files below it, if it exists."""
     if is_s3(uri):
         s3.delete_prefix(uri)
         return
     path = normalise(uri)
-    with _storage_errors(uri):
+    with os_errors(uri):
         if os.path.lexists(path):
             _LOCAL_FS.delete_dir(path)
 
@@ -292,47 +292,39 @@ def sha256(content: bytes) -> str:
 
 
 def check_access(uri: str) -> None:
-    """Fails within seconds, and with the reason, where a bucket cannot be used at all.
-
-    Local URIs pass: what is missing there says so by itself.
+    """Checks within seconds that a bucket can be reached and listed; local URIs always pass.
 
     Raises:
-        StorageError: no credentials, a wrong key, no such bucket, or no answer at the endpoint.
+        StorageError: credentials are missing or wrong, the bucket does not exist, or the endpoint
+            does not respond.
     """
     if is_s3(uri):
         s3.check_bucket(normalise(uri), _retry_checks)
 
 
 def retry_access_checks() -> None:
-    """From here on `check_access` waits as any other call does.
+    """Makes `check_access` retry like every other call from now on, in this process.
 
-    For a process that a command has started after its own check passed, such as a worker: storage
-    that has a bad minute when the worker starts is no reason to fail.
+    For workers, which start after the command itself has checked access: a short outage at that
+    moment is no reason to fail.
     """
     global _retry_checks
     _retry_checks = True
 
 
-class _storage_errors:  # noqa: N801  (reads as a statement: `with _named(uri):`)
-    """Turns what a file system raises into a StorageError that names the URI."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
-    ) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise NotFoundError(f"{self.uri}: not found") from None
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error).splitlines()[0]
-            advice = _ERRNO_ADVICE.get(error.errno or 0, "")
-            raise StorageError(f"{self.uri}: {reason}{advice}") from error
+@contextlib.contextmanager
+def os_errors(uri: str) -> Iterator[None]:
+    """Converts an OSError of the block into a StorageError that names the URI."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFoundError(f"{uri}: not found") from None
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        advice = _ERRNO_ADVICE.get(error.errno or 0, "")
+        raise StorageError(f"{uri}: {reason}{advice}") from error
 
 
 def iter_names(uri: str, suffix: str) -> Iterator[str]:
-    """The names below `uri` that end in `suffix`, sorted."""
+    """Yields the names of the files below `uri` that end in `suffix`, sorted."""
     return (file.name for file in list_files(uri) if file.name.endswith(suffix))

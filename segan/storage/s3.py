@@ -1,8 +1,8 @@
-"""Objects in S3, through whatever passes by itself; and what cannot pass, in words.
+"""S3 objects, with retries of transient errors and one-line messages for permanent ones.
 
-Every call here is repeated while what is wrong may pass (`segan.storage.retry`): an endpoint that
-refuses, resets or says nothing, and a store that asks for time. Which is which stands in
-`client_errors` alone. Credentials, region and endpoint come from the environment alone.
+Every call is retried (`segan.storage.retry`) while the endpoint refuses or resets connections,
+times out or answers with an error such as 503 SlowDown; `storage_errors` decides which errors are
+transient. Credentials, region and endpoint come from the environment alone.
 """
 
 from __future__ import annotations
@@ -20,38 +20,37 @@ from segan.errors import NotFoundError, StorageError, TransientError, UsageError
 from segan.storage.retry import Backoff, retry
 
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 60.0  # without a byte
-MAX_ATTEMPTS = 5
+READ_TIMEOUT_S = 60.0  # without receiving a byte
 CHECK_TIMEOUT_S = 10.0
-CHUNK_BYTES = 2**20  # of a body that breaks, what came since the last chunk is lost
-MAX_KEYS = 1000  # objects that S3 lists, or deletes, in one request
+CHUNK_BYTES = 2**20  # a broken download resumes after the last complete chunk
+MAX_KEYS = 1000  # S3 lists or deletes at most this many objects in one request
 MAX_POOL_CONNECTIONS = 32
 MAX_URL_EXPIRY_S = 7 * 24 * 3600
 
-CREDENTIALS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what they may do"
+CREDENTIALS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and their permissions"
 TOKEN_EXPIRED_MESSAGE = (
-    "the session token has expired or is none; get new keys and a new AWS_SESSION_TOKEN"  # noqa: S105
+    "the session token is expired or invalid; get new credentials and set AWS_SESSION_TOKEN"  # noqa: S105
 )
-NO_SPACE_MESSAGE = "the store has no space left; make room in it"
+NO_SPACE_MESSAGE = "the store is full; free some space in it"
 ERROR_MESSAGES: dict[str | int, str] = {
     "ExpiredToken": TOKEN_EXPIRED_MESSAGE,
     "ExpiredTokenException": TOKEN_EXPIRED_MESSAGE,
     "InvalidToken": TOKEN_EXPIRED_MESSAGE,
     "TokenRefreshRequired": TOKEN_EXPIRED_MESSAGE,
-    "RequestTimeTooSkewed": "the clock of this machine is off; set it by a time server",
-    "NoSuchBucket": "no such bucket; create it or mend its name",
-    "KeyTooLongError": "the name is too long for the store; expected at most 1024 bytes",
-    "EntityTooLarge": "too large for the store",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; synchronise it with a time server",
+    "NoSuchBucket": "bucket does not exist; create it or correct the name",
+    "KeyTooLongError": "the name is too long; expected at most 1024 bytes",
+    "EntityTooLarge": "the file is too large for the store",
     "QuotaExceeded": NO_SPACE_MESSAGE,
-    "PreconditionFailed": "changed while it was read; give the command again",
-    400: "the store refused the request; check the region and the endpoint",
-    403: f"access refused; {CREDENTIALS_HINT}",
+    "PreconditionFailed": "object changed while it was being read; run the command again",
+    400: "the store rejected the request; check AWS_REGION and AWS_ENDPOINT_URL",
+    403: f"access denied; {CREDENTIALS_HINT}",
     507: NO_SPACE_MESSAGE,
 }
 NOT_FOUND_ERROR_CODES = ("NoSuchKey", "NoSuchUpload", "404")
-# These pass whatever their status says; with 4xx it says that the request is at fault.
+# Transient whatever the HTTP status: with some stores it is 4xx.
 TRANSIENT_ERROR_CODES = (
-    "BadDigest",  # what arrived is not what was sent
+    "BadDigest",  # the request was corrupted on its way
     "IncompleteBody",
     "InternalError",
     "OperationAborted",
@@ -61,15 +60,14 @@ TRANSIENT_ERROR_CODES = (
     "Throttling",
     "ThrottlingException",
 )
-PERMANENT_STATUSES = (501, 507)  # of 500 to 599
-
+PERMANENT_STATUSES = (501, 507)  # all other 5xx are transient
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object: its key, bytes, version and last change."""
+    """An object's key, size in bytes, ETag and time of its last change."""
 
     key: str
     size: int
@@ -80,14 +78,16 @@ class ObjectInfo:
 def stream_object(
     uri: str, start: int = 0, length: int | None = None, etag: str | None = None
 ) -> Iterator[bytes]:
-    """An object's bytes, all of them; a connection that breaks is taken up where it broke.
+    """Yields an object's bytes in chunks; a broken connection is resumed at the last chunk.
 
     Args:
-        length: bytes from `start` on; the object must have them. All that follow unless given.
-        etag: of the version that is meant; else the one that is there.
+        start: offset of the first byte.
+        length: number of bytes, which the object must have; by default, all bytes from `start`.
+        etag: ETag that the object must have; by default, that of the first response.
 
     Raises:
-        StorageError: it cannot be read; NotFoundError where there is none.
+        NotFoundError: the object does not exist.
+        StorageError: the object cannot be read, or changed while it was being read.
     """
     bucket, key = bucket_and_key(uri)
     stop = None if length is None else start + length
@@ -103,81 +103,82 @@ def stream_object(
                 content_range = response.get("ContentRange", "")
                 if "Range" in request and not content_range.startswith(f"bytes {start}-"):
                     raise StorageError(
-                        f"{uri}: asked for bytes from {start} on, got {content_range or 0}"
+                        f"{uri}: expected bytes from {start} on, got {content_range or 'all'}; "
+                        "use a store that supports ranged requests"
                     )
                 end = start + response["ContentLength"]
                 with contextlib.closing(response["Body"]) as body:
                     while chunk := body.read(CHUNK_BYTES):
                         backoff.reset()
-                        # From here on this version and no other; before, nothing of it was used.
+                        # Later requests must return the same version as this first chunk.
                         etag, stop = response["ETag"], end
                         start += len(chunk)
                         yield chunk
                 if start == end:
                     return
-                raise TransientError(f"{uri}: the answer ended {end - start} bytes early")
+                raise TransientError(f"{uri}: the response ended {end - start} bytes early")
         except TransientError as error:
             backoff.wait(error)
 
 
 def put_object(uri: str, content: bytes) -> None:
-    """One request, so that it is there whole or not at all, and nothing of it is left over."""
+    """Writes an object in one request, which is atomic (a multipart upload could leave parts)."""
     bucket, key = bucket_and_key(uri)
     call_with_retry(uri, lambda: shared_client().put_object(Bucket=bucket, Key=key, Body=content))
 
 
 def stat_object(uri: str) -> ObjectInfo | None:
-    """The object of this very key.
+    """Returns the object with exactly this key, or None.
 
-    By a listing: the answer to a HEAD has no body, and so neither an error's code nor whether it
-    is the bucket that is gone.
+    Lists the key instead of sending a HEAD request: the response to HEAD has no body, so it does
+    not tell a missing object from a missing bucket.
     """
     bucket, key = bucket_and_key(uri)
     page = _list_page(uri, bucket, key, max_keys=1)
-    return next((one for one in _parse_objects(page) if one.key == key), None)
+    return next((stored for stored in _parse_objects(page) if stored.key == key), None)
 
 
 def list_objects(uri: str) -> Iterator[ObjectInfo]:
-    """Every object below the prefix, those too that stand for folders; their keys end in `/`."""
+    """Yields all objects below the prefix, folder markers (keys that end in `/`) included."""
     bucket, key = bucket_and_key(uri)
-    after: str | None = None
+    token: str | None = None
     while True:
-        page = _list_page(uri, bucket, f"{key}/" if key else "", continuation_token=after)
+        page = _list_page(uri, bucket, f"{key}/" if key else "", continuation_token=token)
         yield from _parse_objects(page)
-        if not (after := page.get("NextContinuationToken")):
+        if not (token := page.get("NextContinuationToken")):
             return
 
 
 def delete_object(uri: str) -> None:
-    """Nothing happens where there is none, so that a lost answer can be asked for again."""
+    """Deletes an object if it exists, so that repeating a request is harmless."""
     bucket, key = bucket_and_key(uri)
     call_with_retry(uri, lambda: shared_client().delete_object(Bucket=bucket, Key=key))
 
 
 def delete_prefix(uri: str) -> None:
-    """Removes all that `find_below` finds."""
+    """Deletes all objects below the prefix."""
     bucket, _ = bucket_and_key(uri)
-    keys = [{"Key": one.key} for one in list_objects(uri)]
+    keys = [{"Key": stored.key} for stored in list_objects(uri)]
 
-    def attempt(some: list[dict[str, str]]) -> None:
-        # Deleting what is gone succeeds, so a batch that failed in part is tried as a whole.
-        answer = shared_client().delete_objects(Bucket=bucket, Delete={"Objects": some})
-        for error in answer.get("Errors", []):
+    def delete_batch(batch: list[dict[str, str]]) -> None:
+        # Deleting a missing object succeeds, so a batch that failed in part is repeated as one.
+        response = shared_client().delete_objects(Bucket=bucket, Delete={"Objects": batch})
+        for error in response.get("Errors", []):
             raise to_storage_error(uri, error.get("Code", ""), 0, error.get("Message", ""))
-        if len(answer.get("Deleted", [])) < len(some):
-            raise TransientError(f"{uri}: the answer broke off")
+        if len(response.get("Deleted", [])) < len(batch):
+            raise TransientError(f"{uri}: truncated response")
 
     for start in range(0, len(keys), MAX_KEYS):
-        call_with_retry(uri, functools.partial(attempt, keys[start : start + MAX_KEYS]))
+        call_with_retry(uri, functools.partial(delete_batch, keys[start : start + MAX_KEYS]))
 
 
 def check_bucket(uri: str, with_retries: bool = False) -> None:
-    """Fails with the reason, within seconds unless patient, where the bucket cannot be used."""
+    """Raises StorageError if the bucket cannot be listed: within seconds, or after all retries."""
     bucket, key = bucket_and_key(uri)
-    quick = create_client(read_timeout=CHECK_TIMEOUT_S, max_attempts=1)
+    client = create_client(read_timeout=CHECK_TIMEOUT_S)
     call_with_retry(
         uri,
-        lambda: quick.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1),
+        lambda: client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1),
         timeout_s=None if with_retries else CHECK_TIMEOUT_S / 2,
     )
 
@@ -188,79 +189,85 @@ def call_with_retry(
     required_fields: Sequence[str] = (),
     timeout_s: float | None = None,
 ) -> T:
-    """The answer to a call of a boto3 client, asked for again while what fails may pass.
+    """Returns the response to a call of a boto3 client, repeated after transient errors.
 
     Args:
-        needs: fields that the answer has if it is whole.
-        seconds: as of `segan.storage.retry.Backoff`.
+        required_fields: fields of a complete response.
+        timeout_s: as for `segan.storage.retry.Backoff`.
 
     Raises:
-        StorageError: as of `client_errors`, and TransientError no more.
+        NotFoundError: the object does not exist.
+        StorageError: a permanent error occurred, or the deadline passed.
     """
 
     def attempt() -> T:
         with storage_errors(uri):
-            answer = call()
-        require_fields(uri, answer, *required_fields)
-        return answer
+            response = call()
+        require_fields(uri, response, *required_fields)
+        return response
 
     return retry(attempt, timeout_s)
 
 
 def require_fields(uri: str, response: Any, *fields: str) -> None:
-    """Raises TransientError where an answer is cut off before these fields.
+    """Raises TransientError if a response lacks one of these fields.
 
-    A connection that is closed in the middle of an answer's head leaves one that looks like an
-    answer, with less in it: a listing of nothing.
+    boto3 accepts a response whose headers were cut off: it would look like an empty listing.
     """
     if missing := [field for field in fields if field not in response]:
-        raise TransientError(f"{uri}: the answer broke off, there is no {', '.join(missing)}")
+        raise TransientError(f"{uri}: truncated response, missing {', '.join(missing)}")
 
 
 def presign(uri: str, expires_in: int) -> str:
-    """A link by which anyone can read the file at an `s3://` URI for so long, without keys.
+    """Returns a URL with which anyone can read an object for `expires_in` seconds.
 
-    Made without asking the store, so that the file is there is for the caller to know.
+    Signs locally and sends no request; whether the object exists is not checked.
 
     Raises:
-        UsageError: a local URI, or a time outside 1 second to 7 days.
-        StorageError: no credentials to sign with.
+        UsageError: `uri` is a local path, or `expires_in` is not between 1 second and 7 days.
+        StorageError: there are no credentials to sign with.
     """
     if not uri.startswith("s3://"):
-        raise UsageError(f"{uri}: only what lies in s3:// has links; this is a local path")
+        raise UsageError(f"{uri}: expected an s3:// URI; a local file has no URL")
     if not 1 <= expires_in <= MAX_URL_EXPIRY_S:
-        raise UsageError(
-            f"{expires_in} s: a link lasts from 1 s to {MAX_URL_EXPIRY_S} s, which is 7 days"
-        )
+        raise UsageError(f"{expires_in} s: expected 1 to {MAX_URL_EXPIRY_S} s (7 days)")
     bucket, key = bucket_and_key(uri)
     with storage_errors(uri):
-        link: str = create_client().generate_presigned_url(
+        url: str = create_client().generate_presigned_url(
             "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=expires_in
         )
-    return link
+    return url
 
 
-def create_client(read_timeout: float = READ_TIMEOUT_S, max_attempts: int = MAX_ATTEMPTS) -> Any:
-    """A boto3 client of one's own; `attempts` are its own, quick ones, below those of `ask`."""
+def create_client(read_timeout: float = READ_TIMEOUT_S) -> Any:
+    """Returns a new boto3 client, which does not retry by itself: `call_with_retry` does.
+
+    Raises:
+        UsageError: the endpoint or the AWS configuration (profile, region, file) is invalid.
+    """
     import boto3
     from botocore.config import Config as BotoConfig
+    from botocore.exceptions import BotoCoreError
 
-    endpoint()  # said in our words where it is none
+    endpoint()  # raises UsageError; botocore's message would repeat a password in the URL
     options = BotoConfig(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=read_timeout,
-        retries={"total_max_attempts": max_attempts, "mode": "standard"},
+        retries={"total_max_attempts": 1},
         signature_version="s3v4",
         tcp_keepalive=True,
         max_pool_connections=MAX_POOL_CONNECTIONS,
     )
-    # A session of its own: the default one keeps the first keys that it ever saw.
-    return boto3.session.Session(region_name=region()).client("s3", config=options)
+    try:
+        # A new session, since the default session keeps the first credentials that it finds.
+        return boto3.session.Session(region_name=region()).client("s3", config=options)
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(f"invalid AWS configuration: {_one_line(error)}") from None
 
 
 def shared_client() -> Any:
-    """This process's boto3 client, for calls through `ask`; it repeats nothing by itself."""
-    # Keyed by what it is made from, so that a changed environment is a new connection.
+    """Returns this process's boto3 client, for use with `call_with_retry`."""
+    # The arguments are the cache's key: a changed environment gets a new client.
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     return _cached_client(
         os.getpid(), region(), endpoint(), *(os.environ.get(name) for name in names)
@@ -269,17 +276,17 @@ def shared_client() -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _cached_client(*_: object) -> Any:
-    return create_client(READ_TIMEOUT_S, max_attempts=1)
+    return create_client(READ_TIMEOUT_S)
 
 
 @contextlib.contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turns what a boto3 client raises into a StorageError that names the URI.
+    """Converts the errors of a boto3 client into a StorageError that names the URI.
 
     Raises:
-        TransientError: the same call may succeed in a while.
-        NotFoundError: there is no such object.
-        StorageError: it cannot succeed before something is mended, and the message says what.
+        TransientError: the same call may succeed later.
+        NotFoundError: the object does not exist.
+        StorageError: the error is permanent; the message says what to do.
     """
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
@@ -288,48 +295,47 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except exceptions.ClientError as error:
-        code = str(error.response["Error"].get("Code", ""))
+        details = error.response["Error"]
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        raise to_storage_error(
-            uri, code, status, error.response["Error"].get("Message", "")
-        ) from None
+        code, message = str(details.get("Code", "")), details.get("Message", "")
+        raise to_storage_error(uri, code, status, message) from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
-        words = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise StorageError(f"{uri}: {words}") from None
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise StorageError(f"{uri}: no credentials; {advice}") from None
     except exceptions.SSLError as error:
         kind = StorageError if "CERTIFICATE_VERIFY_FAILED" in str(error) else TransientError
         raise kind(f"{uri}: {unreachable_message('SSLError')}") from None
     except (
-        exceptions.ConnectionError,  # refused, or no way there
-        exceptions.HTTPClientError,  # reset, silent, or broken off
+        exceptions.ConnectionError,  # refused or unreachable
+        exceptions.HTTPClientError,  # reset, timed out or closed early
         exceptions.IncompleteReadError,
         exceptions.CredentialRetrievalError,
         exceptions.FlexibleChecksumError,
         ResponseParserError,
-        HTTPError,  # of a body that was not read to its end
+        HTTPError,  # while reading the body
     ) as error:
         raise TransientError(f"{uri}: {unreachable_message(type(error).__name__)}") from None
     except exceptions.BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}") from None
+        raise StorageError(f"{uri}: {_one_line(error)}") from None
 
 
 def to_storage_error(uri: str, code: str, status: int, message: str) -> StorageError:
-    """What an error of the store means.
+    """Classifies an error response and returns the exception to raise.
 
     Args:
-        code: "SlowDown"; that of an answer without a body is its status.
-        message: the store's words.
+        code: S3 error code, such as "SlowDown"; the HTTP status if the response has no body.
+        message: the store's own text.
     """
     if code in NOT_FOUND_ERROR_CODES:
         return NotFoundError(f"{uri}: not found")
-    failing = 500 <= status < 600 and status not in PERMANENT_STATUSES
-    if code in TRANSIENT_ERROR_CODES or failing or status in (408, 429):
-        return TransientError(f"{uri}: the store is not ready ({code}: {message})")
+    server_error = 500 <= status < 600 and status not in PERMANENT_STATUSES
+    if code in TRANSIENT_ERROR_CODES or server_error or status in (408, 429):
+        return TransientError(f"{uri}: the store is unavailable ({code}: {message})")
     if code in ERROR_MESSAGES:
         return StorageError(f"{uri}: {ERROR_MESSAGES[code]}")
     if status in ERROR_MESSAGES:
         return StorageError(f"{uri}: {ERROR_MESSAGES[status]} ({code})")
-    return StorageError(f"{uri}: the store refused the request ({code}: {message})")
+    return StorageError(f"{uri}: the store rejected the request ({code}: {message})")
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -338,8 +344,10 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def unreachable_message(error_name: str) -> str:
-    where = endpoint() or "AWS itself (AWS_ENDPOINT_URL is not set)"
-    return f"no usable answer from {where} ({error_name}); is it running, and is the address right?"
+    where = endpoint() or "AWS (AWS_ENDPOINT_URL is not set)"
+    return (
+        f"no valid response from {where} ({error_name}); check the address and that it is running"
+    )
 
 
 def region() -> str:
@@ -347,15 +355,19 @@ def region() -> str:
 
 
 def endpoint() -> str | None:
-    """The store's address, which may be shown; None for AWS itself.
+    """Returns the store's URL, which contains no secret; None for AWS.
 
     Raises:
-        UsageError: it is no address, or has a name and password in it.
+        UsageError: the URL is invalid or contains a user name and password.
     """
-    found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if found and not re.fullmatch(r"https?://[^@\s/]+(/[^@\s]*)?", found):  # not repeated
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if url and not re.fullmatch(r"https?://[^@\s/]+(/[^@\s]*)?", url):  # may contain a password
         raise UsageError("AWS_ENDPOINT_URL: expected http://host:port or https://host, no password")
-    return found or None
+    return url or None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _list_page(
@@ -365,16 +377,17 @@ def _list_page(
     continuation_token: str | None = None,
     max_keys: int = MAX_KEYS,
 ) -> Any:
-    asked = {"ContinuationToken": continuation_token} if continuation_token else {}
+    resume = {"ContinuationToken": continuation_token} if continuation_token else {}
     return call_with_retry(
         uri,
         lambda: shared_client().list_objects_v2(
-            Bucket=bucket, Prefix=prefix, MaxKeys=max_keys, **asked
+            Bucket=bucket, Prefix=prefix, MaxKeys=max_keys, **resume
         ),
         required_fields=["IsTruncated"],
     )
 
 
 def _parse_objects(page: Any) -> Iterator[ObjectInfo]:
-    for one in page.get("Contents", []):
-        yield ObjectInfo(one["Key"], one["Size"], one["ETag"], one["LastModified"].astimezone(UTC))
+    for item in page.get("Contents", []):
+        modified = item["LastModified"].astimezone(UTC)
+        yield ObjectInfo(item["Key"], item["Size"], item["ETag"], modified)

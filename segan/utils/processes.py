@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine, which end when this one does."""
+"""Runs tasks in a pool of processes that end when this process does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def preload(module: str) -> None:
-    """Begins to import `module` where `spread` will take its processes from, beside this one."""
+    """Imports `module` in the background, in the server that forks `map_unordered`'s workers."""
     _forkserver_context(module)
     forkserver.ensure_running()
 
@@ -29,58 +29,58 @@ def preload(module: str) -> None:
 def map_unordered(
     fn: Callable[[Task], Result], tasks: Sequence[Task], max_workers: int
 ) -> Iterator[Result]:
-    """What `work` makes of each task, in the order in which they are done.
+    """Yields `fn(task)` for every task, in order of completion.
 
     Args:
-        work: a function of a module, which the processes import.
-        processes: at most so many beside this one; with 1, all is done in this one.
+        fn: a module-level function; the worker processes import its module.
+        max_workers: maximum number of worker processes; with 1, tasks run in this process.
 
     Raises:
-        SeganError: a process was ended from outside; and whatever `work` raises.
+        SeganError: a worker process was killed.
+        Exception: whatever `fn` raises.
     """
     if min(max_workers, len(tasks)) <= 1:
         yield from map(fn, tasks)
         return
-    with _create_pool(min(max_workers, len(tasks)), fn.__module__) as pool:
+    pool = ProcessPoolExecutor(
+        min(max_workers, len(tasks)),
+        _forkserver_context(fn.__module__),
+        initializer=_init_worker,
+        initargs=(dict(os.environ),),
+    )
+    with pool:
         futures = [pool.submit(fn, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise SeganError(
-                "a worker process was ended from outside, as the system does when memory runs "
-                f"out; go on by the same command, with fewer workers than {max_workers}"
+                "a worker process was killed, probably because memory ran out; run the same "
+                f"command again with fewer than {max_workers} workers to resume"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _create_pool(max_workers: int, module: str) -> ProcessPoolExecutor:
-    environment = {**os.environ}
-    return ProcessPoolExecutor(
-        max_workers, _forkserver_context(module), initializer=_init_worker, initargs=(environment,)
-    )
-
-
 def _forkserver_context(module: str) -> BaseContext:
-    # Forked from a server that has imported the module and has no thread: fast to start, and
-    # nothing of this process, whose threads a fork would break, comes along.
+    # The server has imported the module and has no threads: forking it is fast and safe, unlike
+    # forking this process, which may have threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
 
 
 def _init_worker(environment: dict[str, str]) -> None:
-    # The server has that of its own start, which may be another pool's and long ago.
+    # The server keeps the environment of its own start, which may be another pool's.
     os.environ.clear()
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """An executor's process would wait for ever for the next task of one that was killed."""
+    """Ends the worker when its parent is killed; it would otherwise wait for tasks forever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a process of a pool has a parent"
-    wait([parent.sentinel])
-    os._exit(1)
+    if parent:
+        wait([parent.sentinel])
+        os._exit(1)

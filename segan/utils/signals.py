@@ -1,4 +1,4 @@
-"""A wish to stop that comes by a signal: the first asks for an end in order, the second ends."""
+"""Graceful shutdown: the first signal requests a clean exit, a second one terminates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from segan.errors import StoppedError
 
-SIGNAL_EXIT_OFFSET = 128  # and a signal's number are a shell's exit code for an end by it
+SIGNAL_EXIT_OFFSET = 128  # a shell's exit code for a process ended by a signal is 128 + its number
 
 
 class StopRequest:
-    """Whether one of the signals has come, as a callable that a training can be given."""
+    """Whether a stop has been requested; called by a training loop as its `should_stop`."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -26,7 +26,7 @@ class StopRequest:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it came; 0 before."""
+        """Seconds since the request; 0 before it."""
         return time.monotonic() - self._requested_at if self() else 0.0
 
     def set(self, signum: int) -> None:
@@ -35,11 +35,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def graceful_shutdown(*signals: int) -> Iterator[StopRequest]:
-    """Takes the first of these signals as a wish to stop, while the block runs.
+    """Turns the first of these signals into a stop request while the block runs.
 
-    A second one does what it would have done without us. A signal that is ignored stays so, as
-    Ctrl-C behind nohup, and outside of the main thread none is taken. The exit code of a
-    StoppedError that leaves the block is that of the signal.
+    A second signal gets the previous handler. An ignored signal stays ignored (Ctrl-C under nohup),
+    and outside of the main thread no signal is handled. A StoppedError that leaves the block gets
+    the signal's exit code.
     """
     stop_request, previous = StopRequest(), {number: signal.getsignal(number) for number in signals}
 

@@ -1,4 +1,4 @@
-"""What a benchmark says of its repeats, worked out by hand, and that its ways do the same work."""
+"""Benchmark reports, computed by hand, and that all variants do the same work."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.training.test_step import clone_parameters, configure, random_batch
 CPU = torch.device("cpu")
 
 
-def test_a_way_is_its_median_repeat() -> None:
-    way = Timing("one", images=50, seconds=(1.0, 4.0, 2.0), roofline=0.5)
-    assert (way.median, way.rate, way.roofline_rate, way.roofline_fraction) == (
+def test_a_timing_is_its_median_repeat() -> None:
+    timing = Timing("one", images=50, seconds=(1.0, 4.0, 2.0), roofline=0.5)
+    assert (timing.median, timing.rate, timing.roofline_rate, timing.roofline_fraction) == (
         2.0,
         25.0,
         100.0,
@@ -32,24 +32,24 @@ def test_a_way_is_its_median_repeat() -> None:
     )
 
 
-def test_ways_are_set_beside_the_first_by_the_image() -> None:
+def test_speedups_are_per_image_and_relative_to_the_first() -> None:
     # 2 s for 10 images and 1 s for 20: four times the rate.
-    ways = (Timing("a", 10, (2.0,)), Timing("b", 20, (1.0,), notes={"rank, MB": 3.0}))
-    found = BenchReport("work", "none", ways).to_dict()
-    assert [way["times_first"] for way in found["ways"]] == [1.0, 4.0]
-    assert found["ways"][0]["share_of_floor"] is None
-    assert found["ways"][1]["rank, MB"] == 3.0
+    timings = (Timing("a", 10, (2.0,), 0.5), Timing("b", 20, (1.0,), 0.1, {"rank, MB": 3.0}))
+    found = BenchReport("work", "none", timings).to_dict()
+    assert [timing["speedup"] for timing in found["timings"]] == [1.0, 4.0]
+    assert found["timings"][0]["roofline_fraction"] == 0.25
+    assert found["timings"][1]["rank, MB"] == 3.0
     assert found["machine"]["torch"] == torch.__version__
 
 
-def test_repeats_are_taken_in_turn_and_the_first_does_not_count() -> None:
+def test_repeats_are_interleaved_after_a_warm_up() -> None:
     order: list[str] = []
-    taken = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3
-    assert [(len(one.seconds), len(one.cpu)) for one in taken.values()] == [(2, 2), (2, 2)]
+    assert [(len(one.seconds), len(one.cpu)) for one in times.values()] == [(2, 2), (2, 2)]
 
 
-def test_operations_are_counted_forward_and_backward() -> None:
+def test_flops_are_counted_forward_and_backward() -> None:
     # 3 x 3 from 2 channels to 4 over 5 x 5 pixels: 9 x 2 x 4 x 25 products, with their sums 3600;
     # as many for the gradient of the weights and for that of the input.
     x = torch.rand(1, 2, 5, 5, requires_grad=True)
@@ -58,13 +58,13 @@ def test_operations_are_counted_forward_and_backward() -> None:
     assert count_flops(lambda: F.conv2d(x, weight, padding=1).sum().backward()) == 3 * 3600
 
 
-def test_the_plain_step_takes_ours_to_the_same_weights() -> None:
+def test_the_baseline_step_gives_the_same_weights() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with single_process_group():
             ours = SegAN(configure(), CPU)
             plain = BaselineStep(configure(), CPU)
-            # As ours lie, since sums depend on where their parts lie.
+            # With the same memory layout, on which the rounding of sums depends.
             plain.segmentor.load_state_dict(copy.deepcopy(ours.segmentor.state_dict()))
             for seed in range(2):
                 ours.train_step(*random_batch(seed))
@@ -76,14 +76,14 @@ def test_the_plain_step_takes_ours_to_the_same_weights() -> None:
         pairs = zip(clone_parameters(one), clone_parameters(other), strict=True)
         return max((a - b).abs().max().item() for a, b in pairs)
 
-    # Adam divides rounding by itself where a gradient is near zero, and moves 0.003 at most.
+    # Adam amplifies rounding where gradients are near zero; its steps are at most 0.003.
     assert worst(ours.critic, plain.critic) <= 1e-6
     assert worst(ours.segmentor, plain.segmentor) <= 1e-6
 
 
-def test_the_plain_step_has_a_third_more_to_do_than_ours() -> None:
-    # In forwards: 4 S + 12 C against 3 S + 9 C, but for the first layers, whose input mostly needs
-    # no gradient.
+def test_the_baseline_step_takes_a_third_more_flops() -> None:
+    # In units of forward passes: 4 S + 12 C against 3 S + 9 C, except for the first layers, whose
+    # input mostly needs no gradient.
     image, truth = random_batch(0)
     with single_process_group():
         plain, ours = BaselineStep(configure(), CPU), SegAN(configure(), CPU)
@@ -93,7 +93,7 @@ def test_the_plain_step_has_a_third_more_to_do_than_ours() -> None:
     assert found[0] / found[1] == pytest.approx(4 / 3, rel=0.05)
 
 
-def test_the_rival_has_the_records_images_as_files(tmp_path: Path) -> None:
+def test_image_files_are_those_of_the_records(tmp_path: Path) -> None:
     records, files = str(tmp_path / "records"), tmp_path / "files"
     files.mkdir()
     manifest = write_records(records, 7)
@@ -104,7 +104,7 @@ def test_the_rival_has_the_records_images_as_files(tmp_path: Path) -> None:
     for path, (image, mask) in zip(found.images, found, strict=True):
         kept, truth = by_id[path.stem]
         assert ((mask > 0) == truth[0]).all()
-        # Of JPEG at quality 95.
+        # The error of JPEG at quality 95.
         assert abs(image.astype(int) - kept.astype(int)).mean() < 5
     sizes = [image.shape for image, _ in make_loader(str(files), 3, workers=1)]
     assert sizes == [(3, 135, 180, 3)] * 2

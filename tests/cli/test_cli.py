@@ -146,8 +146,8 @@ def test_a_mask_has_the_images_size_and_the_challenges_name(workspace: Path) -> 
         image = Image.open(workspace / "archive" / "ISIC-2017_Test_v2_Data" / f"{row['id']}.jpg")
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", image.size)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
-        assert row["share"] == pytest.approx((np.asarray(mask) == 255).mean())
-        assert not row["reject"]
+        assert row["area_fraction"] == pytest.approx((np.asarray(mask) == 255).mean())
+        assert not row["error"]
 
 
 def test_the_scores_are_those_of_the_masks_written(workspace: Path) -> None:
@@ -233,9 +233,9 @@ def test_an_unreadable_image_fails_and_the_others_are_written(
     (images / "b.jpg").write_bytes(good.read_bytes()[:500])
     done = run_cli("predict", workspace / "run", images, masks, "--local", "--json")
     assert done.exit_code == 1
-    assert "not segmented: b.jpg: not a whole image" in done.stderr
+    assert "not segmented: b.jpg: damaged image" in done.stderr
     assert done.stderr.endswith("segan: 1 of 3 images could not be read\n")
-    assert [bool(row["reject"]) for row in done.json] == [False, True, False]
+    assert [bool(row["error"]) for row in done.json] == [False, True, False]
     assert sorted(path.name for path in masks.glob("*.png")) == [
         "a_segmentation.png",
         "c_segmentation.png",
@@ -268,12 +268,12 @@ def test_export_says_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
     assert about == json.loads((tmp_path / "model.json").read_text())
     assert (about["threshold"], about["frame"]) == (0.3, {"width": 72, "height": 64})
     assert (tmp_path / about["file"]).is_file()
-    assert "weights equal bit for bit" in run_cli(*words).stderr
+    assert "weights bitwise equal" in run_cli(*words).stderr
 
 
-def test_a_disagreement_map_needs_members(workspace: Path, tmp_path: Path) -> None:
+def test_an_uncertainty_map_needs_members(workspace: Path, tmp_path: Path) -> None:
     words = ["predict", workspace / "run", workspace / "archive", tmp_path, "--local"]
-    assert "--disagreement needs an ensemble" in error_message(2, *words, "--disagreement")
+    assert "--uncertainty needs an ensemble" in error_message(2, *words, "--uncertainty")
 
 
 @pytest.mark.parametrize("second", ["a.png", "deeper/a.jpg"])
@@ -332,7 +332,7 @@ def test_too_many_rejects_stop_the_job(workspace: Path, tmp_path: Path) -> None:
 
 def test_records_are_not_replaced_unasked(workspace: Path) -> None:
     words = ["ingest", workspace / "archive", workspace / "records", "--local", "--width", 90]
-    assert "72 x 64 pixels are here already, and 90 x 135 are asked for" in error_message(2, *words)
+    assert "existing records have 72 x 64 pixels, expected 90 x 135" in error_message(2, *words)
 
 
 def test_overwriting_writes_the_same_records_again(workspace: Path, tmp_path: Path) -> None:
@@ -354,13 +354,16 @@ def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["evaluate", "RUN", "ARCHIVE", "--split", "tset"], "no pairs in split 'tset'; it has"),
+        (
+            ["evaluate", "RUN", "ARCHIVE", "--split", "tset"],
+            "no pairs in split 'tset'; splits with pairs",
+        ),
         (["evaluate", "NONE", "ARCHIVE"], "neither a checkpoint nor a run with a complete one"),
         (["predict", "NONE", "ARCHIVE", "OUT"], "neither a checkpoint nor a run"),
         (["predict", "RUN", "NONE.jpg", "OUT"], "NONE.jpg: not found"),
         (["predict", "RECORDS", "ARCHIVE", "OUT"], "RECORDS"),
-        (["train", "OUT", "data.records=NONE"], "no records here (no manifest.json)"),
-        (["train", "OUT", "data.records=RUN"], "no records here"),
+        (["train", "OUT", "data.records=NONE"], "no records found (no manifest.json)"),
+        (["train", "OUT", "data.records=RUN"], "no records found"),
     ],
 )
 def test_what_is_not_there_is_said_in_a_line(
@@ -416,7 +419,7 @@ def test_a_crop_larger_than_the_frames_is_said(workspace: Path, tmp_path: Path) 
     words = ["train", tmp_path, f"data.records={workspace}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
-    assert "takes 25 images a step, but split 'train' has 8" in error_message(
+    assert "needs 25 images per step, but split 'train' has 8" in error_message(
         2, *words, "augment.crop=64"
     )
     assert list(tmp_path.iterdir()) == []

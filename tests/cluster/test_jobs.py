@@ -57,7 +57,7 @@ def test_one_corrupt_pair_is_rejected_by_name(archive: str, bucket: str) -> None
     manifest = ingest(found, out, IngestOptions(rows_per_shard=12), cluster_executor)
     (reject,) = read_rejects(out)
     assert reject["name"] == bad
-    assert "not a whole image" in reject["reason"]
+    assert "damaged image" in reject["reason"]
     assert sum(manifest.num_rows(split) for split in manifest.splits) + 1 == len(found.pairs)
 
 

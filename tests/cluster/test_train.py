@@ -1,4 +1,4 @@
-"""Trainings under Ray Train, with real DDP workers and the S3 server."""
+"""Training with Ray Train, real DDP workers and the S3 server."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def two_worker_config(s3: S3Server, make_config: Callable[..., Config]) -> Confi
 def uninterrupted_run(
     two_worker_config: Config, ray_session: RayCluster
 ) -> tuple[Run, list[TrainingProgress]]:
-    """A run of two workers from its start to its end, and what was seen of it."""
+    """A run of two workers from start to end, and its progress."""
     return run_on_ray(two_worker_config, f"{BUCKET}/whole")
 
 
-def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
+def test_a_run_writes_its_description_metrics_and_checkpoints(
     uninterrupted_run: tuple[Run, list[TrainingProgress]],
 ) -> None:
     run, seen = uninterrupted_run
-    # 4 x 42 rows at 8 a step; the loop itself asserts at each checkpoint that ranks are equal.
+    # 4 x 42 rows, 8 per step. The trainer checks at each checkpoint that the ranks are equal.
     steps = [line["step"] for line in run.metrics() if line["kind"] == "step"]
     assert steps == list(range(1, 22))
     assert seen[-1].samples == seen[-1].total_samples == 21 * 8
@@ -75,7 +75,7 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 
-def test_two_workers_give_the_same_weights_twice(
+def test_two_workers_are_reproducible(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     again, _ = run_on_ray(two_worker_config, f"{bucket}/again")
@@ -83,13 +83,13 @@ def test_two_workers_give_the_same_weights_twice(
     assert metrics_without_times(again) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
+def test_a_killed_worker_is_restarted_from_the_checkpoint(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     killed = []
 
-    def kill_once(status: TrainingProgress) -> None:
-        if status.num_validations >= 2 and not killed:
+    def kill_once(progress: TrainingProgress) -> None:
+        if progress.num_validations >= 2 and not killed:
             killed.append(kill_worker())
 
     run = Run(f"{bucket}/killed")
@@ -99,62 +99,62 @@ def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
     assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
+def test_a_stop_request_stops_the_workers_and_the_run_resumes(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
-    run, wish = Run(f"{bucket}/stopped"), StopRequest()
+    run, stop_request = Run(f"{bucket}/stopped"), StopRequest()
 
-    def wish_once(status: TrainingProgress) -> None:
-        if status.samples >= 4 * 8:
-            wish.set(signal.SIGTERM)
+    def stop_once(progress: TrainingProgress) -> None:
+        if progress.samples >= 4 * 8:
+            stop_request.set(signal.SIGTERM)
 
     with pytest.raises(StoppedError, match="stopped after step"):
-        train(two_worker_config, run, wish_once, stop_request=wish)
+        train(two_worker_config, run, stop_once, stop_request=stop_request)
     latest = run.latest_checkpoint()
     assert latest is not None
     assert 4 * 8 < latest.samples < 21 * 8
     assert len({line["samples"] for line in run.metrics()}) == latest.samples // 8
-    train(two_worker_config, run, lambda status: None)
+    train(two_worker_config, run, lambda progress: None)
     assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
     assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_torn_checkpoint_is_passed_over_by_all_workers(
+def test_a_damaged_checkpoint_is_skipped_by_all_workers(
     two_worker_config: Config,
     uninterrupted_run: tuple[Run, list[TrainingProgress]],
     bucket: str,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Torn before the worker group is started again, which takes seconds; the driver is told."""
-    run, torn = Run(f"{bucket}/torn"), []
+    """It is damaged before the worker group restarts; the driver logs a warning."""
+    run, damaged = Run(f"{bucket}/damaged"), []
 
-    def kill_and_tear(status: TrainingProgress) -> None:
-        if status.num_validations >= 2 and not torn:
+    def kill_and_damage(progress: TrainingProgress) -> None:
+        if progress.num_validations >= 2 and not damaged:
             kill_worker()
             latest = run.latest_checkpoint()
             assert latest is not None
             content = storage.read_bytes(f"{latest.uri}/trainer.pt")
             storage.write_bytes(f"{latest.uri}/trainer.pt", content[:-1])
-            torn.append(latest.name)
+            damaged.append(latest.name)
 
-    train(two_worker_config, run, kill_and_tear)
+    train(two_worker_config, run, kill_and_damage)
     assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
     assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
-    assert f"{run}: checkpoint {torn[0]} is not whole and passed over" in capsys.readouterr().err
+    assert f"{run}: checkpoint {damaged[0]} is skipped: " in caplog.text
 
 
-def test_what_is_not_finite_is_not_tried_again(
+def test_a_loss_that_is_not_finite_is_not_retried(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
     before = len(list_workers())
-    # Beyond float32, so the first loss is infinite.
+    # Larger than float32 allows, so the first loss is infinite.
     config = make_config("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
     with pytest.raises(NonFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
         run_on_ray(config, f"{bucket}/wild")
     assert len(list_workers()) - before == 2
 
 
-def test_a_finished_run_started_again_has_nothing_to_do(
+def test_a_finished_run_has_nothing_left_to_do(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]]
 ) -> None:
     run, _ = uninterrupted_run
@@ -164,26 +164,26 @@ def test_a_finished_run_started_again_has_nothing_to_do(
     assert (weight_checksums(run), run.metrics()) == before
 
 
-def test_one_worker_on_the_cluster_is_the_same_as_local(
+def test_one_worker_on_the_cluster_equals_local_training(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config()
     on_ray, _ = run_on_ray(config, f"{bucket}/ray")
-    here = Run(f"{bucket}/here")
-    train_local(config, here)
-    assert weight_checksums(on_ray) == weight_checksums(here)
-    assert metrics_without_times(on_ray) == metrics_without_times(here)
+    local = Run(f"{bucket}/local")
+    train_local(config, local)
+    assert weight_checksums(on_ray) == weight_checksums(local)
+    assert metrics_without_times(on_ray) == metrics_without_times(local)
 
 
 def list_workers() -> list[Any]:
-    """The workers that there are and were."""
+    """All workers, alive or not."""
     from ray.util.state import list_actors
 
     return list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000)
 
 
 def kill_worker() -> bool:
-    """Ends one process of the worker group, as a machine that fails would."""
+    """Kills one process of the worker group."""
     pid = next(worker.pid for worker in list_workers() if worker.state == "ALIVE")
 
     @ray.remote(num_cpus=0)
@@ -197,7 +197,7 @@ def kill_worker() -> bool:
     return True
 
 
-def test_what_does_not_fit_the_cluster_is_said_at_once(
+def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_what_does_not_fit_the_cluster_is_said_at_once(
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_shard_is_named(
+def test_a_damaged_shard_is_reported(
     split: str, bucket: str, records: str, make_config: Callable[..., Config]
 ) -> None:
     for file in storage.list_files(records):
@@ -219,5 +219,5 @@ def test_a_damaged_shard_is_named(
             content[len(content) // 2] ^= 1
         storage.write_bytes(f"{bucket}/records/{file.name}", bytes(content))
     config = make_config(f"data.records={bucket}/records", "cluster.max_failures=0")
-    with pytest.raises(SeganError, match=rf"{split}-\d+.*do not match the manifest's checksum"):
+    with pytest.raises(SeganError, match=rf"{split}-\d+.*checksum mismatch"):
         run_on_ray(config, f"{bucket}/run")

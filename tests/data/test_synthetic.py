@@ -1,4 +1,4 @@
-"""The drawn pairs: repeatable, laid out as the archive, varied, with nothing stray in a mask."""
+"""Synthetic pairs: reproducible, named as in ISIC 2017, varied, with exact masks."""
 
 import io
 import re
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert generate(counts) != generate(counts, seed=4)
 
 
-def test_a_pair_does_not_depend_on_what_else_is_drawn() -> None:
+def test_a_pair_does_not_depend_on_the_other_pairs() -> None:
     few, many = generate({"train": 2}), generate({"train": 5, "test": 2})
     assert few.items() <= many.items()
     image, mask = synthetic.generate_pair(3, 4, short_side=48)
@@ -44,7 +44,7 @@ def test_a_pair_does_not_depend_on_what_else_is_drawn() -> None:
     )
 
 
-def test_folders_names_and_ids_are_the_archives() -> None:
+def test_folders_names_and_ids_are_those_of_isic_2017() -> None:
     files: dict[str, bytes] = {}
     steps: list[int] = []
     counts = {"test": 1, "validation": 1, "train": 2}
@@ -128,7 +128,7 @@ def test_a_confounder_changes_the_image_and_never_the_mask(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "add", [synthetic._add_ink, synthetic._add_sticker, synthetic._add_vignette]
 )
-def test_what_would_hide_the_lesion_keeps_clear_of_it(
+def test_confounders_do_not_hide_the_lesion(
     add: Callable[[np.random.Generator, np.ndarray, np.ndarray], None], pairs: list[Pair]
 ) -> None:
     covered = 0
@@ -145,7 +145,7 @@ def jaccard(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float((predicted & truth).sum() / (predicted | truth).sum())
 
 
-def test_a_threshold_on_darkness_does_not_solve_it(pairs: list[Pair]) -> None:
+def test_thresholding_brightness_is_not_enough(pairs: list[Pair]) -> None:
     """Even the best global level of each image, which no method could know, falls short."""
     best = [
         max(jaccard(image.mean(axis=2) < level, mask > 0) for level in range(20, 250, 10))
@@ -169,13 +169,13 @@ def test_a_threshold_on_darkness_does_not_solve_it(pairs: list[Pair]) -> None:
         ({"train": 1}, -1, 64, "seed and index: expected 0 or more, found (-1, 0)"),
     ],
 )
-def test_bad_use_says_what_to_mend(
+def test_invalid_arguments_are_refused(
     counts: dict[str, int], seed: int, short_side: int, said: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         generate(counts, seed, short_side)
 
 
-def test_a_size_too_small_to_draw_is_refused() -> None:
+def test_a_size_that_is_too_small_is_refused() -> None:
     with pytest.raises(UsageError, match=r"size: expected sides of 16 px or more, found \(64, 8\)"):
         synthetic.generate_pair(0, 0, (64, 8))

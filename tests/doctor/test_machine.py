@@ -1,7 +1,8 @@
-"""What the doctor says of a machine: this one as it is, and with less of everything."""
+"""`segan doctor` on this machine as it is, and with fewer resources."""
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from segan.cli.main import main
 from segan.doctor import checks, machine
-from segan.doctor.checks import Check, CheckResult, CheckStatus, Outcome, ok, run_checks
+from segan.doctor.checks import Check, Outcome, failed, ok, run_checks, skipped, warning
 from segan.errors import SeganError
 from tests.doctor.command import run_doctor
 
@@ -26,7 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine lets us mount no disk")
+        pytest.skip("no permission to mount a disk")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -38,41 +39,41 @@ def status(outcome: Outcome) -> str:
 # The command
 
 
-def test_this_machine_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     code, found, err = run_doctor(capsys)
     version = ".".join(map(str, sys.version_info[:3]))
     assert found["python"].startswith(f"ok | {version} on Linux ")
     assert found["packages"].startswith("ok | ")
-    assert found["storage"] == "skipped | not looked at | say where: --uri s3://..."
-    failing = [name for name, line in found.items() if line.startswith("fails")]
+    assert found["storage"] == "skipped | not checked | give a folder or bucket with --uri"
+    failing = [name for name, line in found.items() if line.startswith("failed")]
     assert code == bool(failing)
     assert (", ".join(failing) in err) if failing else "segan:" not in err
 
 
-def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["doctor", "--uri", str(tmp_path)])
     out = capsys.readouterr().out
     assert "shared memory" in out
-    assert "what to do" in out
+    assert "advice" in out
 
 
-def test_a_failure_is_said_and_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path
+def test_a_failed_check_gives_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tiny))
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
     code, found, err = run_doctor(capsys)
     assert code == 1
     assert found["Ray's folder"] == (
-        f"fails | {tiny}/ray: 1.0 MB free of 1.0 MB | make room, or let TMPDIR (for Ray "
-        "RAY_TMPDIR) name a folder on another disk"
+        f"failed | {small_disk}/ray: 1.0 MB free of 1.0 MB | free some space, or set TMPDIR "
+        "(for Ray: RAY_TMPDIR) to a folder on another disk"
     )
     assert err.splitlines()[-1].startswith("segan: 1 of ")
-    assert err.splitlines()[-1].endswith(" checks fail: Ray's folder")
+    assert err.splitlines()[-1].endswith(" checks failed: Ray's folder")
 
 
-def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
+def test_importing_the_checks_imports_neither_ray_nor_torch() -> None:
     program = (
-        "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.doctor;"
+        "import sys, segan.doctor.machine, segan.doctor.storage, ray_jobs.cluster.doctor;"
         "sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -81,45 +82,46 @@ def test_it_needs_neither_ray_nor_torch_to_begin_with() -> None:
 # Checks
 
 
-def test_each_check_is_made_whatever_becomes_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
 
-    def users() -> Outcome:
+    def user_error() -> Outcome:
         raise SeganError("runs/a: expected this, found s3cr3t; do that")
 
     def bug() -> Outcome:
         raise LookupError("two\nlines")
 
+    def slow() -> Outcome:
+        time.sleep(60)
+        return ok("")
+
     began = time.monotonic()
-    found = list(
-        run_checks(
-            [
-                Check("users", users),
-                Check("bug", bug),
-                Check("slow", lambda: time.sleep(60) or ok(""), timeout_s=0.2),
-                Check("well", lambda: ok("all")),
-            ]
-        )
+    outcomes = run_checks(
+        [
+            Check("user error", user_error),
+            Check("bug", bug),
+            Check("slow", slow, timeout_s=0.2),
+            Check("well", lambda: ok("all")),
+            Check("after a failure", lambda: ok("all"), requires="slow"),
+            Check("after a success", lambda: ok("all"), requires="well"),
+        ]
     )
-    assert time.monotonic() - began < 10
-    fails = CheckStatus.FAILED
-    assert found == [
-        CheckResult(
-            "users", Outcome(fails, "runs/a: expected this, found <AWS_SECRET_ACCESS_KEY>; do that")
-        ),
-        CheckResult("bug", Outcome(fails, "LookupError: two lines")),
-        CheckResult("slow", Outcome(fails, "not done after 0.2 s", "try again later")),
-        CheckResult("well", Outcome(CheckStatus.OK, "all")),
+    assert list(outcomes) == [
+        ("user error", failed("runs/a: expected this, found <AWS_SECRET_ACCESS_KEY>; do that")),
+        ("bug", failed("LookupError: two lines")),
+        ("slow", failed("not finished after 0.2 s", "try again later")),
+        ("well", ok("all")),
+        ("after a failure", skipped("needs a passed check 'slow'")),
+        ("after a success", ok("all")),
     ]
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("name", checks.SECRET_VARIABLES)
-def test_what_a_key_is_is_never_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "0123456789abcdef")
-    (finding,) = run_checks(
-        [Check("c", lambda: Outcome(CheckStatus.OK, *2 * ["x0123456789abcdefy"]))]
-    )
-    assert (finding.outcome.message, finding.outcome.advice) == (f"x<{name}>y", f"x<{name}>y")
+    check = Check("c", lambda: warning(*2 * ["x0123456789abcdefy"]))
+    assert list(run_checks([check])) == [("c", warning(*2 * [f"x<{name}>y"]))]
 
 
 # Python and packages
@@ -138,70 +140,70 @@ def write_pyproject(folder: Path, python: str, *packages: str) -> None:
     (folder / "pyproject.toml").write_text(text)
 
 
-def test_another_python_and_other_packages_than_asked_for(checkout: Path) -> None:
+def test_unmet_requirements_fail(checkout: Path) -> None:
     wanted = ["numpy>=1", "pillow<2", "nowhere", "torch; sys_platform == 'win32'"]
     write_pyproject(checkout, ">=4", *wanted)
-    assert status(machine.check_python()) == "fails"
+    assert status(machine.check_python()) == "failed"
     assert machine.check_python().message.endswith(", expected >=4")
     outcome = machine.check_packages()
-    assert status(outcome) == "fails"
-    pillow, nowhere = outcome.message.split("; ")
+    assert status(outcome) == "failed"
+    nowhere, pillow = outcome.message.split("; ")
     assert pillow.startswith("pillow ")
     assert pillow.endswith(", expected <2")
-    assert nowhere == "no nowhere"
+    assert nowhere == "nowhere is missing"
     write_pyproject(checkout, ">=3.11", "numpy>=1")
-    assert machine.check_packages() == ok("1, each as asked for")
+    assert machine.check_packages() == ok("1 installed as required")
 
 
-def test_without_a_checkout_it_is_what_was_installed(checkout: Path) -> None:
+def test_without_a_checkout_the_installed_metadata_is_used(checkout: Path) -> None:
     assert status(machine.check_python()) == "ok"
     assert status(machine.check_packages()) == "ok"
     assert status(machine.check_tested_versions()) == "skipped"
 
 
-def test_versions_that_were_not_tested(checkout: Path) -> None:
+def test_untested_versions_give_a_warning(checkout: Path) -> None:
     (checkout / "constraints.txt").write_text("numpy==0.1\nnowhere==1\n")
     outcome = machine.check_tested_versions()
     assert status(outcome) == "warning"
     assert outcome.message.startswith("numpy ")
-    assert outcome.message.endswith(", tested 0.1")
+    assert outcome.message.endswith(", expected ==0.1")
 
 
 # Limits
 
 
-def test_no_disk(tiny: Path) -> None:
-    assert status(machine.check_disk(tiny / "not" / "made" / "yet")) == "fails"
+def test_no_disk(small_disk: Path) -> None:
+    assert status(machine.check_disk(small_disk / "not" / "made" / "yet")) == "failed"
 
 
 def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def usage(total: int, free: int) -> None:
         disk = (total * GB, (total - free) * GB, free * GB)
-        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: type(found)(*disk))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: type(found)(*disk))
 
-    found = machine.shutil.disk_usage(tmp_path)
+    found = shutil.disk_usage(tmp_path)
     for total, free, expected in ((100, 11, "ok"), (100, 9, "warning"), (900, 30, "warning")):
         usage(total, free)
         assert status(machine.check_disk(tmp_path)) == expected
 
 
-def test_little_shared_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SHARED", tiny)
+def test_little_shared_memory(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHM_DIR", small_disk)
     outcome = machine.check_shared_memory()
     assert status(outcome) == "warning"
     assert "--shm-size" in outcome.advice
-    monkeypatch.setattr(machine, "SHARED", tiny / "none")
+    monkeypatch.setattr(machine, "SHM_DIR", small_disk / "none")
     assert status(machine.check_shared_memory()) == "skipped"
 
 
 def test_few_open_files() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {}));"
-        "from segan.doctor.machine import open_files; print(open_files().verdict)"
+        "from segan.doctor.machine import check_open_files; print(check_open_files().status)"
     )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < machine.MIN_OPEN_FILES:
-        pytest.skip(f"this machine allows {hard} open files alone")
+        pytest.skip(f"this machine allows {hard} open files only")
     for limit, expected in ((1024, "warning"), (machine.MIN_OPEN_FILES, "ok")):
         command = [sys.executable, "-c", program.format(limit)]
         assert subprocess.check_output(command, text=True).strip() == expected
@@ -209,7 +211,7 @@ def test_few_open_files() -> None:
 
 def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     if (os.cpu_count() or 1) < 2:
-        pytest.skip("one core cannot be fewer")
+        pytest.skip("this machine has one core")
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -217,8 +219,8 @@ def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         os.sched_setaffinity(0, allowed)
     assert status(outcome) == "warning"
-    assert outcome.message == f"1 of {os.cpu_count()} may be used"
-    assert outcome.advice.startswith("cluster.threads_per_worker=1 ")
+    assert outcome.message == f"1 of {os.cpu_count()} usable"
+    assert outcome.advice.startswith("set cluster.threads_per_worker to 1 ")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
                 "pod/container/memory.current": "1500000000",
             },
         ),
-        (  # a container's own view: its path is the host's, its files are at the top
+        (  # seen from a container: the path is the host's, the files are at the top
             "0::/kubepods/pod1/c1\n",
             {
                 "cpu.max": "150000 100000",
@@ -260,35 +262,33 @@ def test_fewer_cores_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=["version 2", "container", "version 1"],
 )
-def test_the_limits_of_a_container(
+def test_container_limits_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str]
 ) -> None:
     (tmp_path / "groups").write_text(groups)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(machine, "PROC_CGROUP", tmp_path / "groups")
     assert machine.cgroup_cpu_limit() == 1.5
     assert machine.cgroup_memory_usage() == (2 * GB, 3 * GB // 2)
     outcome = machine.check_memory()
     assert status(outcome) == "warning"
     assert outcome.message == "500.0 MB free of 2.0 GB"
-    assert machine.check_cores().message == f"1.5 of {os.cpu_count()} may be used"
+    assert machine.check_cores().message == f"1.5 of {os.cpu_count()} usable"
 
 
-# GPUs: on a machine with one, this very function is what says so
+# GPUs: on a machine with one, `segan doctor` itself is the test
 
 
-def test_without_a_gpu_training_is_on_the_cpu() -> None:
+def test_without_a_gpu_the_check_is_skipped() -> None:
     import torch
 
     if torch.cuda.is_available() or machine.NVIDIA_VERSION_FILE.exists():
         pytest.skip("this machine has a GPU")
     outcome = machine.check_gpus()
-    assert outcome == Outcome(
-        CheckStatus.SKIPPED, f"none; torch {torch.__version__} trains on the CPU"
-    )
+    assert outcome == skipped(f"none; torch {torch.__version__} trains on the CPU")
 
 
 def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +300,9 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:16:01 UTC 2025\n"
         "GCC version:  gcc version 12.3.0\n"
     )
-    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "NVIDIA_VERSION_FILE", tmp_path / "version")
     machine.NVIDIA_VERSION_FILE.write_text(version)
     outcome = machine.check_gpus()
-    assert status(outcome) == "fails"
+    assert status(outcome) == "failed"
     assert outcome.message.startswith("NVIDIA driver 580.65.06, ")
     assert "torch" in outcome.advice

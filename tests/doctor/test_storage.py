@@ -1,4 +1,4 @@
-"""What the doctor says of storage: a folder, and the real S3 server in good and bad shape."""
+"""`segan doctor` on a folder, and on the real S3 server with and without faults."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.s3 import S3Server
 from segan import storage
-from segan.doctor.checks import CheckResult, run_checks
+from segan.doctor.checks import run_checks
 from segan.doctor.storage import storage_checks
 from segan.storage.compare_and_swap import conditional_file
 from segan.storage.lease import LEASE_FILE, hold_lease
@@ -18,7 +18,7 @@ from tests.doctor.command import run_doctor
 from tests.doctor.proxy import ProxyFaults, run_proxy
 
 CHECK_ORDER = [
-    "keys",
+    "credentials",
     "bucket",
     "clock",
     "write",
@@ -30,13 +30,11 @@ CHECK_ORDER = [
 
 
 def run_storage_checks(uri: str) -> dict[str, str]:
-    """Each check's verdict and what was found, by its name after `storage: `."""
-    findings = list(run_checks(storage_checks(uri)))
-    return {line.check.removeprefix("storage: "): _line(line) for line in findings}
-
-
-def _line(finding: CheckResult) -> str:
-    return f"{finding.outcome.status} | {finding.outcome.message}"
+    """Returns "status | message" of each check by its name without `storage: `."""
+    return {
+        name.removeprefix("storage: "): f"{outcome.status} | {outcome.message}"
+        for name, outcome in run_checks(storage_checks(uri))
+    }
 
 
 def statuses(found: dict[str, str]) -> dict[str, str]:
@@ -52,21 +50,21 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_not_there_afterwards(tmp_path: Path) -> None:
+def test_a_missing_folder_is_removed_again(tmp_path: Path) -> None:
     assert statuses(run_storage_checks(str(tmp_path / "a" / "b")))["write"] == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = run_storage_checks(str(tmp_path / "file" / "runs"))
-    assert found["write"].startswith("fails | ")
-    assert found["write"].endswith(": Not a directory")
-    assert set(statuses(found).values()) - {"warning", "ok"} == {"fails", "skipped"}
+    assert found["write"].startswith("failed | ")
+    assert found["write"].endswith(": Not a directory; check the path")
+    assert set(statuses(found).values()) - {"warning", "ok"} == {"failed", "skipped"}
     assert statuses(found)["delete"] == "skipped"
 
 
-def test_what_is_no_uri_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_uri_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     from segan.cli.main import main
 
     assert main(["doctor", "--uri", "s3://KEY:SECRET@bucket"]) == 2
@@ -77,17 +75,17 @@ integration = pytest.mark.integration
 
 
 @integration
-def test_a_bucket_as_it_should_be(
+def test_a_bucket_without_faults(
     bucket: str, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, lines, err = run_doctor(capsys, "--bucket", f"{bucket}/runs")
+    _, lines, err = run_doctor(capsys, "--uri", f"{bucket}/runs")
     found = {k.removeprefix("storage: "): v for k, v in lines.items() if k.startswith("storage: ")}
     assert list(found) == [*CHECK_ORDER, "delete"]
     assert {line.split(" | ")[0] for line in found.values()} == {"ok"}, found
-    assert found["keys"] == "ok | there, from the environment"
+    assert found["credentials"] == "ok | found in the environment"
     name = bucket.removeprefix("s3://")
     assert found["bucket"] == f"ok | {name} at {s3.endpoint}, region us-east-1"
-    assert re.fullmatch(r"ok \| within [12] s of the store's", found["clock"])
+    assert re.fullmatch(r"ok \| within [12] s of the store's clock", found["clock"])
     assert storage.list_files(bucket) == []
     assert s3.secret_key not in json.dumps(lines) + err
     assert s3.access_key not in json.dumps(lines) + err
@@ -104,12 +102,12 @@ def test_a_wrong_key(
     monkeypatch.setenv(name, "not-the-key-of-anybody")
     code, lines, err = run_doctor(capsys, "--uri", bucket)
     assert code == 1
-    assert lines["storage: keys"].startswith("ok | ")
-    assert lines["storage: bucket"].startswith(f"fails | {bucket}: access refused; check AWS_")
-    assert lines["storage: clock"].startswith("ok | ")  # a refusal says the time too
+    assert lines["storage: credentials"].startswith("ok | ")
+    assert lines["storage: bucket"].startswith(f"failed | {bucket}: access denied; check AWS_")
+    assert lines["storage: clock"].startswith("ok | ")  # an error response has a date too
     assert {v.split(" |")[0] for k, v in lines.items() if k.startswith("storage: ")} == {
         "ok",
-        "fails",
+        "failed",
         "skipped",
     }
     assert "not-the-key-of-anybody" not in json.dumps(lines) + err
@@ -122,31 +120,32 @@ def test_no_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     found = run_storage_checks(bucket)
-    assert found["keys"] == "fails | none"
+    assert found["credentials"] == "failed | none"
     assert "no credentials" in found["bucket"]
 
 
 @integration
-def test_a_bucket_that_is_gone(bucket: str) -> None:
+def test_a_missing_bucket(bucket: str) -> None:
     found = run_storage_checks(f"{bucket}-gone/runs")
     assert (
-        found["bucket"] == f"fails | {bucket}-gone/runs: no such bucket; create it or mend its name"
+        found["bucket"]
+        == f"failed | {bucket}-gone/runs: bucket does not exist; create it or correct the name"
     )
-    rest = {n: v for n, v in statuses(found).items() if n not in ("keys", "bucket", "clock")}
+    rest = {n: v for n, v in statuses(found).items() if n not in ("credentials", "bucket", "clock")}
     assert set(rest.values()) == {"skipped"}
 
 
 @integration
-def test_a_port_at_which_nobody_listens(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_port(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     found = run_storage_checks(bucket)
-    assert f"no usable answer from http://127.0.0.1:{port}" in found["bucket"]
+    assert f"no valid response from http://127.0.0.1:{port}" in found["bucket"]
     assert statuses(found) == {
         **dict.fromkeys([*CHECK_ORDER, "delete"], "skipped"),
-        "keys": "ok",
-        "bucket": "fails",
+        "credentials": "ok",
+        "bucket": "failed",
     }
 
 
@@ -154,10 +153,10 @@ def test_a_port_at_which_nobody_listens(bucket: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("ahead", "clock"),
     [
-        # A busy machine may take seconds from the answer to the look at its own clock.
-        (30, r"ok \| within (1\d|2\d|3[0-2]) s of the store's"),
-        (-300, r"warning \| (299|30\d|31\d) s ahead of the store's"),
-        (7200, r"fails \| (718\d|719\d|720[01]) s behind the store's"),
+        # A busy machine may read its clock seconds after the response.
+        (30, r"ok \| within (1\d|2\d|3[0-2]) s of the store's clock"),
+        (-300, r"warning \| (299|30\d|31\d) s ahead of the store's clock"),
+        (7200, r"failed \| (718\d|719\d|720[01]) s behind the store's clock"),
     ],
 )
 def test_a_clock_that_is_off(
@@ -167,7 +166,7 @@ def test_a_clock_that_is_off(
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         found = run_storage_checks(bucket)
     assert re.fullmatch(clock, found.pop("clock"))
-    if abs(ahead) < 900:  # beyond, pyarrow believes the store, which here does not believe itself
+    if abs(ahead) < 900:  # beyond, clients sign with the shifted time
         assert set(statuses(found).values()) == {"ok"}, found
 
 
@@ -176,15 +175,15 @@ def is_conditional(head: str) -> bool:
 
 
 @integration
-def test_a_store_that_knows_no_conditional_writes(
+def test_a_store_without_conditional_writes(
     bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with run_proxy(s3.endpoint, ProxyFaults(should_refuse=is_conditional)) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         found = run_storage_checks(bucket)
-        assert found.pop("conditional writes").startswith("warning | not supported: of two ")
+        assert found.pop("conditional writes").startswith("warning | not supported: if two ")
         assert set(statuses(found).values()) == {"ok"}, found
-        with hold_lease(f"{bucket}/run"):  # a lease is kept all the same
+        with hold_lease(f"{bucket}/run"):  # the lease works all the same
             file = conditional_file(f"{bucket}/run/{LEASE_FILE}")
             seen = file.read()
             assert seen is not None
@@ -195,14 +194,12 @@ def test_a_store_that_knows_no_conditional_writes(
 
 
 @integration
-def test_a_bucket_that_may_be_read_alone(
-    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_bucket(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = ProxyFaults(should_refuse=lambda head: head.startswith(("put ", "post ", "delete ")))
     with run_proxy(s3.endpoint, writes) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         found = statuses(run_storage_checks(bucket))
-    assert (found["bucket"], found["write"]) == ("ok", "fails")
+    assert (found["bucket"], found["write"]) == ("ok", "failed")
     assert {found[n] for n in ("read", "list", "conditional writes", "round trip", "delete")} == {
         "skipped"
     }

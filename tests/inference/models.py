@@ -1,4 +1,4 @@
-"""Runs with untrained weights, for tests of what is done with a model."""
+"""Runs and predictors with untrained weights, for tests that need a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_config(**sections: dict[str, Any]) -> Config:
 
 
 def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
-    """In evaluation mode, its norms used to noise, so that maps lie on both sides of one half."""
+    """In evaluation mode, with norms calibrated on noise, so that maps cross 0.5."""
     segmentor = build_segmentor(config.network, seed)
     update_bn([torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))], segmentor)
     segmentor.logistic.set_k(0.5)
@@ -34,7 +34,7 @@ def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
 
 
 def untrained_predictor(seeds: Sequence[int] = (0,), **sections: dict[str, Any]) -> Predictor:
-    """A model in memory alone, a member for each seed, with thresholds of one half."""
+    """A model in memory, with a member for each seed and thresholds of 0.5."""
     config = small_config(**sections)
     members = [
         Member(functools.partial(small_segmentor, config, seed), config, 0.5, f"seed {seed}")
@@ -44,7 +44,7 @@ def untrained_predictor(seeds: Sequence[int] = (0,), **sections: dict[str, Any])
 
 
 def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:
-    """Weights seeded by the epoch, as a run keeps them; returns the checkpoint's URI."""
+    """Saves a checkpoint with weights seeded by the epoch; returns its URI."""
     info = CheckpointInfo(
         epochs=epoch,
         samples=100 * epoch,
@@ -58,10 +58,10 @@ def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, thresh
 
 
 def tiny_config(records: str = "", *overrides: str) -> Config:
-    """Of a run that trains in a second."""
-    ours = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
-    here = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
-    return load_config(None, [*ours, *here, *overrides])
+    """The config of a run that trains in a second."""
+    model = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=1"]
+    local = ["cluster.threads_per_worker=1", f"data.records={json.dumps(records)}"]
+    return load_config(None, [*model, *local, *overrides])
 
 
 def run_uri(checkpoint: Checkpoint) -> str:

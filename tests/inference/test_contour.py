@@ -1,4 +1,4 @@
-"""Contours: closed rings of which the mask can be had back."""
+"""Contours: closed rings from which the mask can be reconstructed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segan.inference.contour import find_contours
 
 
 def fill_polygons(polygons: list[list[list[list[float]]]], shape: tuple[int, int]) -> np.ndarray:
-    """Where a ray to the left from a pixel's centre crosses the rings an odd number of times."""
+    """The even-odd rule: a ray to the left crosses the rings an odd number of times."""
     inside = np.zeros(shape, bool)
     rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
     for ring in (np.array(ring) for polygon in polygons for ring in polygon):
@@ -35,25 +35,25 @@ def test_a_square_has_its_corners_cut() -> None:
     assert len(ring) == 9
 
 
-def test_a_whole_image_is_outlined_along_its_edge() -> None:
+def test_a_full_mask_is_outlined_along_the_image_edge() -> None:
     (ring,) = find_contours(np.ones((2, 3), bool))[0]
     assert (min(x for x, _ in ring), max(x for x, _ in ring)) == (0, 3)
     assert (min(y for _, y in ring), max(y for _, y in ring)) == (0, 2)
 
 
-def test_a_hole_is_a_ring_of_its_part() -> None:
+def test_a_hole_is_a_ring_of_its_component() -> None:
     mask = np.ones((5, 9), bool)
     mask[2, 2] = False
     mask[:, 5] = False
     assert sorted(len(polygon) for polygon in find_contours(mask)) == [1, 2]
 
 
-def test_where_there_is_no_lesion_there_is_no_contour() -> None:
+def test_an_empty_mask_has_no_contour() -> None:
     assert find_contours(np.zeros((3, 4), bool)) == []
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
-def test_the_mask_can_be_had_back(mask: np.ndarray) -> None:
+def test_the_mask_can_be_reconstructed(mask: np.ndarray) -> None:
     polygons = find_contours(mask)
     np.testing.assert_array_equal(fill_polygons(polygons, mask.shape), mask)
     points = [point for polygon in polygons for ring in polygon for point in ring]
@@ -61,7 +61,7 @@ def test_the_mask_can_be_had_back(mask: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (37, 11)], ids=str)
-def test_where_a_lesion_lies_in_its_image_is_where_its_contour_is(offset: tuple[int, int]) -> None:
+def test_a_contour_is_in_image_coordinates(offset: tuple[int, int]) -> None:
     mask = np.zeros((60, 60), bool)
     mask[offset[0] : offset[0] + 8, offset[1] : offset[1] + 20] = True
     np.testing.assert_array_equal(fill_polygons(find_contours(mask), mask.shape), mask)

@@ -41,16 +41,16 @@ from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_
 
 WIDTH, HEIGHT = FRAME
 
-CLAIMED_JACCARDS = (0.9, 0.8, 0.7, 0.6, 0.5)  # Jaccards of the crafted runs a to e
-TRUTH_RUNS = ("a", "d", "e")  # the truth is what these three draw together
+CLAIMED_JACCARDS = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the crafted runs a to e
+TRUTH_RUNS = ("a", "d", "e")  # the truth is the ensemble mask of these three
 
 
 @pytest.fixture(scope="module")
 def write_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
     """Writes a run with one checkpoint of a given segmentor."""
-    root = tmp_path_factory.mktemp("crafted")
+    root = tmp_path_factory.mktemp("candidates")
 
-    def craft(
+    def write(
         name: str,
         segmentor: Segmentor,
         jaccard: float = 0.5,
@@ -72,7 +72,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpo
             checkpoint, {SEGMENTOR_FILE: save(weights)}, info
         )
 
-    return craft
+    return write
 
 
 def constant_segmentor(probability: float) -> Segmentor:
@@ -96,9 +96,9 @@ def noise_images(count: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def candidate_runs(
-    craft: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
+    write_run: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[Checkpoint], str]:
-    """Five runs a to e, and the records that they claim to be trained on."""
+    """Five runs a to e, and the URI of the records in their configs."""
     images, names = noise_images(5), "abcde"
     networks = {
         name: build_segmentor(tiny_config().network, seed).eval()
@@ -116,29 +116,29 @@ def candidate_runs(
         for name, part in (("first", rows[:3]), ("second", rows[3:]))
     ]
     splits: dict[str, Sequence] = {"train": shards[:1], "validation": shards}
-    manifest = make_manifest((HEIGHT, WIDTH, 1), splits, [], "crafted")
+    manifest = make_manifest((HEIGHT, WIDTH, 1), splits, [], "candidates")
     write_manifest(uri, manifest, [])
     config = tiny_config(uri)
     made = [
-        craft(n, networks[n], jaccard, manifest.fingerprint, config=config)
+        write_run(n, networks[n], jaccard, manifest.fingerprint, config=config)
         for n, jaccard in zip(names, CLAIMED_JACCARDS, strict=True)
     ]
     return made, uri
 
 
 @pytest.fixture
-def ensemble(crafted: tuple[list[Checkpoint], str], tmp_path: Path) -> str:
+def ensemble(candidate_runs: tuple[list[Checkpoint], str], tmp_path: Path) -> str:
     """The URI of an ensemble of the crafted runs a, b and c."""
-    build_ensemble(f"{tmp_path}/three", crafted[0])
+    build_ensemble(f"{tmp_path}/three", candidate_runs[0])
     return f"{tmp_path}/three"
 
 
 # The mean and its threshold
 
 
-def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint]) -> None:
-    # (0.2 + 0.3 + 0.7) / 3 = 0.4; two of three are below 0.35, and still the mean is above it.
-    members = [craft(f"constant{p}", constant_segmentor(p)) for p in (0.2, 0.3, 0.7)]
+def test_the_map_is_the_mean_of_the_members_maps(write_run: Callable[..., Checkpoint]) -> None:
+    # (0.2 + 0.3 + 0.7) / 3 = 0.4: above 0.35, although two of the three are below it.
+    members = [write_run(f"constant{p}", constant_segmentor(p)) for p in (0.2, 0.3, 0.7)]
     image = Image.new("RGB", (50, 90))
     for threshold, lesion in ((0.35, True), (0.45, False)):
         found = make_ensemble(members, threshold)(image)
@@ -147,20 +147,20 @@ def test_the_map_is_the_mean_of_the_members_maps(craft: Callable[..., Checkpoint
         assert (found.mask == lesion).all()
 
 
-def test_each_member_keeps_its_own_threshold_beside_the_ensembles(
-    craft: Callable[..., Checkpoint],
+def test_each_member_keeps_its_own_threshold(
+    write_run: Callable[..., Checkpoint],
 ) -> None:
     members = [
-        craft(f"own{p}", constant_segmentor(p)) for p in (0.2, 0.45, 0.85)
+        write_run(f"own{p}", constant_segmentor(p)) for p in (0.2, 0.45, 0.85)
     ]  # the mean is 0.5
     found = list(make_ensemble(members, 0.4).predict_members(Image.new("RGB", (64, 64))))
     assert [bool(one.mask.all()) for one in found] == [False, False, True, True]
 
 
 def test_threshold_is_the_best_of_a_brute_force_search(
-    crafted: tuple[list[Checkpoint], str], ensemble: str
+    candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    curve = brute_force_curve(crafted[0][:3], crafted[1])
+    curve = brute_force_curve(candidate_runs[0][:3], candidate_runs[1])
     written = read_ensemble(ensemble)
     np.testing.assert_allclose(written.jaccard_curve, curve, atol=1e-6)
     best = THRESHOLDS[curve >= curve.max()]
@@ -169,7 +169,7 @@ def test_threshold_is_the_best_of_a_brute_force_search(
 
 
 def brute_force_curve(members: Sequence[Checkpoint], records: str) -> np.ndarray:
-    """Jaccard of the members' mean map on validation at each threshold, one after the other."""
+    """Jaccard of the members' mean map on validation at each threshold."""
     images = torch.tensor(noise_images(5))
     maps = [segment_frames(read_segmentor(m), images, m.config).numpy() for m in members]
     mean = np.add.reduce(maps) / np.float32(len(maps))
@@ -182,19 +182,21 @@ def read_truth(records: str) -> np.ndarray:
     return read_samples(records, read_manifest(records), "validation").mask != 0
 
 
-# The choice
+# Selection
 
 
 def test_default_takes_the_three_best_runs(
-    crafted: tuple[list[Checkpoint], str], ensemble: str
+    candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    assert [m.uri for m in read_ensemble(ensemble).members] == [c.uri for c in crafted[0][:3]]
+    assert [m.uri for m in read_ensemble(ensemble).members] == [
+        c.uri for c in candidate_runs[0][:3]
+    ]
 
 
-def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
-    crafted: tuple[list[Checkpoint], str], tmp_path: Path
+def test_greedy_adds_the_best_member_and_reports_the_default_too(
+    candidate_runs: tuple[list[Checkpoint], str], tmp_path: Path
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     found = build_ensemble(f"{tmp_path}/greedy", runs, greedy=True)
 
     def score(members: Sequence[Checkpoint]) -> float:
@@ -206,42 +208,46 @@ def test_greedy_takes_what_adds_most_and_shows_the_default_beside_it(
     assert (found.rule, set(found.choices)) == ("greedy", {"best", "greedy"})
     assert found.choices["best"].jaccard == pytest.approx(score(runs[:3]), abs=1e-12)
     assert found.choices["greedy"].jaccard == found.scores["jaccard"]
-    # The truth is what a, d and e draw together, so greed finds more than the claims promise.
+    # The truth is made from a, d and e, so greedy selection beats the three best claims.
     assert found.scores["jaccard"] > found.choices["best"].jaccard
     assert found.scores["jaccard"] >= max(score([member]) for member in (runs[0], second, third))
 
 
 def test_greedy_by_hand() -> None:
-    # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Of equals, the earliest.
+    # From a: with b 5, with c 7, so c; then with b 6, with d 8, so d. Ties go to the earliest.
     scores = {"ab": 5, "ac": 7, "ad": 7, "acb": 6, "acd": 8}
     chosen = select_members_greedily("abcd", lambda members: scores["".join(members)])
     assert chosen == ["a", "c", "d"]
 
 
-def test_candidates_come_from_different_runs(crafted: tuple[list[Checkpoint], str]) -> None:
-    runs = [run_uri(c) for c in crafted[0]]
-    found = find_candidates(None, [runs[1], crafted[0][0].uri, runs[0], runs[4], runs[1]])
-    assert [c.uri for c in found] == [crafted[0][i].uri for i in (0, 1, 4)]
+def test_candidates_come_from_different_runs(candidate_runs: tuple[list[Checkpoint], str]) -> None:
+    runs = [run_uri(c) for c in candidate_runs[0]]
+    found = find_candidates(None, [runs[1], candidate_runs[0][0].uri, runs[0], runs[4], runs[1]])
+    assert [c.uri for c in found] == [candidate_runs[0][i].uri for i in (0, 1, 4)]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_of_one_runs_checkpoints_the_best_counts(
-    order: tuple[int, int], crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
+def test_only_the_best_checkpoint_of_a_run_is_a_candidate(
+    order: tuple[int, int],
+    candidate_runs: tuple[list[Checkpoint], str],
+    write_run: Callable[..., Checkpoint],
 ) -> None:
-    both = [craft("two", constant_segmentor(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)]
-    named = [both[order[0]].uri, both[order[1]].uri, crafted[0][0].uri]
+    both = [
+        write_run("two", constant_segmentor(p), p, checkpoint=f"epoch_{p}") for p in (0.6, 0.55)
+    ]
+    named = [both[order[0]].uri, both[order[1]].uri, candidate_runs[0][0].uri]
     with pytest.raises(UsageError, match="found 2"):
         find_candidates(None, named)
-    found = find_candidates(None, [*named, crafted[0][1].uri])
+    found = find_candidates(None, [*named, candidate_runs[0][1].uri])
     assert [c.jaccard for c in found] == [0.9, 0.8, 0.6]
 
 
 def test_the_same_weights_in_two_runs_count_once(
-    crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint]
+    candidate_runs: tuple[list[Checkpoint], str], write_run: Callable[..., Checkpoint]
 ) -> None:
-    twin = craft("twin", build_segmentor(tiny_config().network, 0))
+    twin = write_run("twin", build_segmentor(tiny_config().network, 0))
     with pytest.raises(UsageError, match="found 2"):
-        find_candidates(None, [twin.uri, crafted[0][0].uri, crafted[0][1].uri])
+        find_candidates(None, [twin.uri, candidate_runs[0][0].uri, candidate_runs[0][1].uri])
 
 
 def test_unknown_member_is_refused(tmp_path: Path) -> None:
@@ -249,7 +255,7 @@ def test_unknown_member_is_refused(tmp_path: Path) -> None:
         find_candidates(None, [f"{tmp_path}/nowhere"])
 
 
-# What does not fit together
+# Members that do not fit
 
 
 @pytest.mark.parametrize(
@@ -264,24 +270,28 @@ def test_unknown_member_is_refused(tmp_path: Path) -> None:
 def test_members_that_differ_are_refused(
     what: str,
     difference: dict,
-    crafted: tuple[list[Checkpoint], str],
-    craft: Callable[..., Checkpoint],
+    candidate_runs: tuple[list[Checkpoint], str],
+    write_run: Callable[..., Checkpoint],
     tmp_path: Path,
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     same = {"fingerprint": runs[0].info.fingerprint, "config": tiny_config(records)}
-    other = craft(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
-    with pytest.raises(UsageError, match=f"{other.uri}: its {what} is .* but .* in {runs[0].uri}"):
+    other = write_run(f"other {what}", constant_segmentor(0.5), 0.4, **(same | difference))
+    with pytest.raises(
+        UsageError, match=f"{other.uri}: {what} is .*, expected .*; the members .* {runs[0].uri}"
+    ):
         build_ensemble(f"{tmp_path}/out", [*runs, other])
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
 def test_a_checkpoint_that_fails_its_checksum_is_refused(
-    crafted: tuple[list[Checkpoint], str], craft: Callable[..., Checkpoint], tmp_path: Path
+    candidate_runs: tuple[list[Checkpoint], str],
+    write_run: Callable[..., Checkpoint],
+    tmp_path: Path,
 ) -> None:
-    runs, records = crafted
+    runs, records = candidate_runs
     fingerprint = runs[0].info.fingerprint
-    bad = craft("bad", constant_segmentor(0.1), 0.99, fingerprint, config=tiny_config(records))
+    bad = write_run("bad", constant_segmentor(0.1), 0.99, fingerprint, config=tiny_config(records))
     weights = f"{bad.uri}/{SEGMENTOR_FILE}"
     storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"!")
     with pytest.raises(StorageError, match="checksum"):
@@ -289,38 +299,40 @@ def test_a_checkpoint_that_fails_its_checksum_is_refused(
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
-def test_a_place_in_use_is_left_as_it_is(
-    crafted: tuple[list[Checkpoint], str], ensemble: str, tmp_path: Path
+def test_a_folder_in_use_is_not_changed(
+    candidate_runs: tuple[list[Checkpoint], str], ensemble: str, tmp_path: Path
 ) -> None:
     before = read_files(ensemble)
     with pytest.raises(UsageError, match="--overwrite"):
-        build_ensemble(ensemble, crafted[0], greedy=True)
+        build_ensemble(ensemble, candidate_runs[0], greedy=True)
     assert read_files(ensemble) == before
-    build_ensemble(ensemble, crafted[0], greedy=True, overwrite=True)
+    build_ensemble(ensemble, candidate_runs[0], greedy=True, overwrite=True)
     assert read_ensemble(ensemble).rule == "greedy"
     storage.write_bytes(f"{tmp_path}/mine/thesis.txt", b"words")
     with pytest.raises(UsageError, match=r"thesis\.txt"):
-        build_ensemble(f"{tmp_path}/mine", crafted[0], overwrite=True)
+        build_ensemble(f"{tmp_path}/mine", candidate_runs[0], overwrite=True)
     assert read_files(f"{tmp_path}/mine") == {"thesis.txt": b"words"}
 
 
 # In storage
 
 
-def test_everything_that_using_it_takes_is_inside(
-    crafted: tuple[list[Checkpoint], str], ensemble: str
+def test_an_ensemble_contains_weights_description_and_report(
+    candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
     files = read_files(ensemble)
     weights = {f"{i}/{SEGMENTOR_FILE}" for i in (1, 2, 3)}
     assert set(files) == {"ensemble.json", "card.md", *REPORT_FILES} | weights
     written = json.loads(files["ensemble.json"])
-    manifest = read_manifest(crafted[1])
+    manifest = read_manifest(candidate_runs[1])
     assert written["fingerprint"] == manifest.fingerprint
     assert written["splits"] == {"train": 3, "validation": 5}
     assert written["frame"] == {"width": WIDTH, "height": HEIGHT}
     assert len(written["jaccard_curve"]) == len(THRESHOLDS)
-    assert written["candidates"] == {c.uri: c.jaccard for c in crafted[0]}
-    for i, (member, source) in enumerate(zip(written["members"], crafted[0], strict=False), 1):
+    assert written["candidates"] == {c.uri: c.jaccard for c in candidate_runs[0]}
+    for i, (member, source) in enumerate(
+        zip(written["members"], candidate_runs[0][:3], strict=True), 1
+    ):
         weights = files[f"{i}/{SEGMENTOR_FILE}"]
         assert member["uri"] == source.uri
         assert member["files"][SEGMENTOR_FILE]["sha256"] == storage.sha256(weights)
@@ -330,7 +342,7 @@ def test_everything_that_using_it_takes_is_inside(
         assert member["info"]["config"]["evaluation"]["resize_mode"] == "native"
 
 
-def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
+def test_the_card_names_scores_members_and_data(ensemble: str) -> None:
     card, written = read_files(ensemble)["card.md"].decode(), read_ensemble(ensemble)
     scores = [f"{written.scores['jaccard']:.4f}", f"{written.threshold:g}"]
     sources = [member.uri for member in written.members]
@@ -339,7 +351,7 @@ def test_the_card_says_what_a_person_needs(ensemble: str) -> None:
         assert words in card
 
 
-def test_half_an_ensemble_is_none(ensemble: str) -> None:
+def test_an_incomplete_ensemble_is_not_loaded(ensemble: str) -> None:
     storage.delete_file(f"{ensemble}/ensemble.json")
     with pytest.raises(StorageError, match="neither"):
         Predictor.load(ensemble)
@@ -357,10 +369,10 @@ def test_damaged_weights_and_descriptions_are_refused(ensemble: str) -> None:
 # As a model
 
 
-def test_one_way_loads_checkpoint_run_and_ensemble(
-    crafted: tuple[list[Checkpoint], str], ensemble: str
+def test_checkpoint_run_and_ensemble_are_loaded_alike(
+    candidate_runs: tuple[list[Checkpoint], str], ensemble: str
 ) -> None:
-    best = crafted[0][0]
+    best = candidate_runs[0][0]
     for uri, members, threshold in (
         (best.uri, 1, 0.5),
         (run_uri(best), 1, 0.5),
@@ -373,7 +385,7 @@ def test_one_way_loads_checkpoint_run_and_ensemble(
         assert model(Image.fromarray(noise_images(1)[0])).mask.shape == (HEIGHT, WIDTH)
 
 
-def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) -> None:
+def test_an_ensemble_can_be_moved(ensemble: str, tmp_path: Path) -> None:
     copy_files(ensemble, f"{tmp_path}/moved")
     image = Image.fromarray(noise_images(1)[0])
     there, here = Predictor.load(f"{tmp_path}/moved"), Predictor.load(ensemble)
@@ -381,7 +393,7 @@ def test_an_ensemble_needs_nothing_outside_of_it(ensemble: str, tmp_path: Path) 
     np.testing.assert_array_equal(there(image).probability, here(image).probability)
 
 
-def test_one_model_at_a_time_gives_the_same_maps(ensemble: str) -> None:
+def test_low_memory_gives_the_same_maps(ensemble: str) -> None:
     image = Image.fromarray(noise_images(1)[0]).resize((300, 200))
     together, apart = Predictor.load(ensemble), Predictor.load(ensemble, low_memory=True)
     assert together(image).probability.tobytes() == apart(image).probability.tobytes()

@@ -1,4 +1,4 @@
-"""Models as files that other programs load, and what is checked of them before."""
+"""Exports: files that other programs load, and their verification."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from tests.inference.models import small_config
 
-pytestmark = pytest.mark.timeout(300)  # the exporters take their time
+pytestmark = pytest.mark.timeout(300)  # the exporters are slow
 FRAME = (108, 81)
 THRESHOLD = 0.5
 
 
 def calibrated_segmentor(config: Config, seed: int) -> Segmentor:
-    """A segmentor whose norms know images, and whose maps are as smooth as a trained one's.
+    """A segmentor with norms calibrated on images, and maps as smooth as after training.
 
-    Untrained weights blow up what two programs round differently; a large k makes up for it.
+    Untrained weights amplify differences of rounding; a large k compensates.
     """
     segmentor = build_segmentor(config.network, seed)
     images = np.stack([generate_pair(9, i, (192, 160))[0] for i in range(8)])
@@ -45,7 +45,7 @@ def calibrated_segmentor(config: Config, seed: int) -> Segmentor:
 
 
 def make_predictor(*evaluations: dict[str, Any]) -> Predictor:
-    """A member for each way of putting frames in."""
+    """A predictor with a member for each evaluation config."""
     members = []
     for seed, way in enumerate(evaluations):
         config = small_config(evaluation=way)
@@ -102,7 +102,7 @@ def test_any_size_and_number_of_images(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_the_file_says_what_model_json_says(exported: Path) -> None:
+def test_the_metadata_in_the_file_equal_model_json(exported: Path) -> None:
     import onnxruntime
 
     about = json.loads((exported / "model.json").read_text())
@@ -110,10 +110,10 @@ def test_the_file_says_what_model_json_says(exported: Path) -> None:
     assert about["frame"] == {"width": 108, "height": 81}
     assert [member["k"] for member in about["members"]] == pytest.approx([3.0, 4.0])
     assert [member["sha256"] for member in about["members"]] == [f"sha of {i}" for i in range(2)]
-    assert about["checked"]["greatest_difference"] <= about["checked"]["tolerance"] == 1e-4
+    assert about["verification"]["max_abs_difference"] <= about["verification"]["tolerance"] == 1e-4
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     held = session.get_modelmeta().custom_metadata_map
-    del about["checked"]  # known only once it was written
+    del about["verification"]  # not known when the file is written
     assert {key: _from_metadata(text, about[key]) for key, text in held.items()} == about
     (takes,) = session.get_inputs()
     assert (takes.name, takes.type) == ("image", "tensor(float)")
@@ -124,10 +124,10 @@ def _from_metadata(text: str, like: Any) -> Any:
     return text if isinstance(like, str) else json.loads(text)
 
 
-def test_torchs_own_format_gives_the_very_maps(tmp_path: Path) -> None:
+def test_the_torch_format_gives_identical_maps(tmp_path: Path) -> None:
     one = make_predictor({"resize_mode": "pad"})
     about = export(one, str(tmp_path), "torch")
-    assert about["checked"]["greatest_difference"] == 0
+    assert about["verification"]["max_abs_difference"] == 0
     kept = {"model.json": ""}
     torch.export.load(str(tmp_path / "model.pt2"), extra_files=kept)
     assert json.loads(kept["model.json"])["members"][0]["k"] == pytest.approx(3.0)
@@ -147,19 +147,23 @@ def test_safetensors_are_the_members_weights(predictor: Predictor, tmp_path: Pat
         assert all(torch.equal(file.get_tensor(f"2.{name}"), expected[name]) for name in expected)
 
 
-def test_nothing_is_left_of_a_file_that_gives_other_maps(
+def test_a_file_that_gives_other_maps_is_not_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other_models(whole: EnsembleModule, size: Any, about: Any, file: Path) -> None:
         shutil.copy(exported / "model.onnx", file)
 
-    monkeypatch.setattr(exporting, "_trace", other_models)
-    with pytest.raises(SeganError, match=r"differ by 0\.\d+ .* nothing was written"):
+    monkeypatch.setattr(exporting, "_export_program", other_models)
+    with pytest.raises(
+        SeganError, match=r"differ from the model's by 0\.\d+ .* nothing was written"
+    ):
         export(make_predictor({"resize_mode": "native"}), f"{tmp_path}/out", "onnx")
     assert storage.list_files(f"{tmp_path}/out") == []
 
 
-def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SeganError, match=r"onnxscript is not installed.*segan\[export\]"):
+    with pytest.raises(
+        SeganError, match=r"onnxscript is not installed.*pip install -e '\.\[export\]'"
+    ):
         exporting._import_optional("onnxscript")

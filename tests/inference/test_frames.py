@@ -1,4 +1,4 @@
-"""Whole frames through a segmentor that was trained on squares."""
+"""Segmentation of whole frames by a segmentor trained on squares."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def random_frames(height: int, width: int, images: int = 2) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def segment(pixels: Tensor, mode: str, classes: int = 1, flips: bool = False) -> Tensor:
-    evaluation = {"frame": mode, "flips": flips}
+def segment(pixels: Tensor, mode: str, classes: int = 1, tta: bool = False) -> Tensor:
+    evaluation = {"resize_mode": mode, "tta": tta}
     config = small_config(evaluation=evaluation, network={"width": 2, "classes": classes})
     return segment_frames(small_segmentor(config), pixels, config)
 
@@ -41,19 +41,17 @@ def test_a_map_is_as_large_as_its_frame(mode: str, size: tuple[int, int]) -> Non
     assert not maps.requires_grad
 
 
-def test_whole_is_the_frame_as_it_is() -> None:
+def test_native_segments_the_unchanged_frame() -> None:
     pixels = random_frames(68, 90)
     torch.testing.assert_close(segment(pixels, "native"), segment_directly(pixels))
 
 
 @pytest.mark.parametrize(
     ("size", "padding"),
-    # Out to 128 x 128: 128 - 68 and 128 - 90; and to 64 x 128: 64 - 64 and 128 - 100.
+    # To 128 x 128: 128 - 68 and 128 - 90. To 64 x 128: 64 - 64 and 128 - 100.
     [((68, 90), (60, 38)), ((64, 100), (0, 28))],
 )
-def test_padded_mirrors_out_to_a_multiple_of_64(
-    size: tuple[int, int], padding: tuple[int, int]
-) -> None:
+def test_pad_reflects_to_multiples_of_64(size: tuple[int, int], padding: tuple[int, int]) -> None:
     pixels = random_frames(*size)
     edges = ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0))
     mirrored = torch.from_numpy(np.pad(pixels.numpy(), edges, mode="reflect"))
@@ -61,8 +59,8 @@ def test_padded_mirrors_out_to_a_multiple_of_64(
     torch.testing.assert_close(segment(pixels, "pad"), expected)
 
 
-def test_resized_squeezes_to_the_crop_and_back() -> None:
-    # A frame of one colour is that colour at any size, and the map is brought back bilinearly.
+def test_resize_scales_to_the_crop_and_back() -> None:
+    # A frame of one colour has that colour at any size; the map is resized bilinearly.
     pixels = torch.tensor([200, 30, 90], dtype=torch.uint8).expand(1, 100, 150, 3)
     square = segment_directly(pixels[:, :64, :64])
     expected = torch.nn.functional.interpolate(square, (100, 150), mode="bilinear")
@@ -70,7 +68,7 @@ def test_resized_squeezes_to_the_crop_and_back() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_frame_of_the_crops_size_is_put_in_as_it_is(mode: str) -> None:
+def test_a_frame_of_the_crops_size_is_not_changed(mode: str) -> None:
     pixels = random_frames(64, 64)
     torch.testing.assert_close(segment(pixels, mode), segment_directly(pixels))
 
@@ -83,21 +81,21 @@ def test_the_modes_differ_on_other_frames() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_flips_are_the_mean_of_four_maps(mode: str) -> None:
+def test_tta_is_the_mean_of_four_maps(mode: str) -> None:
     pixels = random_frames(68, 90)  # [B, H, W, 3], whose maps are [B, 1, H, W]
     total = segment(pixels, mode)
     for axes in ([1], [2], [1, 2]):
         total = total + segment(pixels.flip(axes), mode).flip([axis + 1 for axis in axes])
-    mean = segment(pixels, mode, flips=True)
+    mean = segment(pixels, mode, tta=True)
     torch.testing.assert_close(mean, total / 4)
     assert not torch.allclose(mean, segment(pixels, mode), atol=1e-3)
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_with_flips_a_mirrored_frame_has_the_mirrored_map(axis: int) -> None:
+def test_with_tta_a_mirrored_frame_has_the_mirrored_map(axis: int) -> None:
     pixels = random_frames(68, 90)
-    mirrored = segment(pixels.flip(axis), "native", flips=True)
-    torch.testing.assert_close(mirrored, segment(pixels, "native", flips=True).flip(axis + 1))
+    mirrored = segment(pixels.flip(axis), "native", tta=True)
+    torch.testing.assert_close(mirrored, segment(pixels, "native", tta=True).flip(axis + 1))
 
 
 def test_a_segmentor_in_training_is_refused() -> None:

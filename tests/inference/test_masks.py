@@ -1,4 +1,4 @@
-"""Masks as files, under the challenge's names."""
+"""Masks and maps as files, under the challenge's names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segan.errors import SeganError, StorageError
 from segan.inference.masks import MaskWriter, find_images, mask_name
 from segan.inference.pipeline import Row, run_image_task
-from segan.inference.predictor import Predictor
+from segan.inference.predictor import Predictor, resize_map
 from segan.inference.region_stats import region_stats
 from tests.inference.models import untrained_predictor
 
@@ -42,13 +43,13 @@ def test_a_masks_name(image: str, name: str) -> None:
 
 def test_images_are_found_and_masks_are_not(tmp_path: Path) -> None:
     images = ["b/ISIC_0000002.PNG", "ISIC_0000001.jpg", "ISIC_0000003.tiff"]
-    kinds = ("segmentation", "superpixels", "probability", "disagreement")
+    kinds = ("segmentation", "superpixels", "probability", "uncertainty")
     others = ["notes.txt", *(f"ISIC_0000001_{kind}.png" for kind in kinds)]
     touch(tmp_path, *images, *others)
     assert find_images(str(tmp_path)) == sorted(f"{tmp_path}/{name}" for name in images)
 
 
-def test_one_image_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_image_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)
     assert find_images("a.jpg") == [f"{tmp_path}/a.jpg"]
@@ -108,11 +109,11 @@ def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
     model = untrained_predictor(seeds=(0, 1, 2))
     image = save_noise(tmp_path / "a.png", 130, 77)
     out = tmp_path / "out"
-    (row,) = write_masks(model, out, tmp_path / "a.png", maps=("probability", "disagreement"))
+    (row,) = write_masks(model, out, tmp_path / "a.png", maps=("probability", "uncertainty"))
     *members, whole = model.predict_members(image)
-    alone = np.stack([member.probability for member in members])
-    spread = alone.max(0) - alone.min(0)
-    for kind, expected in (("probability", whole.probability), ("disagreement", spread)):
+    maps = model.predict_proba(model.preprocess(image)[None])[0]
+    deviation = resize_map(torch.from_numpy(maps.numpy().std(0)), image.size)
+    for kind, expected in (("probability", whole.probability), ("uncertainty", deviation)):
         file = Image.open(out / kind / f"a_{kind}.png")
         assert (file.mode, file.size) == ("I;16", (130, 77))
         assert expected.max() - expected.min() > 0.1
@@ -123,7 +124,7 @@ def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_image_is_rejected_and_the_others_are_written(
+def test_invalid_images_are_rejected_and_the_others_are_written(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
@@ -131,8 +132,8 @@ def test_what_is_no_image_is_rejected_and_the_others_are_written(
     names = ("broken.jpg", "whole.png", "gone.jpg")
     rows = write_masks(predictor, tmp_path / "out", *(tmp_path / name for name in names))
     assert [row["id"] for row in rows] == ["broken", "whole", "gone"]
-    assert "broken.jpg: expected an image" in rows[0]["reject"]
-    assert rows[2]["reject"] == "gone.jpg: not found"
+    assert "broken.jpg: expected an image" in rows[0]["error"]
+    assert rows[2]["error"] == "gone.jpg: not found"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole_segmentation.png"]
 
 

@@ -1,4 +1,4 @@
-"""Many images through a model, side by side."""
+"""Batch inference with threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_image(seed: int) -> Image.Image:
 
 @dataclass
 class RandomImageTask:
-    """Items are seeds; those in `broken` are no images, and those in `lost` cannot be written."""
+    """Items are seeds; those in `broken` are rejected, those in `unwritable` fail."""
 
     broken: tuple[int, ...] = ()
     unwritable: tuple[int, ...] = ()
@@ -53,34 +53,34 @@ class RandomImageTask:
         return {"id": item, "maps": maps.numpy(), "size": size}
 
     def on_error(self, item: int, error: RejectedError) -> Row:
-        return {"id": item, "reject": str(error)}
+        return {"id": item, "error": str(error)}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 11])
-def test_each_image_has_its_own_maps_in_turn(predictor: Predictor, count: int) -> None:
+def test_each_image_gets_its_own_maps_in_order(predictor: Predictor, count: int) -> None:
     rows = list(run_image_task(predictor, range(count), RandomImageTask(), threads=3))
     assert [row["id"] for row in rows] == list(range(count))
     for seed, row in enumerate(rows):
         image = random_image(seed)
         alone = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-        # Whatever its company was: one's rounding of the logistic, and no more.
+        # Independent of the batch, except for rounding in the logistic.
         np.testing.assert_allclose(row["maps"], alone.numpy(), rtol=1e-6)
         assert row["size"] == image.size
 
 
 @pytest.mark.parametrize("broken", [(0,), (1, 2), (3, 4, 5), tuple(range(7))])
-def test_rejects_keep_their_places(predictor: Predictor, broken: tuple[int, ...]) -> None:
+def test_rejects_keep_their_positions(predictor: Predictor, broken: tuple[int, ...]) -> None:
     rows = list(run_image_task(predictor, range(7), RandomImageTask(broken)))
     assert [row["id"] for row in rows] == list(range(7))
-    assert tuple(row["id"] for row in rows if "reject" in row) == broken
+    assert tuple(row["id"] for row in rows if "error" in row) == broken
 
 
-def test_what_fails_ends_everything(predictor: Predictor) -> None:
+def test_an_error_of_the_task_ends_the_iteration(predictor: Predictor) -> None:
     with pytest.raises(StorageError, match="5: no room"):
         list(run_image_task(predictor, range(1000), RandomImageTask(unwritable=(5,))))
 
 
-def test_it_reads_no_further_ahead_than_it_must(predictor: Predictor) -> None:
+def test_prefetching_is_bounded(predictor: Predictor) -> None:
     drawn, work = [], RandomImageTask()
 
     def endless() -> Iterator[int]:
@@ -91,6 +91,6 @@ def test_it_reads_no_further_ahead_than_it_must(predictor: Predictor) -> None:
     rows = run_image_task(predictor, endless(), work)
     for _ in range(4 * BATCH):
         next(rows)
-    # Of the 12 taken the last came when two batches were being finished and two being read.
+    # When the last of the 12 came, two batches were being processed and two being read.
     assert len(work.read_items) <= len(drawn) <= 12 + 4 * BATCH
     rows.close()

@@ -1,4 +1,4 @@
-"""predictions.csv: written, read back, and gone on from."""
+"""predictions.csv: saved, read and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def predict_missing(work: MaskWriter, predictor: Predictor, images: list[str]) -> list[str]:
-    """Does what is missing, and says which images those were."""
+    """Segments the missing images; returns their stems."""
     with PredictionTable(work, predictor) as kept:
         missing = kept.find_missing(images)
         for row in run_image_task(predictor, missing, work):
@@ -43,9 +43,7 @@ def predict_missing(work: MaskWriter, predictor: Predictor, images: list[str]) -
     return [Path(image).stem for image in missing]
 
 
-def test_rows_are_read_back_as_they_were(
-    predictor: Predictor, images: list[str], tmp_path: Path
-) -> None:
+def test_rows_survive_a_round_trip(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
     work = MaskWriter(f"{tmp_path}/out")
     assert predict_missing(work, predictor, images) == ["a", "b", "c", "d"]
     rows = read_predictions(work.out)
@@ -56,7 +54,7 @@ def test_rows_are_read_back_as_they_were(
     assert header == [field.name for field in dataclasses.fields(PredictionRow)]
 
 
-def test_only_rejects_and_what_is_not_whole_are_done_again(
+def test_only_rejects_and_incomplete_images_are_repeated(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
     work = MaskWriter(f"{tmp_path}/out")
@@ -67,14 +65,14 @@ def test_only_rejects_and_what_is_not_whole_are_done_again(
     with_maps = MaskWriter(work.out, ("probability",))
     assert predict_missing(with_maps, predictor, images) == ["a", "b", "c", "d"]
     assert predict_missing(with_maps, predictor, images) == ["d"]
-    # Another folder's image of the same name is another image.
+    # An image of the same name in another folder is another image.
     Image.open(images[0]).save(tmp_path / "other.png")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "other.png").rename(tmp_path / "elsewhere" / "a.png")
     assert predict_missing(work, predictor, [f"{tmp_path}/elsewhere/a.png"]) == ["a"]
 
 
-def test_what_was_done_before_a_failure_is_kept(
+def test_rows_before_a_failure_are_saved(
     predictor: Predictor, images: list[str], tmp_path: Path
 ) -> None:
     work = MaskWriter(f"{tmp_path}/out")
@@ -91,7 +89,7 @@ def test_what_was_done_before_a_failure_is_kept(
     assert [row.id for row in read_predictions(work.out)] == ["a", "b", "c", "d"]
 
 
-def test_the_table_is_written_now_and_then(
+def test_the_table_is_saved_periodically(
     predictor: Predictor, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = MaskWriter(f"{tmp_path}/out")
@@ -110,7 +108,7 @@ def test_the_table_is_written_now_and_then(
 @pytest.mark.parametrize(
     "change", [{"threshold": 0.7}, {"members": "other"}, {"members": "flipped"}], ids=str
 )
-def test_another_models_masks_are_not_mixed_in(
+def test_masks_of_another_model_are_refused(
     predictor: Predictor, images: list[str], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     work = MaskWriter(f"{tmp_path}/out")
@@ -119,13 +117,13 @@ def test_another_models_masks_are_not_mixed_in(
     others = {
         "other": dataclasses.replace(member, sha256="another"),
         "flipped": dataclasses.replace(
-            member, config=untrained_predictor(evaluation={"flips": True}).members[0].config
+            member, config=untrained_predictor(evaluation={"tta": True}).members[0].config
         ),
     }
     members = [others.get(change.get("members", ""), member), *predictor.members[1:]]
     threshold = change.get("threshold", predictor.threshold)
     other = Predictor(members, predictor.frame_size, threshold, "other")
-    with pytest.raises(UsageError, match=r"out: masks of untrained with .* other are asked for"):
+    with pytest.raises(UsageError, match=r"out: contains masks of untrained: .*--overwrite"):
         PredictionTable(work, other)
     moved = Predictor(predictor.members, predictor.frame_size, predictor.threshold, "moved")
     assert PredictionTable(work, moved).find_missing(images) == images[3:]
@@ -134,7 +132,7 @@ def test_another_models_masks_are_not_mixed_in(
 
 
 @pytest.mark.parametrize("content", ["id,image\na\n", "nonsense", "id,image,area\na,b,many\n"])
-def test_another_table_is_an_error(tmp_path: Path, content: str) -> None:
+def test_an_invalid_table_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "predictions.csv").write_text(content)
     if content == "nonsense":
         assert read_predictions(str(tmp_path)) == []

@@ -1,4 +1,4 @@
-"""A model from storage, and its masks of images of any size and kind."""
+"""Models from storage, and their masks for images of any size and mode."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def test_a_checkpoint_is_loaded_by_its_own_name(run: Run) -> None:
     assert predictor.threshold == 0.9
 
 
-def test_the_steepness_comes_with_the_weights(run: Run) -> None:
+def test_k_is_loaded_with_the_weights(run: Run) -> None:
     assert Predictor.load(run.uri).members[0].read().logistic.k.item() == 0.5
 
 
-def test_flips_are_taken_instead_of_the_runs(run: Run) -> None:
+def test_tta_overrides_the_runs_config(run: Run) -> None:
     image = random_image(*FRAME)
     plain, flipped = Predictor.load(run.uri), Predictor.load(run.uri, tta=True)
-    config = small_config(evaluation={"flips": True})
+    config = small_config(evaluation={"tta": True})
     assert flipped.members[0].config == config
     frames = torch.from_numpy(np.array(image))[None]
     expected = segment_frames(flipped.members[0].read(), frames, config)[0, 0].numpy()
     np.testing.assert_allclose(flipped(image).probability, expected, atol=1e-6)
     assert not np.allclose(plain(image).probability, expected, atol=1e-3)
-    save_checkpoint(run, config, 4, 0.8, 0.5)  # the best now, which flips by itself
+    save_checkpoint(run, config, 4, 0.8, 0.5)  # now the best, with tta in its config
     assert Predictor.load(run.uri).members[0].config.evaluation.tta
     assert not Predictor.load(run.uri, tta=False).members[0].config.evaluation.tta
 
@@ -87,7 +87,7 @@ def test_a_mask_is_where_the_probability_is_above_the_threshold(run: Run) -> Non
     assert 0.4 < found.mask.mean() < 0.6
 
 
-def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
+def test_an_image_of_the_frames_size_is_not_resized(run: Run) -> None:
     predictor, image = Predictor.load(run.uri), random_image(*FRAME)
     frames = torch.from_numpy(np.array(image))[None]
     (member,) = predictor.members
@@ -95,7 +95,7 @@ def test_an_image_of_the_frames_size_is_put_in_as_it_is(run: Run) -> None:
     np.testing.assert_allclose(predictor(image).probability, expected.numpy(), atol=1e-6)
 
 
-def test_a_map_is_brought_back_bilinearly(run: Run) -> None:
+def test_a_map_is_resized_bilinearly(run: Run) -> None:
     predictor, image = Predictor.load(run.uri), random_image(*FRAME)
     large = image.resize((FRAME[0] * 3, FRAME[1] * 3), Image.Resampling.NEAREST)
     frame = large.resize(FRAME, Image.Resampling.BILINEAR)
@@ -105,13 +105,13 @@ def test_a_map_is_brought_back_bilinearly(run: Run) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_images_of_any_kind_are_taken(run: Run, mode: str) -> None:
+def test_images_of_any_mode_are_accepted(run: Run, mode: str) -> None:
     predictor, image = Predictor.load(run.uri), random_image(80, 60, mode)
     expected = predictor(image.convert("RGB"))
     np.testing.assert_array_equal(predictor(image).probability, expected.probability)
 
 
-def test_a_flipped_byte_is_noticed(run: Run) -> None:
+def test_a_flipped_bit_is_detected(run: Run) -> None:
     file = Path(run.uri) / "checkpoints/epoch_00002/segmentor.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -121,6 +121,6 @@ def test_a_flipped_byte_is_noticed(run: Run) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "run/checkpoints/epoch_00009"])
-def test_where_there_is_no_model_it_says_so(run: Run, tmp_path: Path, place: str) -> None:
+def test_a_missing_model_is_an_error(run: Run, tmp_path: Path, place: str) -> None:
     with pytest.raises(StorageError, match="neither a checkpoint nor a run"):
         Predictor.load(str(tmp_path / place))

@@ -1,4 +1,4 @@
-"""Figures of a prediction, worked out by hand."""
+"""Statistics of masks, computed by hand."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ def test_by_hand() -> None:
 def test_an_empty_mask() -> None:
     found = region_stats(make_prediction([[0.1, 0.2], [0.3, 0.4]]))
     assert (found.area, found.num_components, found.confidence) == (0, 0, 0.0)
-    assert found.flags == "empty unsure"
+    assert found.flags == "empty low_confidence"
 
 
 @pytest.mark.parametrize("at", [(0, 2), (4, 2), (2, 0), (2, 4)])
 def test_a_lesion_at_the_border(at: tuple[int, int]) -> None:
     probability = np.zeros((5, 5), np.float32)
     probability[2, 2] = probability[at] = 1
-    assert region_stats(Prediction(probability, probability > 0.5)).flags == "border parts"
+    assert (
+        region_stats(Prediction(probability, probability > 0.5)).flags
+        == "border multiple_components"
+    )
 
 
-def test_pieces_that_touch_at_a_corner_are_one() -> None:
+def test_components_are_8_connected() -> None:
     pixels = np.zeros((6, 6), np.float32)
     pixels[1, 1] = pixels[2, 2] = 1
     assert region_stats(Prediction(pixels, pixels > 0.5)).num_components == 1
@@ -50,8 +53,8 @@ def test_pieces_that_touch_at_a_corner_are_one() -> None:
     assert region_stats(Prediction(pixels, pixels > 0.5)).num_components == 2
 
 
-def test_disagreement_is_one_less_all_over_any() -> None:
-    # All three draw 2 pixels, any of them draws 5: 1 - 2 / 5.
+def test_disagreement_is_one_minus_iou() -> None:
+    # The intersection has 2 pixels, the union 5: 1 - 2 / 5.
     masks = [np.array([[a, b, 1, 1, c]], bool) for a, b, c in ((1, 0, 0), (0, 1, 1), (0, 0, 0))]
     whole = make_prediction([[0, 0, 1, 1, 0]])
     assert region_stats(whole, masks).disagreement == pytest.approx(0.6)

@@ -1,4 +1,4 @@
-"""Real images from the bucket to masks in the bucket, scored by the challenge's own scorer."""
+"""Predicts real images in a bucket and scores the masks with the challenge's own scorer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.inference.models import save_checkpoint, small_config
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:The inplace keyword"),  # the scorer's own
+    pytest.mark.filterwarnings("ignore:The inplace keyword"),  # raised by the scorer
 ]
 IMAGES, TRUTH = "ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"
 
@@ -33,20 +33,20 @@ def scorer() -> Any:
 
 
 def run_cli(*words: str) -> Any:
-    """The JSON that a command answers."""
+    """Returns the JSON that a command prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main([*words, "--local", "--json"]) == 0
     return json.loads(out.getvalue())
 
 
-def test_the_challenges_scorer_gives_what_evaluate_gives(
+def test_evaluate_agrees_with_the_challenges_scorer(
     isic2017: Path, scorer: Any, bucket: str, tmp_path: Path
 ) -> None:
     for folder, ending in ((IMAGES, "jpg"), (TRUTH, "png")):
         for file in (isic2017 / folder).glob(f"*.{ending}"):
             storage.write_bytes(f"{bucket}/archive/{folder}/{file.name}", file.read_bytes())
-    # Untrained weights: what is tested is that all agree, on masks good and bad.
+    # Untrained weights: both scorers must agree on good and bad masks.
     model, masks = Run(f"{bucket}/run"), f"{bucket}/masks"
     save_checkpoint(model, small_config(), 1, 0.5, 0.45)
 
@@ -55,7 +55,7 @@ def test_the_challenges_scorer_gives_what_evaluate_gives(
 
     assert len(rows) == found["num_images"] == 150
     assert [row.id for row in read_predictions(masks)] == [row["id"] for row in rows]
-    assert len({row["area"] for row in rows}) > 100, "masks of many kinds"
+    assert len({row["area"] for row in rows}) > 100, "masks differ"
     for row in rows:
         content = storage.read_bytes(f"{masks}/{row['mask']}")
         (tmp_path / row["mask"]).write_bytes(content)

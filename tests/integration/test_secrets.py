@@ -1,4 +1,4 @@
-"""Secrets planted in the environment are searched for in everything that is written or said."""
+"""Secrets planted in the environment appear in no file, output or error."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ FAILING_COMMANDS = {
     "no records": f"train {BUCKET}/run data.records={BUCKET}/nothing --local --debug",
     "wrong use": f"train {BUCKET}/run network.widht=3 --local --debug",
 }
-LOCAL_COMMANDS = ("synth", "ingest", "train")  # in a local folder too
-# In one process, which imports torch once; each command's words go to a file of its name.
+LOCAL_COMMANDS = ("synth", "ingest", "train")  # also run on a local folder
+# All commands run in one process, which imports torch once; each one's output goes to a file.
 COMMANDS_PROGRAM = """
 import json, os, sys
-from segan.cli import main
+from segan.cli.main import main
 
 codes = os.fdopen(os.dup(1), "w")
 for name, words, environment in json.load(sys.stdin):
@@ -58,7 +58,7 @@ for name, words, environment in json.load(sys.stdin):
     print(name, main(words.split()), sep="\\t", file=codes)
     sys.stdout.flush()
 """
-# Code and status of answers, each of another way through what reads them.
+# Error codes and statuses, each handled by another branch of segan.storage.s3.
 ERROR_STATUSES = {
     "ExpiredToken": 400,
     "SignatureDoesNotMatch": 403,
@@ -73,7 +73,7 @@ ERROR_STATUSES = {
 
 @pytest.fixture(scope="module")
 def planted_secrets(clean_environment: None) -> dict[str, str]:
-    """Every secret by where it is; the keys to the store are the ones that are used."""
+    """The secrets by the name of their variable; the store accepts the AWS keys among them."""
     secrets = {
         "AWS_ACCESS_KEY_ID": "PLANTEDKEYID00000001",
         "AWS_SECRET_ACCESS_KEY": "planted-secret-access-key-0000000000002",
@@ -86,10 +86,12 @@ def planted_secrets(clean_environment: None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def server(
+    planted_secrets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, planted[name])
+            patch.setenv(name, planted_secrets[name])
         with s3_server(tmp_path_factory.mktemp("s3")) as started:
             for name, value in started.environment.items():
                 patch.setenv(name, value)
@@ -105,15 +107,15 @@ def faults(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def commands_folder(
-    server: S3Server, planted: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    server: S3Server, planted_secrets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Where the whole way was gone, and all mistakes made: what each command said, and wrote."""
+    """The folder in which all commands ran, with their files and a `.said` file for each output."""
     folder = tmp_path_factory.mktemp("commands")
     (folder / "tmp").mkdir()
-    everything = {name: value for name, value in planted.items() if name.isupper()}
-    # SeaweedFS takes no session token with a user's lasting keys.
+    everything = {name: value for name, value in planted_secrets.items() if name.isupper()}
+    # SeaweedFS rejects a session token together with permanent keys.
     keys = everything | {"AWS_SESSION_TOKEN": ""}
-    wrong = keys | {"AWS_SECRET_ACCESS_KEY": planted["AWS_SECRET_ACCESS_KEY"][:-1]}
+    wrong = keys | {"AWS_SECRET_ACCESS_KEY": planted_secrets["AWS_SECRET_ACCESS_KEY"][:-1]}
     here = {
         name: PIPELINE_COMMANDS[name].replace(BUCKET, f"{folder}/root") for name in LOCAL_COMMANDS
     }
@@ -143,7 +145,7 @@ def commands_folder(
 
 
 def find_secrets(planted: Mapping[str, str], content: bytes) -> list[str]:
-    """Which of the secrets are in it, as they are or in base 64."""
+    """Returns the names of the secrets in `content`, verbatim or in base64."""
     forms = {
         name: (value.encode(), base64.b64encode(value.encode()).rstrip(b"=")[:-1])
         for name, value in planted.items()
@@ -152,7 +154,7 @@ def find_secrets(planted: Mapping[str, str], content: bytes) -> list[str]:
 
 
 def decompress(name: str, content: bytes) -> bytes:
-    """What is compressed in a Parquet file, beside the file itself."""
+    """Returns a file's content, with the decompressed values of a Parquet file appended."""
     if not name.endswith(".parquet"):
         return content
     table = pq.read_table(io.BytesIO(content))
@@ -160,25 +162,29 @@ def decompress(name: str, content: bytes) -> bytes:
     return content + repr((table.schema, table.schema.metadata, words.to_pylist())).encode()
 
 
-def test_the_search_finds_what_is_there(planted: dict[str, str]) -> None:
-    for name, value in planted.items():
-        assert find_secrets(planted, b"x" + value.encode() + b"y") == [name]
-        assert find_secrets(planted, base64.b64encode(value.encode())) == [name]
-    assert find_secrets(planted, b"nothing") == []
+def test_planted_secrets_are_found(planted_secrets: dict[str, str]) -> None:
+    for name, value in planted_secrets.items():
+        assert find_secrets(planted_secrets, b"x" + value.encode() + b"y") == [name]
+        assert find_secrets(planted_secrets, base64.b64encode(value.encode())) == [name]
+    assert find_secrets(planted_secrets, b"nothing") == []
 
 
-def test_nothing_in_the_bucket_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
+def test_no_file_in_the_bucket_contains_a_secret(
+    commands_folder: Path, planted_secrets: dict[str, str]
+) -> None:
     names = {file.name for file in storage.list_files(BUCKET)}
     assert {"run/run.json", "run/metrics.jsonl", "records/manifest.json"} <= names
     assert any(name.startswith("run/checkpoints/") for name in names)
     assert any(name.startswith("run/tensorboard/") for name in names)
     for name in names:
         content = decompress(name, storage.read_bytes(f"{BUCKET}/{name}"))
-        assert find_secrets(planted, content) == [], name
+        assert find_secrets(planted_secrets, content) == [], name
 
 
-def test_nothing_said_or_written_here_has_a_secret(folder: Path, planted: dict[str, str]) -> None:
-    said = {path.stem: path.read_bytes() for path in folder.glob("*.said")}
+def test_no_output_or_local_file_contains_a_secret(
+    commands_folder: Path, planted_secrets: dict[str, str]
+) -> None:
+    said = {path.stem: path.read_bytes() for path in commands_folder.glob("*.said")}
     assert said.keys() >= {
         *PIPELINE_COMMANDS,
         *FAILING_COMMANDS,
@@ -187,26 +193,26 @@ def test_nothing_said_or_written_here_has_a_secret(folder: Path, planted: dict[s
         "wrong token",
     }
     assert b"Traceback" in said["no bucket"]
-    assert (folder / "root" / "run" / "run.json").is_file()
-    assert b"access refused" in said["wrong key"]
+    assert (commands_folder / "root" / "run" / "run.json").is_file()
+    assert b"access denied" in said["wrong key"]
     token = Path.home() / ".ray" / "auth_token"
-    for path in (*folder.rglob("*"), *Path.home().rglob("*")):
+    for path in (*commands_folder.rglob("*"), *Path.home().rglob("*")):
         if path.is_file() and path != token:
             content = decompress(path.name, path.read_bytes())
-            assert find_secrets(planted, content) == [], path
+            assert find_secrets(planted_secrets, content) == [], path
 
 
 @pytest.mark.parametrize("fault", [*ERROR_STATUSES, "refuse", "reset", "cut"])
-def test_no_error_of_the_store_has_a_secret(
+def test_no_storage_error_contains_a_secret(
     faults: FaultProxy,
-    planted: dict[str, str],
+    planted_secrets: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    """Neither its text nor its traceback, nor what a worker would send of it to the driver."""
-    for name in planted.keys() - {"the token's file"}:
-        monkeypatch.setenv(name, planted[name])
+    """Neither its text, its traceback nor its pickle, which a worker sends to the driver."""
+    for name in planted_secrets.keys() - {"the token's file"}:
+        monkeypatch.setenv(name, planted_secrets[name])
     monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
     monkeypatch.setenv(retry.TIMEOUT_VARIABLE, "0.5")
     kind = "answer" if fault in ERROR_STATUSES else fault
@@ -229,27 +235,27 @@ def test_no_error_of_the_store_has_a_secret(
             trace = "".join(traceback.format_exception(caught.value)).encode()
             assert str(caught.value).encode() in trace
             for content in (trace, pickle.dumps(caught.value), caplog.text.encode()):
-                assert find_secrets(planted, content) == []
+                assert find_secrets(planted_secrets, content) == []
     finally:
         faults.clear()
 
 
-def test_a_password_in_the_endpoint_is_not_repeated(
-    planted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_a_password_in_the_endpoint_is_not_shown(
+    planted_secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    password = planted["GF_SECURITY_ADMIN_PASSWORD"]
+    password = planted_secrets["GF_SECURITY_ADMIN_PASSWORD"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://somebody:{password}@127.0.0.1:1")
     for call in (storage.check_access, storage.read_bytes, storage.list_files):
         with pytest.raises(SeganError, match="AWS_ENDPOINT_URL: expected") as caught:
             call(f"{BUCKET}/file")
-        assert find_secrets(planted, str(caught.value).encode()) == []
+        assert find_secrets(planted_secrets, str(caught.value).encode()) == []
 
 
-def test_what_storage_keeps_open_is_in_no_pickle(
-    server: S3Server, folder: Path, planted: dict[str, str]
+def test_no_pickle_contains_a_secret(
+    server: S3Server, commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
-    """What is sent between processes holds URIs; a connection, which holds keys, cannot be sent."""
+    """Pickled objects contain URIs only; a client, which contains secrets, cannot be pickled."""
     with storage.RandomAccessFile(f"{BUCKET}/run/run.json") as file:
-        assert find_secrets(planted, pickle.dumps(file)) == []
+        assert find_secrets(planted_secrets, pickle.dumps(file)) == []
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         pickle.dumps(s3.shared_client())

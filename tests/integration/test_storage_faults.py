@@ -1,7 +1,7 @@
-"""Object storage that has bad minutes: what passes is waited for, what lasts is said at once.
+"""Storage faults: transient errors are retried, permanent errors are raised at once.
 
-The server is real; what happens to it on the way is made by the proxy of `tests.fault_proxy`,
-and some of it is done to the server itself.
+The S3 server is real; the proxy of `tests.fault_proxy` injects faults into its connections, and
+some tests suspend or kill the server itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
 from segan.errors import StorageError, TransientError
-from segan.storage import retry, s3
+from segan.storage import files, retry, s3
+from segan.storage.compare_and_swap import conditional_file
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 
 pytestmark = pytest.mark.integration
@@ -40,12 +42,12 @@ pytestmark = pytest.mark.integration
 SECRET = "a-secret-that-must-stay-in-the-environment"
 SMALL = random.Random(0).randbytes(300_000)
 LARGE = random.Random(1).randbytes(9_000_000)
-READ_TIMEOUT_S = 1.5  # seconds without a byte after which a request is given up here
+READ_TIMEOUT_S = 1.5  # replaces s3.READ_TIMEOUT_S in these tests
 
 
 @pytest.fixture(scope="module")
 def server(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server of these tests' own: other tests' requests are in no fault's way."""
+    """A separate server, so that faults hit no request of other tests."""
     with s3_server(tmp_path_factory.mktemp("s3")) as started:
         yield started
 
@@ -59,27 +61,27 @@ def proxy(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name, value in (server.environment | {"AWS_ENDPOINT_URL": started.endpoint}).items():
             patch.setenv(name, value)
         patch.setenv(retry.TIMEOUT_VARIABLE, "40")
-        patch.setattr(s3, "REQUEST_SECONDS", READ_TIMEOUT_S)
-        patch.setattr(retry, "LONGEST_WAIT", 1.0)
+        patch.setattr(s3, "READ_TIMEOUT_S", READ_TIMEOUT_S)
+        patch.setattr(retry, "MAX_BACKOFF_S", 1.0)
         yield started
 
 
 @pytest.fixture
 def faults(proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """The proxy before the server, healthy before and after; the environment points to it."""
+    """The proxy in front of the server, without faults before and after the test."""
     yield proxy
     proxy.clear()
 
 
 @pytest.fixture(scope="module")
 def root(server: S3Server, proxy: FaultProxy) -> str:
-    server.create_bucket("bad-minutes")
-    return "s3://bad-minutes"
+    server.create_bucket("storage-faults")
+    return "s3://storage-faults"
 
 
 @pytest.fixture
 def prefix_uri(root: str, faults: FaultProxy, request: pytest.FixtureRequest) -> str:
-    """A prefix with two files in it, `small` and `large`, and nothing else."""
+    """A prefix with exactly two files, `small` and `large`."""
     uri = f"{root}/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
     storage.write_bytes(f"{uri}/small", SMALL)
     storage.write_bytes(f"{uri}/large", LARGE)
@@ -90,11 +92,13 @@ def prefix_uri(root: str, faults: FaultProxy, request: pytest.FixtureRequest) ->
 def error_message(call: Callable[..., object], *arguments: object) -> str:
     with pytest.raises(StorageError) as caught:
         call(*arguments)
-    assert type(caught.value) is not TransientError, "nobody is to try it again"
+    assert type(caught.value) is not TransientError, "retries are over"
     return str(caught.value)
 
 
-# Every call of the door, and whether it did its work
+# The functions of `storage`, each with a check of its result
+
+Call = Callable[[str, Path], None]
 
 
 def read(place: str, _: Path) -> None:
@@ -105,7 +109,7 @@ def read_large(place: str, _: Path) -> None:
     assert storage.read_bytes(f"{place}/large") == LARGE
 
 
-def read_a_piece(place: str, _: Path) -> None:
+def read_range(place: str, _: Path) -> None:
     with storage.RandomAccessFile(f"{place}/small") as file:
         assert file.read_at(1000, 200_000) == SMALL[1000:201_000]
 
@@ -127,6 +131,16 @@ def write_large(place: str, _: Path) -> None:
     storage.write_bytes(f"{place}/new", LARGE)
 
 
+def read_version(place: str, _: Path) -> None:
+    version = conditional_file(f"{place}/small").read()
+    assert version is not None
+    assert version.content == SMALL
+
+
+def swap(place: str, _: Path) -> None:
+    conditional_file(f"{place}/new").compare_and_swap(None, SMALL)  # False if a response is lost
+
+
 def list_names(place: str, _: Path) -> None:
     assert {"large", "small"} <= {file.name for file in storage.list_files(place)}
 
@@ -144,11 +158,12 @@ def delete_all(place: str, _: Path) -> None:
     storage.delete_folder(place)
 
 
-READS = [read, read_large, read_a_piece, read_in_chunks, download]
-WRITES = [write, write_large]
-CALLS = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
-EXPECTED_CONTENTS = {
+READS: list[Call] = [read, read_version, read_large, read_range, read_in_chunks, download]
+WRITES: list[Call] = [write, swap, write_large]
+CALLS: list[Call] = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
+EXPECTED_CONTENTS: dict[Call, dict[str, bytes]] = {
     write: {"small": SMALL, "large": LARGE, "new": SMALL},
+    swap: {"small": SMALL, "large": LARGE, "new": SMALL},
     write_large: {"small": SMALL, "large": LARGE, "new": LARGE},
     delete: {"large": LARGE},
     delete_all: {},
@@ -166,60 +181,64 @@ def function_name(value: object) -> str | None:
 TRANSIENT_FAULTS = {
     "slow down": Fault("answer", times=3),
     "internal error": Fault("answer", times=2, status=500, code="InternalError"),
-    "too late": Fault("answer", status=400, code="RequestTimeout"),
+    "request timeout": Fault("answer", status=400, code="RequestTimeout"),
     "reset before the request": Fault("reset"),
-    "reset in the answer's head": Fault("reset", times=2, direction="down", after_bytes=40),
-    "answer lost": Fault("reset", times=2, direction="down"),
-    "answer cut": Fault("cut", direction="down", after_bytes=60),
-    "silence": Fault("hang", seconds=30),
-    "silence after the request": Fault("hang", direction="down", seconds=30),
+    "reset in the response headers": Fault("reset", times=2, direction="down", after_bytes=40),
+    "response lost": Fault("reset", times=2, direction="down"),
+    "response cut": Fault("cut", direction="down", after_bytes=60),
+    "hang": Fault("hang", seconds=30),
+    "hang after the request": Fault("hang", direction="down", seconds=30),
     "refused": Fault("refuse", seconds=1),
 }
 BODY_FAULTS = {
     "reset": Fault("reset", times=3, after_bytes=100_000),
     "cut": Fault("cut", times=3, after_bytes=100_000),
-    "silence": Fault("hang", seconds=30, after_bytes=100_000),
+    "hang": Fault("hang", seconds=30, after_bytes=100_000),
 }
 
 
 @pytest.mark.parametrize("call", CALLS, ids=function_name)
 @pytest.mark.parametrize("fault", TRANSIENT_FAULTS.values(), ids=TRANSIENT_FAULTS)
-def test_every_call_outlasts_what_passes(
+def test_every_call_survives_transient_faults(
     faults: FaultProxy,
-    place: str,
+    prefix_uri: str,
     tmp_path: Path,
-    call: Callable[[str, Path], None],
+    call: Call,
     fault: Fault,
 ) -> None:
     faults.inject(fault)
-    call(place, tmp_path)
+    call(prefix_uri, tmp_path)
     met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
     assert fault.kind == "refuse" or len(met) == fault.times
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS.get(
+        call, {"small": SMALL, "large": LARGE}
+    )
 
 
 @pytest.mark.parametrize("call", READS + WRITES, ids=function_name)
 @pytest.mark.parametrize("fault", BODY_FAULTS.values(), ids=BODY_FAULTS)
-def test_a_body_that_breaks_off_is_made_whole(
+def test_an_interrupted_body_is_completed(
     faults: FaultProxy,
-    place: str,
+    prefix_uri: str,
     tmp_path: Path,
-    call: Callable[[str, Path], None],
+    call: Call,
     fault: Fault,
 ) -> None:
-    way, verb = ("down", "GET") if call in READS else ("up", "PUT")
-    names = "/bad-minutes/"  # a listing is a GET too, of the bucket
-    faults.inject(Fault(**vars(fault) | {"direction": way, "match": f"{verb} {names}"}))
-    call(place, tmp_path)
+    direction, method = ("down", "GET") if call in READS else ("up", "PUT")
+    prefix = f"{method} /storage-faults/"  # not a listing, which is a GET of the bucket
+    faults.inject(replace(fault, direction=direction, request_prefix=prefix))
+    call(prefix_uri, tmp_path)
     met = [request for request in faults.pop_requests() if request.endswith(f"!{fault.kind}")]
     assert len(met) == fault.times
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS.get(call, {"small": SMALL, "large": LARGE})
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS.get(
+        call, {"small": SMALL, "large": LARGE}
+    )
 
 
-def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, place: str) -> None:
-    """A body that always breaks after 3 MB comes whole: each time there is more of it."""
+def test_received_bytes_are_not_requested_again(faults: FaultProxy, prefix_uri: str) -> None:
+    """A response that always breaks after 3 MB is complete after several requests."""
     faults.inject(
         Fault(
             "cut",
@@ -230,202 +249,202 @@ def test_what_has_come_is_not_asked_for_again(faults: FaultProxy, place: str) ->
             after_headers=True,
         )
     )
-    read_large(place, Path())
+    read_large(prefix_uri, Path())
     assert len(faults.pop_requests()) == len(LARGE) / 3_000_000
 
 
-def test_a_file_that_changes_while_it_is_read_is_never_a_mixture(
-    faults: FaultProxy, place: str
+def test_versions_are_never_mixed_when_a_file_changes_during_a_read(
+    faults: FaultProxy, prefix_uri: str
 ) -> None:
     faults.inject(Fault("reset", request_prefix="GET", direction="down", after_bytes=6_000_000))
-    chunks = storage.read_chunks(f"{place}/large")
+    chunks = storage.read_chunks(f"{prefix_uri}/large")
     next(chunks)
-    storage.write_bytes(f"{place}/large", LARGE[::-1])
-    assert "changed while it was read" in error_message(b"".join, chunks)
+    storage.write_bytes(f"{prefix_uri}/large", LARGE[::-1])
+    assert "changed while it was being read" in error_message(b"".join, chunks)
 
 
 @pytest.mark.parametrize("after", [SMALL + SMALL, SMALL[:1000], b""], ids=len)
-def test_a_file_that_changes_before_it_has_begun_to_come_is_the_new_one(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, after: bytes
+def test_a_file_that_changes_before_its_first_byte_is_read_anew(
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, after: bytes
 ) -> None:
-    """The size that an answer without a body said is not that of the next answer."""
+    """The size announced in a response without a body does not bind the next response."""
 
     class Overwriting(retry.Backoff):
-        def failed(self, error: TransientError) -> None:
+        def wait(self, error: TransientError) -> None:
             super().wait(error)
-            s3.shared_client().put_object(Bucket="bad-minutes", Key=f"{key}/small", Body=after)
+            s3.shared_client().put_object(Bucket="storage-faults", Key=f"{key}/small", Body=after)
 
-    _, key = s3.bucket_and_key(place)
-    monkeypatch.setattr(s3, "Patience", Overwriting)
+    _, key = s3.bucket_and_key(prefix_uri)
+    monkeypatch.setattr(s3, "Backoff", Overwriting)
     faults.inject(Fault("cut", request_prefix="GET", direction="down", after_headers=True))
-    assert storage.read_bytes(f"{place}/small") == after
+    assert storage.read_bytes(f"{prefix_uri}/small") == after
 
 
-# What lasts
+# Permanent errors
 
 PERMANENT_ERRORS = {
-    "ExpiredToken": (400, "the session token has expired"),
-    "InvalidToken": (400, "the session token has expired"),
-    "RequestTimeTooSkewed": (403, "the clock of this machine is off"),
-    "AccessDenied": (403, "access refused; check AWS_ACCESS_KEY_ID"),
-    "InvalidAccessKeyId": (403, "access refused; check AWS_ACCESS_KEY_ID"),
-    "NoSuchBucket": (404, "no such bucket; create it or mend its name"),
-    "InsufficientStorage": (507, "no space left; make room"),
+    "ExpiredToken": (400, "the session token is expired"),
+    "InvalidToken": (400, "the session token is expired"),
+    "RequestTimeTooSkewed": (403, "this machine's clock is wrong"),
+    "AccessDenied": (403, "access denied; check AWS_ACCESS_KEY_ID"),
+    "InvalidAccessKeyId": (403, "access denied; check AWS_ACCESS_KEY_ID"),
+    "NoSuchBucket": (404, "bucket does not exist; create it or correct the name"),
+    "InsufficientStorage": (507, "the store is full; free some space"),
     "KeyTooLongError": (400, "the name is too long"),
 }
 
 
 @pytest.mark.parametrize("code", PERMANENT_ERRORS)
-def test_every_call_says_at_once_what_lasts(
-    faults: FaultProxy, place: str, tmp_path: Path, code: str
+def test_every_call_raises_permanent_errors_at_once(
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path, code: str
 ) -> None:
     status, words = PERMANENT_ERRORS[code]
     faults.inject(Fault("answer", times=None, status=status, code=code))
     for call in [*CALLS, lambda uri, _: storage.check_access(uri)]:
         began = time.monotonic()
-        said = error_message(call, place, tmp_path)
+        said = error_message(call, prefix_uri, tmp_path)
         assert time.monotonic() - began < 5
-        assert said.startswith(place)
+        assert said.startswith(prefix_uri)
         assert words in said
         assert "\n" not in said
-        assert len(faults.pop_requests()) == 1, "asked once"
+        assert len(faults.pop_requests()) == 1, "one request"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bucket_that_is_gone(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
-    """Not that nothing is there, which a run would take for its own beginning."""
+def test_a_missing_bucket(server: S3Server, faults: FaultProxy, tmp_path: Path) -> None:
+    """It is not reported as empty, since a run would then start from scratch."""
     server.create_bucket("gone")
     storage.write_bytes("s3://gone/a/small", SMALL)
     storage.delete_folder("s3://gone/a")
     s3.shared_client().delete_bucket(Bucket="gone")
     for call in CALLS:
-        assert "no such bucket" in error_message(call, "s3://gone/a", tmp_path)
+        assert "bucket does not exist" in error_message(call, "s3://gone/a", tmp_path)
 
 
 def test_a_wrong_key(
-    faults: FaultProxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for call in CALLS:
-        said = error_message(call, place, tmp_path)
-        assert "access refused; check AWS_ACCESS_KEY_ID" in said
+        said = error_message(call, prefix_uri, tmp_path)
+        assert "access denied; check AWS_ACCESS_KEY_ID" in said
         assert SECRET not in said
         assert len(faults.pop_requests()) == 1
 
 
-def test_a_name_that_is_too_long(place: str, tmp_path: Path) -> None:
+def test_a_name_that_is_too_long(prefix_uri: str, tmp_path: Path) -> None:
     assert "the name is too long" in error_message(
-        storage.write_bytes, f"{place}/{'n' * 1100}", b""
+        storage.write_bytes, f"{prefix_uri}/{'n' * 1100}", b""
     )
     local = str(tmp_path / ("n" * 300))
     assert error_message(storage.write_bytes, local, b"") == f"{local}: File name too long"
 
 
 @pytest.mark.parametrize("kind", ["refuse", "hang", "answer"])
-def test_a_check_fails_soon(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_check_access_fails_soon(
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
     faults.inject(Fault(kind, times=None, seconds=60))
     began = time.monotonic()
-    said = error_message(storage.check_access, place)
-    assert time.monotonic() - began < 30  # and not 60, or the patience that follows a check
+    said = error_message(storage.check_access, prefix_uri)
+    assert time.monotonic() - began < 30  # neither the hang nor the usual retry timeout
     assert faults.endpoint in said or "SlowDown" in said
 
 
-def test_a_worker_s_check_waits(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+def test_check_access_retries_in_a_worker(
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 3.0)
-    monkeypatch.setattr(storage, "_patient", False)
+    monkeypatch.setattr(s3, "CHECK_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(files, "_retry_checks", False)
     storage.retry_access_checks()
     faults.inject(Fault("refuse", seconds=s3.CHECK_TIMEOUT_S))
-    storage.check_access(place)
+    storage.check_access(prefix_uri)
 
 
 @pytest.mark.parametrize(("seconds", "least"), [("0", 0), ("3", 3)])
-def test_patience_ends(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
+def test_retries_end_at_the_timeout(
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch, seconds: str, least: float
 ) -> None:
     monkeypatch.setenv(retry.TIMEOUT_VARIABLE, seconds)
     faults.inject(Fault("answer", times=None))
     began = time.monotonic()
-    said = error_message(storage.read_bytes, f"{place}/small")
+    said = error_message(storage.read_bytes, f"{prefix_uri}/small")
     assert least <= time.monotonic() - began < least + 4
-    assert said.startswith(f"{place}/small: the store is not ready (SlowDown: ")
-    assert said.endswith(f"; tried for {seconds} s (SEGAN_STORAGE_RETRY_TIMEOUT_S says how long)")
+    assert said.startswith(f"{prefix_uri}/small: the store is unavailable (SlowDown: ")
+    assert said.endswith(
+        f"; gave up after {seconds} s; set SEGAN_STORAGE_RETRY_TIMEOUT_S to wait longer"
+    )
 
 
-def test_waiting_is_said_once_and_its_end_once(
-    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+def test_an_outage_is_logged_once_at_its_beginning_and_end(
+    faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("refuse", seconds=4))
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(storage.read_bytes, [f"{place}/small"] * 4))
+        found = list(threads.map(storage.read_bytes, [f"{prefix_uri}/small"] * 4))
     assert found == [SMALL] * 4
     begins, ends = [record.getMessage() for record in caplog.records if "segan" in record.name]
-    assert begins.startswith(f"{place}/small: no usable answer from {faults.endpoint} (")
-    assert begins.endswith("; waiting for it, at most 40 s")
-    assert ends.startswith("storage answers again after ")
+    assert begins.startswith(f"{prefix_uri}/small: no valid response from {faults.endpoint} (")
+    assert begins.endswith("; retrying for up to 40 s")
+    assert ends.startswith("connection restored after ")
 
 
-def test_what_passes_quickly_is_not_worth_a_line(
-    faults: FaultProxy, place: str, caplog: pytest.LogCaptureFixture
+def test_a_short_outage_is_not_logged(
+    faults: FaultProxy, prefix_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.inject(Fault("answer", times=2))
-    read(place, Path())
+    read(prefix_uri, Path())
     assert not [record for record in caplog.records if "segan" in record.name]
 
 
-# What is done to the server itself
+# Faults of the server itself
 
 
-def test_a_server_that_is_paused(server: S3Server, faults: FaultProxy, place: str) -> None:
-    """Bounded by the patience of this module; a request waits for no more than `SILENCE`."""
+def test_a_suspended_server(server: S3Server, faults: FaultProxy, prefix_uri: str) -> None:
+    """The pause is shorter than the retry timeout; each request waits READ_TIMEOUT_S."""
     pause = 4 * READ_TIMEOUT_S
     os.kill(server.pid, signal.SIGSTOP)
-    going_on = threading.Timer(pause, os.kill, (server.pid, signal.SIGCONT))
-    going_on.start()
+    resume = threading.Timer(pause, os.kill, (server.pid, signal.SIGCONT))
+    resume.start()
     try:
         began = time.monotonic()
-        write(place, Path())
+        write(prefix_uri, Path())
         assert time.monotonic() - began > pause - 1
-        read_large(place, Path())
+        read_large(prefix_uri, Path())
     finally:
-        going_on.join()
-    assert read_contents(place) == EXPECTED_CONTENTS[write]
+        resume.join()
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write]
 
 
-def test_a_server_that_is_killed_and_started_again(
-    tmp_path: Path, proxy: FaultProxy, server: S3Server
-) -> None:
-    """What was written is there, what was being written too; the proxy leads to its new ports."""
-    wanted = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
+def test_a_killed_and_restarted_server(tmp_path: Path, proxy: FaultProxy, server: S3Server) -> None:
+    """All writes succeed, before and after; the proxy connects to the new ports."""
+    contents = {f"{i:03d}": random.Random(i).randbytes(200_000) for i in range(60)}
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(s3_server(tmp_path))
         first.create_bucket("restarted")
         proxy.set_upstream(first.endpoint)
         stack.callback(proxy.set_upstream, server.endpoint)
-        half = threading.Event()
+        half_done = threading.Event()
 
-        def work() -> None:
-            for number, (name, content) in enumerate(wanted.items()):
+        def write_all() -> None:
+            for number, (name, content) in enumerate(contents.items()):
                 storage.write_bytes(f"s3://restarted/{name}", content)
                 assert storage.read_bytes(f"s3://restarted/{name}") == content
-                if number == len(wanted) // 2:
-                    half.set()
+                if number == len(contents) // 2:
+                    half_done.set()
 
         with ThreadPoolExecutor(1) as thread:
-            working = thread.submit(work)
-            assert half.wait(60)
+            writing = thread.submit(write_all)
+            assert half_done.wait(60)
             os.kill(first.pid, signal.SIGKILL)
-            again = stack.enter_context(s3_server(tmp_path))
-            proxy.set_upstream(again.endpoint)
-            working.result()
-        assert read_contents("s3://restarted") == wanted
+            second = stack.enter_context(s3_server(tmp_path))
+            proxy.set_upstream(second.endpoint)
+            writing.result()
+        assert read_contents("s3://restarted") == contents
 
 
-# Whole tasks through a store that is never well
+# Longer tasks with random faults
 
 RANDOM_FAULTS = [
     Fault("answer", times=None, probability=0.08),
@@ -444,7 +463,7 @@ STEPS = st.tuples(
 
 @given(steps=st.lists(STEPS, min_size=10, max_size=25), seed=st.integers(0, 2**32))
 @settings(max_examples=8)
-def test_an_unwell_store_holds_what_a_dictionary_would(
+def test_with_random_faults_the_store_behaves_like_a_dictionary(
     proxy: FaultProxy, root: str, steps: list[tuple[str, str, int]], seed: int
 ) -> None:
     place, expected = f"{root}/{seed}", dict[str, bytes]()
@@ -475,85 +494,90 @@ def test_an_unwell_store_holds_what_a_dictionary_would(
     assert read_contents(place) == expected
 
 
-def test_ingest_and_training_s_reading_give_the_same_as_in_good_health(
-    faults: FaultProxy, place: str, tmp_path: Path
+def test_ingest_and_reading_records_are_unaffected_by_faults(
+    faults: FaultProxy, prefix_uri: str, tmp_path: Path
 ) -> None:
     sizes = {"train": 12, "validation": 4, "test": 2}
 
     def put(name: str, content: bytes) -> None:
-        storage.write_bytes(f"{place}/archive/{name}", content)
+        storage.write_bytes(f"{prefix_uri}/archive/{name}", content)
 
     generate_archive(sizes, 0, put, 64)
-    archive = open_archive(f"{place}/archive")
-    well = ingest(archive, f"{place}/well", IngestOptions(rows_per_shard=4), local_executor(2))
+    archive = open_archive(f"{prefix_uri}/archive")
+    expected = ingest(
+        archive, f"{prefix_uri}/expected", IngestOptions(rows_per_shard=4), local_executor(2)
+    )
     faults.inject(*RANDOM_FAULTS)
-    unwell = ingest(archive, f"{place}/unwell", IngestOptions(rows_per_shard=4), local_executor(2))
-    assert unwell == well
-    frames = read_samples(f"{place}/unwell", unwell, "train")
+    manifest = ingest(
+        archive, f"{prefix_uri}/faults", IngestOptions(rows_per_shard=4), local_executor(2)
+    )
+    assert manifest == expected
+    frames = read_samples(f"{prefix_uri}/faults", manifest, "train")
     met = [request for request in faults.pop_requests() if "!" in request]
     assert len(met) > 10
     faults.clear()
-    same = read_samples(f"{place}/well", well, "train")
-    assert frames.ids == same.ids
-    assert frames.image.tobytes() == same.image.tobytes()
+    expected_frames = read_samples(f"{prefix_uri}/expected", expected, "train")
+    assert frames.ids == expected_frames.ids
+    assert frames.image.tobytes() == expected_frames.image.tobytes()
 
 
-def test_fetch_from_a_bucket_into_a_bucket(
-    faults: FaultProxy, place: str, monkeypatch: pytest.MonkeyPatch
+def test_download_from_bucket_to_bucket(
+    faults: FaultProxy, prefix_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all that can happen to an upload in parts on its way."""
-    monkeypatch.setattr("segan.data.download.remote.INITIAL_BACKOFF_S", 0.01)
-    source = S3File(f"{place}/large")
+    """With faults at every step of a multipart upload."""
+    source = S3File(f"{prefix_uri}/large")
     faults.inject(
-        Fault("reset", request_prefix="POST", direction="down", times=2),  # begun, and nobody knows
-        *[Fault(**vars(fault) | {"match": "PUT"}) for fault in BODY_FAULTS.values()],
+        Fault(
+            "reset", request_prefix="POST", direction="down", times=2
+        ),  # the upload is created, but the response is lost
+        *[replace(fault, request_prefix="PUT") for fault in BODY_FAULTS.values()],
         Fault(
             "reset",
-            request_prefix="GET /bad-minutes/",
+            request_prefix="GET /storage-faults/",
             direction="down",
             after_bytes=4_000_000,
             times=2,
         ),
-        Fault("answer", request_prefix="GET /bad-minutes?", times=2),
+        Fault("answer", request_prefix="GET /storage-faults?", times=2),
     )
     version = source.stat()
-    with partial.resumable_writer(f"{place}/new", version.tag) as (start, put):
-        for chunk in iter_bytes(source, version, start, lambda line: None):
+    with partial.resumable_writer(f"{prefix_uri}/new", version.tag) as (start, put):
+        for chunk in iter_bytes(source, version, start):
             put(chunk)
         faults.inject(
             Fault("reset", request_prefix="POST", direction="down")
-        )  # put together, and so too
+        )  # completed, but the response is lost
     faults.clear()
-    assert read_contents(place) == EXPECTED_CONTENTS[write_large]
+    assert read_contents(prefix_uri) == EXPECTED_CONTENTS[write_large]
 
 
-# A disk that is full
+# Full disk
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB; skipped where this user may mount none."""
+    """A file system of 1 MiB; skipped without permission to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(mounting, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("no `mount` on this machine")
+        pytest.skip("no `mount` command on this machine")
     if done.returncode:
-        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+        pytest.skip(f"cannot mount a disk: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full(small_disk: Path, faults: FaultProxy, place: str) -> None:
+def test_a_full_disk(small_disk: Path, faults: FaultProxy, prefix_uri: str) -> None:
     there = str(small_disk / "there")
     storage.write_bytes(there, b"before")
-    expected = f"{there}: No space left on device; make room and give the command again"
+    expected = f"{there}: No space left on device; free some space and run the command again"
     began = time.monotonic()
     assert error_message(storage.write_bytes, there, LARGE) == expected
     digest = storage.sha256(LARGE)
-    assert error_message(storage.download, f"{place}/large", there, digest) == expected
+    assert error_message(storage.download, f"{prefix_uri}/large", there, digest) == expected
     assert time.monotonic() - began < 5
     assert [path.name for path in small_disk.iterdir()] == ["there"]
     assert storage.read_bytes(there) == b"before"

@@ -157,7 +157,7 @@ def test_json_contains_the_contour(
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
-        (b"plain words", 422, "lesion.jpg: expected an image, found 11 bytes that are none"),
+        (b"plain words", 422, "lesion.jpg: expected an image, found 11 bytes of another format"),
         (b"", 422, "lesion.jpg: expected an image, found an empty file"),
         (b"0" * MAX_BYTES, 413, f"expected at most {MAX_BYTES} bytes, found more"),
     ],
@@ -175,7 +175,7 @@ def test_a_decompression_bomb_is_rejected(address: str, session: requests.Sessio
     Image.new("1", (10_000, 10_000)).save(sink, "PNG")
     found = session.post(f"{address}/v1/segment", sink.getvalue())
     assert found.status_code == 422
-    assert "too large to be a photograph (100000000 pixels" in found.json()["detail"]
+    assert "too large for a photograph (100000000 pixels" in found.json()["detail"]
 
 
 def test_an_endless_body_without_a_length_is_aborted(address: str) -> None:
@@ -273,7 +273,7 @@ def test_a_public_address_needs_a_token(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     assert main(["serve", "./model", "--host", "0.0.0.0"]) == 2
-    assert f"0.0.0.0: others can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
+    assert f"0.0.0.0: other machines can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_reported_before_anything_starts(

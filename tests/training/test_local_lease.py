@@ -70,7 +70,7 @@ def test_another_start_is_refused_and_the_first_goes_on(
 ) -> None:
     assert main(train_args) == 2
     said = capfd.readouterr().err
-    assert said.startswith(f"segan: {train_args[1]}: held by process {training_process.pid} on ")
+    assert said.startswith(f"segan: {train_args[1]}: locked by process {training_process.pid} on ")
     assert said.count("\n") == 1
     (summary,) = find_runs(str(Path(train_args[1]).parent))
     assert (summary.state, summary.host) == ("unfinished", socket.gethostname())
@@ -105,5 +105,5 @@ def test_after_a_kill_the_same_command_goes_on_at_once_and_stops_when_it_has_los
         storage.write_json(str(lease), vars(other))
         said = second.communicate(timeout=60)[1]
     assert second.returncode == 1
-    assert f"segan: {train_args[1]}: taken over by process {os.getpid()} on far-away at " in said
+    assert f"segan: {train_args[1]}: lease lost to process {os.getpid()} on far-away at " in said
     assert read_holder(train_args[1]) == other

@@ -408,7 +408,7 @@ def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -
     [
         ({"augment": {"crop": 136}}, "augment.crop 136: the records' frames are 180 x 135"),
         ({"network": {"classes": 2}}, "network.classes 2: the records' masks have 1"),
-        ({"training": {"batch_size": 23}}, "takes 23 images a step, but split 'train' has 22"),
+        ({"training": {"batch_size": 23}}, "needs 23 images per step, but split 'train' has 22"),
         ({"data": {"validation": "dev"}}, "split 'dev': the records have train, validation"),
         ({"data": {"records": ""}}, "data.records: expected the URI of records"),
     ],

@@ -1,4 +1,4 @@
-"""Processes do the work, say what went wrong, and are gone when the first one is."""
+"""A pool of processes does all tasks, passes errors on and ends with its parent."""
 
 import os
 import signal
@@ -31,14 +31,14 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def test_every_task_is_done_once_and_elsewhere() -> None:
+def test_every_task_runs_once_in_another_process() -> None:
     done = dict(processes.map_unordered(task_and_pid, range(20), 2))
     assert sorted(done) == list(range(20))
     assert os.getpid() not in done.values()
 
 
 @pytest.mark.parametrize(("tasks", "count"), [(range(3), 1), (range(1), 4), (range(0), 4)])
-def test_what_one_can_do_is_done_here(tasks: range, count: int) -> None:
+def test_one_worker_or_task_runs_in_this_process(tasks: range, count: int) -> None:
     assert list(processes.map_unordered(task_and_pid, tasks, count)) == [
         (n, os.getpid()) for n in tasks
     ]
@@ -49,10 +49,10 @@ def read_variable(name: str) -> str | None:
 
 
 @pytest.mark.parametrize("value", ["first", "second", None])
-def test_the_environment_is_the_one_of_now(
+def test_workers_get_the_current_environment(
     value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the server that forks was started with another one."""
+    """Also if the fork server was started with another environment."""
     if value:
         monkeypatch.setenv("SEGAN_TEST_VARIABLE", value)
     assert (
@@ -61,25 +61,26 @@ def test_the_environment_is_the_one_of_now(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_error_is_raised_as_it_was(count: int) -> None:
+def test_errors_of_tasks_are_raised_unchanged(count: int) -> None:
     with pytest.raises(StorageError, match=r"^task \d: not found$"):
         list(processes.map_unordered(fail, range(4), count))
 
 
-def test_an_end_from_outside_is_said() -> None:
-    with pytest.raises(SeganError, match="ended from outside"):
+def test_a_killed_worker_is_reported() -> None:
+    with pytest.raises(SeganError, match="a worker process was killed"):
         list(processes.map_unordered(kill_self, range(4), 2))
 
 
-def test_none_is_left_when_the_first_one_is_killed() -> None:
+def test_workers_end_when_their_parent_is_killed() -> None:
     code = (
-        "from segan import processes; from tests.utils.test_processes import nap\n"
-        "list(processes.spread(nap, [0.0, 60.0, 60.0], 2))"
+        "from segan.utils.processes import map_unordered\n"
+        "from tests.utils.test_processes import sleep\n"
+        "list(map_unordered(sleep, [0.0, 60.0, 60.0], 2))"
     )
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", code], cwd=root) as first:
         try:
-            # The server that forks, the tracker of what is shared, and the two at work.
+            # The fork server, the resource tracker and two workers.
             assert wait_for(lambda: len(descendants(first.pid)) == 4)
             started = descendants(first.pid)
         finally:

@@ -169,11 +169,8 @@ def predict(
 
     import torch
 
-    from segan.bench.predict import (
-        bench_predict,
-        write_synthetic_images,
-        write_untrained_checkpoint,
-    )
+    from segan.bench.ingest import write_synthetic_archive
+    from segan.bench.predict import bench_predict, write_untrained_checkpoint
     from segan.cli.console import echo
     from segan.config import load_config
     from segan.data.ingest import FRAME_SIZE
@@ -183,7 +180,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
         report = bench_predict(
             model or write_untrained_checkpoint(folder, settings, FRAME_SIZE),
-            images or write_synthetic_images(folder, count, short_side),
+            images or write_synthetic_archive(folder, count, short_side),
             _predict,
             _device(),
             repeats,
@@ -223,12 +220,11 @@ def _show_report(report: BenchReport, as_json: bool) -> None:
     for timing, entry in zip(report.timings, content["timings"], strict=True):
         spread = 100 * (max(timing.seconds) - min(timing.seconds)) / timing.median
         numbers = [1000 * timing.median, timing.rate, timing.roofline_rate]
-        fraction = timing.roofline_fraction
         rows.append(
             [
                 timing.name,
-                *(None if number is None else f"{number:.4g}" for number in numbers),
-                None if fraction is None else f"{100 * fraction:.1f} %",
+                *(f"{number:.4g}" for number in numbers),
+                f"{100 * timing.roofline_fraction:.1f} %",
                 f"{spread:.0f} %",
                 f"{entry['speedup']:.2f}",
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ def doctor(
 ) -> None:
     """Check this machine, the Ray cluster and a bucket, and say how to fix what is wrong.
 
-    Starts and joins no cluster. Exit code 1 if a check fails.
+    Starts no Ray and joins no cluster. Exit code 1 if a check fails.
     """
     from ray_jobs.cluster.doctor import cluster_checks
     from segan.cli.console import print_json, print_table, progress_bar, redirect_stdout_to_stderr
@@ -39,21 +40,17 @@ def doctor(
         *cluster_checks(),
         *(storage_checks(uri) if uri else no_storage_check),
     ]
-    findings = []
+    rows = []
     with progress_bar("checking", len(checks)) as advance:
-        for finding in run_checks(checks):
-            findings.append(finding)
+        for name, outcome in run_checks(checks):
+            rows.append({"check": name, **asdict(outcome)})
             advance(1)
     if as_json:
-        print_json([finding.to_dict() for finding in findings])
+        print_json(rows)
     else:
-        rows = [list(map(str, finding.to_dict().values())) for finding in findings]
-        print_table(
-            "this machine, the cluster, storage",
-            ["check", "status", "found", "what to do"],
-            rows,
-            (0, 1, 2, 3),
-        )
-    failed = [f.check for f in findings if f.outcome.status == CheckStatus.FAILED]
+        columns = ["check", "status", "message", "advice"]
+        cells = [[str(value) for value in row.values()] for row in rows]
+        print_table("this machine, the cluster, storage", columns, cells, (0, 1, 2, 3))
+    failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
     if failed:
-        raise SeganError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
+        raise SeganError(f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}")

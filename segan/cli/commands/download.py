@@ -29,18 +29,18 @@ def download(
     Repeat the command to resume a download that was stopped.
     """
     from segan import storage
-    from segan.cli.console import echo, print_json, print_table, progress_bar
-    from segan.data.download.isic import fetch_files, get_dataset
+    from segan.cli.console import print_json, print_table, progress_bar
+    from segan.data.download.isic import download_files, get_dataset
     from segan.data.download.remote import check_base
 
     dataset = get_dataset(name)
-    source, place = check_base(mirror or dataset.base_url), storage.normalise(out)
-    storage.check_access(place)
-    storage.check_access(source)
-    byte_progress = functools.partial(progress_bar, in_bytes=True)
-    files = list(fetch_files(dataset.files, source, place, byte_progress, echo))
+    base_url, out = check_base(mirror or dataset.base_url), storage.normalise(out)
+    storage.check_access(out)
+    storage.check_access(base_url)
+    progress = functools.partial(progress_bar, in_bytes=True)
+    results = list(download_files(dataset.files, base_url, out, progress))
     if as_json:
-        print_json([dataclasses.asdict(file) for file in files])
+        print_json([dataclasses.asdict(result) for result in results])
     else:
-        rows = [[file.file, file.bytes] for file in files]
-        print_table(f"{name} at {place}", ["file", "bytes"], rows)
+        rows = [[result.file, result.bytes] for result in results]
+        print_table(f"{name} in {out}", ["file", "bytes"], rows)

@@ -1,4 +1,4 @@
-"""Layouts: which file of an archive is an image or a mask, told by its folder and name alone.
+"""Archive layouts: classifies files as images or masks by folder and file name.
 
     ISIC 2017   ISIC-2017_Training_Data/ISIC_0000000.jpg
                 ISIC-2017_Training_Part1_GroundTruth/ISIC_0000000_segmentation.png
@@ -9,8 +9,8 @@
     PH2         IMD002/IMD002_Dermoscopic_Image/IMD002.bmp
                 IMD002/IMD002_lesion/IMD002_lesion.bmp
 
-and the same with `Validation` and `Test` (`Test_v2` in 2017), at any depth. PH2 has no splits and
-serves as an outside test set. A file that no layout names is no part of an archive.
+The same with `Validation` and `Test` (`Test_v2` in 2017), at any depth. PH2 has no splits; it is an
+external test set. A file that matches no layout does not belong to the archive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MASK = r"/(?P<id>[^/]+)(?<!_superpixels)_segmentation\.png"
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set's rule: patterns of `folder/file`, and the names that a partner would have."""
+    """A dataset's regular expressions for `folder/file`, and its templates of file names."""
 
     image_pattern: str
     mask_pattern: str
@@ -38,7 +38,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "ISIC": Layout(  # the year is the data set's
+    "ISIC": Layout(  # the year completes the dataset's name
         rf"ISIC-(?P<year>\d{{4}}){_PART}(?:_v2)?_Data{_IMAGE}",
         rf"ISIC-(?P<year>\d{{4}}){_PART}(?:_v2)?_Part1_GroundTruth{_MASK}",
     ),
@@ -62,16 +62,16 @@ LAYOUTS = {
 _COMPILED_LAYOUTS = [
     (
         name,
-        re.compile(one.image_pattern, re.IGNORECASE),
-        re.compile(one.mask_pattern, re.IGNORECASE),
-        one,
+        layout,
+        re.compile(layout.image_pattern, re.IGNORECASE),
+        re.compile(layout.mask_pattern, re.IGNORECASE),
     )
-    for name, one in LAYOUTS.items()
+    for name, layout in LAYOUTS.items()
 ]
 
 
 class FileRole(NamedTuple):
-    """What a file is in its archive, and the name that its partner would have."""
+    """What a file is in its archive, and the expected name of its partner (mask or image)."""
 
     is_mask: bool
     partner_name: str
@@ -81,28 +81,26 @@ class FileRole(NamedTuple):
 
     @property
     def pair_key(self) -> tuple[str, str, str]:
-        """What image and mask of one pair have in common."""
+        """Split, id and dataset: equal for the image and the mask of a pair."""
         return self.split, self.id, self.dataset
 
 
 def classify_path(path: str) -> FileRole | None:
-    """The role of the file at `path`, or None for what is no part of an archive."""
+    """The role of the file at `path`; None if it does not belong to the archive."""
     if is_hidden(path):
         return None
     tail = "/".join(path.rsplit("/", 2)[-2:])
-    for dataset, images, masks, layout in _COMPILED_LAYOUTS:
-        found, is_mask = images.fullmatch(tail), False
-        if found is None:
-            found, is_mask = masks.fullmatch(tail), True
-        if found is not None:
-            named = found.groupdict()
-            split = SPLIT_NAMES[named.get("part", "test").lower()]
-            partner = layout.image_name if is_mask else layout.mask_name
-            dataset = f"{dataset} {named['year']}" if "year" in named else dataset
-            return FileRole(is_mask, partner.format(id=named["id"]), split, named["id"], dataset)
+    for dataset, layout, image_pattern, mask_pattern in _COMPILED_LAYOUTS:
+        image = image_pattern.fullmatch(tail)
+        if match := image or mask_pattern.fullmatch(tail):
+            groups = match.groupdict()
+            split = SPLIT_NAMES[groups.get("part", "test").lower()]
+            partner = (layout.mask_name if image else layout.image_name).format(id=groups["id"])
+            name = f"{dataset} {groups['year']}" if "year" in groups else dataset
+            return FileRole(image is None, partner, split, groups["id"], name)
     return None
 
 
 def is_hidden(path: str) -> bool:
-    """Whether `path` is a file that systems leave behind: .DS_Store, __MACOSX and the like."""
+    """Whether `path` is hidden or an operating system's own (.DS_Store, __MACOSX)."""
     return path.startswith((".", "__MACOSX/")) or "/." in path or "/__MACOSX/" in path

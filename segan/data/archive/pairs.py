@@ -1,4 +1,4 @@
-"""Pairs of image and mask, and the archive that a listing makes of them."""
+"""Image-mask pairs, and the archive that a listing returns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from segan.errors import SeganError
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, by URI; `mask` is None in an archive without truth.
+    """URIs of an image and its mask; `mask` is None where there is no ground truth.
 
-    Pairs of one `group` (a patient, a set of duplicates) belong on one side of every division; an
-    empty one stands alone.
+    Pairs of one `group` (a patient, a set of duplicates) are never split between folds; a pair with
+    an empty `group` is a group of its own.
     """
 
     id: str
@@ -25,9 +25,9 @@ class Pair:
 
 @dataclass
 class Archive:
-    """What a listing found: usable pairs by id, and what is no pair, with reasons.
+    """The usable pairs of a listing, sorted by split and id, and the rejected files.
 
-    A row of `rejects` has `name`, `split` (empty where none can be known) and `reason`.
+    A row of `rejects` has `name`, `split` (empty if unknown) and `reason`.
     """
 
     uri: str
@@ -36,21 +36,21 @@ class Archive:
 
     @property
     def num_inputs(self) -> int:
-        """How much was found: every pair and every reject."""
+        """Number of pairs and rejects."""
         return len(self.pairs) + len(self.rejects)
 
     def split(self, name: str) -> list[Pair]:
-        """The pairs of a split; raises SeganError where it has none."""
-        found = [pair for pair in self.pairs if pair.split == name]
-        if not found:
-            known = ", ".join(sorted({pair.split for pair in self.pairs})) or "no pairs at all"
-            raise SeganError(f"{self.uri}: no pairs in split {name!r}; it has {known}")
-        return found
+        """The pairs of a split; raises SeganError if it is empty."""
+        pairs = [pair for pair in self.pairs if pair.split == name]
+        if not pairs:
+            known = ", ".join(sorted({pair.split for pair in self.pairs})) or "none"
+            raise SeganError(f"{self.uri}: no pairs in split {name!r}; splits with pairs: {known}")
+        return pairs
 
 
 def make_reject(name: str, split: str, reason: str) -> dict[str, str]:
-    """A row for the table of rejects."""
-    # A name need not be text where it comes from; in the table it is.
+    """A row of the table of rejects."""
+    # File names need not be valid Unicode; the table's are.
     name = name.encode("utf-8", "backslashreplace").decode()
     return {"name": name, "split": split, "reason": reason}
 
@@ -58,11 +58,10 @@ def make_reject(name: str, split: str, reason: str) -> dict[str, str]:
 def check_rejects(
     rejects: Sequence[dict[str, str]], total: int, max_fraction: float, uri: str
 ) -> None:
-    """Raises SeganError when more than the share `most` of `total` pairs was rejected."""
+    """Raises SeganError if more than the fraction `max_fraction` of `total` pairs was rejected."""
     if total and len(rejects) / total > max_fraction:
         shown = "".join(f"\n  {row['name']}: {row['reason']}" for row in rejects[:5])
         raise SeganError(
-            f"{uri}: {len(rejects)} of {total} pairs rejected, more than the share of "
-            f"{max_fraction:g} "
-            f"that --max-rejects allows; the first:{shown}"
+            f"{uri}: {len(rejects)} of {total} pairs rejected, more than the fraction "
+            f"{max_fraction:g} allowed by --max-rejects; the first:{shown}"
         )

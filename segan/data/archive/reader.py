@@ -1,8 +1,7 @@
-"""Archives: images and masks as a challenge serves them, or as a table lists them.
+"""Opens archives of images and masks: pairs the files, and reads them.
 
-An archive is a local folder or an `s3://` prefix in one of the layouts of
-`segan.data.archive.layouts`,
-zips of such folders in one or as one, or a CSV table of URIs (`segan.data.archive.tables`).
+An archive is a local folder or an `s3://` prefix in a layout of `segan.data.archive.layouts`, a zip
+or a folder of zips in such a layout, or a CSV table of URIs (`segan.data.archive.tables`).
 """
 
 from __future__ import annotations
@@ -33,29 +32,28 @@ __all__ = [
 ]
 
 _EXPECTED = (
-    "expected folders such as ISIC-2017_Training_Data with .jpg files beside "
-    "ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files, such folders as zips, or "
+    "expected folders such as ISIC-2017_Training_Data with .jpg files and "
+    "ISIC-2017_Training_Part1_GroundTruth with _segmentation.png files, zips of such folders, or "
     "a .csv with the columns image and mask"
 )
 
-_Key = tuple[str, str, str]  # split, id, data set
+_Key = tuple[str, str, str]  # split, id, dataset
 _FilesByKey = dict[_Key, tuple[FileEntry, layouts.FileRole]]
 
 
 def open_archive(uri: str) -> Archive:
-    """Lists an archive and pairs its images with its masks; no image is opened yet.
+    """Lists an archive and pairs its images with its masks; opens no image.
 
-    Files that are neither image nor mask by their folder and name (superpixels, CSV files,
-    licences) are not part of an archive. Every other file is in a pair, or among the rejects with
-    a reason: an image without its mask, a link that leads out of the folder, a zip that is not
-    whole.
+    Files that match no layout (superpixels, CSV files, licences) are ignored. Every other file is
+    in a pair or among the rejects, with a reason: an image without mask, a link out of the folder,
+    a damaged zip.
 
     Args:
         uri: a folder, an `s3://` prefix, a `.zip` or a `.csv`.
 
     Raises:
-        SeganError: there is no image in it; it is a zip that is not whole, or a table without the
-            columns that it needs.
+        SeganError: it contains no images, or is a damaged zip, or a table without the required
+            columns.
         StorageError: it cannot be reached.
     """
     uri = storage.normalise(uri)
@@ -65,50 +63,50 @@ def open_archive(uri: str) -> Archive:
     if zips.is_zip(uri) and storage.exists(uri):
         return _pair_files(uri, list_zip(uri))
     if not storage.is_s3(uri) and os.path.isfile(uri):
-        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found a file of another kind")
+        raise SeganError(f"{uri}: no images found; {_EXPECTED}; found another kind of file")
     return _pair_files(uri, list_folder(uri))
 
 
 def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_member) -> bytes:
-    """A file of an archive whole, be it a member of a zip or a file of its own.
+    """The content of an archive's file or zip member.
 
     Args:
-        read_member: for who reads many; see `segan.data.archive.zips.ZipReader`.
+        read_member: `read` of a `segan.data.archive.zips.ZipReader`, to read many members.
 
     Raises:
-        RejectedError: it is not there, too large, or damaged in its zip.
+        RejectedError: it does not exist, is too large, or is damaged in its zip.
         StorageError: it cannot be reached.
     """
-    inside = zips.split_uri(uri)
+    zip_and_member = zips.split_uri(uri)
     try:
-        if inside:
-            return read_member(*inside)
+        if zip_and_member:
+            return read_member(*zip_and_member)
         content, size = _read_at_most(uri, zips.MAX_BYTES)
         if content is not None:
             return content
-        found = f"{size} bytes; expected at most {zips.MAX_BYTES}"
+        reason = f"{size} bytes; expected at most {zips.MAX_BYTES}"
     except NotFoundError:
-        found = "not found"
-    raise RejectedError(f"{storage.basename(uri)}: {found}")
+        reason = "not found"
+    raise RejectedError(f"{storage.basename(uri)}: {reason}")
 
 
 def read_image(uri: str) -> Image.Image:
-    """An image, whole, upright and in RGB; raises as `read_file`, and RejectedError."""
+    """An upright image in RGB; raises as `read_file` and `decode_image`."""
     return decode_image(storage.basename(uri), read_file(uri))
 
 
 def read_mask(uri: str, size: tuple[int, int]) -> np.ndarray:
-    """A mask as uint8 [H, W] of 0 and 255; raises as `read_file`, and RejectedError.
+    """A mask as uint8 [H, W] of 0 and 255; raises as `read_file` and `decode_mask`.
 
     Args:
-        size: (width, height) that it must have: its image's, pixels.
+        size: expected (width, height) in pixels, those of its image.
     """
     return decode_mask(storage.basename(uri), read_file(uri), size)
 
 
 def _read_at_most(uri: str, max_bytes: int) -> tuple[bytes | None, str]:
-    """A file's content, unless it has more than `most` bytes, and how many it has."""
-    if storage.is_s3(uri):  # one request, where a look at the size first would be another
+    """A file's content, or None if it exceeds `max_bytes`, and its size for a message."""
+    if storage.is_s3(uri):  # one request; asking for the size first would be a second one
         content = bytearray()
         for chunk in storage.read_chunks(uri):
             content += chunk
@@ -123,7 +121,7 @@ def _pair_files(uri: str, listing: Listing) -> Archive:
     archive = Archive(uri)
     images, masks, rejects = _classify_files(listing)
     if not images:
-        first = next((f"{row['name']}: {row['reason']}" for row in rejects), "none of these")
+        first = next((f"{row['name']}: {row['reason']}" for row in rejects), "none")
         raise SeganError(f"{uri}: no images found; {_EXPECTED}; found {first}")
     used: dict[tuple[str, str], str] = {}
     for key, (image, role) in sorted(images.items()):
@@ -136,8 +134,8 @@ def _pair_files(uri: str, listing: Listing) -> Archive:
         if first == image.name:
             archive.pairs.append(Pair(role.id, role.split, image.uri, mask.uri))
             continue
-        reason = f"another data set's file of this id in the split; {first} is used"
-        archive.rejects += [make_reject(one.name, role.split, reason) for one in (image, mask)]
+        reason = f"same id as a file of another dataset in the split; {first} is used"
+        archive.rejects += [make_reject(file.name, role.split, reason) for file in (image, mask)]
     for _, (mask, role) in sorted(masks.items()):
         reason = f"no image; expected {role.partner_name} among the split's images"
         archive.rejects.append(make_reject(mask.name, role.split, reason))
@@ -146,7 +144,7 @@ def _pair_files(uri: str, listing: Listing) -> Archive:
 
 
 def _classify_files(listing: Listing) -> tuple[_FilesByKey, _FilesByKey, list[dict[str, str]]]:
-    """Images and masks by split, id and data set, and what cannot be used of them."""
+    """Images and masks by split, id and dataset, and the rejects."""
     images: _FilesByKey = {}
     masks: _FilesByKey = {}
     rejects = sorted(listing.rejects, key=lambda row: row["name"])
@@ -159,6 +157,6 @@ def _classify_files(listing: Listing) -> tuple[_FilesByKey, _FilesByKey, list[di
             continue
         first, _ = (masks if role.is_mask else images).setdefault(role.pair_key, (entry, role))
         if first is not entry:
-            reason = f"another file of this id in the split; {first.name} is used"
+            reason = f"same id as another file in the split; {first.name} is used"
             rejects.append(make_reject(entry.name, role.split, reason))
     return images, masks, rejects

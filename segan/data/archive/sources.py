@@ -1,4 +1,4 @@
-"""Sources of an archive: what lies in a folder, below an `s3://` prefix, and in zips."""
+"""Lists the files of an archive: in a folder, below an `s3://` prefix, and in zips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segan.errors import StorageError, UsageError
 
 
 class FileEntry(NamedTuple):
-    """A file that was listed: its name there, its URI, the path that layouts go by, its fault."""
+    """A listed file: its name, URI, path for `layouts.classify_path`, and why it is unusable."""
 
     name: str
     uri: str
@@ -26,53 +26,53 @@ class FileEntry(NamedTuple):
 
 @dataclass
 class Listing:
-    """Files, and what is none and can be named alone."""
+    """The files of an archive, and the rejects of no known split."""
 
     entries: list[FileEntry] = field(default_factory=list)
     rejects: list[dict[str, str]] = field(default_factory=list)
 
     def reject(self, name: str, reason: str) -> None:
-        """Lists `name` among the rejects, in no split."""
+        """Adds `name` to the rejects."""
         self.rejects.append(make_reject(name, "", reason))
 
 
 def list_folder(uri: str) -> Listing:
-    """What lies below `uri`, in its zips too; none of it is opened but the zips' directories.
+    """Lists the files below `uri` and in its zips, of which only the directories are read.
 
-    A zip beside a folder of its name was unpacked: the folder is used.
+    A zip next to a folder of the same name is ignored: it was extracted there.
 
     Raises:
         StorageError: it cannot be reached.
     """
     listing = Listing()
     files = storage.list_files(uri) if storage.is_s3(uri) else _walk(uri, listing.reject)
-    packed = []
+    zip_files = []
     for file in files:
-        name, inside = file.name, _safe_join(uri, file.name, listing)
-        if not inside or layouts.is_hidden(name):
+        name, file_uri = file.name, _safe_join(uri, file.name, listing)
+        if not file_uri or layouts.is_hidden(name):
             continue
         if zips.is_zip(name):
-            packed.append((name, inside))
+            zip_files.append((name, file_uri))
             continue
         too_large = f"{file.size} bytes; expected at most {zips.MAX_BYTES}"
-        fault = too_large if file.size > zips.MAX_BYTES else ""
-        listing.entries.append(FileEntry(name, inside, name, fault))
+        error = too_large if file.size > zips.MAX_BYTES else ""
+        listing.entries.append(FileEntry(name, file_uri, name, error))
     folders = _parent_folders(entry.name for entry in listing.entries)
-    for name, inside in packed:
+    for name, zip_uri in zip_files:
         if name[: -len(".zip")] in folders:
             continue
         try:
-            _add_members(listing, inside, name + zips.MEMBER_SEPARATOR, name[: -len(".zip")])
+            _add_members(listing, zip_uri, name + zips.MEMBER_SEPARATOR, name[: -len(".zip")])
         except RejectedError as error:
             listing.reject(name, str(error))
     return listing
 
 
 def list_zip(uri: str) -> Listing:
-    """What lies in a zip.
+    """Lists the members of a zip.
 
     Raises:
-        RejectedError: it is no whole zip.
+        RejectedError: it is damaged or no zip.
         StorageError: it cannot be reached.
     """
     listing = Listing()
@@ -81,30 +81,30 @@ def list_zip(uri: str) -> Listing:
 
 
 def _add_members(listing: Listing, uri: str, prefix: str, folder: str) -> None:
-    """Members as if the zip were a folder: its own folder may or may not be repeated within."""
+    """Adds a zip's members as files of a folder of its name, which they may or may not repeat."""
     seen: set[str] = set()
     for member in zips.list_members(uri):
         name = prefix + member.name
         if not _safe_join(uri, member.name, listing, name) or layouts.is_hidden(member.name):
             continue
         if zips.is_zip(member.name):
-            listing.reject(name, "a zip in a zip; unpack the outer one")
+            listing.reject(name, "a zip within a zip; extract the outer one")
             continue
-        fault = zips.find_error(member)
+        error = zips.find_error(member)
         if member.name in seen:
-            fault = "a second member of this name; the first is used"
+            error = "duplicate member name; the first one is used"
         seen.add(member.name)
-        inside = uri + zips.MEMBER_SEPARATOR + member.name
-        listing.entries.append(FileEntry(name, inside, f"{folder}/{member.name}", fault))
+        member_uri = uri + zips.MEMBER_SEPARATOR + member.name
+        listing.entries.append(FileEntry(name, member_uri, f"{folder}/{member.name}", error))
 
 
 def _safe_join(uri: str, name: str, listing: Listing, display_name: str = "") -> str:
-    """The URI of a name below `uri`; a name that is none inside it becomes a reject."""
+    """The URI of `name` below `uri`; "" for a name that leads outside, which is rejected."""
     try:
         name.encode()
         return storage.join(uri, name)
     except (UsageError, UnicodeEncodeError):
-        listing.reject(display_name or name, "expected a plain name inside the archive")
+        listing.reject(display_name or name, "expected a relative name inside the archive")
         return ""
 
 
@@ -119,7 +119,7 @@ def _parent_folders(names: Iterable[str]) -> set[str]:
 
 
 def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.FileInfo]:
-    """The files below a local folder; links are followed only where they stay inside it."""
+    """The files below a local folder; follows only links that stay inside it."""
     real, pending = os.path.realpath(root), [("", False)]
     while pending:
         folder, linked = pending.pop()
@@ -140,28 +140,28 @@ def _walk(root: str, reject: Callable[[str, str], None]) -> Iterator[storage.Fil
                 reject(name, reason)
                 continue
             try:
-                found = entry.stat()
-            except OSError as error:  # gone since, or not for us
+                status = entry.stat()
+            except OSError as error:  # deleted in the meantime, or no permission
                 reject(name, f"cannot be read ({error.strerror})")
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(status.st_mode):
                 pending.append((name, linked or entry.is_symlink()))
-            elif stat.S_ISREG(found.st_mode):
-                yield storage.FileInfo(name, found.st_size)
+            elif stat.S_ISREG(status.st_mode):
+                yield storage.FileInfo(name, status.st_size)
             else:
-                reject(name, "neither a file nor a folder")
+                reject(name, "neither file nor folder")
 
 
 def _find_link_error(root: str, link: os.DirEntry[str], inside_link: bool) -> str:
     try:
         target = os.path.realpath(link.path, strict=True)
     except OSError as error:
-        return f"a link that leads nowhere ({error.strerror})"
+        return f"broken link ({error.strerror})"
     if os.path.commonpath([root, target]) != root:
-        return "a link that leads out of the archive; put the files in its place"
-    if link.is_dir() and inside_link:  # or links could multiply what there is without end
-        return "a link to a folder, below another such link"
-    here = os.path.realpath(os.path.dirname(link.path))
-    if link.is_dir() and os.path.commonpath([here, target]) == target:
-        return "a link to a folder that it lies in"
+        return "link to outside the archive; replace it by the files"
+    if link.is_dir() and inside_link:  # else links could multiply the files without end
+        return "link to a folder below another such link"
+    folder = os.path.realpath(os.path.dirname(link.path))
+    if link.is_dir() and os.path.commonpath([folder, target]) == target:
+        return "link to a folder that contains it"
     return ""

@@ -1,11 +1,11 @@
-"""Tables: archives of any layout, as a CSV that names images and masks.
+"""Archives of any layout, listed in a CSV table of images and masks.
 
     image,mask,split,id,group
     photographs/17.jpg,masks/17.png,train,17,patient 4
 
-`image` and `mask` are names below the table's own folder (members of zips there too, as
-`all.zip!/17.jpg`), absolute paths, or `s3://` URIs. `split` is train where there is no such column,
-`id` the image's name without its ending, and `group` empty.
+`image` and `mask` are names below the table's folder (zip members too, as `all.zip!/17.jpg`),
+absolute paths, or `s3://` URIs. Defaults of the other columns: `split` is train, `id` the image's
+name without extension, `group` empty.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def read_table(uri: str) -> Archive:
-    """The pairs that a CSV lists; a row that cannot be used is among the rejects.
+    """The pairs listed in a CSV file; unusable rows are among the rejects.
 
     Raises:
-        SeganError: it is no CSV in UTF-8, its header lacks a column or names one almost, or it
-            has no rows.
+        SeganError: it is no CSV in UTF-8, has no rows, or its header lacks or misspells a column.
         StorageError: it, or a bucket that it names, cannot be reached.
     """
     folder, _, table = uri.rpartition("/")
@@ -48,12 +47,12 @@ def read_table(uri: str) -> Archive:
             pair = _make_pair(folder, row)
             first = used.setdefault((pair.split, pair.id), line)
             if first != line:
-                raise UsageError(f"id: expected one of its own, found {pair.id!r} of line {first}")
+                raise UsageError(f"id: expected a unique id, found {pair.id!r} as on line {first}")
             archive.pairs.append(pair)
         except UsageError as error:
             archive.rejects.append(make_reject(name, split if split in SPLITS else "", str(error)))
     if not archive.num_inputs:
-        raise SeganError(f"{uri}: no images found; expected a row for each below the header")
+        raise SeganError(f"{uri}: no images found; expected a row per pair below the header")
     for bucket in sorted(_buckets(archive.pairs)):
         storage.check_access(bucket)
     archive.pairs.sort(key=lambda pair: (pair.split, pair.id))
@@ -61,7 +60,7 @@ def read_table(uri: str) -> Archive:
 
 
 def _parse(uri: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The columns, and the rows with the lines that they end on; blank lines are none."""
+    """The columns, and the rows that are not blank, each with the number of its last line."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,20 +78,22 @@ def _parse(uri: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _check_header(header: str, columns: Sequence[str]) -> None:
     shown = ", ".join(columns) or "nothing"
     where = f"{header}: expected the columns {' and '.join(REQUIRED_COLUMNS)}"
-    where += f" (and {', '.join(OPTIONAL_COLUMNS)} where wanted), with commas between"
+    where += f" (optional: {', '.join(OPTIONAL_COLUMNS)}), separated by commas"
     if missing := [column for column in REQUIRED_COLUMNS if column not in columns]:
         raise SeganError(f"{where}; found no {' and no '.join(missing)}, but {shown}")
     for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
         if columns.count(column) > 1:
             raise SeganError(f"{where}; found {column} twice")
-    # A misspelt `group` would part what belongs together, and nobody would see it.
+    # A misspelt `group` would silently split groups.
     for column in set(columns) - {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}:
         if close := difflib.get_close_matches(column, OPTIONAL_COLUMNS, 1, 0.8):
-            raise SeganError(f"{where}; found {column!r}: rename it to {close[0]} or to another")
+            raise SeganError(
+                f"{where}; found {column!r}: rename it to {close[0]} or to something else"
+            )
 
 
 def _make_pair(folder: str, row: Mapping[str, str]) -> Pair:
-    """A row's pair; raises UsageError for what cannot be used of it."""
+    """The pair of a row; raises UsageError if the row is unusable."""
     image, mask = (_resolve(folder, column, row[column]) for column in REQUIRED_COLUMNS)
     split = row.get("split", "train")
     if split not in SPLITS:

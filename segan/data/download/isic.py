@@ -1,7 +1,8 @@
-"""The challenge's official files, by their published names, into a folder or a bucket."""
+"""Downloads the official files of the ISIC challenges into a folder or a bucket."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from segan import storage
 from segan.data.download import partial
 from segan.data.download.remote import (
     ChangedError,
-    Log,
     RemoteFile,
     RemoteVersion,
     iter_bytes,
@@ -20,14 +20,16 @@ from segan.data.download.remote import (
 from segan.errors import StorageError, UsageError
 
 ISIC_BASE_URL = "https://isic-challenge-data.s3.amazonaws.com"
-MAX_VERSIONS = 3  # of one file in one command, before it is given up
+MAX_VERSIONS = 3  # versions of one file to start on in one command
 
 Progress = Callable[[str, int, int], AbstractContextManager[Callable[[int], None]]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ChallengeDataset:
-    """Task 1 of a year's challenge: where it is served, and its files."""
+    """The data of task 1 (lesion segmentation) of one year's challenge."""
 
     base_url: str
     files: tuple[str, ...]
@@ -69,8 +71,8 @@ DATASETS = {
 
 
 @dataclass(frozen=True)
-class FetchResult:
-    """A file that is here now; `resumed` are the bytes that an earlier command had left."""
+class DownloadResult:
+    """A downloaded file; `resumed_bytes` were kept from an earlier, interrupted command."""
 
     file: str
     uri: str
@@ -81,66 +83,65 @@ class FetchResult:
 
 def get_dataset(name: str) -> ChallengeDataset:
     if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}; expected one of {', '.join(DATASETS)}")
+        raise UsageError(f"{name}: unknown dataset; expected one of {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
-def fetch_files(
-    files: Sequence[str], base_url: str, out: str, progress: Progress, log: Log
-) -> Iterator[FetchResult]:
-    """Brings each file from below `base` to below `place`; one that is there whole is left alone.
+def download_files(
+    files: Sequence[str], base_url: str, out: str, progress: Progress
+) -> Iterator[DownloadResult]:
+    """Downloads each file from `base_url` to `out`, and skips those that are complete.
 
-    All are looked at before the first is read, so that what is missing is said at once. Stopped at
-    any moment, a second call goes on from there. `progress(what, total, done)` is a context.
+    Looks up all files before the first download, so that a missing file is reported at once. After
+    an interruption, the same call resumes.
+
+    Args:
+        progress: called with a file's name, its size and the bytes that are there already; returns
+            a context whose value is called with the size of each further chunk.
 
     Raises:
-        StorageError: a file is not served, keeps breaking off or changing, or cannot be written.
+        StorageError: a file is missing, keeps failing or changing, or cannot be written.
     """
     remotes = [open_remote(base_url, name) for name in files]
-    versions = [stat(remote, log) for remote in remotes]
+    versions = [stat(remote) for remote in remotes]
     sizes = [storage.file_size(storage.join(out, name)) for name in files]
     pairs = zip(versions, sizes, strict=True)
-    partial.prepare_folder(out, sum(one.size for one, size in pairs if one.size != size))
+    partial.prepare_folder(
+        out, sum(version.size for version, size in pairs if version.size != size)
+    )
     for name, remote, version, size in zip(files, remotes, versions, sizes, strict=True):
         uri = storage.join(out, name)
         if size == version.size:
             partial.discard(uri)
-            log(f"{name} is there")
-            yield FetchResult(name, uri, size, skipped=True, resumed_bytes=0)
+            logger.info("%s is complete", name)
+            yield DownloadResult(name, uri, size, skipped=True, resumed_bytes=0)
         else:
-            yield _fetch(name, remote, version, uri, progress, log)
+            yield _download(name, remote, version, uri, progress)
 
 
-def _fetch(
-    name: str, remote: RemoteFile, version: RemoteVersion, uri: str, progress: Progress, log: Log
-) -> FetchResult:
-    """One file; from its first byte again where it changes meanwhile."""
+def _download(
+    name: str, remote: RemoteFile, version: RemoteVersion, uri: str, progress: Progress
+) -> DownloadResult:
+    """Downloads one file, from its first byte again if it changes meanwhile."""
     for _ in range(MAX_VERSIONS):
         try:
-            resumed = _download(name, remote, version, uri, progress, log)
+            with (
+                partial.resumable_writer(uri, version.tag) as (start, write),
+                progress(name, version.size, start) as advance,
+            ):
+                for chunk in iter_bytes(remote, version, start):
+                    write(chunk)
+                    advance(len(chunk))
         except ChangedError as error:
-            log(f"{remote.uri}: {error}; beginning again")
-            version = stat(remote, log)
+            logger.warning("%s: %s; downloading it from the start", remote.uri, error)
+            version = stat(remote)
             continue
         size = storage.file_size(uri)
         if size != version.size:
             raise StorageError(
-                f"{uri}: expected {version.size} bytes, found {size}; give the same command again"
+                f"{uri}: expected {version.size} bytes, found {size}; run the same command again"
             )
-        return FetchResult(name, uri, size, skipped=False, resumed_bytes=resumed)
+        return DownloadResult(name, uri, size, skipped=False, resumed_bytes=start)
     raise StorageError(
-        f"{remote.uri}: begun {MAX_VERSIONS} times and always changed; try again later"
+        f"{remote.uri}: changed during each of {MAX_VERSIONS} downloads; try again later"
     )
-
-
-def _download(
-    name: str, remote: RemoteFile, version: RemoteVersion, uri: str, progress: Progress, log: Log
-) -> int:
-    with (
-        partial.resumable_writer(uri, version.tag) as (start, write),
-        progress(name, version.size, start) as advance,
-    ):
-        for chunk in iter_bytes(remote, version, start, log):
-            write(chunk)
-            advance(len(chunk))
-    return start

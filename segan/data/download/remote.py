@@ -1,19 +1,19 @@
-"""A file on an HTTP server or in a bucket, read from any byte on, through whatever breaks.
+"""Reads a file on an HTTP server or in a bucket from any offset, and resumes broken connections.
 
-A file has a version, so that bytes of two versions are never taken for one file: its size and what
-the server calls it (ETag, or else the time of its last change).
+A file's version (its size, and its ETag or modification time) is checked on every request, so that
+bytes of two versions are never joined.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import re
 import ssl
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.error import HTTPError, URLError
@@ -22,122 +22,99 @@ from urllib.parse import urlsplit
 from segan import storage
 from segan.errors import StorageError, TransientError, UsageError
 from segan.storage import s3
+from segan.storage.retry import Backoff, retry
 
-MAX_ATTEMPTS = 6  # in a row without a byte
-INITIAL_BACKOFF_S = 1.0  # after the first failure; doubled after each further one
+STAT_TIMEOUT_S = 30.0  # a wrong address fails within this time
 READ_TIMEOUT_S = 60.0
 CHUNK_SIZE = 256 * 1024
-
-Log = Callable[[str], None]
+RESUME_ADVICE = "run the same command again to resume, or choose another --mirror"
 
 
 class ChangedError(Exception):
-    """What is served now cannot be joined to what came before."""
+    """The bytes served now belong to another version than those received before."""
 
 
 @dataclass(frozen=True)
 class RemoteVersion:
+    """A file's size in bytes, and its ETag or else its Last-Modified header."""
+
     size: int
     validator: str | None
 
     @property
     def tag(self) -> str:
-        """Short, fit for a file's name, and different for every version.
-
-        What has no name might be anything the next time, so it never has the same tag twice.
-        """
-        return hashlib.sha256(f"{self.validator or uuid.uuid4()} {self.size}".encode()).hexdigest()[
-            :16
-        ]
+        """A short id for file names, unique to the version; random if there is no validator."""
+        identity = f"{self.validator or uuid.uuid4()} {self.size}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 class RemoteFile(Protocol):
-    """A file elsewhere; both calls raise TransientError where another attempt may help."""
+    """A remote file; both methods raise TransientError if retrying may help."""
 
     @property
     def uri(self) -> str: ...
 
     def stat(self) -> RemoteVersion:
-        """What is there now, without reading it."""
+        """Returns the current version."""
 
     def read(self, version: RemoteVersion, start: int) -> Iterator[bytes]:
-        """The bytes of this version from `start` on, or ChangedError; may end too early."""
+        """Yields bytes of `version` from `start` on, perhaps not to the end.
+
+        Raises:
+            ChangedError: another version is served now.
+        """
 
 
-def check_base(base: str) -> str:
-    """`base` without a trailing slash; raises UsageError where no file could be below it."""
-    if storage.is_s3(base):
-        return storage.normalise(base)
-    if "@" in base.partition("://")[2].partition("/")[0]:  # not repeated: it may be a password
-        raise UsageError("--base has a name or password in it; only open addresses are read")
+def check_base(base_url: str) -> str:
+    """Returns `base_url` without a trailing slash; raises UsageError if it is not a valid URL."""
+    if storage.is_s3(base_url):
+        return storage.normalise(base_url)
+    if "@" in base_url.partition("://")[2].partition("/")[0]:  # the message omits the password
+        raise UsageError("--mirror: expected a URL without user name and password")
     expected = "expected https://host/path, http://host/path or s3://bucket/prefix"
     try:
-        parts = urlsplit(base)
-        usable = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
+        parts = urlsplit(base_url)
+        valid = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
     except ValueError:
-        usable = False
+        valid = False
     else:
-        usable &= parts.scheme in ("http", "https") and not parts.query and not parts.fragment
-    if not usable or not re.fullmatch(r"[!-~]+", base):
-        raise UsageError(f"--base {base!r}: {expected}")
-    return base.rstrip("/")
+        valid &= parts.scheme in ("http", "https") and not parts.query and not parts.fragment
+    if not valid or not re.fullmatch(r"[!-~]+", base_url):
+        raise UsageError(f"--mirror {base_url!r}: {expected}")
+    return base_url.rstrip("/")
 
 
-def open_remote(base: str, name: str) -> RemoteFile:
-    uri = storage.join(base, name)
+def open_remote(base_url: str, name: str) -> RemoteFile:
+    uri = storage.join(base_url, name)
     return S3File(uri) if storage.is_s3(uri) else HttpFile(uri)
 
 
-def stat(remote: RemoteFile, log: Log) -> RemoteVersion:
-    """The file's version; attempts that fail are repeated for a while."""
-    patience = _RetryBackoff(remote.uri, log)
-    while True:
-        try:
-            return remote.stat()
-        except TransientError as error:
-            patience.backoff(str(error))
+def stat(remote: RemoteFile) -> RemoteVersion:
+    """Returns a file's version, with retries."""
+    return retry(remote.stat, STAT_TIMEOUT_S, RESUME_ADVICE)
 
 
-def iter_bytes(remote: RemoteFile, version: RemoteVersion, start: int, log: Log) -> Iterator[bytes]:
-    """All bytes from `start` on, over as many connections as it takes.
+def iter_bytes(remote: RemoteFile, version: RemoteVersion, start: int) -> Iterator[bytes]:
+    """Yields all bytes from `start` on, over as many connections as necessary.
 
     Raises:
         ChangedError: another version is served now.
-        StorageError: the server refuses, or keeps failing without a byte in between.
+        StorageError: the server denies access, or sends nothing until the retry timeout.
     """
-    position, patience = start, _RetryBackoff(remote.uri, log)
+    position, backoff = start, Backoff(advice=RESUME_ADVICE)
     while position < version.size:
-        broken = "the connection was closed"
+        reason = f"{remote.uri}: the connection was closed"
         try:
             for chunk in remote.read(version, position):
                 position += len(chunk)
                 if position > version.size:
-                    raise ChangedError(f"more than the {version.size} bytes that it had at first")
-                patience.failures = 0
+                    raise ChangedError(f"longer than the {version.size} bytes announced")
+                backoff.reset()
                 yield chunk
         except TransientError as error:
-            broken = str(error)
+            reason = str(error)
         if position < version.size:
-            patience.backoff(f"{broken} after {position} of {version.size} bytes")
-
-
-class _RetryBackoff:
-    """Waits after each failure, twice as long as after the one before, until it is enough."""
-
-    def __init__(self, uri: str, log: Log) -> None:
-        self.uri, self.log, self.failures = uri, log, 0
-
-    def backoff(self, reason: str) -> None:
-        self.failures += 1
-        if self.failures == MAX_ATTEMPTS:
-            raise StorageError(
-                f"{self.uri}: {reason}, and so {MAX_ATTEMPTS} times in a row; what has come "
-                f"is kept: "
-                "give the same command again later, or name a mirror with --base"
-            )
-        wait = INITIAL_BACKOFF_S * 2 ** (self.failures - 1)
-        self.log(f"{self.uri}: {reason}; again in {wait:g} s")
-        time.sleep(wait)
+            backoff.wait(TransientError(f"{reason} after {position} of {version.size} bytes"))
 
 
 @dataclass(frozen=True)
@@ -145,45 +122,48 @@ class HttpFile:
     uri: str
 
     def stat(self) -> RemoteVersion:
-        with _request(self.uri, method="HEAD") as answer:
-            found = _response_version(answer)
-            kind = answer.headers.get_content_type()
-        if found is None:
-            raise StorageError(f"{self.uri}: the server does not say its size; name another --base")
-        if found.size == 0 or kind == "text/html":
-            what = "an empty file" if found.size == 0 else "a web page"
-            raise StorageError(f"{self.uri}: expected a zip, found {what}; check --base")
-        return found
+        with _http_errors(self.uri), _request(self.uri, method="HEAD") as response:
+            version = _response_version(response)
+            content_type = response.headers.get_content_type()
+        if version is None:
+            raise StorageError(
+                f"{self.uri}: the server does not send the file's size; choose another --mirror"
+            )
+        if version.size == 0 or content_type == "text/html":
+            kind = "an empty file" if version.size == 0 else "a web page"
+            raise StorageError(f"{self.uri}: expected a zip, found {kind}; check --mirror")
+        return version
 
     def read(self, version: RemoteVersion, start: int) -> Iterator[bytes]:
         if start and version.validator is None:
-            raise ChangedError("cannot be gone on with: the server gives it neither ETag nor date")
+            raise ChangedError("the server sends neither ETag nor date, so it cannot be resumed")
         headers = {"Range": f"bytes={start}-", "If-Range": version.validator or ""} if start else {}
-        with _request(self.uri, headers=headers) as answer:
-            skip = _bytes_to_skip(answer, version, start)
-            while chunk := _read_chunk(answer):
+        with _http_errors(self.uri), _request(self.uri, headers=headers) as response:
+            skip = _bytes_to_skip(response, version, start)
+            while chunk := response.read1(CHUNK_SIZE):
                 if len(chunk) > skip:
                     yield chunk[skip:]
                 skip -= min(skip, len(chunk))
 
 
 def _bytes_to_skip(response: Any, version: RemoteVersion, start: int) -> int:
-    """How many bytes of this answer lie before `start`; ChangedError if it is of another file."""
+    """Returns how many bytes of the response precede `start`; ChangedError for another version."""
     if response.status == http.client.PARTIAL_CONTENT:
-        span = f"bytes {start}-{version.size - 1}/{version.size}"
-        same_name = _response_validator(response) in (None, version.validator)
-        if not same_name or response.headers.get("Content-Range") != span:
+        expected_range = f"bytes {start}-{version.size - 1}/{version.size}"
+        same_validator = _response_validator(response) in (None, version.validator)
+        if not same_validator or response.headers.get("Content-Range") != expected_range:
             raise ChangedError("another version is served now")
         return 0
-    # The whole file: the server does not know ranges, or it is not the file that it was.
-    now = _response_version(response)
-    if _response_validator(response) != version.validator or (now and now != version):
+    # The complete file: the server does not support ranges, or serves another version.
+    current = _response_version(response)
+    if _response_validator(response) != version.validator or (current and current != version):
         raise ChangedError("another version is served now")
     return start
 
 
 def _response_validator(response: Any) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+    validator: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return validator
 
 
 def _response_version(response: Any) -> RemoteVersion | None:
@@ -191,58 +171,52 @@ def _response_version(response: Any) -> RemoteVersion | None:
     return RemoteVersion(int(size), _response_validator(response)) if size.isdecimal() else None
 
 
-def _read_chunk(response: Any) -> bytes:
-    """What is there, without waiting for more; nothing at the end."""
-    try:
-        return bytes(response.read1(CHUNK_SIZE))
-    except (OSError, http.client.HTTPException) as error:
-        raise TransientError(_cause(error)) from None
-
-
 def _request(uri: str, method: str = "GET", headers: dict[str, str] | None = None) -> Any:
-    """The answer's head, its body still to be read; the environment's proxies are used."""
-    request = urllib.request.Request(  # noqa: S310  (`check_base` let only http and https pass)
+    """Returns the response with its body unread; uses the proxies of the environment."""
+    request = urllib.request.Request(  # noqa: S310  (`check_base` accepts http and https only)
         uri, method=method, headers={"User-Agent": "segan", **(headers or {})}
     )
+    return urllib.request.build_opener(_RedirectHandler).open(request, timeout=READ_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _http_errors(uri: str) -> Iterator[None]:
+    """Converts the errors of a request and of reading its response."""
     try:
-        return urllib.request.build_opener(_RedirectHandler).open(request, timeout=READ_TIMEOUT_S)
+        yield
     except HTTPError as error:
         error.close()
         raise _status_to_error(uri, error) from None
-    except URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise StorageError(f"{uri}: {error.reason}; is it the right server?") from None
-        raise TransientError(_cause(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise TransientError(_cause(error)) from None
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise StorageError(f"{uri}: {cause}; check --mirror") from None
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        if isinstance(cause, TimeoutError):
+            reason = f"no data for {READ_TIMEOUT_S:g} s"
+        raise TransientError(f"{uri}: {reason}") from None
 
 
 def _status_to_error(uri: str, error: HTTPError) -> Exception:
     status = error.code
     if 300 <= status < 400:
-        place = error.headers.get("Location")
-        return StorageError(f"{uri}: redirected to {place}, which is not followed; check --base")
+        target = error.headers.get("Location")
+        return StorageError(f"{uri}: redirects to {target}, expected http or https; check --mirror")
     if status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-        return ChangedError("it is shorter now")
+        return ChangedError("the file is shorter now")
     if status >= 500 or status in (408, 429):
-        return TransientError(f"the server failed (HTTP {status})")
+        return TransientError(f"{uri}: server error (HTTP {status})")
     reasons = {
-        401: "the server asks for a password, and only open addresses are read; check --base",
-        403: "access refused; check the address, or name a mirror with --base",
-        404: "not found; check the address, or name a mirror with --base",
+        401: "the server requires a password, which is not supported",
+        403: "access denied",
+        404: "not found",
     }
-    reason = reasons.get(status, "refused; check the address, or name a mirror with --base")
-    return StorageError(f"{uri}: {reason} (HTTP {status})")
-
-
-def _cause(error: Any) -> str:
-    if isinstance(error, TimeoutError):
-        return f"nothing came for {READ_TIMEOUT_S:g} s"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = reasons.get(status, "the server rejected the request")
+    return StorageError(f"{uri}: {reason} (HTTP {status}); check the address or choose a --mirror")
 
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https alone, and never from https to http."""
+    """Follows redirects to http and https only, and never from https to http."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -250,10 +224,10 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         allowed = ("https",) if req.type == "https" else ("http", "https")
         if urlsplit(newurl).scheme not in allowed:
             return None
-        again = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if again:
-            again.method = req.get_method()  # or else HEAD becomes GET before Python 3.13
-        return again
+        redirected = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if redirected:
+            redirected.method = req.get_method()  # before Python 3.13, HEAD would become GET
+        return redirected
 
 
 @dataclass(frozen=True)
@@ -261,11 +235,11 @@ class S3File:
     uri: str
 
     def stat(self) -> RemoteVersion:
-        found = s3.stat_object(self.uri)
-        if found is None or found.size == 0:
-            what = "expected a zip, found an empty file" if found else "not found"
-            raise StorageError(f"{self.uri}: {what}; check --base")
-        return RemoteVersion(found.size, found.etag)
+        stored = s3.stat_object(self.uri)
+        if stored is None or stored.size == 0:
+            problem = "expected a zip, found an empty file" if stored else "not found"
+            raise StorageError(f"{self.uri}: {problem}; check --mirror")
+        return RemoteVersion(stored.size, stored.etag)
 
     def read(self, version: RemoteVersion, start: int) -> Iterator[bytes]:
         from botocore.exceptions import ClientError
@@ -273,16 +247,16 @@ class S3File:
         bucket, key = s3.bucket_and_key(self.uri)
         with s3.storage_errors(self.uri):
             try:
-                found = s3.shared_client().get_object(
+                response = s3.shared_client().get_object(
                     Bucket=bucket, Key=key, Range=f"bytes={start}-", IfMatch=version.validator
                 )
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412, 416):
-                    raise ChangedError("another version is there now, or none") from None
+                    raise ChangedError("the object was replaced or deleted") from None
                 raise
-            s3.require_fields(self.uri, found, "ETag", "ContentLength")
-            if found["ETag"] != version.validator:
-                raise ChangedError("another version is there now")
-            with found["Body"] as body:
+            s3.require_fields(self.uri, response, "ETag", "ContentLength")
+            if response["ETag"] != version.validator:
+                raise ChangedError("the object was replaced")
+            with response["Body"] as body:
                 while chunk := body.read(CHUNK_SIZE):
                     yield chunk

@@ -1,8 +1,4 @@
-"""What ingest measures of every image: lesion, colours, skin tone and the hash of its look.
-
-Everything but the original size is taken from the frame, with numpy alone: it happens at every
-ingest, for every image.
-"""
+"""Statistics of every image, computed at ingest from its frame: lesion, colours, tone and hash."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy import ndimage
 
 from segan.data.profile import duplicates
 from segan.data.records.format import Samples
@@ -30,8 +27,8 @@ SCHEMA = pa.schema(
     }
 )
 
-# Categories of the individual typology angle, each from its degrees upwards: Chardon, Cretois and
-# Hourseau, "Skin colour typology and suntanning pathways", 1991; Del Bino and Bernerd, 2013.
+# Categories of the individual typology angle with their lower bounds in degrees: Chardon, Cretois
+# and Hourseau, "Skin colour typology and suntanning pathways", 1991; Del Bino and Bernerd, 2013.
 TONE_CATEGORIES = (
     ("very light", 55.0),
     ("light", 41.0),
@@ -41,18 +38,18 @@ TONE_CATEGORIES = (
     ("dark", -90.0),
 )
 
-# What counts as skin; see `find_skin`.
+# Criteria of `find_skin`.
 LESION_MARGIN = 1 / 16  # of the frame's short side
 MIN_SKIN_LIGHTNESS, MAX_SKIN_LIGHTNESS = 15.0, 98.0  # L*
 MAX_LIGHTNESS_DEVIATION = 12.0  # L*
 MIN_SKIN_FRACTION = 0.02  # of the frame's pixels
-STRIDE = 3  # every third row and column: as good for a median, and a ninth of the work
+STRIDE = 3  # every third row and column gives the same median in a ninth of the time
 
 _SRGB_TO_LINEAR = np.arange(256) / 255
 _SRGB_TO_LINEAR = np.where(
     _SRGB_TO_LINEAR <= 0.04045, _SRGB_TO_LINEAR / 12.92, ((_SRGB_TO_LINEAR + 0.055) / 1.055) ** 2.4
 ).astype(np.float32)
-# IEC 61966-2-1, each row over the D65 white's X, Y or Z.
+# IEC 61966-2-1, each row divided by the X, Y or Z of D65 white.
 _RGB_TO_XYZ = np.array(
     [
         [0.4124, 0.3576, 0.1805],
@@ -67,7 +64,7 @@ def compute_stats(frames: Samples, original_sizes: Sequence[tuple[int, int]]) ->
     """A row of `SCHEMA` for every frame.
 
     Args:
-        originals: (width, height) in pixels that each original had.
+        original_sizes: (width, height) of each original image in pixels.
     """
     rows = zip(frames.ids, frames.image, frames.mask, original_sizes, strict=True)
     return pa.Table.from_pylist([_image_stats(*row) for row in rows], SCHEMA)
@@ -93,63 +90,52 @@ def _image_stats(
 
 
 def find_skin(image: np.ndarray, lesion: np.ndarray) -> tuple[np.ndarray, float]:
-    """The pixels that show skin, bool [H, W], and their individual typology angle in degrees.
+    """Finds the skin pixels and their individual typology angle.
 
-    Skin is what lies outside the lesion grown by a sixteenth of the short side; is neither black
-    (a frame, the corners outside a round lens: L* below 15) nor blown out (a reflection: L* above
-    98); and of all that, differs in lightness by at most 12 from the median, which leaves out
-    hair, shade, ink and rulers. Under 2 % of the frame there is no skin.
-
-    The angle is the median over these pixels. It is NaN without skin, and where the median is
-    beyond 90 degrees: the skin is then bluer than grey, so the light was, and the angle would
-    speak of the camera.
+    A skin pixel is outside the lesion dilated by 1/16 of the short side; is neither black (border,
+    vignette: L* < 15) nor saturated (reflection: L* > 98); and its L* differs by at most 12 from
+    the median of the remaining pixels, which excludes hair, shadow, ink and rulers. If less than
+    2 % of the frame qualifies, there is no skin.
 
     Args:
         image: uint8 [H, W, 3], sRGB.
         lesion: bool [H, W].
+
+    Returns:
+        The skin pixels, bool [H, W], and the median of their angles in degrees. It is NaN without
+        skin, and beyond +-90 degrees: skin bluer than grey is an effect of the light.
     """
-    colours = rgb_to_lab(image)
-    lightness, yellow = colours[..., 0], colours[..., 2]
-    skin = ~_dilate(lesion, max(1, round(LESION_MARGIN * min(lesion.shape))))
+    lab = rgb_to_lab(image)
+    lightness, b_star = lab[..., 0], lab[..., 2]
+    margin = max(1, round(LESION_MARGIN * min(lesion.shape)))
+    skin = ~ndimage.maximum_filter(lesion, 2 * margin + 1, mode="constant")
     skin &= (lightness > MIN_SKIN_LIGHTNESS) & (lightness < MAX_SKIN_LIGHTNESS)
     if skin.any():
         skin &= abs(lightness - np.median(lightness[skin])) <= MAX_LIGHTNESS_DEVIATION
     if skin.sum() < MIN_SKIN_FRACTION * skin.size:
         return np.zeros_like(skin), float("nan")
-    tone = float(np.median(typology_angle(lightness[skin], yellow[skin])))
-    return skin, tone if abs(tone) < 90 else float("nan")
+    ita = float(np.median(typology_angle(lightness[skin], b_star[skin])))
+    return skin, ita if abs(ita) < 90 else float("nan")
 
 
 def typology_angle(lightness: np.ndarray, b_star: np.ndarray) -> np.ndarray:
-    """ITA = arctan((L* - 50) / b*) in degrees: the higher, the lighter, and beyond 90 where b* is
-    negative."""
-    return np.degrees(np.arctan2(lightness - 50, b_star))
+    """ITA = arctan((L* - 50) / b*) in degrees. A larger angle is lighter; |ITA| > 90 if b* < 0."""
+    angle: np.ndarray = np.degrees(np.arctan2(lightness - 50, b_star))
+    return angle
 
 
 def tone_category(ita: float) -> str | None:
     """The category of a typology angle in degrees; None for NaN."""
-    return next((name for name, least in TONE_CATEGORIES if ita > least), None)
+    return next((name for name, lower in TONE_CATEGORIES if ita > lower), None)
 
 
 def rgb_to_lab(image: np.ndarray) -> np.ndarray:
-    """CIELAB under D65 of sRGB pixels: uint8 [..., 3] to float32 [..., 3] of L*, a*, b*."""
+    """Converts sRGB pixels, uint8 [..., 3], to CIELAB under D65, float32 [..., 3] of L*, a*, b*."""
     xyz = _SRGB_TO_LINEAR[image] @ _RGB_TO_XYZ.T
     x, y, z = np.moveaxis(
         np.where(xyz > 216 / 24389, np.cbrt(xyz), xyz * 841 / 108 + 4 / 29), -1, 0
     )
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
-
-
-def _dilate(region: np.ndarray, pixels: int) -> np.ndarray:
-    """The region and all within a square of `pixels` to each side of it."""
-    grown = region.copy()
-    for axis in (0, 1):
-        out = np.moveaxis(grown, axis, 0)
-        source = out.copy()
-        for shift in range(1, pixels + 1):
-            out[shift:] |= source[:-shift]
-            out[:-shift] |= source[shift:]
-    return grown
 
 
 def _mean_colour(image: np.ndarray, region: np.ndarray) -> list[int] | None:

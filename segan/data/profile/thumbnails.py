@@ -1,15 +1,12 @@
-"""Small pictures for a page: a frame with its lesion's outline, as a data URI."""
+"""Thumbnails for the data profile: frames with the outline of their mask, as data URIs."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from segan.data.records.format import (
     Manifest,
@@ -19,25 +16,18 @@ from segan.data.records.format import (
     shard_prefix,
     to_samples,
 )
+from segan.errors import StorageError
+from segan.utils.html import jpeg_data_uri
+from segan.utils.outline import outline_mask
 
-SampleKey = tuple[str, str]  # split and id: an image may be in two splits under one id
+SampleKey = tuple[str, str]  # split and id; two splits may have the same id
 
-OUTLINE_COLOUR = (0, 229, 255)  # sRGB; no colour of skin, hair or lesion
+OUTLINE_COLOUR = (0, 229, 255)  # sRGB; not a colour of skin, hair or lesions
 _QUALITY = 80
 
 
-def outline_mask(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask, bool [H, W], that have a neighbour above, below or beside outside it.
-
-    The frame's edge is no outline: a lesion that it cuts stays open there.
-    """
-    padded = np.pad(mask, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
 def thumbnail_data_uri(image: np.ndarray, mask: np.ndarray) -> str:
-    """A JPEG as a data URI, about 10 kB for a frame of 180 x 135.
+    """A frame with the outline of its mask as a JPEG data URI: about 10 kB for 180 x 135 pixels.
 
     Args:
         image: uint8 [H, W, 3].
@@ -45,29 +35,28 @@ def thumbnail_data_uri(image: np.ndarray, mask: np.ndarray) -> str:
     """
     outlined = image.copy()
     outlined[outline_mask(np.asarray(mask.any(0)))] = OUTLINE_COLOUR
-    buffer = io.BytesIO()
-    # Full colour resolution, or the outline would fade.
-    Image.fromarray(outlined).save(buffer, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    # Without chroma subsampling, which would blur the outline.
+    return jpeg_data_uri(outlined, quality=_QUALITY, subsampling=0)
 
 
 def read_thumbnails(
     uri: str, manifest: Manifest, keys: Iterable[SampleKey]
 ) -> dict[SampleKey, str]:
-    """Pictures of some of the records at `uri`; only the shards that hold them are read."""
+    """Thumbnails of some of the records at `uri`; reads only the shards that contain them."""
     ids_by_shard: dict[tuple[str, str], set[str]] = {}
     for split, sample_id in keys:
-        # Not the number in the manifest: a shard that lost all its pairs is not in it.
+        # The manifest can have fewer shards: a shard whose pairs were all rejected is missing.
         first = parse_shard_name(manifest.shards(split)[0].name)
-        assert first is not None, "a manifest names shards"
+        if first is None:
+            raise StorageError(f"{uri}: not a shard's name: {manifest.shards(split)[0].name}")
         name = shard_prefix(split, shard_index(sample_id, first.num_shards), first.num_shards)
         ids_by_shard.setdefault((split, name), set()).add(sample_id)
     thumbnails = {}
     for (split, name), ids in ids_by_shard.items():
         shard = next(shard for shard in manifest.shards(split) if shard.prefix == name)
         table = read_shard(uri, shard)
-        chosen = table.filter(pc.is_in(table["id"], pa.array(sorted(ids))))
-        rows = to_samples(chosen, manifest)
-        for sample_id, image, mask in zip(rows.ids, rows.image, rows.mask, strict=True):
+        selected = table.filter(pc.is_in(table["id"], pa.array(sorted(ids))))
+        samples = to_samples(selected, manifest)
+        for sample_id, image, mask in zip(samples.ids, samples.image, samples.mask, strict=True):
             thumbnails[split, sample_id] = thumbnail_data_uri(image, mask)
     return thumbnails

@@ -1,11 +1,11 @@
-"""Records: what ingest writes and training reads, Parquet shards beside a manifest.
+"""The records that ingest writes and training reads: Parquet shards and a manifest.
 
     <root>/records/<name>/   manifest.json  train-00000-of-00008-1f0c...parquet ...
-                             rejects.parquet  traits.parquet  portrait.json  portrait.html
+                             rejects.parquet  image_stats.parquet  profile.json  profile.html
 
-Samples fall into shards by the hash of their id, so each shard is a random sample of its split
-and a batch drawn from one shard is as mixed as one drawn from all. A shard's name ends with its
-checksum: a changed shard is another file, and the one before is there until nothing names it.
+A sample's shard is determined by the hash of its id, so each shard is a random sample of its split.
+A shard's name ends with its checksum: a changed shard is a new file, and the old one is deleted
+only when no manifest names it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from segan import storage
 from segan.errors import StorageError, UsageError
+from segan.utils.models import FrozenModel
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
-DECODER_VERSION = "2"  # changes when the same file would become other pixels
+DECODER_VERSION = "2"  # changes when decoding the same file gives other pixels
 _SHARD = re.compile(
     r"(?P<split>\w+)-(?P<index>\d{5})-of-(?P<of>\d{5})-(?P<sha>[0-9a-f]{16})\.parquet"
 )
@@ -39,8 +40,8 @@ class Record:
     Attributes:
         image: uint8 [H, W, 3].
         mask: uint8 [classes, H, W] of 0 and 1.
-        original_size: (width, height) in pixels that the original had.
-        sources: sha256 of the image's file and of the mask's, as hex.
+        original_size: (width, height) of the original image in pixels.
+        source_digests: SHA-256 of the image file and of the mask file, as hex.
     """
 
     id: str
@@ -50,34 +51,38 @@ class Record:
     source_digests: tuple[str, str] = ("", "")
 
 
-class Shard(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class Shard(FrozenModel):
+    """A shard in the manifest.
+
+    Attributes:
+        bytes, sha256: of the file.
+        content_digest: of ids and pixels, independent of the encoding.
+    """
 
     name: str
     num_rows: int
     bytes: int
     sha256: str
-    content_digest: str  # digest of ids and pixels, whatever the encoding
+    content_digest: str
 
     @property
     def prefix(self) -> str:
-        """Which part of its split it is: its name without the checksum."""
+        """The name without the checksum, which is the same for every content."""
         return self.name.rpartition("-")[0]
 
 
-class Manifest(BaseModel):
-    """What the records are; written last, so its presence says that they are whole.
+class Manifest(FrozenModel):
+    """The content of manifest.json; written last, so records with a manifest are complete.
 
     Attributes:
-        height, width: pixels of every frame.
-        classes: label maps of every mask.
-        splits: shards of each split, in the order of their names.
-        inputs: pairs that the archive has, with and without a partner: rows and rejects together.
-        rejects: pairs of the archive that are not here, with reasons in rejects.parquet.
-        fingerprint: changes when any id or pixel does.
+        height, width: of every frame in pixels.
+        classes: label maps in every mask.
+        splits: the shards of each split by name.
+        num_inputs: pairs in the archive: rows and rejects together.
+        num_rejects: pairs that are not in the records; reasons are in rejects.parquet.
+        source: URI of the archive.
+        fingerprint: digest of all ids and pixels.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     height: int
     width: int
@@ -92,6 +97,7 @@ class Manifest(BaseModel):
         return sum(shard.num_rows for shard in self.shards(split))
 
     def shards(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split; raises UsageError if there is no such split."""
         if split not in self.splits:
             raise UsageError(
                 f"split {split!r}: the records have {', '.join(self.splits) or 'none'}"
@@ -101,7 +107,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a shard as arrays: image uint8 [B, H, W, 3], mask uint8 [B, classes, H, W]."""
+    """Samples as arrays: image uint8 [B, H, W, 3], mask uint8 [B, classes, H, W] of 0 and 1."""
 
     ids: list[str]
     image: np.ndarray
@@ -109,7 +115,7 @@ class Samples:
 
 
 def record_schema(height: int, width: int, classes: int) -> pa.Schema:
-    """Pixels are fixed-size binary, so a column of them is an array without a copy."""
+    """The schema of a shard; pixels are fixed-size binary, which is read without a copy."""
     return pa.schema(
         {
             "id": pa.string(),
@@ -120,25 +126,25 @@ def record_schema(height: int, width: int, classes: int) -> pa.Schema:
             "image_sha256": pa.string(),
             "mask_sha256": pa.string(),
         },
-        # Rows decoded in another way are not taken over by a later ingest.
+        # An ingest does not reuse rows of another decoder version.
         metadata={"decoder": DECODER_VERSION},
     )
 
 
 def shard_index(sample_id: str, num_shards: int) -> int:
-    """The shard, 0 to shards - 1, that a sample belongs to."""
+    """The shard, 0 to num_shards - 1, of a sample."""
     digest = hashlib.blake2b(sample_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % num_shards
 
 
 def shard_prefix(split: str, index: int, num_shards: int) -> str:
-    """The beginning of a shard's name: which part of its split it is."""
+    """A shard's name without the checksum."""
     return f"{split}-{index:05d}-of-{num_shards:05d}"
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What the name of a shard's file says."""
+    """The parts of a shard's file name."""
 
     name: str
     split: str
@@ -148,7 +154,7 @@ class ShardFile:
 
 
 def parse_shard_name(name: str) -> ShardFile | None:
-    """A shard's file by its name; None for any other file."""
+    """The parts of a shard's file name; None if it is another file's."""
     if (match := _SHARD.fullmatch(name)) is None:
         return None
     return ShardFile(name, match["split"], int(match["index"]), int(match["of"]), match["sha"])
@@ -157,21 +163,21 @@ def parse_shard_name(name: str) -> ShardFile | None:
 def write_shard(
     uri: str, prefix: str, records: Sequence[Record], height: int, width: int, classes: int
 ) -> Shard:
-    """Writes one shard of records below `uri`, whole or not at all.
+    """Writes one shard of records below `uri` atomically.
 
     Args:
-        place: of `shard_place`; the file's name is this and its checksum.
+        prefix: of `shard_prefix`; the file's name adds the checksum.
     """
     table = _to_table(records, record_schema(height, width, classes))
     sink = io.BytesIO()
-    # Pixels of photographs hardly compress and masks do so very well.
+    # Photographs hardly compress; masks compress well.
     compression = dict.fromkeys(table.column_names, "none") | {"mask": "zstd"}
     pq.write_table(
         table,
         sink,
         compression=compression,
         use_dictionary=False,
-        write_statistics=False,  # the least and greatest of pixels tell nobody anything
+        write_statistics=False,  # minima and maxima of pixels are useless
         row_group_size=512,
     )
     content = sink.getvalue()
@@ -190,24 +196,27 @@ def write_shard(
 
 
 def read_shard(uri: str, shard: Shard) -> pa.Table:
-    """The rows of a shard, its checksum verified.
+    """Reads the rows of a shard.
 
     Raises:
-        StorageError: the file is missing, or is not the one that the manifest names.
+        StorageError: the file is missing, or its checksum is not that of the manifest.
     """
     name = storage.join(uri, shard.name)
     content = storage.read_bytes(name)
     if storage.sha256(content) != shard.sha256:
         raise StorageError(
-            f"{name}: {len(content)} bytes that do not match the manifest's checksum "
-            f"({shard.bytes} bytes expected); ingest again"
+            f"{name}: checksum mismatch: expected {shard.bytes} bytes with the manifest's "
+            f"checksum, found {len(content)} bytes; run `segan ingest` again"
         )
     return pq.read_table(io.BytesIO(content)).combine_chunks()
 
 
 def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> list[Record]:
-    """The records of a shard that an ingest left, told by its name alone; none where the file is
-    gone, torn, or holds frames of another kind."""
+    """The records of a shard of an earlier ingest.
+
+    Returns an empty list if the file is missing, fails the checksum in its name, or has another
+    frame size or decoder version.
+    """
     try:
         content = storage.read_bytes(storage.join(uri, file.name))
     except StorageError:
@@ -217,8 +226,8 @@ def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> l
     table = pq.read_table(io.BytesIO(content)).combine_chunks()
     if not table.schema.equals(record_schema(height, width, 1), check_metadata=True):
         return []
-    frames = _to_samples(table, height, width, 1)
-    rest = table.drop_columns(["image", "mask"]).to_pylist()
+    samples = _to_samples(table, height, width, 1)
+    rows = table.drop_columns(["image", "mask"]).to_pylist()
     return [
         Record(
             row["id"],
@@ -227,7 +236,7 @@ def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> l
             (row["original_width"], row["original_height"]),
             (row["image_sha256"], row["mask_sha256"]),
         )
-        for row, image, mask in zip(rest, frames.image, frames.mask, strict=True)
+        for row, image, mask in zip(rows, samples.image, samples.mask, strict=True)
     ]
 
 
@@ -237,7 +246,7 @@ def make_manifest(
     rejects: Sequence[dict[str, str]],
     source: str,
 ) -> Manifest:
-    """What is to be said of these shards.
+    """Builds the manifest of these shards.
 
     Args:
         geometry: height, width, classes.
@@ -261,21 +270,21 @@ def make_manifest(
 
 
 def write_manifest(uri: str, manifest: Manifest, rejects: Sequence[dict[str, str]]) -> None:
-    """Completes the records with the table of rejects and the manifest, in that order."""
+    """Writes the table of rejects, then the manifest, which completes the records."""
     columns = pa.schema([(key, pa.string()) for key in ("name", "split", "reason")])
     write_table(uri, REJECTS, pa.Table.from_pylist(list(rejects), columns))
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump())
 
 
 def write_table(uri: str, name: str, table: pa.Table) -> None:
-    """Writes a Parquet file below `uri`, whole or not at all."""
+    """Writes a Parquet file below `uri` atomically."""
     sink = io.BytesIO()
     pq.write_table(table, sink)
     storage.write_bytes(storage.join(uri, name), sink.getvalue())
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Raises StorageError where there are no whole records at `uri`."""
+    """Reads the manifest; raises StorageError if there are no complete records at `uri`."""
     if not uri:
         raise UsageError(
             "data.records: expected the URI of records; write them with `segan ingest`"
@@ -284,14 +293,14 @@ def read_manifest(uri: str) -> Manifest:
     name = storage.join(uri, MANIFEST)
     if not storage.exists(name):
         raise StorageError(
-            f"{uri}: no records here (no {MANIFEST}); write them with `segan ingest`"
+            f"{uri}: no records found (no {MANIFEST}); write them with `segan ingest`"
         )
     try:
         return Manifest.model_validate(storage.read_json(name))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise StorageError(f"{name}: not a manifest of records ({where}: {first['msg']})") from None
+        key = ".".join(str(part) for part in first["loc"]) or "content"
+        raise StorageError(f"{name}: not a manifest of records ({key}: {first['msg']})") from None
 
 
 def read_rejects(uri: str) -> list[dict[str, str]]:
@@ -302,7 +311,7 @@ def read_rejects(uri: str) -> list[dict[str, str]]:
 
 
 def to_samples(table: pa.Table, manifest: Manifest) -> Samples:
-    """Rows of records as arrays; views of the table's memory where it lies in one piece."""
+    """Rows of records as arrays, which are views of the table's memory if it has one chunk."""
     return _to_samples(table, manifest.height, manifest.width, manifest.classes)
 
 
@@ -317,12 +326,12 @@ def _to_samples(table: pa.Table, height: int, width: int, classes: int) -> Sampl
 def read_samples(
     uri: str, manifest: Manifest, split: str, rank: int = 0, world_size: int = 1
 ) -> Samples:
-    """A split's frames, or one rank's share of them: every n-th row of each shard."""
+    """Reads a split; rank r gets every `world_size`-th row of each shard, from row r."""
     rows_of_rank = slice(rank, None, world_size)
     parts = []
     for shard in manifest.shards(split):
         samples = to_samples(read_shard(uri, shard), manifest)
-        # Copies, so that the shard's own memory is let go.
+        # Copies, so that the shard's memory can be freed.
         parts.append(
             Samples(
                 samples.ids[rows_of_rank],
@@ -340,7 +349,7 @@ def read_samples(
 def _pixel_array(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     size = array.type.byte_width
-    pixels = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    pixels = np.frombuffer(array.buffers()[1], dtype=np.uint8)  # buffers()[0] is the validity map
     return pixels[array.offset * size : (array.offset + len(array)) * size]
 
 

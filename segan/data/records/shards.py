@@ -1,12 +1,12 @@
-"""One shard of records from the pairs that fall into it: the work that a job spreads out.
+"""Writes one shard of records: the unit of work of an ingest.
 
-A pair whose files an earlier ingest has decoded, told by their checksums, is taken over from the
-shard that holds it. So an ingest that was stopped goes on where it was, new files in an archive
-are all that is decoded, and a file that changed is noticed.
+A pair whose files were decoded by an earlier ingest, identified by their checksums, is copied from
+the existing shard. So an interrupted ingest resumes, and only new or changed files are decoded.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,17 +31,18 @@ from segan.data.records.format import (
 from segan.errors import StorageError
 
 STATS_SCHEMA = image_stats.SCHEMA.append(pa.field("split", pa.string()))
-PREFETCH_PAIRS = 4  # pairs whose files are on their way while others are decoded
+PREFETCH_PAIRS = 4  # pairs whose files are read while another pair is decoded
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to write below `out`.
+    """A shard to write.
 
     Attributes:
-        size: (width, height) of the frames, pixels.
-        earlier: shards that are there already and may hold some of the pairs, likely ones first.
-        dropped: why a pair is not to be in the records, by its id.
+        out: URI of the records.
+        size: (width, height) of the frames in pixels.
+        existing_shards: shards that may contain some of the pairs, the most likely first.
+        excluded: reason by id of the pairs to reject without reading them.
     """
 
     out: str
@@ -56,13 +57,13 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a task's pairs.
+    """The result of a task.
 
     Attributes:
-        shard: None where every pair was rejected.
+        shard: None if every pair was rejected.
         rejects: rows of name, split, reason.
-        traits: a row for each record, of `SCHEMA`.
-        decoded: pairs that were decoded, and not taken over.
+        stats: a row of STATS_SCHEMA for each record.
+        num_decoded: pairs that were not copied from existing shards.
     """
 
     task: ShardTask
@@ -76,7 +77,7 @@ def write_task(task: ShardTask) -> ShardResult:
     """Reads the pairs of a task and writes their shard."""
     records: list[Record] = []
     rejects: list[dict[str, str]] = []
-    cache, decoded = _ShardCache(task), 0
+    cache, num_decoded = _ShardCache(task), 0
     for pair, content in _prefetch(task.pairs, task.excluded):
         try:
             if isinstance(content, RejectedError):
@@ -85,30 +86,29 @@ def write_task(task: ShardTask) -> ShardResult:
             record = cache.get(pair.id, sources)
             if record is None:
                 record = _decode(pair, content, sources, task.size)
-                decoded += 1
+                num_decoded += 1
             records.append(record)
         except RejectedError as error:
             rejects.append({"name": pair.image, "split": task.split, "reason": str(error)})
-    return ShardResult(
-        task, _write_records(task, records), rejects, _compute_stats(task.split, records), decoded
-    )
+    shard, stats = _write_records(task, records), _compute_stats(task.split, records)
+    return ShardResult(task, shard, rejects, stats, num_decoded)
 
 
 def read_record(pair: Pair, size: tuple[int, int]) -> Record:
     """Reads, checks and resizes one pair: the image bilinear with antialiasing, the mask nearest.
 
     Args:
-        size: (width, height) in pixels of the frame, 180 x 135 in the paper.
+        size: (width, height) of the frame in pixels; 180 x 135 in the paper.
 
     Raises:
-        RejectedError: with a reason that names the file, what was expected and what was found.
+        RejectedError: the reason names the file, what was expected and what was found.
     """
     content = _read_pair(pair, read_file)
     return _decode(pair, content, (storage.sha256(content[0]), storage.sha256(content[1])), size)
 
 
 class _ShardCache:
-    """Records of earlier shards by their files' checksums; a shard is read when it is needed."""
+    """Records of existing shards by the checksums of their files; shards are read lazily."""
 
     def __init__(self, task: ShardTask):
         self._task = task
@@ -122,16 +122,13 @@ class _ShardCache:
             for record in read_existing_shard(self._task.out, file, height, width):
                 self._known[record.source_digests] = record
         found = self._known.get(sources)
-        # The same files may be here under another name too.
-        return found and Record(
-            sample_id, found.image, found.mask, found.original_size, found.source_digests
-        )
+        return found and dataclasses.replace(found, id=sample_id)  # the files may be renamed
 
 
 def _prefetch(
     pairs: tuple[Pair, ...], excluded: Mapping[str, str]
 ) -> Iterator[tuple[Pair, tuple[bytes, bytes] | RejectedError]]:
-    """Each pair with the content of its files, or why it has none; a few are read in advance."""
+    """Yields each pair with its files' content or an error; the next pairs are read meanwhile."""
 
     def read(pair: Pair) -> tuple[bytes, bytes] | RejectedError:
         if pair.id in excluded:
@@ -153,7 +150,7 @@ def _prefetch(
 
 
 def _read_pair(pair: Pair, read: Callable[[str], bytes]) -> tuple[bytes, bytes]:
-    assert pair.mask is not None, "a record needs its mask"
+    assert pair.mask is not None, "a record needs a mask"
     return _read_or_reject(pair.image, read), _read_or_reject(pair.mask, read)
 
 
@@ -161,8 +158,7 @@ def _read_or_reject(uri: str, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(uri)
     except StorageError as error:
-        # A bucket that does not answer stops the job; a file on disk that cannot be read will
-        # not be readable later either.
+        # An error of a bucket is transient and stops the job; one of a local file is permanent.
         if storage.is_s3(uri):
             raise
         raise RejectedError(str(error)) from None
@@ -171,7 +167,7 @@ def _read_or_reject(uri: str, read: Callable[[str], bytes]) -> bytes:
 def _decode(
     pair: Pair, content: tuple[bytes, bytes], sources: tuple[str, str], size: tuple[int, int]
 ) -> Record:
-    assert pair.mask is not None, "a record needs its mask"
+    assert pair.mask is not None, "a record needs a mask"
     image, original = decode_frame(storage.basename(pair.image), content[0], size)
     mask = decode_mask_frame(storage.basename(pair.mask), content[1], original, size)
     return Record(pair.id, image, mask[None], original, sources)
@@ -181,17 +177,17 @@ def _write_records(task: ShardTask, records: list[Record]) -> Shard | None:
     if not records:
         return None
     width, height = task.size
-    place = shard_prefix(task.split, task.index, task.num_shards)
-    return write_shard(task.out, place, records, height, width, 1)
+    prefix = shard_prefix(task.split, task.index, task.num_shards)
+    return write_shard(task.out, prefix, records, height, width, 1)
 
 
 def _compute_stats(split: str, records: list[Record]) -> pa.Table:
     if not records:
         return STATS_SCHEMA.empty_table()
-    frames = Samples(
+    samples = Samples(
         [record.id for record in records],
         np.stack([record.image for record in records]),
         np.stack([record.mask for record in records]),
     )
-    stats = image_stats.compute_stats(frames, [record.original_size for record in records])
+    stats = image_stats.compute_stats(samples, [record.original_size for record in records])
     return stats.append_column(STATS_SCHEMA.field("split"), [[split] * len(records)])

@@ -1,9 +1,8 @@
-"""The paper's augmentation (section 3), on the device and a batch at a time.
+"""The paper's augmentation (section 3) of a batch on the device.
 
-Random crop (or, as in the authors' code, the whole frame squeezed to the crop's square), both
-flips, and colour jitter in brightness, contrast, saturation and hue. What a sample is given is a
-function of (seed, epoch, sample id) alone, so a resumed run, another number of workers or another
-machine draws it the same way.
+Random crop (or, as in the authors' code, the whole frame resized to the crop size), horizontal and
+vertical flips, and colour jitter of brightness, contrast, saturation and hue. The parameters depend
+on (seed, epoch, sample id) alone, so they do not change with resuming, workers or machine.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from torch import Tensor
 
 from segan.config import AugmentConfig
 
-MAX_UNIFORM = 1 - 2.0**-53  # the greatest draw
-# Crop row (its least squeeze the frame instead), crop column, two flips, brightness, contrast,
-# saturation, hue.
+MAX_UNIFORM = 1 - 2.0**-53  # largest value of `sample_params`
+# Crop row (small values resize the frame instead), crop column, horizontal and vertical flip,
+# brightness, contrast, saturation, hue.
 NUM_PARAMS = 8
-LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # weights of R, G, B in grey, ITU-R BT.601
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
 
 
 def sample_params(seed: int, epochs: Sequence[int], ids: Sequence[str]) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [B, 8], each row a function of (seed, epoch, id)."""
+    """Augmentation parameters of each sample: uniform in [0, 1), float64 [B, NUM_PARAMS]."""
     digests = b"".join(
         hashlib.blake2b(f"augment/{seed}/{epoch}/{sample_id}".encode(), digest_size=64).digest()
         for epoch, sample_id in zip(epochs, ids, strict=True)
@@ -38,16 +37,16 @@ def sample_params(seed: int, epochs: Sequence[int], ids: Sequence[str]) -> np.nd
 def augment(
     image: Tensor, mask: Tensor, params: Tensor, config: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """Crops, flips and jitters; image and mask move together.
+    """Crops and flips images and masks alike, and jitters the images' colours.
 
     Args:
         image: uint8 [B, H, W, 3].
         mask: uint8 [B, classes, H, W], 0 or 1.
-        draws: float64 [B, 8] in [0, 1), from `draw`; float32 would round some up to 1.
+        params: float64 [B, NUM_PARAMS] of `sample_params`; float32 would round some up to 1.
 
     Returns:
-        image float32 [B, 3, crop, crop] in [0, 1] and mask float32 [B, classes, crop, crop],
-        still 0 or 1.
+        Images, float32 [B, 3, crop, crop] in [0, 1], and masks, float32 [B, classes, crop, crop],
+        0 or 1.
     """
     rows, columns = _crop_indices(params, image.shape[1:3], config)
     batch_index = torch.arange(image.shape[0], device=image.device)[:, None, None]
@@ -63,11 +62,11 @@ def augment(
 
 
 def color_jitter(image: Tensor, params: Tensor, config: AugmentConfig) -> Tensor:
-    """Brightness, contrast, saturation, then hue, each by its own draw.
+    """Jitters brightness, contrast, saturation and hue, in this order.
 
     Args:
         image: float32 [B, 3, H, W] in [0, 1].
-        draws: [B, 4] in [0, 1).
+        params: [B, 4] in [0, 1); 0.5 changes nothing.
     """
     offsets = 2 * params.to(image.dtype) - 1
     brightness, contrast, saturation, hue = offsets[:, :, None, None, None].unbind(1)
@@ -85,17 +84,17 @@ def color_jitter(image: Tensor, params: Tensor, config: AugmentConfig) -> Tensor
 
 
 def rgb_to_grayscale(image: Tensor) -> Tensor:
-    """[B, 3, H, W] to its luma, [B, 1, H, W]."""
+    """Luma, [B, 1, H, W], of RGB images [B, 3, H, W]."""
     red, green, blue = image.unbind(1)
     return (LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue).unsqueeze(1)
 
 
 def adjust_hue(image: Tensor, hue_factor: Tensor) -> Tensor:
-    """Turns the hue of HSV by a share of the full circle.
+    """Shifts the hue of HSV.
 
     Args:
         image: [B, 3, H, W] in [0, 1].
-        turn: [B, 1, 1, 1] in [-0.5, 0.5].
+        hue_factor: [B, 1, 1, 1] in [-0.5, 0.5], a fraction of the full circle.
     """
     red, green, blue = image.unbind(1)
     value, max_channel = image.max(1)
@@ -105,16 +104,16 @@ def adjust_hue(image: Tensor, hue_factor: Tensor) -> Tensor:
         [(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], 1
     )
     hue = sixths.gather(1, max_channel.unsqueeze(1)).squeeze(1) + 6 * hue_factor.squeeze(1)
-    # A channel is the value less the chroma's share that its place on the circle of six takes.
-    places = [(n + hue) % 6 for n in (5, 3, 1)]
-    shares = [torch.minimum(k, 4 - k).clamp(0, 1) for k in places]
-    return torch.stack([value - chroma * share for share in shares], 1)
+    # Channel = V - C * max(0, min(k, 4 - k, 1)) with k = (n + hue / 60 degrees) mod 6.
+    ks = [(n + hue) % 6 for n in (5, 3, 1)]
+    weights = [torch.minimum(k, 4 - k).clamp(0, 1) for k in ks]
+    return torch.stack([value - chroma * weight for weight in weights], 1)
 
 
 def _resize_whole_frame(
     image: Tensor, mask: Tensor, params: Tensor, config: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """Whole frames as the crop's square, flipped by their draws; shapes as `augment` gives them."""
+    """Resizes whole frames to crop x crop pixels and flips them; shapes as `augment` returns."""
     size = (config.crop, config.crop)
     images = image.permute(0, 3, 1, 2).float().div_(255)
     x = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
@@ -129,12 +128,12 @@ def _resize_whole_frame(
 def _crop_indices(
     params: Tensor, frame_size: torch.Size, config: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """Rows [B, crop] and columns [B, crop] to take; a flipped crop takes them backwards."""
+    """Row and column indices of the crops, [B, crop] each, in reverse order if flipped."""
     height, width = frame_size
     side = config.crop
     assert side <= min(height, width), f"crop {side} does not fit a frame of {height} x {width}"
     row, resize_probability = params[:, 0], config.resize_probability
-    if 0 < resize_probability < 1:  # what lies above it is spread over all rows again
+    if 0 < resize_probability < 1:  # maps [resize_probability, 1) to [0, 1)
         row = ((row - resize_probability) / (1 - resize_probability)).clamp(0, MAX_UNIFORM)
     top = (row * (height - side + 1)).long()
     left = (params[:, 1] * (width - side + 1)).long()

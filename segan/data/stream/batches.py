@@ -1,4 +1,4 @@
-"""What the training loop is fed: a worker's share of the sequence, a batch at a time."""
+"""Batches of the training stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Batch:
 
     Attributes:
         position: of the first row in the sequence.
-        epochs: int [B], the epoch of each row; a batch may straddle two.
+        epochs: of each row; a batch can span two epochs.
         image: uint8 [B, H, W, 3].
         mask: uint8 [B, classes, H, W] of 0 and 1.
     """
@@ -54,10 +54,11 @@ class StreamSpec:
     def __post_init__(self) -> None:
         rows = self.sampler.num_rows
         if self.global_batch_size > rows:
+            workers = f"{self.world_size} worker{'' if self.world_size == 1 else 's'}"
             raise UsageError(
-                f"training.batch_size {self.batch_size} with {self.world_size} workers takes "
-                f"{self.global_batch_size} images a step, but split {self.sampler.split!r} has "
-                f"{rows}; use a smaller batch"
+                f"training.batch_size {self.batch_size} with {workers} needs "
+                f"{self.global_batch_size} images per step, but split {self.sampler.split!r} has "
+                f"{rows}; use a smaller batch size"
             )
 
     def with_world_size(self, world_size: int) -> StreamSpec:
@@ -66,7 +67,7 @@ class StreamSpec:
 
     @property
     def stop(self) -> int:
-        """Just past the last row; what is left of the last epoch below a full step is not used."""
+        """End of the rows; rows of the last epoch that do not fill a step are not used."""
         remaining = self.sampler.num_rows * self.epochs - self.start
         return self.start + remaining - remaining % self.global_batch_size
 
@@ -76,20 +77,20 @@ class StreamSpec:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether there is no step left."""
+        """Whether no step is left."""
         return self.start >= self.stop
 
 
 def to_batch(table: pa.Table, manifest: Manifest) -> Batch:
-    """A block of the sequence as arrays."""
+    """Converts rows of `DeterministicSampler.blocks` to arrays, without a copy from one chunk."""
     samples = to_samples(table, manifest)
     position = table["position"][0].as_py()
     return Batch(position, table["epoch"].to_pylist(), samples.ids, samples.image, samples.mask)
 
 
 def local_batches(spec: StreamSpec) -> Iterator[Batch]:
-    """The batches of a run with one worker, read in this process."""
-    assert spec.world_size == 1, "several workers are fed by Ray Data"
+    """Yields the batches of a run with one worker, reading the records in this process."""
+    assert spec.world_size == 1, "several workers read through Ray Data"
     manifest = spec.sampler.manifest
 
     @functools.lru_cache(maxsize=16)

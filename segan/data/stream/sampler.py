@@ -1,9 +1,9 @@
-"""The stream's order: records as one unbroken sequence over all epochs.
+"""Deterministic order of the training samples over all epochs.
 
-The sequence is epoch 0 in one order, epoch 1 in another, and so on, with nothing between them: a
-batch may hold the last images of one epoch and the first of the next, and no row is left out. The
-order is a function of (seed, epoch, sample id) alone. A step takes the next `batch x workers`
-rows, rank r the r-th part of them, so where a run stands is one number: the rows it has seen.
+The epochs follow one another without a gap, each shuffled differently: a batch can hold the last
+samples of one epoch and the first of the next, and no sample is dropped. The order depends on
+(seed, epoch, sample id) alone. A step takes the next `batch size x world size` rows, rank r the
+r-th part of them, so the state of a run's stream is one number: the rows it has seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LoadShard = Callable[[Shard], pa.Table]
 
 @dataclass(frozen=True)
 class ShardSlice:
-    """Rows first to last - 1 of a shard, in the order that an epoch gives the shard's rows."""
+    """Rows `start` to `stop` - 1 of a shard in the order of an epoch."""
 
     epoch: int
     shard: Shard
@@ -32,7 +32,7 @@ class ShardSlice:
 
 @dataclass(frozen=True)
 class DeterministicSampler:
-    """The training split of some records, over and over, in seeded order."""
+    """An endless sequence of a split's rows, shuffled by seed and epoch."""
 
     manifest: Manifest
     split: str
@@ -40,28 +40,31 @@ class DeterministicSampler:
 
     @property
     def num_rows(self) -> int:
-        """Rows of one epoch."""
+        """Number of rows per epoch."""
         return self.manifest.num_rows(self.split)
 
     def shard_slices(self, start: int, stop: int) -> Iterator[ShardSlice]:
-        """The pieces that make up rows start to stop - 1 of the sequence, in their order."""
+        """Yields the shard slices that make up rows `start` to `stop` - 1 of the sequence."""
         position = start - start % self.num_rows if self.num_rows else stop
         while position < stop:
             epoch = position // self.num_rows
             for shard in self._shuffled_shards(epoch):
-                first, last = max(start - position, 0), min(stop - position, shard.num_rows)
-                if first < last:
-                    yield ShardSlice(epoch, shard, first, last)
+                first, end = max(start - position, 0), min(stop - position, shard.num_rows)
+                if first < end:
+                    yield ShardSlice(epoch, shard, first, end)
                 position += shard.num_rows
 
     def blocks(self, start: int, stop: int, size: int, load: LoadShard) -> Iterator[pa.Table]:
-        """Rows start to stop - 1 as tables of `size` rows, with columns epoch and position added.
+        """Yields rows `start` to `stop` - 1 as tables of `size` rows, which can have many chunks.
 
         Args:
-            start, stop: rows of the sequence; `size` must divide their distance.
-            load: reads a shard; called once for each piece.
+            start, stop: rows of the sequence; `stop - start` must be a multiple of `size`.
+            load: reads a shard; called once for each shard slice.
+
+        Returns:
+            Tables with the columns id, image, mask, epoch and position (in the sequence).
         """
-        assert (stop - start) % size == 0, "a block is always full"
+        assert (stop - start) % size == 0, f"{stop - start} rows are not a multiple of {size}"
         pending: list[pa.Table] = []
         position = start
         for shard_slice in self.shard_slices(start, stop):
@@ -69,7 +72,7 @@ class DeterministicSampler:
             position += shard_slice.stop - shard_slice.start
             while sum(table.num_rows for table in pending) >= size:
                 table = pa.concat_tables(pending)
-                yield table.slice(0, size).combine_chunks()
+                yield table.slice(0, size)
                 pending = [table.slice(size)]
 
     def _shuffled_shards(self, epoch: int) -> list[Shard]:

@@ -5,27 +5,24 @@ A page runs no script and loads nothing: its images are data URIs.
 
 from __future__ import annotations
 
+import base64
+import functools
+import io
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
+from PIL import Image
 
 
 def render(template: str, **context: Any) -> str:
-    """Renders a template, named by its path in `segan/`; strings in `context` are escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "percent": format_percent,
-        "degrees": format_degrees,
-    }
-    return environment.get_template(template).render(**context)
+    """Renders a template; in `.html.j2` templates, strings in `context` are escaped.
+
+    Args:
+        template: its path from the package on, as `segan/report/page.html.j2`.
+    """
+    return _environment().get_template(template).render(**context)
 
 
 def format_percent(fraction: float) -> str:
@@ -39,5 +36,30 @@ def format_degrees(angle: float) -> str:
     return f"{angle:.0f}\u00b0".replace("-", "\u2212")
 
 
+def jpeg_data_uri(pixels: np.ndarray, **options: Any) -> str:
+    """uint8 [H, W, 3] as a JPEG in a data URI; `options` are those of Pillow's JPEG writer."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", optimize=True, **options)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read_template),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": "{:,}".format,
+        "percent": format_percent,
+        "degrees": format_degrees,
+    }
+    return environment
+
+
 def _read_template(name: str) -> str:
-    return files("segan").joinpath(name).read_text(encoding="utf-8")
+    package, _, path = name.partition("/")
+    return files(package).joinpath(path).read_text(encoding="utf-8")

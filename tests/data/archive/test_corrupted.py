@@ -1,4 +1,4 @@
-"""Whatever is wrong with a pair of an archive, it becomes a record or a reject by name."""
+"""A corrupted pair of an archive becomes a record, or a reject by name."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from segan.data.ingest import IngestOptions, local_executor
 from segan.data.ingest import ingest as write_records
 from segan.data.records.format import read_rejects
 from segan.data.synthetic import generate_archive
-from tests.data.archive.corrupter import (
+from tests.data.archive.corruptions import (
     CORRUPTIONS,
     EITHER,
     LINK_CORRUPTIONS,
@@ -40,12 +40,12 @@ def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(drawn: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "source"))
+def source(synthetic_archive: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_archive, tmp_path / "source"))
 
 
 def ingest(source: Path, out: str) -> tuple[int, list[dict[str, str]]]:
-    """How many records there are, and the rejects."""
+    """The number of records, and the rejects."""
     manifest = write_records(
         open_archive(str(source)), out, IngestOptions(SIZE, max_rejects=1.0), local_executor(1)
     )
@@ -71,7 +71,7 @@ def test_a_damaged_pair_is_a_record_or_a_reject(source: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", LINK_CORRUPTIONS)
-def test_what_is_no_plain_file_is_a_reject(source: Path, name: str) -> None:
+def test_an_irregular_file_is_a_reject(source: Path, name: str) -> None:
     if "may not be read" in name and os.geteuid() == 0:
         pytest.skip("root may read every file")
     check_corruption(source, name, LINK_CORRUPTIONS[name])

@@ -1,4 +1,4 @@
-"""Folds: every pair in one, groups whole, sizes even, whatever the order."""
+"""Folds: a partition into whole groups of even sizes, independent of the order."""
 
 import random
 from collections import Counter
@@ -13,7 +13,7 @@ from segan.errors import SeganError, UsageError
 
 
 def make_archive(*sizes: int, split: str = "train", alone: int = 0) -> Archive:
-    """Groups of these sizes, and so many pairs in none."""
+    """An archive with groups of these sizes, and `alone` pairs without a group."""
     groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
     pairs = [
         Pair(f"i{number}", split, f"/{number}.jpg", f"/{number}.png", group)
@@ -34,7 +34,7 @@ archives = st.builds(
 
 
 @given(archives, st.integers(2, 5), st.integers(0, 99))
-def test_folds_are_a_division_into_whole_groups(archive: Archive, folds: int, seed: int) -> None:
+def test_folds_partition_the_groups(archive: Archive, folds: int, seed: int) -> None:
     groups = Counter(pair.group or pair.id for pair in archive.pairs)
     if len(groups) < folds:
         return
@@ -43,7 +43,7 @@ def test_folds_are_a_division_into_whole_groups(archive: Archive, folds: int, se
     for name in groups:
         assert sum(any(name == (p.group or p.id) for p in part) for part in parts) == 1
     sizes = [len(part) for part in parts]
-    # A group goes to the smallest fold, which then is ahead of any by no more than the group.
+    # A group goes to the smallest fold, which then exceeds the others by at most the group's size.
     assert max(sizes) - min(sizes) <= max(groups.values())
     assert min(sizes) > 0
 
@@ -70,7 +70,7 @@ def test_groups_are_balanced_largest_first() -> None:
         assert sorted(len(part) for part in parts) == [5, 5, 6]
 
 
-def test_another_seed_divides_otherwise() -> None:
+def test_another_seed_gives_other_folds() -> None:
     archive = make_archive(alone=20)
     first = {frozenset(pair.id for pair in part) for part in validation_folds(archive, 4, 0)}
     other = {frozenset(pair.id for pair in part) for part in validation_folds(archive, 4, 1)}
@@ -88,10 +88,10 @@ def test_train_and_validation_are_pooled_and_test_stays() -> None:
     assert len(divided.split("train")) == 4
     assert divided.rejects == archive.rejects
     assert divided.num_inputs == archive.num_inputs == 9
-    assert len(archive.split("train")) == 4  # as it was
+    assert len(archive.split("train")) == 4  # unchanged
 
 
-def test_an_archive_of_test_pairs_alone_is_divided_whole() -> None:
+def test_an_archive_of_only_test_pairs_is_divided() -> None:
     divided = k_fold_split(make_archive(alone=5, split="test"), 5, 4, 0)
     assert Counter(pair.split for pair in divided.pairs) == {"train": 4, "validation": 1}
 
@@ -106,7 +106,7 @@ def test_an_archive_of_test_pairs_alone_is_divided_whole() -> None:
         (Archive("/a"), 2, 0, "/a: 2 folds of 0 groups of pairs"),
     ],
 )
-def test_what_cannot_be_divided_says_why(
+def test_an_impossible_division_says_why(
     archive: Archive, folds: int, fold: int, said: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -116,5 +116,5 @@ def test_what_cannot_be_divided_says_why(
 
 def test_an_id_in_both_splits_cannot_be_pooled() -> None:
     pairs = [Pair("a", "train", "/1.jpg"), Pair("a", "validation", "/2.jpg")]
-    with pytest.raises(SeganError, match="/a: a is in two splits"):
+    with pytest.raises(SeganError, match="/a: id a is in two splits"):
         k_fold_split(Archive("/a", pairs), 2, 0, 0)

@@ -1,4 +1,4 @@
-"""Images and masks as files: what is read, and what is refused by name."""
+"""Decoding of images and masks, and rejects by name."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from segan.data.archive.images import (
 from segan.data.archive.reader import Pair, open_archive, read_image, read_mask
 from segan.data.records.shards import read_record
 from segan.data.synthetic import generate_archive, generate_pair
-from tests.data.archive.corrupter import (
+from tests.data.archive.corruptions import (
     CORRUPTIONS,
     encode,
     encode_interlaced,
@@ -55,7 +55,7 @@ def make_pair(tmp_path: Path, image: np.ndarray, mask: np.ndarray) -> Pair:
     return Pair("a", "train", save(tmp_path / "a.png", image), save(tmp_path / "m.png", mask))
 
 
-def test_a_record_is_what_pillow_plainly_gives(tmp_path: Path) -> None:
+def test_a_record_equals_pillows_resize(tmp_path: Path) -> None:
     write_archive(str(tmp_path), train=1)
     (pair,) = open_archive(str(tmp_path)).pairs
     assert pair.mask
@@ -72,7 +72,7 @@ def test_a_record_is_what_pillow_plainly_gives(tmp_path: Path) -> None:
     assert (record.id, record.original_size) == (pair.id, image.size)
 
 
-def test_fine_detail_is_averaged_in_the_image_and_not_in_the_mask(tmp_path: Path) -> None:
+def test_the_image_is_antialiased_and_the_mask_is_not(tmp_path: Path) -> None:
     checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     record = read_record(make_pair(tmp_path, np.stack([checks] * 3, -1), checks), (64, 64))
     assert np.abs(record.image.astype(int) - 127).max() < 4
@@ -116,11 +116,11 @@ def test_an_image_of_any_mode_is_read_in_colour(mode: str, kind: str) -> None:
 def test_16_bits_become_8(kind: str) -> None:
     wide = np.tile(np.array([0, 128, 129, 257, 32_768, 65_406, 65_407, 65_535], np.uint16), (16, 2))
     image = decode_image("a", encode(Image.fromarray(wide), kind))
-    # In steps of 257, to the nearest: 128 is below half a step, 129 above.
+    # Rounded to steps of 257: 128 is below half a step, 129 above.
     assert np.asarray(image)[3, :8, 1].tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
 
 
-def test_inks_are_read_inverted_only_where_adobe_wrote_them() -> None:
+def test_only_adobes_cmyk_is_inverted() -> None:
     inks = SCENE.convert("CMYK")
     adobes = encode(inks, "JPEG", quality=95)
     start = adobes.index(b"\xff\xee")
@@ -134,13 +134,13 @@ def test_inks_are_read_inverted_only_where_adobe_wrote_them() -> None:
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    ("32 bits", "a.jpg: expected 8 or 16 bits a channel, found 32 (mode I)"),
-    ("floating point", "a.jpg: expected 8 or 16 bits a channel, found 32 (mode F)"),
+    ("32 bits", "a.jpg: expected 8 or 16 bits per channel, found 32 (mode I)"),
+    ("floating point", "a.jpg: expected 8 or 16 bits per channel, found 32 (mode F)"),
     ("transparent", "a.jpg: expected an opaque image, found transparent pixels"),
     ("transparent grey", "a.jpg: expected an opaque image, found transparent pixels"),
     ("transparent palette", "a.jpg: expected an opaque image, found transparent pixels"),
 ])  # fmt: skip
-def test_what_has_no_plain_colours_is_rejected(tmp_path: Path, kind: str, said: str) -> None:
+def test_unsupported_modes_are_rejected(tmp_path: Path, kind: str, said: str) -> None:
     SCENE.save(tmp_path / "a.jpg")
     CORRUPTIONS[kind].apply(tmp_path / "a.jpg", tmp_path / "m.png", np.random.default_rng(0))
     for read in (read_image, lambda uri: decode_frame("a.jpg", storage.read_bytes(uri), (9, 7))):
@@ -149,7 +149,7 @@ def test_what_has_no_plain_colours_is_rejected(tmp_path: Path, kind: str, said: 
         assert str(caught.value) == said
 
 
-def test_one_colour_named_as_transparent_matters_where_it_is_seen() -> None:
+def test_a_transparent_colour_is_rejected_if_it_occurs() -> None:
     grey = Image.new("L", (20, 20), 7)
     assert decode_image("a", encode(grey, "PNG", transparency=8)).getpixel((3, 3)) == (7, 7, 7)
     with pytest.raises(RejectedError, match="transparent pixels"):
@@ -164,16 +164,16 @@ def test_an_interlaced_png_is_read() -> None:
 
 
 @pytest.mark.parametrize("kind", ["MPO", "TIFF", "PNG"])
-def test_of_several_pictures_the_first_is_read(kind: str) -> None:
+def test_the_first_of_several_images_is_read(kind: str) -> None:
     content = encode(SCENE, kind, save_all=True, append_images=[Image.new("RGB", SCENE.size)])
     assert Image.open(io.BytesIO(content)).n_frames == 2
     assert difference(decode_image("a", content), SCENE) < 5
 
 
-# Upright, and no larger than the frame asks
+# Orientation and draft mode
 
 
-# How a picture is laid down for the orientation that puts it upright again.
+# The transposes that an orientation undoes.
 STORED_TRANSPOSES = {
     1: [], 2: ["FLIP_LEFT_RIGHT"], 3: ["ROTATE_180"], 4: ["FLIP_TOP_BOTTOM"],
     5: ["FLIP_LEFT_RIGHT", "ROTATE_90"], 6: ["ROTATE_90"],
@@ -191,7 +191,7 @@ def encode_with_orientation(upright: Image.Image, orientation: int, kind: str) -
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", STORED_TRANSPOSES)
-def test_a_picture_stands_upright(kind: str, orientation: int) -> None:
+def test_an_images_orientation_is_applied(kind: str, orientation: int) -> None:
     scene = SCENE.resize((320, 240), Image.Resampling.BICUBIC)  # a JPEG of it is read at 1/4
     content = encode_with_orientation(scene, orientation, kind)
     assert difference(decode_image("a", content), scene) < 2
@@ -201,14 +201,14 @@ def test_a_picture_stands_upright(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", STORED_TRANSPOSES)
-def test_a_mask_stands_upright(orientation: int) -> None:
+def test_a_masks_orientation_is_applied(orientation: int) -> None:
     mask = random_mask(21, 30)
     content = encode_with_orientation(Image.fromarray(mask), orientation, "PNG")
     np.testing.assert_array_equal(decode_mask("m", content, (30, 21)), mask)
 
 
 @pytest.mark.parametrize("times", [1.4, 2.9, 3.1, 5, 6.1, 9, 12.1])
-def test_a_frame_is_the_whole_image_resized(times: float) -> None:
+def test_a_frame_is_the_full_image_resized(times: float) -> None:
     size = (round(60 * times), round(45 * times))
     content = encode(Image.fromarray(generate_pair(0, 1, size)[0]), "JPEG", quality=92)
     frame, original = decode_frame("a", content, (60, 45))
@@ -233,16 +233,19 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90), np.u
     ("content", "said"),
     [
         (b"", "expected an image, found an empty file"),
-        (b"<html>404 Not Found</html>", "expected an image, found 26 bytes that are none"),
-        (encode(NOISE, "JPEG")[:2000], "not a whole image (image file is truncated"),
-        (encode(NOISE, "PNG")[:4000], "not a whole image ("),
-        (encode(NOISE, "PNG")[:20], "not a whole image ("),
-        (png(20_000, 20_000), "too large to be a photograph ("),
-        (png(10_000, 10_000), "too large to be a photograph (100000000 pixels, at most 80000000"),
-        (text_bomb(b"zTXt"), "not a whole image (Decompressed data too large"),
+        (b"<html>404 Not Found</html>", "expected an image, found 26 bytes of another format"),
+        (encode(NOISE, "JPEG")[:2000], "damaged image (image file is truncated"),
+        (encode(NOISE, "PNG")[:4000], "damaged image ("),
+        (encode(NOISE, "PNG")[:20], "damaged image ("),
+        (png(20_000, 20_000), "too large for a photograph ("),
+        (
+            png(10_000, 10_000),
+            "too large for a photograph (100000000 pixels; expected at most 80000000",
+        ),
+        (text_bomb(b"zTXt"), "damaged image (Decompressed data too large"),
     ],
 )
-def test_what_is_no_image_is_rejected_by_name(
+def test_an_invalid_image_is_rejected_by_name(
     tmp_path: Path, read: Callable[[str], object], content: bytes, said: str
 ) -> None:
     (tmp_path / "ISIC_0000007.jpg").write_bytes(content)
@@ -251,15 +254,15 @@ def test_what_is_no_image_is_rejected_by_name(
     assert str(caught.value).startswith(f"ISIC_0000007.jpg: {said}")
 
 
-def test_a_tiff_with_a_place_that_is_no_whole_number_is_rejected() -> None:
+def test_a_tiff_with_a_fractional_offset_is_rejected() -> None:
     long, fraction = b"\x11\x01\x04\x00", b"\x11\x01\x0b\x00"
-    with pytest.raises(RejectedError, match="not a whole image"):
+    with pytest.raises(RejectedError, match="damaged image"):
         decode_image("a.tif", encode(NOISE, "TIFF").replace(long, fraction))
 
 
-def test_a_program_for_printers_is_no_image() -> None:
-    """Pillow would run Ghostscript on it, whatever the file's ending."""
-    with pytest.raises(RejectedError, match="expected an image, found 47 bytes that are none"):
+def test_postscript_is_rejected() -> None:
+    """Pillow would run Ghostscript on it, whatever the file's extension."""
+    with pytest.raises(RejectedError, match="expected an image, found 47 bytes of another format"):
         decode_image("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
 
@@ -273,7 +276,7 @@ def test_a_program_for_printers_is_no_image() -> None:
         ((1, 60_000), False),
     ],
 )
-def test_an_image_has_the_sides_of_a_photograph(size: tuple[int, int], accepted: bool) -> None:
+def test_size_and_aspect_ratio_are_checked(size: tuple[int, int], accepted: bool) -> None:
     content = encode(Image.new("L", size), "PNG")
     if accepted:
         assert decode_image("a.png", content).size == size
@@ -308,7 +311,7 @@ def test_however_a_file_is_damaged_it_is_decoded_or_rejected(
 
 
 @given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0"]), st.binary())
-def test_bytes_at_random_are_no_image(start: bytes, rest: bytes) -> None:
+def test_random_bytes_are_rejected(start: bytes, rest: bytes) -> None:
     with pytest.raises(RejectedError, match=r"^a\.jpg: "):
         decode_image("a.jpg", start + rest)
 
@@ -332,9 +335,7 @@ def test_a_mask_of_one_bit_or_of_a_palette_is_the_same_mask(mode: str) -> None:
 
 def test_a_mask_of_other_colours_is_rejected() -> None:
     content = encode(palette(0, 0, 0, 254, 254, 254)(Image.fromarray(random_mask(21, 30))), "PNG")
-    with pytest.raises(
-        RejectedError, match=r"^m\.png: expected black and white alone, found other"
-    ):
+    with pytest.raises(RejectedError, match=r"^m\.png: expected only black and white, found other"):
         decode_mask("m.png", content, (30, 21))
 
 
@@ -348,26 +349,27 @@ def test_a_mask_without_lesion_needs_no_second_colour() -> None:
     [
         (Image.new("L", (8, 7)), "expected the image's 9 x 7 pixels, found 8 x 7"),
         (Image.new("L", (9, 8)), "expected the image's 9 x 7 pixels, found 9 x 8"),
-        (Image.new("L", (9, 7), 1), "expected 0 and 255 alone, found 63 pixels between (1)"),
-        (Image.new("L", (9, 7), 254), "expected 0 and 255 alone, found 63 pixels between (254)"),
+        (Image.new("L", (9, 7), 1), "expected only 0 and 255, found 63 pixels of other values (1)"),
+        (
+            Image.new("L", (9, 7), 254),
+            "expected only 0 and 255, found 63 pixels of other values (254)",
+        ),
         (Image.new("RGB", (9, 7)), "expected a mask with one 8-bit channel, found RGB"),
         (Image.new("RGBA", (9, 7)), "expected a mask with one 8-bit channel, found RGBA"),
         (Image.new("I;16", (9, 7)), "expected a mask with one 8-bit channel, found I;16"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_rejected(
-    tmp_path: Path, mask: Image.Image, said: str
-) -> None:
+def test_an_invalid_mask_is_rejected(tmp_path: Path, mask: Image.Image, said: str) -> None:
     mask.save(tmp_path / "m.png")
     with pytest.raises(RejectedError) as caught:
         read_mask(str(tmp_path / "m.png"), (9, 7))
     assert str(caught.value) == f"m.png: {said}"
 
 
-def test_of_many_values_between_the_first_are_named(tmp_path: Path) -> None:
+def test_the_first_invalid_values_are_named(tmp_path: Path) -> None:
     path = save(tmp_path / "m.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
     with pytest.raises(RejectedError) as caught:
         read_mask(path, (16, 16))
     assert str(caught.value) == (
-        "m.png: expected 0 and 255 alone, found 254 pixels between (1, 2, 3, 4, ...)"
+        "m.png: expected only 0 and 255, found 254 pixels of other values (1, 2, 3, 4, ...)"
     )

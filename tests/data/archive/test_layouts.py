@@ -1,4 +1,4 @@
-"""Layouts: what a file is, by its folder and name."""
+"""Layouts: classification of files by folder and name."""
 
 import re
 
@@ -58,9 +58,7 @@ ISIC_2016 = "ISBI2016_ISIC_Part1"
         ),
     ],
 )
-def test_image_and_mask_of_a_data_set_have_one_key(
-    image: str, mask: str, split: str, dataset: str
-) -> None:
+def test_image_and_mask_have_the_same_key(image: str, mask: str, split: str, dataset: str) -> None:
     left, right = layouts.classify_path(image), layouts.classify_path(mask)
     assert left
     assert right
@@ -101,13 +99,13 @@ def test_other_files_have_no_role(path: str) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="/"), min_size=1, max_size=8))
-def test_any_id_comes_back(sample_id: str) -> None:
+def test_any_id_is_parsed(sample_id: str) -> None:
     hidden = sample_id.startswith(".")
     found = layouts.classify_path(f"ISIC-2017_Training_Data/{sample_id}.jpg")
     assert (found is None) if hidden else (found and found.id == sample_id)
 
 
-def test_every_layout_is_named_in_the_modules_own_words() -> None:
+def test_the_module_docstring_names_every_layout() -> None:
     known = {
         name for name in layouts.LAYOUTS if re.search(rf"^ +{name}", layouts.__doc__ or "", re.M)
     }

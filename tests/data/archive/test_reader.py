@@ -1,4 +1,4 @@
-"""Archives: what a listing pairs, in folders and zips, and what of it can be read."""
+"""Archives: pairing and reading of files in folders and zips."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def list_pairs(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_a_drawn_archive_is_all_pairs(
+def test_a_synthetic_archive_is_all_pairs(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket") + "/drawn"
@@ -117,7 +117,7 @@ def test_other_files_are_no_part_of_an_archive(tmp_path: Path) -> None:
     assert archive.rejects == []
 
 
-def test_what_has_no_partner_is_rejected(tmp_path: Path) -> None:
+def test_a_file_without_partner_is_rejected(tmp_path: Path) -> None:
     touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN}/b.jpg", f"{TRAIN_TRUTH}/b_segmentation.png")
     touch(tmp_path, f"{TRAIN_TRUTH}/c_segmentation.png")
     archive = open_archive(str(tmp_path))
@@ -144,7 +144,7 @@ def test_a_mask_of_another_split_is_no_partner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [f"{TRAIN}/a.png", "ISIC-2016_Training_Data/a.jpg"])
-def test_a_second_image_of_the_same_id_does_not_vanish(tmp_path: Path, second: str) -> None:
+def test_a_second_image_of_the_same_id_is_rejected(tmp_path: Path, second: str) -> None:
     touch(tmp_path, f"{TRAIN}/a.jpg", second, f"{TRAIN_TRUTH}/a_segmentation.png")
     archive = open_archive(str(tmp_path))
     assert len(archive.pairs) + len(archive.rejects) == 2
@@ -159,13 +159,15 @@ def test_a_folder_without_images_says_what_was_expected(tmp_path: Path, name: st
     assert TRAIN in str(caught.value)
 
 
-def test_a_split_without_pairs_names_those_there_are(tmp_path: Path) -> None:
+def test_an_empty_split_names_the_others(tmp_path: Path) -> None:
     write_archive(str(tmp_path), train=1, test=1)
-    with pytest.raises(SeganError, match="no pairs in split 'validation'; it has test, train"):
+    with pytest.raises(
+        SeganError, match="no pairs in split 'validation'; splits with pairs: test, train"
+    ):
         open_archive(str(tmp_path)).split("validation")
 
 
-# Several data sets
+# Several datasets
 
 
 def test_data_sets_side_by_side_are_not_mixed(tmp_path: Path) -> None:
@@ -175,13 +177,13 @@ def test_data_sets_side_by_side_are_not_mixed(tmp_path: Path) -> None:
     assert archive.num_inputs == 2
 
 
-def test_a_pair_that_another_data_set_has_too_is_two_rejects(tmp_path: Path) -> None:
+def test_a_pair_of_the_same_id_in_another_dataset_is_two_rejects(tmp_path: Path) -> None:
     newer = ["ISIC2018_Task1-2_Training_Input/a.jpg", "ISIC2018_Task1_Training_GroundTruth/a"]
     touch(tmp_path, f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png")
     touch(tmp_path, newer[0], f"{newer[1]}_segmentation.png")
     archive = open_archive(str(tmp_path))
     assert [pair.image for pair in archive.pairs] == [f"{tmp_path}/{TRAIN}/a.jpg"]
-    reason = f"another data set's file of this id in the split; {TRAIN}/a.jpg is used"
+    reason = f"same id as a file of another dataset in the split; {TRAIN}/a.jpg is used"
     assert reasons(archive) == {newer[0]: reason, f"{newer[1]}_segmentation.png": reason}
 
 
@@ -208,7 +210,7 @@ def test_ph2_as_it_is_served(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("repeated", [True, False])
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_zips_side_by_side_as_they_were_fetched(
+def test_zips_next_to_each_other_as_downloaded(
     where: str, repeated: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket") + "/fetched"
@@ -225,7 +227,9 @@ def test_zips_side_by_side_as_they_were_fetched(
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_one_zip_of_everything(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_zip_of_the_whole_archive(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
     drawn = tmp_path / "drawn"
     write_archive(str(drawn), train=2, test=1)
@@ -240,7 +244,7 @@ def test_one_zip_of_everything(where: str, tmp_path: Path, request: pytest.Fixtu
         assert read_file(packed.image) == read_file(pair.image) == Path(pair.image).read_bytes()
 
 
-def test_a_zip_beside_its_folder_was_unpacked(tmp_path: Path) -> None:
+def test_a_zip_next_to_its_folder_is_ignored(tmp_path: Path) -> None:
     touch(tmp_path, f"x/{TRAIN}/a.jpg", f"x/{TRAIN_TRUTH}/a_segmentation.png")
     write_zip(tmp_path / "x" / f"{TRAIN}.zip", "a.jpg", "b.jpg")
     archive = open_archive(str(tmp_path))
@@ -256,21 +260,26 @@ def test_a_broken_zip_is_one_reject_in_a_folder(tmp_path: Path) -> None:
     archive = open_archive(str(tmp_path))
     (row,) = archive.rejects
     assert (row["name"], row["split"]) == (f"{TRAIN}_more.zip", "")
-    assert "expected a whole zip" in row["reason"]
+    assert "expected a complete zip" in row["reason"]
     assert archive.num_inputs == 2
-    with pytest.raises(SeganError, match=r"more\.zip: expected a whole zip.*; fetch it again"):
+    with pytest.raises(
+        SeganError, match=r"more\.zip: expected a complete zip.*; download it again"
+    ):
         open_archive(f"{tmp_path}/{TRAIN}_more.zip")
 
 
-def test_members_that_cannot_be_used_are_rejects_by_name(tmp_path: Path) -> None:
+def test_unusable_members_are_rejected_by_name(tmp_path: Path) -> None:
     good = [f"{TRAIN}/a.jpg", f"{TRAIN_TRUTH}/a_segmentation.png"]
     bad = ["/etc/x.jpg", f"{TRAIN}/../../x.jpg", f"{TRAIN}\\x.jpg", "inner.zip"]
     write_zip(tmp_path / "all.zip", *good, *bad, f"{TRAIN}/notes.txt")
     archive = open_archive(f"{tmp_path}/all.zip")
     assert [pair.id for pair in archive.pairs] == ["a"]
-    plain = "expected a plain name inside the archive"
+    plain = "expected a relative name inside the archive"
     expected = dict.fromkeys(bad[:3], plain)
-    assert reasons(archive) == {**expected, "inner.zip": "a zip in a zip; unpack the outer one"}
+    assert reasons(archive) == {
+        **expected,
+        "inner.zip": "a zip within a zip; extract the outer one",
+    }
     names = [f"all.zip!/{name}" for name in bad]
     assert sorted(reasons(open_archive(str(tmp_path)))) == sorted(names)
 
@@ -289,14 +298,14 @@ def test_a_bad_member_is_a_reject_before_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_second_member_of_one_name_does_not_vanish(tmp_path: Path) -> None:
+def test_a_second_member_of_a_name_is_rejected(tmp_path: Path) -> None:
     write_zip(tmp_path / "all.zip", *[f"{TRAIN}/a.jpg"] * 2, f"{TRAIN_TRUTH}/a_segmentation.png")
     archive = open_archive(f"{tmp_path}/all.zip")
     assert len(archive.pairs) == 1
-    assert reasons(archive) == {f"{TRAIN}/a.jpg": "a second member of this name; the first is used"}
+    assert reasons(archive) == {f"{TRAIN}/a.jpg": "duplicate member name; the first one is used"}
 
 
-# What must not be followed or read
+# Links and irregular files
 
 
 @pytest.fixture
@@ -310,34 +319,34 @@ def archive_of_one_pair(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "target", "reason"),
     [
-        (f"{TRAIN}/b.jpg", "../../out/secret.jpg", "a link that leads out of the archive; put"),
-        (f"{TRAIN}/b.jpg", "/etc/hostname", "a link that leads out of the archive; put"),
-        ("folder", "../out", "a link that leads out of the archive; put"),
-        (f"{TRAIN}/b.jpg", "gone.jpg", "a link that leads nowhere (No such file"),
-        (f"{TRAIN}/b.jpg", "b.jpg", "a link that leads nowhere (Too many levels"),
-        (f"{TRAIN}/loop", ".", "a link to a folder that it lies in"),
-        (f"{TRAIN}/loop", "..", "a link to a folder that it lies in"),
-        ("more.zip", "../out/secret.jpg", "a link that leads out of the archive; put"),
+        (f"{TRAIN}/b.jpg", "../../out/secret.jpg", "link to outside the archive; replace"),
+        (f"{TRAIN}/b.jpg", "/etc/hostname", "link to outside the archive; replace"),
+        ("folder", "../out", "link to outside the archive; replace"),
+        (f"{TRAIN}/b.jpg", "gone.jpg", "broken link (No such file"),
+        (f"{TRAIN}/b.jpg", "b.jpg", "broken link (Too many levels"),
+        (f"{TRAIN}/loop", ".", "link to a folder that contains it"),
+        (f"{TRAIN}/loop", "..", "link to a folder that contains it"),
+        ("more.zip", "../out/secret.jpg", "link to outside the archive; replace"),
     ],
 )
-def test_a_link_that_leads_out_or_nowhere_is_a_reject(
-    linked: Path, name: str, target: str, reason: str
+def test_a_broken_link_or_a_link_to_outside_is_a_reject(
+    archive_of_one_pair: Path, name: str, target: str, reason: str
 ) -> None:
-    (linked / name).symlink_to(target)
-    archive = open_archive(str(linked))
+    (archive_of_one_pair / name).symlink_to(target)
+    archive = open_archive(str(archive_of_one_pair))
     assert [pair.id for pair in archive.pairs] == ["a"]
     (row,) = archive.rejects
     assert (row["name"], row["split"]) == (name, "")
     assert row["reason"].startswith(reason)
 
 
-def test_links_inside_the_archive_are_followed(linked: Path, tmp_path: Path) -> None:
-    (linked / "raw").mkdir()
-    (linked / TRAIN).rename(linked / "raw" / "images")
-    (linked / TRAIN).symlink_to("raw/images")
-    (linked / TRAIN / "b.jpg").symlink_to("a.jpg")
-    touch(linked, f"{TRAIN_TRUTH}/b_segmentation.png")
-    (tmp_path / "door").symlink_to("in")  # the archive itself may be behind one
+def test_links_inside_the_archive_are_followed(archive_of_one_pair: Path, tmp_path: Path) -> None:
+    (archive_of_one_pair / "raw").mkdir()
+    (archive_of_one_pair / TRAIN).rename(archive_of_one_pair / "raw" / "images")
+    (archive_of_one_pair / TRAIN).symlink_to("raw/images")
+    (archive_of_one_pair / TRAIN / "b.jpg").symlink_to("a.jpg")
+    touch(archive_of_one_pair, f"{TRAIN_TRUTH}/b_segmentation.png")
+    (tmp_path / "door").symlink_to("in")  # the archive itself may be behind a link
     assert [pair.id for pair in open_archive(f"{tmp_path}/door").pairs] == ["a", "b"]
 
 
@@ -349,48 +358,48 @@ def test_links_do_not_multiply(tmp_path: Path) -> None:
             if here != there:
                 (tmp_path / here / there).symlink_to(f"../{there}")
     archive = open_archive(str(tmp_path))
-    # 3 folders with 2 links each, every one of which leads to 2 more.
+    # 3 folders with 2 links each, and each link leads to 2 more.
     assert len(archive.rejects) == 3 * 2 * 2
-    assert {*reasons(archive).values()} == {"a link to a folder, below another such link"}
+    assert {*reasons(archive).values()} == {"link to a folder below another such link"}
 
 
-def test_what_is_neither_file_nor_folder_is_a_reject(linked: Path) -> None:
-    os.mkfifo(linked / TRAIN / "pipe.jpg")
-    assert reasons(open_archive(str(linked))) == {
-        f"{TRAIN}/pipe.jpg": "neither a file nor a folder"
+def test_what_is_neither_file_nor_folder_is_a_reject(archive_of_one_pair: Path) -> None:
+    os.mkfifo(archive_of_one_pair / TRAIN / "pipe.jpg")
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
+        f"{TRAIN}/pipe.jpg": "neither file nor folder"
     }
     with pytest.raises(StorageError, match="expected a file"):
-        read_file(f"{linked}/{TRAIN}/pipe.jpg")
+        read_file(f"{archive_of_one_pair}/{TRAIN}/pipe.jpg")
 
 
-def test_a_name_that_is_no_text_is_a_reject(linked: Path) -> None:
-    with open(os.fsencode(linked) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
+def test_a_name_that_is_not_unicode_is_a_reject(archive_of_one_pair: Path) -> None:
+    with open(os.fsencode(archive_of_one_pair) + b"/" + TRAIN.encode() + b"/\xff.jpg", "wb"):
         pass
-    touch(linked, f"{TRAIN}/back\\slash.jpg")
-    plain = "expected a plain name inside the archive"
-    assert reasons(open_archive(str(linked))) == {
+    touch(archive_of_one_pair, f"{TRAIN}/back\\slash.jpg")
+    plain = "expected a relative name inside the archive"
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/\\udcff.jpg": plain,
         f"{TRAIN}/back\\slash.jpg": plain,
     }
 
 
-def test_a_file_that_no_photograph_is_as_large_as_is_a_reject(linked: Path) -> None:
-    with open(linked / TRAIN / "b.jpg", "wb") as file:
-        file.truncate(zips.MAX_BYTES + 1)  # a hole: it takes no room
-    assert reasons(open_archive(str(linked))) == {
+def test_a_file_above_the_maximum_size_is_a_reject(archive_of_one_pair: Path) -> None:
+    with open(archive_of_one_pair / TRAIN / "b.jpg", "wb") as file:
+        file.truncate(zips.MAX_BYTES + 1)  # sparse: takes no disk space
+    assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/b.jpg": "268435457 bytes; expected at most 268435456"
     }
     with pytest.raises(RejectedError, match=r"^b\.jpg: 268435457 bytes"):
-        read_file(f"{linked}/{TRAIN}/b.jpg")
+        read_file(f"{archive_of_one_pair}/{TRAIN}/b.jpg")
 
 
-def test_a_file_that_is_gone_is_rejected(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.zip!/a.jpg"):
         with pytest.raises(RejectedError, match=r"^a\.jpg: not found"):
             read_file(f"{tmp_path}/{name}")
 
 
-# Nothing is lost
+# Completeness
 
 _NAMES = [
     f"{folder}/{stem}"
@@ -430,7 +439,7 @@ def test_every_image_and_mask_is_in_a_pair_or_a_reject(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("a.txt", "found a file of another kind"), ("gone", "found none of these")],
+    [("a.txt", "found another kind of file"), ("gone", "found none")],
 )
 def test_a_source_of_another_kind_says_what_was_expected(
     tmp_path: Path, name: str, said: str
@@ -443,25 +452,27 @@ def test_a_source_of_another_kind_says_what_was_expected(
 
 def test_a_folder_of_broken_zips_says_so(tmp_path: Path) -> None:
     touch(tmp_path, f"{TRAIN}.zip")
-    with pytest.raises(SeganError, match=r"no images found; .*expected a whole zip, found 0 bytes"):
+    with pytest.raises(
+        SeganError, match=r"no images found; .*expected a complete zip, found 0 bytes"
+    ):
         open_archive(str(tmp_path))
 
 
-# How many rejects are too many
+# Maximum of rejects
 
 
 @pytest.mark.parametrize(("rejected", "most"), [(1, 0.2), (0, 0.0), (5, 1.0), (0, 0.05)])
-def test_up_to_the_share_is_allowed(rejected: int, most: float) -> None:
+def test_rejects_up_to_the_fraction_are_allowed(rejected: int, most: float) -> None:
     rows = [{"name": "a", "split": "train", "reason": "r"}] * rejected
     archives.check_rejects(rows, 5, most, "here")
 
 
-def test_above_the_share_the_first_are_named() -> None:
+def test_more_rejects_are_an_error_that_names_the_first() -> None:
     rows = [{"name": f"{i}.jpg", "split": "train", "reason": f"reason {i}"} for i in range(7)]
     with pytest.raises(SeganError) as caught:
         archives.check_rejects(rows, 100, 0.05, "s3://bucket/a")
     said = str(caught.value)
-    assert said.startswith("s3://bucket/a: 7 of 100 pairs rejected, more than the share of 0.05")
+    assert said.startswith("s3://bucket/a: 7 of 100 pairs rejected, more than the fraction 0.05")
     assert "--max-rejects" in said
     assert "0.jpg: reason 0" in said
     assert "4.jpg: reason 4" in said

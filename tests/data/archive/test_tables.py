@@ -1,4 +1,4 @@
-"""Tables: rows become pairs or rejects, and a header is right or an error."""
+"""CSV tables: rows become pairs or rejects; an invalid header is an error."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_files_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None
         ("http://h/a.jpg,a.png,train,a", "train", "image: expected a name below the table's"),
         ("x\\a.jpg,a.png,train,a", "train", "image: expected a name below the table's folder"),
         ("s3://,a.png,train,a", "train", "image: expected a name below the table's folder"),
-        ("b.jpg,b.png,train,good", "train", "id: expected one of its own, found 'good' of line 2"),
+        ("b.jpg,b.png,train,good", "train", "id: expected a unique id, found 'good' as on line 2"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_a_reject(
@@ -82,7 +82,7 @@ def test_a_row_that_cannot_be_used_is_a_reject(
     assert archive.num_inputs == 2
 
 
-def test_keys_in_a_uri_are_not_repeated(tmp_path: Path) -> None:
+def test_credentials_in_a_uri_are_not_shown(tmp_path: Path) -> None:
     (reject,) = read_csv(tmp_path, "image,mask", "s3://me:mellon@bucket/a.jpg,a.png").rejects
     assert "mellon" not in str(reject)
 
@@ -95,7 +95,7 @@ def test_keys_in_a_uri_are_not_repeated(tmp_path: Path) -> None:
         ("image;mask", "found no image and no mask, but image;mask"),
         ("", "found no image and no mask, but nothing"),
         ("image,mask,image", "found image twice"),
-        ("image,mask,groups", "found 'groups': rename it to group or to another"),
+        ("image,mask,groups", "found 'groups': rename it to group or to something else"),
     ],
 )
 def test_a_wrong_header_is_an_error(tmp_path: Path, header: str, found: str) -> None:
@@ -104,9 +104,9 @@ def test_a_wrong_header_is_an_error(tmp_path: Path, header: str, found: str) -> 
     assert said.endswith(found)
 
 
-def test_what_is_no_table_says_so(tmp_path: Path) -> None:
+def test_an_invalid_table_says_why(tmp_path: Path) -> None:
     assert error_message(tmp_path, "image,mask").endswith(
-        "expected a row for each below the header"
+        "expected a row per pair below the header"
     )
     assert "line 3: expected CSV (" in error_message(tmp_path, "image,mask", ROW, '"a.jpg,b.png')
     (tmp_path / "list.csv").write_bytes(b"image,mask\n\xff,b")
@@ -124,7 +124,7 @@ def test_every_row_is_a_pair_or_a_reject(
     assert read_csv(tmp_path_factory.mktemp("t"), *lines).num_inputs == written + 1
 
 
-def test_a_file_that_is_not_there_is_rejected_when_it_is_read(tmp_path: Path) -> None:
+def test_a_missing_file_of_a_row_is_rejected_when_read(tmp_path: Path) -> None:
     (pair,) = read_csv(tmp_path, "image,mask", ROW).pairs
     with pytest.raises(RejectedError, match=r"^a\.jpg: not found"):
         read_file(pair.image)
@@ -138,5 +138,5 @@ def test_a_table_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{bucket}/y/a.png", b"mask")
     (pair,) = open_archive(f"{bucket}/t/list.csv").pairs
     assert (read_file(pair.image), read_file(pair.mask or "")) == (b"image", b"mask")
-    with pytest.raises(StorageError, match="s3://absent-bucket: no such bucket"):
+    with pytest.raises(StorageError, match="s3://absent-bucket: bucket does not exist"):
         read_csv(tmp_path, "image,mask", "s3://absent-bucket/a.jpg,a.png")

@@ -1,4 +1,4 @@
-"""Members of zips: read where they lie, and refused by name."""
+"""Reading of zip members in storage, and rejects by name."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segan import storage
@@ -21,7 +21,7 @@ from segan.errors import NotFoundError, StorageError
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 CONTENT = bytes(range(256)) * 40
-# Where a field lies from the start of a member's header, and of its entry in the directory.
+# Offsets of fields in a member's local header and in its directory entry.
 FLAGS, METHOD, CRC, PACKED, SIZE = (6, 8), (8, 10), (14, 16), (18, 20), (22, 24)
 START = 42
 
@@ -29,14 +29,14 @@ START = 42
 def make_zip(*members: tuple[str, bytes], method: int = DEFLATED) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", method) as out, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a name that is there already
+        warnings.simplefilter("ignore", UserWarning)  # of a duplicate name
         for name, body in members:
             out.writestr(zipfile.ZipInfo(name), body, method)
     return content.getvalue()
 
 
 def patch_field(content: bytes, field: tuple[int, int], value: int, form: str) -> bytes:
-    """A zip of one member whose header and directory both say `value`."""
+    """Sets a field of the only member, in its header and in the directory."""
     out, directory = bytearray(content), content.rindex(b"PK\1\2")
     struct.pack_into(form, out, field[0], value)
     struct.pack_into(form, out, directory + field[1], value)
@@ -59,7 +59,7 @@ def error_message(uri: str, name: str) -> str:
 
 @pytest.mark.parametrize("method", [STORED, DEFLATED])
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_members_are_as_they_were_packed(
+def test_members_are_read_as_written(
     where: str, method: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
@@ -80,7 +80,7 @@ def test_members_are_as_they_were_packed(
     ),
     st.sampled_from([STORED, DEFLATED]),
 )
-def test_what_zipfile_packs_is_what_is_read(
+def test_members_are_those_that_zipfile_writes(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], method: int
 ) -> None:
     uri = save(tmp_path_factory.mktemp("zip"), make_zip(*files.items(), method=method))
@@ -88,7 +88,7 @@ def test_what_zipfile_packs_is_what_is_read(
 
 
 class RecordingFile(storage.RandomAccessFile):
-    """Notes where each piece began and how long it was."""
+    """Records offset and length of each read."""
 
     reads: list[tuple[int, int]]
 
@@ -99,49 +99,50 @@ class RecordingFile(storage.RandomAccessFile):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What is read of zips from here on, their directories apart once these are known."""
-    monkeypatch.setattr(RecordingFile, "asked", [], raising=False)
-    monkeypatch.setattr(storage, "OpenFile", RecordingFile)
+    """Offset and length of all reads; a directory that is cached is not read again."""
+    monkeypatch.setattr(RecordingFile, "reads", [], raising=False)
+    monkeypatch.setattr(storage, "RandomAccessFile", RecordingFile)
     return RecordingFile.reads
 
 
-def test_members_in_a_row_are_read_together(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+def test_neighbouring_members_share_a_request(
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers have 30 bytes and a name of one: 131 bytes each, from 0, 131, 262, ..., 655."""
-    monkeypatch.setattr(zips, "GAP", 131)
+    monkeypatch.setattr(zips, "MAX_GAP", 131)
     files = {name: name.encode() * 100 for name in "abcdef"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
-    wanted = ["a", "c", "f"]  # one is left out between the first two, two are before the last
+    reads.clear()
+    wanted = ["a", "c", "f"]  # one member between the first two, two before the last
     with zips.ZipReader([f"{uri}!/{name}" for name in wanted] + ["/else.jpg"]) as members:
-        for name in [*wanted, "a", "b"]:  # in another order too, and what was not announced
+        for name in [*wanted, "a", "b"]:  # in another order too, and one that was not announced
             assert members.read(uri, name) == files[name]
-    assert asked == [(0, 393), (655, 131), (131, 131)]
+    assert reads == [(0, 393), (655, 131), (131, 131)]
 
 
-def test_a_piece_has_a_largest_size(
-    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+def test_a_range_has_a_maximum_size(
+    tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zips, "PIECE", 300)
+    monkeypatch.setattr(zips, "MAX_RANGE", 300)
     files = {name: name.encode() * 100 for name in "abcde"}
     uri = save(tmp_path, make_zip(*files.items(), method=STORED))
     zips.list_members(uri)
-    asked.clear()
+    reads.clear()
     with zips.ZipReader(f"{uri}!/{name}" for name in files) as members:
         assert [members.read(uri, name) for name in files] == [*files.values()]
-    assert asked == [(0, 262), (262, 262), (524, 131)]
+    assert reads == [(0, 262), (262, 262), (524, 131)]
 
 
 @settings(max_examples=40)
+@example(files=dict.fromkeys("dea", b""), announced=[*"dade"], gap=33, piece=99)
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.binary(max_size=300), min_size=1),
     st.lists(st.sampled_from("abcdefgh"), max_size=12),
     st.integers(0, 500),
     st.integers(0, 1000),
 )
-def test_whatever_is_announced_members_are_the_same(
+def test_members_do_not_depend_on_the_announced_uris(
     tmp_path_factory: pytest.TempPathFactory,
     files: dict[str, bytes],
     announced: list[str],
@@ -150,8 +151,8 @@ def test_whatever_is_announced_members_are_the_same(
 ) -> None:
     uri = save(tmp_path_factory.mktemp("zip"), make_zip(*files.items()))
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(zips, "GAP", gap)
-        patch.setattr(zips, "PIECE", piece)
+        patch.setattr(zips, "MAX_GAP", gap)
+        patch.setattr(zips, "MAX_RANGE", piece)
         with zips.ZipReader(f"{uri}!/{name}" for name in announced) as members:
             read = threads.map(lambda name: members.read(uri, name), files)
             assert dict(zip(files, read, strict=True)) == files
@@ -178,7 +179,7 @@ def test_a_zip_written_without_knowing_sizes_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "comment"), [(b"#!/bin/sh\n", b""), (b"", b"made by hand")])
-def test_what_stands_around_a_zip_does_not_matter(
+def test_bytes_before_a_zip_and_its_comment_are_ignored(
     tmp_path: Path, before: bytes, comment: bytes
 ) -> None:
     content = io.BytesIO(before)
@@ -193,7 +194,7 @@ def test_an_empty_zip_has_no_members(tmp_path: Path) -> None:
     assert zips.list_members(save(tmp_path, make_zip())) == []
 
 
-def test_a_zip_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+def test_a_replaced_zip_is_detected(tmp_path: Path) -> None:
     uri = save(tmp_path, make_zip(("x.jpg", b"one"), method=STORED))
     assert zips.read_member(uri, "x.jpg") == b"one"
     storage.write_bytes(uri, make_zip(("x.jpg", b"two"), method=STORED))
@@ -201,9 +202,9 @@ def test_a_zip_that_was_replaced_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_zip_that_was_replaced_in_the_bucket_is_noticed(bucket: str) -> None:
+def test_a_replaced_zip_in_a_bucket_is_detected(bucket: str) -> None:
     uri = f"{bucket}/a.zip"
-    for body in (b"one", b"two"):  # of one size, and in one second
+    for body in (b"one", b"two"):  # of the same size, within a second
         storage.write_bytes(uri, make_zip(("x.jpg", body), method=STORED))
         assert zips.read_member(uri, "x.jpg") == body
 
@@ -221,14 +222,14 @@ def test_a_members_uri_has_two_parts(uri: str, parts: tuple[str, str] | None) ->
     assert zips.split_uri(uri) == parts
 
 
-# Refusing
+# Rejects
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "encrypted": (lambda c: patch_field(c, FLAGS, 1, "<H"), "encrypted; expected a member that"),
+    "encrypted": (lambda c: patch_field(c, FLAGS, 1, "<H"), "encrypted; expected a member without"),
     "packed otherwise": (
         lambda c: patch_field(c, METHOD, 9, "<H"),
-        "packed by method 9; expected a",
+        "compression method 9; expected stored",
     ),
     "too large": (
         lambda c: patch_field(c, SIZE, 2**28 + 1, "<L"),
@@ -252,14 +253,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "longer than its place": (
         lambda c: patch_field(c, PACKED, 10_000, "<L"),
-        "overlaps what follows it in the zip",
+        "overlaps the next member of the zip",
     ),
     "another CRC": (
         lambda c: patch_field(c, CRC, 7, "<L"),
-        "damaged in the zip (its CRC is another)",
+        "damaged in the zip (CRC mismatch)",
     ),
     "damaged": (lambda c: c[:40] + b"\xff" * 20 + c[60:], "damaged in the zip (Error -3"),
-    "no header": (lambda c: b"XX" + c[2:], "not where the zip's directory says"),
+    "no header": (lambda c: b"XX" + c[2:], "not at its offset in the zip's directory"),
 }
 
 
@@ -269,9 +270,9 @@ def test_a_bad_member_is_refused_by_name(tmp_path: Path, damage: Damage, reason:
     assert error_message(uri, "x.jpg").startswith(f"a.zip!/x.jpg: {reason}")
 
 
-def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_member_is_named(tmp_path: Path) -> None:
     uri = save(tmp_path, make_zip(("x.jpg", b"")))
-    assert error_message(uri, "y.jpg") == "a.zip!/y.jpg: there is no such member in the zip"
+    assert error_message(uri, "y.jpg") == "a.zip!/y.jpg: no such member in the zip"
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(content, "w") as out:
         out.writestr(link, "/etc/passwd")
     assert error_message(save(tmp_path, content.getvalue()), "x.jpg").endswith(
-        "a link; expected a file"
+        "symbolic link; expected a file"
     )
 
 
@@ -288,11 +289,11 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     content = bytearray(make_zip(("x.jpg", CONTENT), ("y.jpg", CONTENT)))
     struct.pack_into("<L", content, content.rindex(b"PK\1\2") + START, 2)
     uri = save(tmp_path, bytes(content))
-    assert "overlaps what follows it" in error_message(uri, "x.jpg")
+    assert "overlaps the next member" in error_message(uri, "x.jpg")
 
 
-def test_a_bomb_is_not_set_off(tmp_path: Path) -> None:
-    # 2**27 zeros shrink to 130 KB; a directory that declares 1,000 gets 1,001 of them unpacked.
+def test_a_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
+    # 2**27 zeros compress to 130 KB; of 1,000 declared bytes, 1,001 are inflated.
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = packer.compress(bytes(2**27)) + packer.flush()
     content = patch_field(make_zip(("x.jpg", body), method=STORED), METHOD, DEFLATED, "<H")
@@ -301,7 +302,7 @@ def test_a_bomb_is_not_set_off(tmp_path: Path) -> None:
 
 
 def test_a_blank_bitmap_is_no_bomb(tmp_path: Path) -> None:
-    blank = bytes(700_000)  # of which deflate leaves about 700
+    blank = bytes(700_000)  # deflate compresses it to about 700
     assert zips.read_member(save(tmp_path, make_zip(("x.bmp", blank))), "x.bmp") == blank
 
 
@@ -312,13 +313,15 @@ TWO_MEMBERS = make_zip(("x.jpg", CONTENT), ("y.jpg", CONTENT))
     "content",
     [b"", b"PK", b"no zip" * 100, TWO_MEMBERS[:-30], TWO_MEMBERS[: len(TWO_MEMBERS) // 2]],
 )
-def test_what_is_no_whole_zip_says_so(tmp_path: Path, content: bytes) -> None:
+def test_an_incomplete_zip_says_so(tmp_path: Path, content: bytes) -> None:
     uri = save(tmp_path, content)
     with pytest.raises(RejectedError) as caught:
         zips.list_members(uri)
     said = str(caught.value)
-    assert said.startswith(f"{uri}: expected a whole zip, found {len(content)} bytes that are")
-    assert said.endswith("fetch it again")
+    assert said.startswith(
+        f"{uri}: expected a complete zip, found {len(content)} bytes that are not"
+    )
+    assert said.endswith("download it again")
 
 
 @settings(max_examples=300)
@@ -328,7 +331,7 @@ def test_a_damaged_zip_gives_what_was_packed_or_is_refused(
 ) -> None:
     content = bytearray(TWO_MEMBERS)
     for _ in range(data.draw(st.integers(1, 4))):
-        # Most of it is directory and end: there the damage has most to say.
+        # Prefers the directory, where damage has the most effects.
         at = data.draw(
             st.integers(0, len(content) - 1) | st.integers(len(content) - 125, len(content) - 1)
         )
@@ -343,13 +346,13 @@ def test_a_damaged_zip_gives_what_was_packed_or_is_refused(
             assert zips.read_member(uri, member.name) == CONTENT
 
 
-def test_a_zip_without_its_start_gives_the_members_that_are_left(tmp_path: Path) -> None:
+def test_a_zip_without_its_start_gives_the_remaining_members(tmp_path: Path) -> None:
     uri = save(tmp_path, TWO_MEMBERS[50:])
-    assert "x.jpg: not where the zip's directory says" in error_message(uri, "x.jpg")
+    assert "x.jpg: not at its offset in the zip's directory" in error_message(uri, "x.jpg")
     assert zips.read_member(uri, "y.jpg") == CONTENT
 
 
-def test_a_zip_that_is_not_there_is_no_broken_zip(tmp_path: Path) -> None:
+def test_a_missing_zip_is_not_a_damaged_zip(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         zips.list_members(f"{tmp_path}/a.zip")
     (tmp_path / "b.zip").mkdir()

@@ -1,4 +1,4 @@
-"""Fetching: whole files, whatever breaks on the way, from a real server of this test's own."""
+"""Downloads give complete files through all kinds of faults of a real HTTP server."""
 
 import contextlib
 import hashlib
@@ -21,9 +21,9 @@ import pytest
 from segan import storage
 from segan.cli.main import main
 from segan.data.download import partial, remote
-from segan.data.download.isic import DATASETS, FetchResult, fetch_files
+from segan.data.download.isic import DATASETS, DownloadResult, download_files
 from segan.errors import StorageError
-from segan.storage import s3
+from segan.storage import retry, s3
 
 FILES = DATASETS["isic2016"].files
 FILE = FILES[0]
@@ -35,7 +35,7 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by path, as well as it is told to."""
+    """Serves `files` by path, with the faults that its attributes describe."""
 
     daemon_threads = True
 
@@ -44,16 +44,15 @@ class Server(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.ranges = True
         self.if_range = True
-        self.size: int | None = None  # instead of the true one
-        self.send_etag = True  # an ETag that is the content's hash
-        self.interruptions: list[
-            tuple[str, int]
-        ] = []  # "drop" or "stall", after so many bytes; one a GET
+        self.size: int | None = None  # announced instead of the true size
+        self.send_etag = True  # the hash of the content
+        # For each GET in turn: "drop" or "stall" after this many bytes.
+        self.interruptions: list[tuple[str, int]] = []
         self.redirects: dict[str, str] = {}
-        self.statuses: list[int] = []  # instead of an answer, one a request
+        self.statuses: list[int] = []  # sent instead of the files, one for each request
         self.headers: dict[str, str] = {}
-        self.on_get: Callable[[], None] = lambda: None
-        self.gets: list[str | None] = []  # each GET's Range
+        self.on_get: Callable[[], object] = lambda: None
+        self.gets: list[str | None] = []  # the Range header of each GET
         self.bytes_sent = 0
         self.stopped = threading.Event()
 
@@ -66,7 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
         return body
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no news."""
+        """Ignores clients that were killed."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -134,8 +133,15 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 2)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF_S", 0.001)
+    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 2)
+    monkeypatch.setattr(remote, "STAT_TIMEOUT_S", 0.3)
+
+
+@pytest.fixture
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that makes no progress for 0.3 s fails."""
+    monkeypatch.setenv(retry.TIMEOUT_VARIABLE, "0.3")
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
@@ -150,8 +156,8 @@ def no_progress(*_: object) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
 
 
-def fetch(base: str, place: str, *files: str) -> list[FetchResult]:
-    return list(fetch_files(files or (FILE,), base, place, no_progress, lambda _: None))
+def fetch(base: str, out: str, *files: str) -> list[DownloadResult]:
+    return list(download_files(files or (FILE,), base, out, no_progress))
 
 
 def error_message(base: str, place: str, *files: str) -> str:
@@ -165,163 +171,188 @@ def list_names(place: str) -> list[str]:
 
 
 def read_only_file(place: str) -> bytes:
-    """The one file that is there; nothing is left beside it."""
+    """Returns the content of FILE, which must be the only file."""
     assert list_names(place) == [FILE]
     return storage.read_bytes(storage.join(place, FILE))
 
 
-# Whole, and once
+# Complete, and downloaded once
 
 
 @pytest.mark.parametrize("size", [1, 3 * MIB, partial.PART_SIZE, 2 * partial.PART_SIZE + 5])
-def test_a_file_arrives_as_it_was(server: Server, place: str, size: int) -> None:
+def test_a_file_is_downloaded_unchanged(server: Server, destination: str, size: int) -> None:
     body = server.put(FILE, content(size))
-    uri = storage.join(place, FILE)
-    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, False, 0)]
-    assert read_only_file(place) == body
-    assert fetch(server.base, place) == [FetchResult(FILE, uri, size, True, 0)]
+    uri = storage.join(destination, FILE)
+    assert fetch(server.base, destination) == [DownloadResult(FILE, uri, size, False, 0)]
+    assert read_only_file(destination) == body
+    assert fetch(server.base, destination) == [DownloadResult(FILE, uri, size, True, 0)]
     assert server.gets == [None]
 
 
-def test_what_has_another_size_is_fetched_anew(server: Server, place: str) -> None:
+def test_a_file_of_another_size_is_downloaded_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
-    storage.write_bytes(storage.join(place, FILE), body[:-1])
-    assert not fetch(server.base, place)[0].skipped
-    assert read_only_file(place) == body
+    storage.write_bytes(storage.join(destination, FILE), body[:-1])
+    assert not fetch(server.base, destination)[0].skipped
+    assert read_only_file(destination) == body
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("size", [5, 2 * partial.PART_SIZE + 5])
-def test_a_bucket_is_a_mirror_too(place: str, bucket: str, size: int) -> None:
+def test_a_bucket_serves_as_a_mirror(destination: str, bucket: str, size: int) -> None:
     base = storage.join(bucket, "mirror")
     storage.write_bytes(storage.join(base, FILE), content(size))
-    assert not fetch(base, place)[0].skipped
-    assert read_only_file(place) == content(size)
-    assert error_message(base, place, FILES[1]) == f"{base}/{FILES[1]}: not found; check --base"
+    assert not fetch(base, destination)[0].skipped
+    assert read_only_file(destination) == content(size)
+    assert (
+        error_message(base, destination, FILES[1])
+        == f"{base}/{FILES[1]}: not found; check --mirror"
+    )
 
 
-# What breaks on the way
+# Broken connections
 
 
 @pytest.mark.parametrize("how", ["drop", "stall"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_is_gone_on_with(
-    server: Server, place: str, how: str, ranges: bool
+def test_a_broken_connection_is_resumed(
+    server: Server, destination: str, how: str, ranges: bool
 ) -> None:
     body = server.put(FILE, content(3 * MIB))
     server.ranges, server.interruptions = ranges, [(how, MIB), (how, MIB + 7)]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
-    second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges it begins at 0 each time
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
+    second = MIB + MIB + 7 if ranges else MIB + 7  # without ranges every response starts at 0
     assert server.gets == [None, f"bytes={MIB}-", f"bytes={second}-"]
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(server: Server, place: str) -> None:
+def test_server_errors_are_retried(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.statuses = [503, 429, 500]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
 
 
-def test_a_server_that_always_breaks_off_is_given_up(server: Server, place: str) -> None:
+@pytest.mark.usefixtures("short_retries")
+def test_a_server_that_always_closes_the_connection_is_given_up(
+    server: Server, destination: str
+) -> None:
     server.put(FILE, content(1000))
-    server.interruptions = [("drop", 400), *[("drop", 0)] * 20]
-    said = error_message(server.base, place)
-    assert said.startswith(f"{server.base}/{FILE}: the connection was closed after 400 of 1000")
-    assert "and so 6 times in a row; what has come is kept: give the same command again" in said
-    assert len(server.gets) == 1 + remote.MAX_ATTEMPTS - 1
-    assert FILE not in list_names(place)
+    server.interruptions = [("drop", 400), *[("drop", 0)] * 30]
+    said = error_message(server.base, destination)
+    assert said.startswith(
+        f"{server.base}/{FILE}: the connection was closed after 400 of 1000 bytes; gave up after "
+    )
+    assert said.endswith(f" s; {remote.RESUME_ADVICE}")
+    assert len(server.gets) > 5
+    assert FILE not in list_names(destination)
 
 
-def test_what_came_before_is_not_asked_for_again(server: Server, place: str) -> None:
+@pytest.mark.usefixtures("short_retries")
+def test_a_second_command_downloads_the_remaining_bytes_only(
+    server: Server, destination: str
+) -> None:
     body = server.put(FILE, content(3 * partial.PART_SIZE))
-    server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 5]
-    error_message(server.base, place)
+    server.interruptions = [("drop", 2 * partial.PART_SIZE + 9), *[("drop", 0)] * 30]
+    error_message(server.base, destination)
     server.interruptions, server.gets, server.bytes_sent = [], [], 0
-    kept = partial.PART_SIZE * 2 + (0 if storage.is_s3(place) else 9)  # a bucket keeps whole parts
-    assert fetch(server.base, place)[0].resumed_bytes == kept
+    kept = partial.PART_SIZE * 2 + (
+        0 if storage.is_s3(destination) else 9
+    )  # a bucket keeps complete parts only
+    assert fetch(server.base, destination)[0].resumed_bytes == kept
     assert (server.gets, server.bytes_sent) == ([f"bytes={kept}-"], len(body) - kept)
-    assert read_only_file(place) == body
+    assert read_only_file(destination) == body
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("size", [500, 1000, 1500])
-def test_two_versions_are_never_joined(server: Server, place: str, ranges: bool, size: int) -> None:
-    """The file changes while its connection is broken, and once more between two commands."""
+def test_two_versions_are_never_joined(
+    server: Server, destination: str, ranges: bool, size: int
+) -> None:
+    """The file changes while its connection is broken, and again between two commands."""
     server.put(FILE, content(1000))
-    server.ranges, server.interruptions = ranges, [("drop", 400), ("drop", 300), *[("drop", 0)] * 6]
-    changes = iter([lambda: None, lambda: server.put(FILE, content(size, 1))])
+    server.ranges, server.interruptions = (
+        ranges,
+        [("drop", 400), ("drop", 300), *[("drop", 0)] * 30],
+    )
+    changes: Iterator[Callable[[], object]] = iter(
+        [lambda: None, lambda: server.put(FILE, content(size, 1))]
+    )
     server.on_get = lambda: next(changes, lambda: None)()
-    error_message(server.base, place)
+    error_message(server.base, destination)
     server.interruptions = []
     body = server.put(FILE, content(size, 2))
-    assert fetch(server.base, place)[0].resumed_bytes == 0
-    assert read_only_file(place) == body
+    assert fetch(server.base, destination)[0].resumed_bytes == 0
+    assert read_only_file(destination) == body
 
 
-def test_a_server_that_heeds_no_if_range_joins_nothing_either(server: Server, place: str) -> None:
+def test_versions_are_not_joined_without_if_range(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     server.if_range, server.interruptions = False, [("drop", 400)]
-    changes = iter([lambda: None, lambda: server.put(FILE, content(1000, 1))])
+    changes: Iterator[Callable[[], object]] = iter(
+        [lambda: None, lambda: server.put(FILE, content(1000, 1))]
+    )
     server.on_get = lambda: next(changes, lambda: None)()
-    fetch(server.base, place)
-    assert read_only_file(place) == content(1000, 1)
+    fetch(server.base, destination)
+    assert read_only_file(destination) == content(1000, 1)
     assert server.gets == [None, "bytes=400-", None]
 
 
-def test_what_has_no_version_begins_again(server: Server, place: str) -> None:
+def test_a_file_without_validator_starts_again(server: Server, destination: str) -> None:
     body = server.put(FILE, content(1000))
     server.send_etag, server.interruptions = False, [("drop", 400)]
-    fetch(server.base, place)
-    assert read_only_file(place) == body
+    fetch(server.base, destination)
+    assert read_only_file(destination) == body
     assert server.gets == [None, None]
 
 
-def test_what_changes_all_the_time_is_given_up(server: Server, place: str) -> None:
+def test_a_file_that_keeps_changing_is_given_up(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     numbers = iter(range(100))
     server.interruptions = [("drop", 400)] * 100
     server.on_get = lambda: server.put(FILE, content(1000, next(numbers))) and None
-    assert "begun 3 times and always changed" in error_message(server.base, place)
+    assert "changed during each of 3 downloads" in error_message(server.base, destination)
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.integration
-def test_a_part_is_sent_once(server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_sent_once(server: Server, bucket: str) -> None:
     sent: list[int] = []
-    plain = s3.create_client
-
-    def counting(**options: Any) -> Any:
-        client = plain(**options)
-        client.meta.events.register(
-            "provide-client-params.s3.UploadPart",
-            lambda params, **_: sent.append(params["PartNumber"]),
-        )
-        return client
-
-    monkeypatch.setattr(s3, "client", counting)
+    events = s3.shared_client().meta.events
     body = server.put(FILE, content(4 * partial.PART_SIZE + 1))
-    server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 5]
-    error_message(server.base, bucket)
-    fetch(server.base, bucket)
+    server.interruptions = [("drop", 2 * partial.PART_SIZE), *[("drop", 0)] * 30]
+    events.register(
+        "provide-client-params.s3.UploadPart",
+        lambda params, **_: sent.append(params["PartNumber"]),
+        unique_id="sent",
+    )
+    try:
+        error_message(server.base, bucket)
+        server.interruptions = []
+        fetch(server.base, bucket)
+    finally:
+        events.unregister("provide-client-params.s3.UploadPart", unique_id="sent")
     assert sent == [1, 2, 3, 4, 5]
     assert read_only_file(bucket) == body
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.integration
-def test_an_upload_that_somebody_ended_is_begun_again(server: Server, bucket: str) -> None:
+def test_an_aborted_upload_starts_again(server: Server, bucket: str) -> None:
     body = server.put(FILE, content(2 * partial.PART_SIZE))
-    server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 5]
+    server.interruptions = [("drop", partial.PART_SIZE), *[("drop", 0)] * 30]
     error_message(server.base, bucket)
-    note = storage.read_json(f"{bucket}/{FILE}.partial")
+    server.interruptions = []
+    state = storage.read_json(f"{bucket}/{FILE}.partial")
     s3.create_client().abort_multipart_upload(
-        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=note["upload"]
+        Bucket=bucket.removeprefix("s3://"), Key=FILE, UploadId=state["upload_id"]
     )
     assert fetch(server.base, bucket)[0].resumed_bytes == 0
     assert read_only_file(bucket) == body
 
 
 @pytest.mark.integration
-def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
+def test_an_upload_aborted_meanwhile_is_reported(bucket: str) -> None:
     uri = storage.join(bucket, FILE)
 
     def lose_it() -> None:
@@ -329,23 +360,25 @@ def test_an_upload_that_goes_meanwhile_is_said(bucket: str) -> None:
             write(b"x")
             partial.discard(uri)
 
-    with pytest.raises(StorageError, match="is another command fetching it"):
+    with pytest.raises(StorageError, match="perhaps by another download"):
         lose_it()
 
 
-# What is not as it should be
+# Errors
 
 
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (403, "access refused; check the address, or name a mirror with --base (HTTP 403)"),
-        (404, "not found; check the address, or name a mirror with --base (HTTP 404)"),
-        (401, "the server asks for a password"),
-        (410, "refused; check the address, or name a mirror with --base (HTTP 410)"),
+        (403, "access denied (HTTP 403); check the address or choose a --mirror"),
+        (404, "not found (HTTP 404); check the address or choose a --mirror"),
+        (401, "the server requires a password"),
+        (410, "the server rejected the request (HTTP 410); check the address"),
     ],
 )
-def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, said: str) -> None:
+def test_a_client_error_is_reported_at_once(
+    server: Server, tmp_path: Path, status: int, said: str
+) -> None:
     server.statuses = [status]
     assert error_message(server.base, str(tmp_path / "new")).startswith(
         f"{server.base}/{FILE}: {said}"
@@ -353,14 +386,12 @@ def test_a_refusal_is_said_at_once(server: Server, tmp_path: Path, status: int, 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_server_that_only_fails_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_with_errors_only_is_given_up(server: Server, tmp_path: Path) -> None:
     server.statuses = [503] * 100
-    assert "the server failed (HTTP 503), and so 6 times" in error_message(
-        server.base, str(tmp_path)
-    )
+    assert "server error (HTTP 503); gave up after " in error_message(server.base, str(tmp_path))
 
 
-def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_any_download(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     assert f"{FILES[1]}: not found" in error_message(server.base, str(tmp_path), *FILES)
     assert server.gets == []
@@ -373,7 +404,7 @@ def test_a_file_that_is_missing_is_said_before_any_is_read(server: Server, tmp_p
         ({}, b"", "expected a zip, found an empty file"),
     ],
 )
-def test_what_is_no_zip_is_said(
+def test_a_file_that_is_not_a_zip_is_reported(
     server: Server, tmp_path: Path, headers: dict[str, str], body: bytes, said: str
 ) -> None:
     server.headers = headers
@@ -391,9 +422,11 @@ def test_a_redirect_to_http_is_followed(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
-def test_a_redirect_to_elsewhere_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+def test_a_redirect_to_another_scheme_is_refused(
+    server: Server, tmp_path: Path, target: str
+) -> None:
     server.redirects = {f"/mirror/{FILE}": target}
-    assert f"redirected to {target}, which is not followed" in error_message(
+    assert f"redirects to {target}, expected http or https" in error_message(
         server.base, str(tmp_path)
     )
 
@@ -408,48 +441,47 @@ def test_the_proxy_of_the_environment_is_used(
     fetch(base, str(tmp_path))
     assert read_only_file(str(tmp_path)) == content(1000)
     monkeypatch.setenv("no_proxy", "nowhere.invalid")
-    assert "and so 6 times in a row" in error_message(base, str(tmp_path / "other"))
+    assert "; gave up after " in error_message(base, str(tmp_path / "other"))
 
 
-def test_no_server_is_said(server: Server, tmp_path: Path) -> None:
+def test_a_closed_port_is_reported(server: Server, tmp_path: Path) -> None:
     base = server.base
     server.server_close()
-    assert "Connection refused, and so 6 times" in error_message(base, str(tmp_path))
+    assert "Connection refused; gave up after " in error_message(base, str(tmp_path))
 
 
-def test_a_full_disk_is_said_before_anything_is_read(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_any_download(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     server.size = 10**18
     said = error_message(server.base, str(tmp_path))
-    assert said.startswith(f"{tmp_path}: {10**18} bytes are still to come, and ")
-    assert said.endswith(" are free; make room or choose another --dest")
+    assert said.startswith(f"{tmp_path}: expected {10**18} bytes of free space, found ")
+    assert said.endswith("; free some space or choose another --out")
     assert (server.gets, list(tmp_path.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_file_in_the_place_of_the_folder_is_said(
+def test_a_file_instead_of_the_folder_is_reported(
     server: Server, tmp_path: Path, where: str
 ) -> None:
     server.put(FILE, b"x")
     (tmp_path / "file").write_bytes(b"")
     said = error_message(server.base, str(tmp_path / where))
-    assert said.endswith("choose another --dest")
+    assert said.endswith("; check the path")
 
 
-def test_a_folder_in_the_place_of_a_file_is_said(server: Server, tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_is_reported(server: Server, tmp_path: Path) -> None:
     server.put(FILE, b"x")
     (tmp_path / FILE).mkdir()
-    assert f"{tmp_path}/{FILE}: a folder of the file's name" in error_message(
-        server.base, str(tmp_path)
+    assert (
+        f"{tmp_path}/{FILE}: expected a file, found a folder; choose another --out"
+        in error_message(server.base, str(tmp_path))
     )
     assert server.gets == []
 
 
-def test_no_leave_to_write_is_said(server: Server) -> None:
+def test_missing_permission_to_write_is_reported(server: Server) -> None:
     server.put(FILE, b"x")
-    assert "get leave to write there or choose another --dest" in error_message(
-        server.base, "/sys/new"
-    )
+    assert "; check the permissions" in error_message(server.base, "/sys/new")
 
 
 def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
@@ -457,7 +489,7 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
     with partial.resumable_writer(uri, "tag") as (_, write):
         write(b"x")
         with (
-            pytest.raises(StorageError, match="another command is fetching it"),
+            pytest.raises(StorageError, match="another command is downloading this file"),
             partial.resumable_writer(uri, "tag"),
         ):
             pass
@@ -482,15 +514,15 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
         "s3://",
     ],
 )
-def test_a_base_that_cannot_be_is_wrong_use(base: str, tmp_path: Path) -> None:
-    done = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+def test_an_invalid_mirror_is_a_usage_error(base: str, tmp_path: Path) -> None:
+    done = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
     assert done[0] == 2
     assert base in done[2]
 
 
-def test_a_password_in_the_base_is_not_repeated(tmp_path: Path) -> None:
+def test_a_password_in_the_mirror_is_not_shown(tmp_path: Path) -> None:
     for base in ("https://me:secret@host/x", "http://me:secret@host:p", "s3://me:secret@host/x"):
-        code, _, err = run_cli("fetch", "isic2016", "--dest", str(tmp_path), "--base", base)
+        code, _, err = run_cli("download", "isic2016", "--out", str(tmp_path), "--mirror", base)
         assert code == 2
         assert "secret" not in err
 
@@ -506,15 +538,21 @@ def run_cli(*words: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str) -> None:
+def test_the_command_downloads_a_dataset(server: Server, tmp_path: Path, name: str) -> None:
     bodies = {
         file: server.put(file, content(1000, i)) for i, file in enumerate(DATASETS[name].files)
     }
-    words = ["fetch", name, "--dest", str(tmp_path), "--base", server.base + "/", "--json"]
+    words = ["download", name, "--out", str(tmp_path), "--mirror", server.base + "/", "--json"]
     code, out, err = run_cli(*words)
     assert code == 0
     assert json.loads(out) == [
-        {"file": file, "uri": f"{tmp_path}/{file}", "bytes": 1000, "skipped": False, "resumed": 0}
+        {
+            "file": file,
+            "uri": f"{tmp_path}/{file}",
+            "bytes": 1000,
+            "skipped": False,
+            "resumed_bytes": 0,
+        }
         for file in bodies
     ]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
@@ -522,32 +560,30 @@ def test_the_command_brings_a_data_set(server: Server, tmp_path: Path, name: str
     assert [one["skipped"] for one in json.loads(run_cli(*words)[1])] == [True] * len(bodies)
 
 
-def test_an_unknown_data_set_names_those_known(tmp_path: Path) -> None:
-    code, _, err = run_cli("fetch", "isic2019", "--dest", str(tmp_path))
+def test_an_unknown_dataset_is_a_usage_error(tmp_path: Path) -> None:
+    code, _, err = run_cli("download", "isic2019", "--out", str(tmp_path))
     assert (code, err) == (
         2,
-        "segan: no data set 'isic2019'; expected one of isic2016, isic2017, isic2018\n",
+        "segan: isic2019: unknown dataset; expected one of isic2016, isic2017, isic2018\n",
     )
 
 
-def test_a_file_larger_than_the_disk_takes_goes_on_when_there_is_room(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_download_stopped_by_a_full_disk_is_resumed(server: Server, tmp_path: Path) -> None:
     bodies = {file: server.put(file, content(MIB, i)) for i, file in enumerate(FILES)}
 
-    def little_room() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 
-    first = start_fetch(server, str(tmp_path), preexec_fn=little_room)
+    first = start_fetch(server, str(tmp_path), preexec_fn=limit_file_size)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "make room and give the same command again: it goes on where it stopped" in err
+    assert "free some space and run the command again" in err
     assert fetch(server.base, str(tmp_path), *FILES)[0].resumed_bytes == 600_000
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == bodies
 
 
 def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[str]:
-    words = ["fetch", "isic2016", "--dest", place, "--base", server.base, "--json"]
+    words = ["download", "isic2016", "--out", place, "--mirror", server.base, "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "segan", *words],
         stdout=subprocess.PIPE,
@@ -557,41 +593,36 @@ def start_fetch(server: Server, place: str, **options: Any) -> subprocess.Popen[
     )
 
 
-def test_a_command_killed_again_and_again_ends_with_whole_files(server: Server, place: str) -> None:
+def test_a_command_killed_repeatedly_ends_with_complete_files(
+    server: Server, destination: str
+) -> None:
     part = partial.PART_SIZE
     bodies = {file: server.put(file, content(1000, i)) for i, file in enumerate(FILES)}
     bodies[FILE] = server.put(FILE, content(4 * part + 1))
     for stalls_after, parts in ((part + 1, 1), (2 * part + 2, 3), (5, 3)):
         server.interruptions, wanted = [("stall", stalls_after)], server.bytes_sent + stalls_after
-        running = start_fetch(server, place)
-        wait_until(
-            lambda w=wanted, p=parts: server.bytes_sent >= w and stored_bytes(place) >= p * part
-        )
+        running = start_fetch(server, destination)
+        while server.bytes_sent < wanted or stored_bytes(destination) < parts * part:
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.communicate(timeout=60)
-    last = start_fetch(server, place)
+    last = start_fetch(server, destination)
     out, err = last.communicate(timeout=60)
     assert last.returncode == 0, err
-    assert json.loads(out)[0]["resumed"] >= 3 * part
-    assert list_names(place) == sorted(FILES)
+    assert json.loads(out)[0]["resumed_bytes"] >= 3 * part
+    assert list_names(destination) == sorted(FILES)
     for file, body in bodies.items():
-        assert storage.read_bytes(storage.join(place, file)) == body
+        assert storage.read_bytes(storage.join(destination, file)) == body
 
 
 def stored_bytes(place: str) -> int:
-    """Bytes of the first file that have come to stay."""
+    """Returns how many bytes of the first file are stored."""
     if not storage.is_s3(place):
         return sum(file.size for file in storage.list_files(place))
     if not storage.exists(storage.join(place, f"{FILE}.partial")):
         return 0
-    note = storage.read_json(storage.join(place, f"{FILE}.partial"))
+    state = storage.read_json(storage.join(place, f"{FILE}.partial"))
     bucket, key = s3.bucket_and_key(storage.join(place, FILE))
-    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=note["upload"])
+    listed = s3.create_client().list_parts(Bucket=bucket, Key=key, UploadId=state["upload_id"])
     return sum(part["Size"] for part in listed.get("Parts", []))
-
-
-def wait_until(ready: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -1,7 +1,7 @@
-"""Everything that may be wrong with one pair of an archive, each kind by its name.
+"""Corruptions of one pair of an archive, by name.
 
-A kind of damage is a function of the pair's two files and a seeded generator, with what must come
-of it: a record, a reject, or either, where the damage may leave a readable picture.
+A corruption is a function of the pair's two files and a seeded generator, with the expected
+outcome: a record, a reject, or either where the image may still be readable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECORD, REJECT, EITHER = "record", "reject", "either"
 
 @dataclass(frozen=True)
 class Corruption:
-    """Some damage, what must come of it, and how many inputs an archive has more by it."""
+    """A corruption, its expected outcome, and the number of inputs that it adds to the archive."""
 
     apply: Damage
     expected: str
@@ -44,7 +44,7 @@ def truncate(which: int, least: float, most: float) -> Damage:
 
 
 def flip_bits(which: int, least: float, most: float, bits: int = 3) -> Damage:
-    """Some bits turned between two shares of the file's length."""
+    """Flips some bits between two fractions of the file's length."""
 
     def damage(*pair: Any) -> None:
         content, rng = bytearray(pair[which].read_bytes()), pair[2]
@@ -83,7 +83,7 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def reencode(kind: str, mode: str = "RGB", **options: Any) -> Damage:
-    """The image in another mode and format, under the name it had."""
+    """Stores the image in another mode and format under the same name."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         image.write_bytes(encode(Image.open(image).convert(mode), kind, **options))
@@ -92,7 +92,7 @@ def reencode(kind: str, mode: str = "RGB", **options: Any) -> Damage:
 
 
 def change_mask(change: Callable[[Image.Image], Image.Image], kind: str = "PNG") -> Damage:
-    """Another mask, made from the good one."""
+    """Replaces the mask by a changed one."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         mask.write_bytes(encode(change(Image.open(mask)), kind))
@@ -101,7 +101,7 @@ def change_mask(change: Callable[[Image.Image], Image.Image], kind: str = "PNG")
 
 
 def raise_bit_depth(mode: str, kind: str) -> Damage:
-    """The image as one grey channel of more than 8 bits."""
+    """Stores the image as one grey channel of more than 8 bits."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         grey = np.asarray(Image.open(image).convert("L"))
@@ -114,7 +114,7 @@ def raise_bit_depth(mode: str, kind: str) -> Damage:
 
 
 def add_transparency(mode: str) -> Damage:
-    """An image with one transparent corner."""
+    """Makes a corner of the image transparent."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         picture = Image.open(image).convert("RGB").convert("LA" if mode == "LA" else "RGBA")
@@ -127,7 +127,7 @@ def add_transparency(mode: str) -> Damage:
 
 
 def rotate_with_exif(image: Path, mask: Path, rng: Rng) -> None:
-    """Saved lying, with the orientation that puts it upright again."""
+    """Stores the image rotated, with the EXIF orientation that undoes it."""
     picture = Image.open(image)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -145,7 +145,7 @@ def save_two_frames(kind: str) -> Damage:
 
 
 def set_size(width: int, height: int) -> Damage:
-    """Image and mask of this size."""
+    """Replaces image and mask by blank ones of this size."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         image.write_bytes(encode(Image.new("RGB", (width, height)), "JPEG"))
@@ -162,7 +162,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, data: bytes = b"", interlace: int = 0) -> bytes:
-    """A greyscale PNG that says it is this large, with these chunks before its data."""
+    """A greyscale PNG that declares this size, with these chunks before its data."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlace)
     body = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
@@ -189,13 +189,13 @@ def text_bomb(kind: bytes) -> bytes:
 
 
 def write_data_bomb(image: Path, mask: Path, rng: Rng) -> None:
-    """A mask whose data goes on for megabytes after its last row."""
+    """A mask with megabytes of data after its last row."""
     width, height = Image.open(image).size
     mask.write_bytes(png(width, height, data=zlib.compress(bytes(20_000_000))))
 
 
 def claim_huge_size(image: Path, mask: Path, rng: Rng) -> None:
-    """A JPEG whose header says 60000 x 60000."""
+    """A JPEG whose header declares 60000 x 60000."""
     content = image.read_bytes()
     at = content.index(b"\xff\xc0") + 5
     image.write_bytes(content[:at] + struct.pack(">HH", 60_000, 60_000) + content[at + 4 :])
@@ -205,7 +205,7 @@ def claim_huge_size(image: Path, mask: Path, rng: Rng) -> None:
 
 
 def antialias(mask: Image.Image) -> Image.Image:
-    """Drawn with antialiasing: the lesion's edge is grey."""
+    """Antialiased: the lesion's edge is grey."""
     half = mask.resize((mask.width // 2, mask.height // 2), Image.Resampling.BILINEAR)
     return half.resize(mask.size, Image.Resampling.BILINEAR)
 
@@ -258,7 +258,7 @@ def uppercase_extensions(image: Path, mask: Path, rng: Rng) -> None:
 
 
 def duplicate_image(image: Path, mask: Path, rng: Rng) -> None:
-    """The same id a second time, under another ending."""
+    """The same id again, with another extension."""
     image.with_suffix(".jpeg").write_bytes(image.read_bytes())
 
 
@@ -267,13 +267,13 @@ def remove(which: int) -> Damage:
 
 
 def replace_with_folder(image: Path, mask: Path, rng: Rng) -> None:
-    """A folder under the name of the image, which is gone."""
+    """A folder in place of the image."""
     image.unlink()
     image.mkdir()
 
 
 def replace_with_link(target: str) -> Damage:
-    """A symbolic link in the image's place; `{0}` is the image's own path."""
+    """A symbolic link in place of the image; `{0}` is the image's path."""
 
     def damage(image: Path, mask: Path, rng: Rng) -> None:
         image.unlink()
@@ -397,4 +397,4 @@ LINK_CORRUPTIONS: dict[str, Corruption] = {
     "a link out of the archive": Corruption(link_outside, REJECT, extra_inputs=1),
     "a file that may not be read": Corruption(lambda *pair: os.chmod(pair[0], 0), REJECT),
 }
-"""Kinds that are told when an archive is listed; a link that is no file leaves its mask alone."""
+"""Corruptions found when the archive is listed; without its image, a mask is a reject too."""
