@@ -21,7 +21,7 @@ from segan import storage
 from segan.config import Config
 from segan.data.records.format import read_manifest
 from segan.errors import NonFiniteError, SeganError, StoppedError
-from segan.runs.study import Study, best_epoch
+from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import hold_lease
 from segan.training.metrics_log import write_hyperparameters
@@ -146,13 +146,12 @@ def _run_trial(
 def _mark_done(trial: Trial, epochs: int, seconds: float) -> None:
     """Records that a validated trial has finished or was pruned."""
     epoch_rows = trial.epoch_metrics()
-    last, best = epoch_rows[-1]["epoch"], best_epoch(epoch_rows)
+    last, best = epoch_rows[-1]["epoch"], max(row["jaccard"] for row in epoch_rows)
     if last >= epochs:
         trial.mark_done(TrialStatus.FINISHED, seconds)
     else:
         trial.mark_done(TrialStatus.PRUNED, seconds, f"after epoch {last}")
-    assert best is not None, "a trial that has ended was validated"
     hyperparameters = {
         k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()
     }
-    write_hyperparameters(trial.run, hyperparameters, {"jaccard": best["jaccard"]})
+    write_hyperparameters(trial.run, hyperparameters, {"jaccard": best})

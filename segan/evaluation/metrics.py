@@ -45,6 +45,7 @@ def confusion(predicted: np.ndarray, truth: np.ndarray) -> Confusion:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(
-        numerator, denominator, out=np.ones_like(numerator, dtype=np.float64), where=denominator > 0
-    )
+    """numerator / denominator; 1 where the denominator is 0."""
+    ratio = np.ones(numerator.shape)
+    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+    return ratio

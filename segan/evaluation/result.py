@@ -17,9 +17,10 @@ from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.hair import hair_fraction
 from segan.evaluation.metrics import SCORE_NAMES, confusion
 from segan.evaluation.probability_cache import ProbabilityCache
-from segan.evaluation.slices import FrozenModel, ImageScores, SliceGroup, slice_images
+from segan.evaluation.slices import ImageScores, SliceGroup, slice_images
 from segan.evaluation.sweep import Sweep
 from segan.runs.checkpoint import Checkpoint
+from segan.utils.models import FrozenModel
 
 NUM_BINS = 10  # of probability, in the calibration
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from segan.data.profile.image_stats import TONE_CATEGORIES, tone_category
 from segan.evaluation.bootstrap import mean_interval
+from segan.utils.models import FrozenModel
 
 # (upper bound, name) of bands of the frame's fraction that is lesion and the skin's that is hair.
 LESION_BANDS = ((0.02, "up to 2 %"), (0.05, "2 to 5 %"), (0.15, "5 to 15 %"), (0.4, "15 to 40 %"))
@@ -16,10 +16,6 @@ LARGEST_LESION = "above 40 %"
 HAIR_BANDS = ((0.01, "up to 1 %"), (0.03, "1 to 3 %"))
 MOST_HAIR = "above 3 %"
 MIN_IMAGES = 5  # fewest images that a slice's interval is computed from
-
-
-class FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class ImageScores(FrozenModel):

@@ -16,7 +16,6 @@ from segan import storage
 from segan.config import Config
 from segan.errors import UsageError
 from segan.evaluation.result import EvaluationResult
-from segan.evaluation.slices import FrozenModel
 from segan.report.search import SearchSummary, summarise_search
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import Ensemble, is_ensemble, read_ensemble
@@ -24,6 +23,7 @@ from segan.runs.listing import epoch_rows, non_default_values, open_run
 from segan.runs.provenance import package_versions
 from segan.runs.run import Run
 from segan.runs.study import STUDY_FILE, Study
+from segan.utils.models import FrozenModel
 
 TargetKind = Literal["run", "study", "ensemble"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult
@@ -20,7 +20,8 @@ CASES_PER_GROUP = 6
 _QUALITY = 82
 
 
-class Outline(BaseModel):
+@dataclass(frozen=True)
+class Outline:
     """The outline of a mask.
 
     Attributes:
@@ -28,25 +29,21 @@ class Outline(BaseModel):
         path: SVG path in the frame's pixels.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     source: str
     path: str
 
 
-class Case(BaseModel):
+@dataclass(frozen=True)
+class Case:
     """An image with the outlines of its masks."""
-
-    model_config = ConfigDict(frozen=True)
 
     scores: ImageScores
     image_data_uri: str
     outlines: tuple[Outline, ...]
 
 
-class CaseGroup(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+@dataclass(frozen=True)
+class CaseGroup:
     title: str
     description: str
     cases: tuple[Case, ...]

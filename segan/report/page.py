@@ -169,9 +169,10 @@ def disagreement_quartiles(result: EvaluationResult) -> list[tuple[float, float]
     if not result.members or len(result.images) < 4:
         return []
     images = sorted(result.images, key=lambda image: image.disagreement or 0.0)
-    columns = ([image.disagreement for image in images], [image.jaccard for image in images])
-    means = ([float(np.mean(part)) for part in np.array_split(values, 4)] for values in columns)
-    return list(zip(*means, strict=True))
+    disagreement = np.array_split([image.disagreement or 0.0 for image in images], 4)
+    jaccard = np.array_split([image.jaccard for image in images], 4)
+    pairs = zip(disagreement, jaccard, strict=True)
+    return [(float(np.mean(d)), float(np.mean(j))) for d, j in pairs]
 
 
 def search_chart(search: SearchSummary) -> ParallelCoordinates | None:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from segan.evaluation.slices import FrozenModel
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
+from segan.utils.models import FrozenModel
 
 
 class TrialSummary(FrozenModel):
     """A trial.
 
     Attributes:
-        jaccard, threshold, epoch: of its best validation.
+        jaccard, threshold, best_epoch: of its best validation.
         epochs: completed.
         reason: explains a status other than finished; may be empty.
         best_jaccards: (epoch, best Jaccard so far) of each validation; ASHA compares these.
@@ -26,7 +26,7 @@ class TrialSummary(FrozenModel):
     parameters: dict[str, Any]
     jaccard: float
     threshold: float | None
-    epoch: int
+    best_epoch: int
     epochs: int
     status: TrialStatus
     reason: str
@@ -52,6 +52,7 @@ class SearchSummary(FrozenModel):
     """The search of a study.
 
     Attributes:
+        algorithm: as `search.algorithm`, or "ablation".
         trials: the best first.
         rungs: empty without early stopping.
         epochs_trained: by all trials together.
@@ -76,7 +77,7 @@ def summarise_search(study: Study) -> SearchSummary:
             parameters=row.parameters,
             jaccard=row.jaccard,
             threshold=row.threshold,
-            epoch=row.best_epoch,
+            best_epoch=row.best_epoch,
             epochs=row.epochs,
             status=row.status,
             reason=row.reason,
@@ -106,23 +107,20 @@ def best_so_far(trial: Trial) -> tuple[tuple[int, float], ...]:
 
 def rung_epochs(grace: int, factor: float, epochs: int) -> list[int]:
     """ASHA's rungs before the last epoch: grace, grace x factor, grace x factor^2, ..."""
-    found, at = [], float(min(grace, epochs))
-    while math.ceil(at) < epochs:
-        found.append(math.ceil(at))
-        at *= factor
-    return found
+    rungs, rung = [], float(min(grace, epochs))
+    while math.ceil(rung) < epochs:
+        rungs.append(math.ceil(rung))
+        rung *= factor
+    return rungs
 
 
 def summarise_rung(epoch: int, trials: Sequence[TrialSummary]) -> Rung:
     """A rung; a trial counts as promoted if it was validated again afterwards or finished."""
     reached, promoted = 0, []
     for trial in trials:
-        later_scores = [score for at, score in trial.best_jaccards if at >= epoch]
-        reached += bool(later_scores)
-        promoted += (
-            later_scores[:1]
-            if len(later_scores) > 1 or trial.status is TrialStatus.FINISHED
-            else []
-        )
+        later = [score for at, score in trial.best_jaccards if at >= epoch]
+        reached += bool(later)
+        if len(later) > 1 or trial.status is TrialStatus.FINISHED:
+            promoted += later[:1]
     cutoff = min(promoted, default=None)
     return Rung(epoch=epoch, num_reached=reached, num_promoted=len(promoted), cutoff=cutoff)

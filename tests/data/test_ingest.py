@@ -1,4 +1,4 @@
-"""Ingest: every pair becomes a record or a reject with its reason, and nothing is lost between."""
+"""Ingest: every pair becomes a record or a reject with a reason."""
 
 import os
 import random
@@ -57,7 +57,7 @@ def ingest(source: str, out: str, max_rejects: float = 1.0, rows_per_shard: int 
 
 
 def damaged_files(source: Path) -> tuple[Path, Path]:
-    """Image and mask of the pair to damage."""
+    """Image and mask file of the pair to damage."""
     return (
         source / "ISIC-2017_Training_Data" / f"{DAMAGED_ID}.jpg",
         source / "ISIC-2017_Training_Part1_GroundTruth" / f"{DAMAGED_ID}_segmentation.png",
@@ -72,7 +72,7 @@ def read_ids(out: str, split: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn")
+    folder = tmp_path_factory.mktemp("archive")
     generate(str(folder))
     return folder
 
@@ -88,13 +88,13 @@ def out(tmp_path: Path) -> str:
     return str(tmp_path / "records")
 
 
-# One bad pair among good ones
+# One bad pair
 
 Damage = Callable[[Path, Path], Any]
 
 
 def save_mask_as(mode: str, value: Any = 0) -> Damage:
-    """Damage that puts another mask of the same size in the mask's place."""
+    """Replaces the mask with a uniform one of the same size."""
 
     def damage(image: Path, mask: Path) -> None:
         Image.new(mode, Image.open(image).size, value).save(mask)
@@ -152,7 +152,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_bad_pair_is_rejected_by_name_and_the_rest_goes_on(
+def test_rejects_a_bad_pair_and_keeps_the_others(
     source: Path, out: str, damage: Damage, reason: str
 ) -> None:
     image, mask = damaged_files(source)
@@ -172,7 +172,7 @@ def test_a_bad_pair_is_rejected_by_name_and_the_rest_goes_on(
     assert read_ids(out, "validation") == {"ISIC_0000005", "ISIC_0000006"}
 
 
-def test_a_shard_of_rejects_alone_is_no_shard(source: Path, out: str) -> None:
+def test_no_shard_without_records(source: Path, out: str) -> None:
     for mask in (source / "ISIC-2017_Validation_Part1_GroundTruth").iterdir():
         mask.write_bytes(b"")
     manifest = ingest(str(source), out)
@@ -181,7 +181,7 @@ def test_a_shard_of_rejects_alone_is_no_shard(source: Path, out: str) -> None:
     assert len(list(Path(out).glob("*-of-*.parquet"))) == 2
 
 
-def test_more_rejects_than_the_share_leave_no_manifest(source: Path, out: str) -> None:
+def test_too_many_rejects(source: Path, out: str) -> None:
     truncate(*damaged_files(source))
     with pytest.raises(SeganError, match="1 of 9 pairs rejected") as caught:
         ingest(str(source), out, max_rejects=0.1)
@@ -196,10 +196,10 @@ def test_pairs_without_a_partner_count_as_rejects(source: Path, out: str) -> Non
         ingest(str(source), out, max_rejects=0.1)
 
 
-# What is written
+# Content of the records
 
 
-def test_records_are_the_archives_pairs(synthetic_archive: Path, out: str) -> None:
+def test_records_equal_the_archive(synthetic_archive: Path, out: str) -> None:
     manifest = ingest(str(synthetic_archive), out)
     archive = open_archive(str(synthetic_archive))
     assert (manifest.width, manifest.height, manifest.classes) == (*FRAME_SIZE, 1)
@@ -220,7 +220,7 @@ def test_records_are_the_archives_pairs(synthetic_archive: Path, out: str) -> No
             )
 
 
-def test_the_order_of_results_changes_nothing(synthetic_archive: Path, out: str) -> None:
+def test_order_of_results_does_not_matter(synthetic_archive: Path, out: str) -> None:
     def backwards(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
         return local_executor(1)(tasks[::-1])
 
@@ -234,19 +234,19 @@ def test_the_order_of_results_changes_nothing(synthetic_archive: Path, out: str)
     assert len(first.shards("train")) > 1
 
 
-def test_ingesting_again_gives_the_same_bytes(synthetic_archive: Path, out: str) -> None:
+def test_ingest_is_deterministic(synthetic_archive: Path, out: str) -> None:
     first = ingest(str(synthetic_archive), out, rows_per_shard=2)
     assert ingest(str(synthetic_archive), out + "-again", rows_per_shard=2) == first
 
 
-def test_another_pixel_is_another_fingerprint(source: Path, out: str) -> None:
+def test_fingerprint_depends_on_pixels(source: Path, out: str) -> None:
     before = ingest(str(source), out).fingerprint
     save_mask_as("L", 255)(*damaged_files(source))
     assert ingest(str(source), out).fingerprint != before
 
 
 @pytest.mark.integration
-def test_a_bucket_holds_the_same_records(synthetic_archive: Path, out: str, bucket: str) -> None:
+def test_records_in_a_bucket(synthetic_archive: Path, out: str, bucket: str) -> None:
     generate(f"{bucket}/archive")
     there = ingest(f"{bucket}/archive", f"{bucket}/records", rows_per_shard=2)
     here = ingest(str(synthetic_archive), out, rows_per_shard=2)
@@ -289,12 +289,12 @@ def test_every_pair_is_in_the_one_task_of_its_shard(
         assert {pair.split for pair in task.pairs} == {task.split}
 
 
-def test_a_shard_holds_a_row_at_least() -> None:
+def test_rows_per_shard_must_be_positive() -> None:
     with pytest.raises(UsageError, match="--rows-per-shard 0: expected at least 1"):
         plan_shards(make_archive({"train": 1}), "/no/records", IngestOptions(FRAME_SIZE, 0))
 
 
-# Records that are there already
+# Existing records
 
 
 def test_records_of_another_archive_or_size_are_not_replaced(
@@ -313,16 +313,14 @@ def test_records_of_another_archive_or_size_are_not_replaced(
     assert read_ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_clearing_takes_the_records_and_leaves_other_files(
-    synthetic_archive: Path, out: str
-) -> None:
+def test_clear_output_keeps_other_files(synthetic_archive: Path, out: str) -> None:
     ingest(str(synthetic_archive), out)
     storage.write_bytes(f"{out}/README.md", b"mine")
     clear_output(out)
     assert [file.name for file in storage.list_files(out)] == ["README.md"]
 
 
-def test_an_empty_place_is_clear(out: str) -> None:
+def test_clear_output_without_a_manifest(out: str) -> None:
     clear_output(out)
     name = f"{out}/train-00000-of-00001-{0:016x}.parquet"
     storage.write_bytes(name, b"of a job that was stopped")
@@ -330,8 +328,8 @@ def test_an_empty_place_is_clear(out: str) -> None:
     assert not storage.exists(name)
 
 
-def test_clearing_spares_records_further_down(synthetic_archive: Path, out: str) -> None:
-    """`--overwrite` at a root of records must not empty those below it."""
+def test_clear_output_keeps_records_in_subfolders(synthetic_archive: Path, out: str) -> None:
+    """`--overwrite` must not delete records in subfolders."""
     ingest(str(synthetic_archive), out)
     below = ingest(str(synthetic_archive), f"{out}/below")
     clear_output(out)
@@ -339,33 +337,33 @@ def test_clearing_spares_records_further_down(synthetic_archive: Path, out: str)
     assert read_ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_clearing_takes_records_and_nothing_else(out: str) -> None:
-    """A checkpoint's manifest has the same name."""
+def test_clear_output_refuses_another_manifest(out: str) -> None:
+    """A checkpoint's manifest has the same file name."""
     storage.write_json(f"{out}/{MANIFEST}", {"files": {}, "info": {}})
     with pytest.raises(SeganError, match=f"{out}"):
         clear_output(out)
     assert storage.exists(f"{out}/{MANIFEST}")
 
 
-# Again, when the archive has changed
+# Updating records
 
 
 class CountingExecutor:
-    """`here`, with the number of pairs that were decoded."""
+    """A local executor that counts decoded pairs."""
 
     def __init__(self) -> None:
         self.num_decoded = 0
 
     def __call__(self, tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
-        for one in local_executor(1)(tasks):
-            self.num_decoded += one.num_decoded
-            yield one
+        for result in local_executor(1)(tasks):
+            self.num_decoded += result.num_decoded
+            yield result
 
 
 def ingest_again(
     source: Path, out: str, rows_per_shard: int = 250, **options: Any
 ) -> tuple[CountingExecutor, Manifest]:
-    """Ingests once more; how many pairs were decoded, and the manifest."""
+    """Ingests with a counting executor; returns it and the manifest."""
     counting = CountingExecutor()
     how = IngestOptions(FRAME_SIZE, rows_per_shard, 1.0, **options)
     return counting, write_records(open_archive(str(source)), out, how, counting)
@@ -381,7 +379,7 @@ def rename(source: Path, old: str, new: str) -> None:
 
 
 def add_pairs(source: Path, count: int, seed: int = 1) -> None:
-    """More training pairs, ISIC_0000100 and on."""
+    """Adds training pairs from ISIC_0000100."""
 
     def write(name: str, content: bytes) -> None:
         new = name.replace("ISIC_00000", "ISIC_00001")
@@ -391,7 +389,7 @@ def add_pairs(source: Path, count: int, seed: int = 1) -> None:
 
 
 @pytest.mark.parametrize("rows", [250, 2])
-def test_nothing_new_is_nothing_decoded(source: Path, out: str, rows: int) -> None:
+def test_unchanged_archive_decodes_nothing(source: Path, out: str, rows: int) -> None:
     ingest(str(source), out, rows_per_shard=rows)
     before = read_files(out)
     decoded, _ = ingest_again(source, out, rows)
@@ -400,9 +398,7 @@ def test_nothing_new_is_nothing_decoded(source: Path, out: str, rows: int) -> No
 
 
 @pytest.mark.parametrize(("rows", "more"), [(250, 3), (2, 1), (2, 6), (3, 40)])
-def test_only_new_pairs_are_decoded_and_the_records_are_as_if_made_at_once(
-    source: Path, out: str, rows: int, more: int
-) -> None:
+def test_only_new_pairs_are_decoded(source: Path, out: str, rows: int, more: int) -> None:
     ingest(str(source), out, rows_per_shard=rows)
     add_pairs(source, more)
     counting, _ = ingest_again(source, out, rows)
@@ -411,7 +407,7 @@ def test_only_new_pairs_are_decoded_and_the_records_are_as_if_made_at_once(
     assert read_files(out) == read_files(f"{out}-fresh")
 
 
-def test_other_shards_and_other_splits_decode_nothing(source: Path, out: str) -> None:
+def test_resharding_and_folds_decode_nothing(source: Path, out: str) -> None:
     ingest(str(source), out, rows_per_shard=1)
     for rows in (3, 250, 2, 1):
         counting, _ = ingest_again(source, out, rows)
@@ -423,8 +419,8 @@ def test_other_shards_and_other_splits_decode_nothing(source: Path, out: str) ->
     assert manifest.num_rows("train") + manifest.num_rows("validation") == 7
 
 
-def test_a_changed_file_is_noticed_by_its_content(source: Path, out: str) -> None:
-    """Not by size or date: both are as they were."""
+def test_changed_file_is_decoded(source: Path, out: str) -> None:
+    """Size and modification time are unchanged."""
     before = ingest(str(source), out)
     _, mask = damaged_files(source)
     stat, content = mask.stat(), bytearray(mask.read_bytes())
@@ -439,17 +435,17 @@ def test_a_changed_file_is_noticed_by_its_content(source: Path, out: str) -> Non
     assert ingest_again(source, out)[1] == before
 
 
-def test_a_file_that_is_gone_is_gone_from_the_records(source: Path, out: str) -> None:
+def test_deleted_pair_is_removed(source: Path, out: str) -> None:
     ingest(str(source), out)
     for path in damaged_files(source):
         path.unlink()
     counting, manifest = ingest_again(source, out)
     assert counting.num_decoded == 0
     assert (manifest.num_rows("train"), manifest.num_inputs) == (4, 8)
-    assert len(list(Path(out).glob("*-of-*.parquet"))) == 3, "the shards before are cleared away"
+    assert len(list(Path(out).glob("*-of-*.parquet"))) == 3, "old shards are deleted"
 
 
-def test_a_pair_under_another_name_is_not_decoded_again(source: Path, out: str) -> None:
+def test_renamed_pair_is_not_decoded(source: Path, out: str) -> None:
     ingest(str(source), out)
     rename(source, DAMAGED_ID, "ISIC_0000077")
     counting, _ = ingest_again(source, out)
@@ -460,7 +456,7 @@ def test_a_pair_under_another_name_is_not_decoded_again(source: Path, out: str) 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-9], lambda b: b[:99] + b"x" + b[100:], lambda b: b""]
 )
-def test_a_torn_shard_is_made_again(
+def test_damaged_shard_is_rewritten(
     source: Path, out: str, damage: Callable[[bytes], bytes]
 ) -> None:
     ingest(str(source), out)
@@ -472,17 +468,17 @@ def test_a_torn_shard_is_made_again(
     assert read_files(out) == before
 
 
-def test_until_the_end_the_records_are_those_of_before(source: Path, out: str) -> None:
+def test_interrupted_ingest_keeps_the_previous_records(source: Path, out: str) -> None:
     before = ingest(str(source), out, rows_per_shard=2)
     frames = read_ids(out, "train")
     add_pairs(source, 6)
 
-    def stops(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+    def interrupted(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
         yield from local_executor(1)(tasks[:2])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 2), stops)
+        write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 2), interrupted)
     assert read_manifest(out) == before
     assert read_ids(out, "train") == frames
 
@@ -490,15 +486,13 @@ def test_until_the_end_the_records_are_those_of_before(source: Path, out: str) -
 # Near-duplicates
 
 
-def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
-    source: Path, out: str
-) -> None:
+def test_duplicates_are_listed_and_dropped_on_request(source: Path, out: str) -> None:
     generate_archive({"train": 9, "validation": 3}, 3, lambda n, b: _write_file(source / n, b), 100)
     _copy_pair(source, "Training", "ISIC_0000004", "Validation", "ISIC_0000900")
     _copy_pair(source, "Validation", "ISIC_0000010", "Test_v2", "ISIC_0000901")
     kept = ingest(str(source), out)
-    twins = storage.read_json(f"{out}/profile.json")["duplicates"]
-    assert {frozenset((pair["id"], pair["other_id"])) for pair in twins} == {
+    duplicates = storage.read_json(f"{out}/profile.json")["duplicates"]
+    assert {frozenset((pair["id"], pair["other_id"])) for pair in duplicates} == {
         frozenset(("ISIC_0000004", "ISIC_0000900")),
         frozenset(("ISIC_0000010", "ISIC_0000901")),
     }
@@ -513,8 +507,8 @@ def test_a_picture_of_two_splits_is_listed_and_left_out_of_training_on_request(
     assert "ISIC_0000900" in read_ids(out, "validation")
 
 
-def test_duplicates_are_no_bad_files(source: Path, out: str) -> None:
-    """What is left out on request does not count towards the share of rejects that stops a job."""
+def test_dropped_duplicates_do_not_count_as_rejects(source: Path, out: str) -> None:
+    """`max_rejects` counts unreadable files alone."""
     _copy_pair(source, "Training", "ISIC_0000001", "Validation", "ISIC_0000900")
     options = IngestOptions(FRAME_SIZE, max_rejects=0.0, drop_duplicates=True)
     manifest = write_records(open_archive(str(source)), out, options, local_executor(1))
@@ -527,12 +521,12 @@ def _copy_pair(source: Path, part: str, name: str, other: str, new: str) -> None
         _write_file(source / f"ISIC-2017_{other}_{folder}" / f"{new}{suffix}", content)
 
 
-# Stopped and started again
+# Interrupted and resumed
 
 
 @pytest.mark.timeout(300)
-def test_killed_ten_times_and_finished_the_records_are_the_same(tmp_path: Path, out: str) -> None:
-    source, chance = tmp_path / "archive", random.Random(0)
+def test_killed_ten_times(tmp_path: Path, out: str) -> None:
+    source, rng = tmp_path / "archive", random.Random(0)
     generate_archive(
         {"train": 120, "validation": 20}, 0, lambda n, b: _write_file(source / n, b), 64
     )
@@ -542,16 +536,16 @@ def test_killed_ten_times_and_finished_the_records_are_the_same(tmp_path: Path, 
         there = _count_shards(out)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
             while _count_shards(out) == there:
-                assert child.poll() is None, "there is work left to kill it in"
+                assert child.poll() is None, "expected more work"
                 time.sleep(0.001)
-            time.sleep(chance.random() / 50)
+            time.sleep(rng.random() / 50)
             child.kill()
         assert child.returncode == -signal.SIGKILL
     subprocess.run(command, check=True, capture_output=True)
     other = str(tmp_path / "undisturbed")
     subprocess.run([*command[:5], other, *words], check=True, capture_output=True)
     assert read_files(out) == read_files(other)
-    assert not list(Path(out).glob(".*")), "what was half written is cleared away"
+    assert not list(Path(out).glob(".*")), "partial files are deleted"
 
 
 def _write_file(path: Path, content: bytes) -> None:

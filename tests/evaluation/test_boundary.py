@@ -1,4 +1,4 @@
-"""The outline's length and roughness, counted by hand."""
+"""Perimeter and roughness by hand."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ COMB = parse_mask("....", "#.#.", "###.", "....")  # 2 + 3 above, 3 below, 1 + 2
         (parse_mask("#.", ".#"), 4),
     ],
 )
-def test_sides_by_hand(found: np.ndarray, sides: int) -> None:
+def test_perimeter_by_hand(found: np.ndarray, sides: int) -> None:
     assert perimeter(found) == sides
 
 
-def test_beside_the_truth() -> None:
+def test_ratios_by_hand() -> None:
     two = np.stack([SQUARE, COMB])
     truth = np.stack([COMB, np.zeros_like(COMB)])
     np.testing.assert_allclose(perimeter_ratio(two, truth), [8 / 10, np.nan])
@@ -43,7 +43,7 @@ def test_beside_the_truth() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
-def test_the_size_of_a_square_does_not_make_it_rough(one: int, other: int) -> None:
+def test_roughness_does_not_depend_on_size(one: int, other: int) -> None:
     def square(side: int) -> np.ndarray:
         return np.pad(np.ones((side, side), bool), ((1, 30 - side), (1, 30 - side)))
 

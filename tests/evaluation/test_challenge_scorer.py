@@ -1,4 +1,4 @@
-"""Our scores against the challenge's own scorer, on the real validation masks."""
+"""Comparison with the challenge's own scorer on the real validation masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scorer() -> Any:
 
 
 def perturb(truth: np.ndarray, index: int) -> np.ndarray:
-    """A prediction that errs in one of six ways, by turns."""
+    """A prediction with one of six kinds of errors, by index."""
     rng = np.random.default_rng(index)
     if index % 6 == 0:
         return np.roll(truth, (rng.integers(-30, 30), rng.integers(-30, 30)), (0, 1))
@@ -51,20 +51,18 @@ def score_folder(truth: Path, predictions: Path) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in SCORE_NAMES}
 
 
-def test_as_the_challenge_scores_the_real_masks(
-    isic2017: Path, tmp_path: Path, scorer: Any
-) -> None:
+def test_real_masks(isic2017: Path, tmp_path: Path, scorer: Any) -> None:
     files = sorted((isic2017 / TRUTH).glob("*.png"))
     assert len(files) == 150
     for index, file in enumerate(files):
         save(perturb(np.asarray(Image.open(file)) > 128, index), tmp_path / file.name)
     found = score_folder(isic2017 / TRUTH, tmp_path)
-    assert (found["jaccard"] == 1).sum() == 25, "one in six was left as it is"
-    assert (found["jaccard"] == 0).sum() >= 50, "one was emptied and one inverted"
+    assert (found["jaccard"] == 1).sum() == 25, "one in six is unchanged"
+    assert (found["jaccard"] == 0).sum() >= 50, "one in six is empty and one inverted"
 
-    theirs = scorer.SegmentationScore.from_dir(isic2017 / TRUTH, tmp_path).macro_average
+    expected = scorer.SegmentationScore.from_dir(isic2017 / TRUTH, tmp_path).macro_average
     for name in SCORE_NAMES:
-        assert found[name].mean() == pytest.approx(theirs[name], abs=1e-9), name
+        assert found[name].mean() == pytest.approx(expected[name], abs=1e-9), name
     pairs = scorer.load_image.iter_image_pairs(isic2017 / TRUTH, tmp_path)
     for i, pair in enumerate(pairs):
         one = scorer.SegmentationScore([pair]).macro_average
@@ -72,7 +70,7 @@ def test_as_the_challenge_scores_the_real_masks(
             assert found[name][i] == pytest.approx(one[name], abs=1e-9), (name, pair.image_id)
 
 
-def test_as_the_challenge_scores_empty_masks(tmp_path: Path, scorer: Any) -> None:
+def test_empty_masks(tmp_path: Path, scorer: Any) -> None:
     nothing, something = np.zeros((4, 5), bool), np.eye(4, 5, dtype=bool)
     cases = [(nothing, nothing), (nothing, something), (something, nothing)]
     for folder in ("truth", "predictions"):
@@ -82,6 +80,6 @@ def test_as_the_challenge_scores_empty_masks(tmp_path: Path, scorer: Any) -> Non
         save(prediction, tmp_path / "predictions" / mask_name(f"ISIC_{i:07d}"))
     found = score_folder(tmp_path / "truth", tmp_path / "predictions")
     assert found["jaccard"].tolist() == [1.0, 0.0, 0.0]
-    theirs = scorer.SegmentationScore.from_dir(tmp_path / "truth", tmp_path / "predictions")
+    expected = scorer.SegmentationScore.from_dir(tmp_path / "truth", tmp_path / "predictions")
     for name in SCORE_NAMES:
-        assert found[name].mean() == pytest.approx(theirs.macro_average[name], abs=1e-9), name
+        assert found[name].mean() == pytest.approx(expected.macro_average[name], abs=1e-9), name

@@ -1,4 +1,4 @@
-"""An ablation's report: by hand where there is a hand, and of tiny trainings."""
+"""The report of an ablation, by hand and of tiny trainings."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_maps_by_hand() -> None:
+def test_score_maps_by_hand() -> None:
     maps = np.array([[[[0.6, 0.3, 0.1]]], [[[0.1, 0.2, 0.9]]]], np.float32)
     truth = np.array([[[[1, 0, 0]]], [[[0, 1, 1]]]], np.uint8)
     found = score_maps(maps, truth)
-    # From 0.3 to 0.6 on, 1 and 1/2; from 0.1 to 0.2, 1/2 and 1; elsewhere less.
+    # Jaccard 1 and 1/2 for thresholds from 0.3 to 0.6, 1/2 and 1 from 0.1 to 0.2, less elsewhere.
     assert found.jaccard.mean() == pytest.approx(0.75)
     assert sorted(found.jaccard.tolist()) == [0.5, 1.0]
     np.testing.assert_array_equal(found.perimeter, [[1.0], [1.0]])
@@ -73,7 +73,7 @@ def make_config(records: str, seeds: int = 3) -> Config:
 
 @pytest.fixture(scope="module")
 def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Stopped in its second trial, and gone on with."""
+    """A study that was stopped in its second trial and resumed."""
     config, study = make_config(records), Study(str(tmp_path_factory.mktemp("study")))
     trials = prepare_trials(config, study, read_manifest(records).fingerprint)
     told: list[str] = []
@@ -81,7 +81,9 @@ def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
         train_all_local(config, trials, lambda name, *_: told.append(name), lambda: len(told) >= 3)
     assert [trial.result().has_ended for trial in trials] == [True, *[False] * 5]
     train_all_local(config, trials, lambda name, *_: told.append(name), lambda: False)
-    assert sorted(told) == sorted([trial.name for trial in trials] * 2)  # none was done twice
+    assert sorted(told) == sorted(
+        [trial.name for trial in trials] * 2
+    )  # no epoch was trained twice
     return study
 
 
@@ -91,19 +93,19 @@ def report(study: Study, records: str) -> AblationReport:
 
 
 def mean_jaccards(study: Study, records: str, variant: str) -> np.ndarray:
-    """Of each image, the mean over seeds, by the checkpoints' own thresholds."""
+    """Jaccard per image, mean over seeds, at the checkpoints' own thresholds."""
     frames = read_samples(records, read_manifest(records), "validation")
     rows = []
     for seed in range(3):
         best = study.get_trial(f"{variant}-seed{seed}").run.best_checkpoint()
         assert best is not None
         maps = Member.from_checkpoint(best)(torch.tensor(frames.image)).numpy()
-        drawn = maps > np.float32(best.threshold)
-        rows.append(confusion(drawn, frames.mask != 0).scores()["jaccard"][:, 0])
+        predicted = maps > np.float32(best.threshold)
+        rows.append(confusion(predicted, frames.mask != 0).scores()["jaccard"][:, 0])
     return np.mean(rows, axis=0)
 
 
-def test_the_report_is_of_the_best_checkpoints_at_their_thresholds(
+def test_scores_are_of_the_best_checkpoints(
     study: Study, records: str, report: AblationReport
 ) -> None:
     paper, rival = report.variants
@@ -116,9 +118,7 @@ def test_the_report_is_of_the_best_checkpoints_at_their_thresholds(
     assert paper.std_over_seeds == pytest.approx(np.std(paper.jaccard_per_seed, ddof=1))
 
 
-def test_the_report_says_how_steady_the_trainings_were(
-    study: Study, report: AblationReport
-) -> None:
+def test_stability_of_the_trainings(study: Study, report: AblationReport) -> None:
     paper = report.variants[0]
     curves = [
         [line["jaccard"] for line in study.get_trial(f"paper-seed{seed}").epoch_metrics()]
@@ -133,14 +133,14 @@ def test_the_report_says_how_steady_the_trainings_were(
     assert len(report.runs[0].critic_loss) == 2
 
 
-def test_evaluations_are_of_the_baselines_runs(report: AblationReport) -> None:
+def test_evaluations_use_the_baseline_runs(report: AblationReport) -> None:
     (padded,) = report.evaluations
     assert (padded.variant, padded.num_scored) == ("padded", 3)
     assert padded.jaccard != report.variants[0].jaccard
     assert padded.ensemble_of_three is not None
 
 
-def test_it_is_kept_and_is_the_same_again(
+def test_report_is_stored_and_deterministic(
     study: Study, records: str, report: AblationReport
 ) -> None:
     kept = json.loads(Path(study.uri, "ablation.json").read_text())
@@ -148,7 +148,7 @@ def test_it_is_kept_and_is_the_same_again(
     assert compare_variants(make_config(records), study) == report
 
 
-def test_a_study_that_has_only_begun_has_a_report(records: str, tmp_path: Path) -> None:
+def test_report_of_a_study_without_checkpoints(records: str, tmp_path: Path) -> None:
     config, study = make_config(records), Study(str(tmp_path))
     prepare_trials(config, study, read_manifest(records).fingerprint)
     paper = compare_variants(config, study).variants[0]
@@ -160,7 +160,7 @@ def test_a_study_that_has_only_begun_has_a_report(records: str, tmp_path: Path) 
     )
 
 
-def test_what_was_not_finite_diverged(records: str, tmp_path: Path) -> None:
+def test_nonfinite_trials_count_as_diverged(records: str, tmp_path: Path) -> None:
     config, study = make_config(records), Study(str(tmp_path))
     trials = prepare_trials(config, study, read_manifest(records).fingerprint)
     trials[0].mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")

@@ -1,4 +1,4 @@
-"""Hair: what is dark, thin and long counts, and nothing else."""
+"""Hair detection on drawn lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def skin_image() -> np.ndarray:
 
 
 def line_image(down: float, right: float, length: int = 31) -> np.ndarray:
-    """Skin with a line of one pixel's width through its middle."""
+    """Skin with a line of one pixel's width through the centre."""
     image = skin_image()
     for i in range(-(length // 2), length // 2 + 1):
         image[HEIGHT // 2 + round(i * down), WIDTH // 2 + round(i * right)] = DARK
@@ -27,16 +27,16 @@ def line_image(down: float, right: float, length: int = 31) -> np.ndarray:
 @pytest.mark.parametrize(
     "direction", [(0, 1), (1, 0), (0.7, 0.7), (0.7, -0.7), (0.5, 1), (-1, 0.5)]
 )
-def test_a_line_is_found_whole(direction: tuple[float, float]) -> None:
+def test_finds_lines(direction: tuple[float, float]) -> None:
     image = line_image(*direction)
-    drawn = (image == DARK).all(2)
+    line = (image == DARK).all(2)
     found = find_hair(image)
-    assert not (found & ~drawn).any()
-    assert (found & drawn).sum() >= 0.8 * drawn.sum()
+    assert not (found & ~line).any()
+    assert (found & line).sum() >= 0.8 * line.sum()
 
 
-def test_its_share_is_of_the_pixels_outside_the_lesion() -> None:
-    # A hair across the whole frame, 80 pixels, 30 of them over a lesion of 10 x 30 pixels:
+def test_fraction_is_of_the_pixels_outside_the_lesion() -> None:
+    # A hair across the frame, 80 pixels, 30 of them over a lesion of 10 x 30 pixels:
     # 50 of 4800 - 300.
     image, lesion = skin_image(), NO_LESION.copy()
     image[30] = DARK
@@ -46,7 +46,7 @@ def test_its_share_is_of_the_pixels_outside_the_lesion() -> None:
     assert hair_fraction(image, ~NO_LESION) == 0
 
 
-def test_what_is_short_thick_or_light_is_none() -> None:
+def test_short_thick_and_light_lines_are_not_hair() -> None:
     short = line_image(0, 1, 9)
     thick = skin_image()
     thick[20:32] = DARK

@@ -49,7 +49,7 @@ def test_by_hand(
     assert tuple(map(float, values.values())) == pytest.approx(scores)
 
 
-def test_each_image_and_class_apart() -> None:
+def test_scores_per_image_and_class() -> None:
     truth = np.zeros((2, 3, 4, 5), dtype=bool)
     predicted = truth.copy()
     truth[1, 2, :2, :2] = True  # 4 pixels
@@ -66,7 +66,7 @@ def test_shapes_must_agree() -> None:
 
 @given(st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50)
-def test_what_holds_for_any_masks(seed: int, few: float, many: float) -> None:
+def test_identities(seed: int, few: float, many: float) -> None:
     rng = np.random.default_rng(seed)
     predicted, truth = rng.random((6, 7)) < few, rng.random((6, 7)) < many
     found = confusion(predicted, truth)

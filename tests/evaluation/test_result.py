@@ -1,4 +1,4 @@
-"""Findings by hand, from maps that are made up."""
+"""Evaluation of made-up probability maps by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_samples(count: int) -> Samples:
 
 
 def make_map(*probabilities: float) -> np.ndarray:
-    """A map whose rows have these probabilities, the last one down to the end."""
+    """A map whose rows have these probabilities; the last one fills the remaining rows."""
     found = np.full((1, HEIGHT, WIDTH), probabilities[-1], np.float32)
     for row, probability in enumerate(probabilities):
         found[0, row] = probability
@@ -33,14 +33,14 @@ def make_map(*probabilities: float) -> np.ndarray:
 
 
 def make_checkpoint(folder: Path, name: str, threshold: float, *maps: np.ndarray) -> Checkpoint:
-    """A checkpoint whose maps are there already."""
+    """A checkpoint whose maps are in the cache."""
     np.save(folder / f"{name}.npy", np.stack(maps))
     metrics = {"jaccard": 0.5, "threshold": threshold}
     info = CheckpointInfo(epochs=1, samples=1, metrics=metrics, config={})
     return Checkpoint(f"run/{name}", name, {SEGMENTOR_FILE: {"sha256": name}}, info)
 
 
-def test_scores_curves_and_traits_of_one_model(tmp_path: Path) -> None:
+def test_single_model(tmp_path: Path) -> None:
     # Of 20 lesion pixels the first map finds 10 and nothing else: Jaccard 1/2, Dice 2/3. The
     # second finds all and 10 of skin: 20/30 and 40/50.
     maps = ProbabilityCache(make_samples(2), tmp_path)
@@ -84,9 +84,9 @@ def test_calibration_by_hand(tmp_path: Path) -> None:
     )
 
 
-def test_the_members_of_an_ensemble(tmp_path: Path) -> None:
-    # At their own thresholds a draws rows 0 and 1, b row 0 alone, c rows 0 to 3: together 40
-    # pixels, all agree on 10, so they disagree on 3/4. The mean's rows are 0.9, 0.6, 0.3, 0.3.
+def test_ensemble(tmp_path: Path) -> None:
+    # At their own thresholds a has rows 0 and 1, b row 0, c rows 0 to 3: a union of 40 pixels and
+    # an intersection of 10, so the disagreement is 3/4. The mean's rows are 0.9, 0.6, 0.3, 0.3.
     maps = ProbabilityCache(make_samples(1), tmp_path)
     members = [
         make_checkpoint(tmp_path, "a", 0.5, make_map(0.9, 0.9, 0.0)),
@@ -102,13 +102,13 @@ def test_the_members_of_an_ensemble(tmp_path: Path) -> None:
     assert [one.threshold for one in found.members] == [0.5, 0.5, 0.8]
 
 
-def test_who_sees_no_lesion_agrees(tmp_path: Path) -> None:
+def test_disagreement_of_empty_masks(tmp_path: Path) -> None:
     maps = ProbabilityCache(make_samples(1), tmp_path)
     members = [make_checkpoint(tmp_path, name, 0.5, make_map(0.1)) for name in "ab"]
     assert compute_disagreement(maps, members).tolist() == [0]
 
 
-def test_an_image_that_is_all_one_colour_may_have_no_tone(tmp_path: Path) -> None:
+def test_unknown_angle(tmp_path: Path) -> None:
     grey = make_samples(1)
     grey.image[:] = 0
     one = make_checkpoint(tmp_path, "one", 0.5, make_map(0.9))

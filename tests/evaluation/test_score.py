@@ -1,4 +1,4 @@
-"""Scores of a model against an archive's own masks, at the images' own size."""
+"""Scores against an archive's masks at the original size."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def make_pair(folder: Path, truth: np.ndarray) -> Pair:
     return Pair("ISIC_0000000", "test", f"{folder}/image.png", f"{folder}/mask.png")
 
 
-def test_its_own_mask_scores_1_and_the_opposite_0(
-    predictor: Predictor, image: Image.Image, tmp_path: Path
-) -> None:
+def test_own_mask_and_its_inverse(predictor: Predictor, image: Image.Image, tmp_path: Path) -> None:
     mask = predictor(image).mask
     assert 0 < mask.mean() < 1
     for truth, value in ((mask, 1.0), (~mask, 0.0)):
@@ -45,16 +43,16 @@ def test_its_own_mask_scores_1_and_the_opposite_0(
         }  # fmt: skip
 
 
-def test_an_empty_truth_by_hand(predictor: Predictor, image: Image.Image, tmp_path: Path) -> None:
+def test_empty_truth_by_hand(predictor: Predictor, image: Image.Image, tmp_path: Path) -> None:
     found = predictor(image).mask
     scores = score_pair(predictor, make_pair(tmp_path, np.zeros_like(found)))
-    # What is right is what is not found; nothing of what is found is.
+    # Every predicted pixel is wrong, and all others are right.
     assert scores["accuracy"] == pytest.approx(1 - found.mean())
     assert (scores["dice"], scores["jaccard"]) == (0.0, 0.0)
 
 
 @pytest.mark.usefixtures("image")
-def test_a_mask_of_another_size_is_an_error(predictor: Predictor, tmp_path: Path) -> None:
+def test_mask_of_another_size(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match="130 x 77 pixels, found 77 x 130"):
         score_pair(predictor, make_pair(tmp_path, np.zeros((130, 77), bool)))
 

@@ -1,4 +1,4 @@
-"""Choosing an ensemble among trained runs, and using it at the prompt."""
+"""Selecting an ensemble of trained runs, and evaluating it on the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def records(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("drawn"))
+    uri = str(tmp_path_factory.mktemp("records"))
     ingest(open_archive(archive), uri, IngestOptions((WIDTH, HEIGHT)), local_executor(1))
     return uri
 
@@ -51,7 +51,7 @@ def study(records: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def test_from_a_study_to_scores_side_by_side(
+def test_build_and_evaluate(
     study: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = f"{tmp_path}/e"
@@ -80,7 +80,7 @@ def test_from_a_study_to_scores_side_by_side(
     assert f"{found['members'][2]['jaccard']:.4f}" in rows[0]
 
 
-def test_the_best_of_a_trained_study(
+def test_find_candidates_of_a_study(
     study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     candidates = find_candidates(study)
@@ -99,9 +99,7 @@ def test_the_best_of_a_trained_study(
     assert f"{read_ensemble(f'{tmp_path}/e').scores['jaccard']:.4f}" in shown
 
 
-def test_wrong_use_at_the_prompt(
-    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ensemble", "build", "--out", f"{tmp_path}/e"]) == 2
     assert "--study" in capsys.readouterr().err
     assert (
@@ -110,7 +108,7 @@ def test_wrong_use_at_the_prompt(
     )
 
 
-def test_too_few_runs_are_named(study: str, tmp_path: Path) -> None:
+def test_too_few_runs(study: str, tmp_path: Path) -> None:
     for trial in ("t0", "t1"):
         copy_files(f"{study}/trials/{trial}", f"{tmp_path}/small/trials/{trial}")
     write_study(f"{tmp_path}/small", ["t0", "t1", "begun"])
@@ -126,7 +124,7 @@ def test_other_records_are_refused(study: str, archive: str, tmp_path: Path) -> 
     assert read_files(f"{tmp_path}/out") == {}
 
 
-def test_where_there_is_no_study_it_says_so(tmp_path: Path) -> None:
+def test_missing_study(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"study\.json: not found"):
         find_candidates(str(tmp_path))
 

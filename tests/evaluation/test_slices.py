@@ -1,4 +1,4 @@
-"""Slices: every image is in one of each kind, with the mean and interval of its like."""
+"""Slices of images by kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def slices_by_name(images: list[ImageScores], by: str) -> dict[str, Any]:
     return {one.name: one for one in slicing.slices}
 
 
-def test_every_band_has_its_images() -> None:
+def test_lesion_bands() -> None:
     images = [
         make_row(0.0, lesion_fraction=0.0),
         make_row(0.1, lesion_fraction=0.02),
@@ -57,7 +57,7 @@ def test_tone_border_and_hair() -> None:
 
 
 @pytest.mark.parametrize("count", [4, 5])
-def test_an_interval_needs_five_images(count: int) -> None:
+def test_interval_needs_min_images(count: int) -> None:
     scores = [0.1, 0.9, 0.5, 0.3, 0.7][:count]
     one = slices_by_name([make_row(score) for score in scores], "Hair")["up to 1 %"]
     expected = mean_interval(scores)

@@ -1,4 +1,4 @@
-"""The sweep against scoring each threshold by itself."""
+"""The sweep compared with scoring each threshold separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def random_maps(seed: int, images: int, classes: int = 1) -> tuple[Tensor, Tensor]:
-    """Random maps, half of their values at thresholds exactly as float32 has them, 0 and 1."""
+    """Random maps; half of their values are 0, 1 or a threshold in float32."""
     rng = np.random.default_rng(seed)
     shape = (images, classes, 5, 6)
     exact = rng.choice(np.float32([0, *THRESHOLDS, 1]), shape)
@@ -39,14 +39,14 @@ def sweep_row(probabilities: list[float], truth: list[int]) -> Sweep:
     )
 
 
-def test_thresholds_lie_between_0_and_1_in_steps_of_a_200th() -> None:
+def test_thresholds() -> None:
     assert len(THRESHOLDS) == 199
     assert THRESHOLDS[[0, 79, -1]] == pytest.approx([0.005, 0.4, 0.995])
 
 
 @given(seed=SEEDS, images=st.integers(1, 4), classes=st.integers(1, 3))
 @settings(max_examples=15)
-def test_each_threshold_is_scored_as_by_itself(seed: int, images: int, classes: int) -> None:
+def test_equals_scoring_each_threshold_separately(seed: int, images: int, classes: int) -> None:
     probability, truth = random_maps(seed, images, classes)
     sweep = make_sweep(probability, truth)
     for i, threshold in enumerate(THRESHOLDS):
@@ -59,7 +59,7 @@ def test_each_threshold_is_scored_as_by_itself(seed: int, images: int, classes: 
 
 @given(seed=SEEDS, cut=st.integers(1, 4))
 @settings(max_examples=15)
-def test_two_parts_add_up_to_the_whole(seed: int, cut: int) -> None:
+def test_sweeps_can_be_added(seed: int, cut: int) -> None:
     probability, truth = random_maps(seed, 5, 2)
     whole = make_sweep(probability, truth)
     first, second = (make_sweep(probability[p], truth[p]) for p in (slice(cut), slice(cut, None)))
@@ -90,46 +90,46 @@ def test_the_curve_of_one_row_by_hand() -> None:
         assert curve[round(threshold * 200) - 1] == pytest.approx(expected), threshold
 
 
-def test_the_best_threshold_is_the_middle_of_those_as_good() -> None:
+def test_best_threshold_is_the_middle_of_equal_ones() -> None:
     # From 0.2 to 0.795 only the lesion is above: 120 thresholds, whose middle is 0.2 + 60 / 200.
     sweep = sweep_row([0.8, 0.2], [1, 0])
     assert sweep.best_threshold() == pytest.approx(0.5)
     assert sweep.scores_at(0.5) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
 
 
-def test_the_best_threshold_stands_alone() -> None:
+def test_single_best_threshold() -> None:
     # 0.3 < p <= 0.305 separates at one threshold only, 0.3.
     assert sweep_row([0.302, 0.3], [1, 0]).best_threshold() == pytest.approx(0.3)
 
 
-def test_at_takes_the_nearest_threshold() -> None:
+def test_scores_at_the_nearest_threshold() -> None:
     sweep = sweep_row([0.41, 0.2], [1, 0])
     # 0.409 is nearest to 0.41, which 0.41 is not above; 0.4 is below it.
     assert sweep.scores_at(0.409)["jaccard"] == 0.0
     assert sweep.scores_at(0.402)["jaccard"] == 1.0
-    # At 0.41 nothing is found: half of the pixels are right.
+    # No pixel is above 0.41: half of the pixels are right.
     assert sweep.scores_at(0.41) == {"accuracy": 0.5, "dice": 0.0, "jaccard": 0.0}
 
 
-def test_classes_count_the_same() -> None:
+def test_classes_have_equal_weight() -> None:
     probability = torch.tensor([[0.9, 0.1], [0.9, 0.9]]).reshape(1, 2, 1, 2)
     truth = torch.tensor([[1, 0], [1, 0]]).reshape(1, 2, 1, 2)
-    # At 0.5 the first class is found whole, 1, and the second with a pixel too many, 1/2.
+    # At 0.5 the first class scores 1, and the second, with a false positive, 1/2.
     assert make_sweep(probability, truth).scores_at(0.5)["jaccard"] == pytest.approx(0.75)
 
 
-def test_an_image_without_a_lesion_counts_1_where_none_is_found() -> None:
+def test_image_without_a_lesion() -> None:
     sweep = sweep_row([0.3, 0.1], [0, 0])
     assert sweep.scores_at(0.295)["jaccard"] == 0.0
     assert sweep.scores_at(0.3) == {"accuracy": 1.0, "dice": 1.0, "jaccard": 1.0}
 
 
-def test_a_curve_needs_an_image() -> None:
+def test_curve_without_images() -> None:
     with pytest.raises(AssertionError, match="no image"):
         Sweep.empty().curve()
 
 
-def test_half_precision_maps_are_taken() -> None:
+def test_half_precision() -> None:
     probability, truth = random_maps(0, 2)
     half = probability.to(torch.bfloat16)
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Cases: the right images, and outlines that are their masks' edges."""
+"""Selection of cases, and outlines of masks."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def test_best_median_and_worst() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=1, max_size=30))
-def test_no_image_is_shown_twice_and_the_worst_is_always_there(jaccards: list[float]) -> None:
+def test_no_image_is_shown_twice(jaccards: list[float]) -> None:
     chosen = choose_cases([make_scores(i, jaccard) for i, jaccard in enumerate(jaccards)])
     shown = [at for kind in chosen.values() for at in kind]
     assert len(shown) == len(set(shown))
     assert min(jaccards) == jaccards[chosen["worst"][0]]
 
 
-def test_the_most_disputed_come_first_and_agreement_is_not_shown() -> None:
+def test_disagreement_cases() -> None:
     images = [make_scores(0, 0.5, 0.1), make_scores(1, 0.5, 0.0), make_scores(2, 0.5, 0.4)]
     assert choose_disagreement_cases(images) == [2, 0]
 
 
-def test_an_outline_by_hand() -> None:
+def test_outline_path_by_hand() -> None:
     # Two pixels side by side in the middle of 3 x 4, and one in the corner.
     mask = np.zeros((3, 4), bool)
     mask[1, 1:3] = mask[0, 3] = True
@@ -60,18 +60,18 @@ def test_an_outline_by_hand() -> None:
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_the_frames_edge_is_no_outline(value: bool) -> None:
+def test_outline_path_leaves_out_the_frame_edge(value: bool) -> None:
     assert outline_path(np.full((3, 4), value)) == ""
 
 
 @given(arrays(bool, (5, 6)))
-def test_it_is_as_long_as_the_edges_between_unlike_pixels(mask: np.ndarray) -> None:
+def test_length_of_the_outline_path(mask: np.ndarray) -> None:
     edges = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
     assert sum(end - start for _, _, start, end in parse_segments(outline_path(mask))) == edges
 
 
 def parse_segments(path: str) -> set[tuple[str, int, int, int]]:
-    """(direction, line it lies on, from, to) of every piece of a path."""
+    """(direction, row or column, start, end) of every segment of a path."""
     found = re.findall(r"M(\d+) (\d+)([HV])(\d+)", path)
     assert "".join(f"M{x} {y}{way}{end}" for x, y, way, end in found) == path
     return {

@@ -1,4 +1,4 @@
-"""Reports of real runs, from the prompt to the page."""
+"""Reports of tiny runs, written by the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
 
 
 class Page(HTMLParser):
-    """The tags of a page; fails where they do not nest, and where it would load something."""
+    """The tags of a page; fails if they do not nest or the page would load something."""
 
     VOID = ("meta", "br")
 
@@ -70,17 +70,14 @@ def read_page(uri: str) -> Page:
     return Page(storage.read_bytes(uri).decode())
 
 
-def test_of_a_run(
-    tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run(tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_study.runs[0]
     assert main(["report", run, "--json", "--out", f"{tmp_path}/page.html"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == storage.read_json(f"{tmp_path}/page.json")
     best = Run(run).best_checkpoint()
     assert best is not None
-    # But for rounding, which depends on how many frames are put in at once: by it a pixel or two
-    # of these small frames can be on the other side of a threshold.
+    # Rounding depends on the batch size and can move a few pixels across a threshold.
     for name, interval in found["result"]["scores"].items():
         assert interval["mean"] == pytest.approx(best.info.metrics[name], abs=1e-3)
         assert interval["low"] <= interval["mean"] <= interval["high"]
@@ -97,7 +94,7 @@ def test_of_a_run(
     assert not storage.exists(f"{run}/report.html")
 
 
-def test_its_command_asks_for_the_same_again(tiny_study: TinyStudy) -> None:
+def test_command_reproduces_the_config(tiny_study: TinyStudy) -> None:
     for uri, verb, wanted in (
         (tiny_study.runs[1], "train", Run(tiny_study.runs[1]).description()["config"]),
         (tiny_study.study, "tune", study_config(tiny_study)),
@@ -134,7 +131,7 @@ def study_config(tiny_study: TinyStudy) -> dict[str, Any]:
     return Study(tiny_study.study).config() | {"data": {"records": tiny_study.records}}
 
 
-def test_of_a_study_it_is_the_best_trials(tiny_study: TinyStudy) -> None:
+def test_study(tiny_study: TinyStudy) -> None:
     report = write_report(tiny_study.study)
     best = max((Run(uri).best_checkpoint() for uri in tiny_study.runs), key=lambda c: c.jaccard)
     assert report.models[0].uri == best.uri
@@ -148,8 +145,8 @@ def test_of_a_study_it_is_the_best_trials(tiny_study: TinyStudy) -> None:
     assert all(f"trial_00{number}" in text for number in range(3))
 
 
-def test_of_an_ensemble(tiny_study: TinyStudy) -> None:
-    # Written when it was built, and again by the command: the same but for the time.
+def test_ensemble(tiny_study: TinyStudy) -> None:
+    # The report of the build and one written later differ only in their time.
     first = storage.read_json(f"{tiny_study.ensemble}/report.json")
     ensemble = read_ensemble(tiny_study.ensemble)
     again = write_report(tiny_study.ensemble).model_dump(mode="json")
@@ -166,7 +163,7 @@ def test_of_an_ensemble(tiny_study: TinyStudy) -> None:
     assert f"--member {ensemble.members[0].uri}" in text
 
 
-def test_the_card_has_slices_with_intervals_and_limits(tiny_study: TinyStudy) -> None:
+def test_card(tiny_study: TinyStudy) -> None:
     card = storage.read_bytes(f"{tiny_study.ensemble}/card.md").decode()
     found = storage.read_json(f"{tiny_study.ensemble}/report.json")["result"]
     scores = found["scores"]["jaccard"]
@@ -180,7 +177,7 @@ def test_the_card_has_slices_with_intervals_and_limits(tiny_study: TinyStudy) ->
         assert words in card
 
 
-def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
+def test_training_writes_a_report_and_survives_its_failure(
     tiny_study: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tiny_study.records)
@@ -190,12 +187,12 @@ def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
     assert f"report: {tmp_path}/run/report.html" in capsys.readouterr().err
     assert storage.read_json(f"{tmp_path}/run/report.json")["kind"] == "run"
 
-    # Given again without the report, the run has ended already, and nothing is written.
+    # The run has ended, and reports are off: nothing is written.
     storage.delete_file(f"{tmp_path}/run/report.html")
     assert main(["train", f"{tmp_path}/run", "--local", *words, "evaluation.report=false"]) == 0
     assert not storage.exists(f"{tmp_path}/run/report.html")
 
-    # A folder lies where the page should be.
+    # A folder has the page's name.
     storage.write_bytes(f"{tmp_path}/run/report.html/in the way", b"")
     assert main(["train", f"{tmp_path}/run", "--local", *words]) == 0
     said = capsys.readouterr().err
@@ -206,7 +203,7 @@ def test_a_training_writes_it_and_a_failure_does_not_fail_the_run(
     assert config.evaluation.report
 
 
-def test_what_cannot_be_reported_is_said_in_a_line(tiny_study: TinyStudy, tmp_path: Path) -> None:
+def test_errors(tiny_study: TinyStudy, tmp_path: Path) -> None:
     Run(f"{tmp_path}/begun").create_or_resume(tiny_config(tiny_study.records), "f")
     with pytest.raises(UsageError, match=r"begun: no validated checkpoint yet"):
         write_report(f"{tmp_path}/begun")
@@ -227,5 +224,5 @@ def test_names_are_escaped(tiny_study: TinyStudy, tmp_path: Path) -> None:
     evil = f"{tmp_path}/<b onclick=alert(1)>"
     copy_files(tiny_study.runs[0], evil)
     write_report(evil)
-    assert "b" in read_page(f"{evil}/report.html").tags  # the page's own, with no attribute
+    assert "b" in read_page(f"{evil}/report.html").tags  # the template's own, without attributes
     assert "<b onclick" in read_page(f"{evil}/report.html").text

@@ -1,4 +1,4 @@
-"""ASHA's rungs as a report shows them."""
+"""The search in a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_trial(
         parameters={},
         jaccard=max(jaccards, default=0),
         threshold=0.5,
-        epoch=1,
+        best_epoch=1,
         epochs=len(jaccards),
         status=status,
         reason="",
@@ -35,12 +35,12 @@ def make_trial(
 
 def test_rungs_by_hand() -> None:
     assert rung_epochs(1, 3, 10) == [1, 3, 9]
-    assert rung_epochs(2, 2, 8) == [2, 4]  # the last epoch judges nobody
-    assert rung_epochs(1, 1.5, 4) == [1, 2, 3]  # 1, 1.5 and 2.25: the first whole epoch after
+    assert rung_epochs(2, 2, 8) == [2, 4]  # the last epoch is not a rung
+    assert rung_epochs(1, 1.5, 4) == [1, 2, 3]  # 1, 1.5 and 2.25 rounded up
     assert rung_epochs(5, 3, 4) == []
 
 
-def test_who_went_on_was_seen_again() -> None:
+def test_rung_by_hand() -> None:
     trials = [
         make_trial("a", 0.1, 0.3, 0.5, status=TrialStatus.FINISHED),
         make_trial("b", 0.4, 0.4),
@@ -53,14 +53,14 @@ def test_who_went_on_was_seen_again() -> None:
     )
 
 
-def test_a_trial_is_worth_its_best_so_far(tmp_path: Path) -> None:
+def test_best_so_far(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     lines = [{"epoch": 1, "jaccard": 0.3}, {"epoch": 2}, {"epoch": 3, "jaccard": 0.2}]
     run.write_metrics([*lines, {"epoch": 4, "jaccard": 0.5}])
     assert best_so_far(Trial("t", {}, run)) == ((1, 0.3), (3, 0.3), (4, 0.5))
 
 
-def test_trials_that_set_different_keys_share_a_table() -> None:
+def test_trials_with_different_parameters() -> None:
     point = {"loss.reduction": "per_level", "logistic.final_k": 0.3}
     one, other = make_trial("a", 0.5), make_trial("b", 0.4)
     trials = (one.model_copy(update={"parameters": point}), other)
@@ -71,6 +71,6 @@ def test_trials_that_set_different_keys_share_a_table() -> None:
         "logistic.final_k": "final k",
         "loss.reduction": "loss.reduction",
     }
-    drawn = search_chart(search)
-    assert drawn is not None
-    assert [name for _, name, _ in drawn.axes] == ["threshold", "Jaccard"]
+    chart = search_chart(search)
+    assert chart is not None
+    assert [name for _, name, _ in chart.axes] == ["threshold", "Jaccard"]

@@ -1,4 +1,4 @@
-"""A study of three short runs on drawn images, and the ensemble of them."""
+"""A study of three short runs on synthetic images, and their ensemble."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TinyStudy:
 
 
 def build_tiny_study(root: str) -> TinyStudy:
-    """Everything below `root`; no report is written but the ensemble's."""
+    """Builds everything below `root`; writes only the ensemble's report."""
     archive, records = f"{root}/archive", f"{root}/records"
     generate_archive(
         SPLITS, 0, lambda name, body: storage.write_bytes(f"{archive}/{name}", body), 64
@@ -40,7 +40,7 @@ def build_tiny_study(root: str) -> TinyStudy:
         records, "training.epochs=3", "training.log_every_steps=1", "search.trials=3"
     )
     study = Study(f"{root}/study")
-    trials = study.create_or_resume(config, "of no matter here")
+    trials = study.create_or_resume(config, "fingerprint")
     for trial in trials:
         train_local(trial.build_config(config), trial.run)
         trial.mark_done(TrialStatus.FINISHED, 1.0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,8 @@ _MIN_AMPLITUDE = 1e-3  # grey levels; smaller amplitudes are rounding errors
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-class DuplicatePair(NamedTuple):
+@dataclass(frozen=True)
+class DuplicatePair:
     """Two images of different splits, and the number of bits, of 255, that differ."""
 
     id: str
@@ -46,7 +47,8 @@ def hash_image(image: np.ndarray) -> bytes:
     waves = _cosine_basis(grey.shape[0]) @ grey @ _cosine_basis(grey.shape[1]).T
     signs = waves > _MIN_AMPLITUDE * grey.size
     signs[0, 0] = False  # the mean
-    return _pack(signs[None])[0].tobytes()
+    digest: bytes = _pack(signs[None])[0].tobytes()
+    return digest
 
 
 def find_duplicates(

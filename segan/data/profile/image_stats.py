@@ -120,7 +120,8 @@ def find_skin(image: np.ndarray, lesion: np.ndarray) -> tuple[np.ndarray, float]
 
 def typology_angle(lightness: np.ndarray, b_star: np.ndarray) -> np.ndarray:
     """ITA = arctan((L* - 50) / b*) in degrees. A larger angle is lighter; |ITA| > 90 if b* < 0."""
-    return np.degrees(np.arctan2(lightness - 50, b_star))
+    angle: np.ndarray = np.degrees(np.arctan2(lightness - 50, b_star))
+    return angle
 
 
 def tone_category(ita: float) -> str | None:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
 
 from segan.data.profile.duplicates import DuplicatePair
 from segan.data.profile.image_stats import TONE_CATEGORIES, tone_category
 from segan.data.profile.thumbnails import SampleKey
 from segan.data.records.format import Manifest
 from segan.utils.html import charts, render
+from segan.utils.models import FrozenModel
 
 EXAMPLES_PER_SPLIT = 6
 EXAMPLES_PER_EXTREME = 6
@@ -33,11 +33,7 @@ _LESION_BINS = np.linspace(0, 1, 21)
 _ITA_BINS = np.arange(-90, 91, 5.0)
 
 
-class _FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Quantiles(_FrozenModel):
+class Quantiles(FrozenModel):
     minimum: float
     lower_quartile: float
     median: float
@@ -45,7 +41,7 @@ class Quantiles(_FrozenModel):
     maximum: float
 
 
-class SplitProfile(_FrozenModel):
+class SplitProfile(FrozenModel):
     """One split.
 
     Attributes:
@@ -77,7 +73,7 @@ class SplitProfile(_FrozenModel):
     num_without_ita: int
 
 
-class OriginalSize(_FrozenModel):
+class OriginalSize(FrozenModel):
     """The number of original images of one size in pixels."""
 
     width: int
@@ -85,22 +81,12 @@ class OriginalSize(_FrozenModel):
     num_images: int
 
 
-class DuplicateEntry(_FrozenModel):
-    """A `segan.data.profile.duplicates.DuplicatePair`."""
-
-    id: str
-    split: str
-    other_id: str
-    other_split: str
-    distance: int
-
-
-class ExampleGroup(_FrozenModel):
+class ExampleGroup(FrozenModel):
     title: str
     keys: tuple[SampleKey, ...]
 
 
-class DataProfile(_FrozenModel):
+class DataProfile(FrozenModel):
     """The content of profile.json. Fields may be added; existing ones keep name and meaning.
 
     Attributes:
@@ -117,7 +103,7 @@ class DataProfile(_FrozenModel):
     frame: dict[str, int]
     splits: dict[str, SplitProfile]
     sizes: tuple[OriginalSize, ...]
-    duplicates: tuple[DuplicateEntry, ...]
+    duplicates: tuple[DuplicatePair, ...]
     rejects: tuple[dict[str, str], ...]
     examples: tuple[ExampleGroup, ...]
 
@@ -204,7 +190,7 @@ def build_profile(
             OriginalSize(width=w, height=h, num_images=n)
             for (w, h), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
         ),
-        duplicates=tuple(DuplicateEntry(**pair._asdict()) for pair in duplicates),
+        duplicates=tuple(duplicates),
         rejects=tuple(dict(reject) for reject in rejects),
         examples=tuple(
             ExampleGroup(title=title, keys=tuple(keys)) for title, keys in examples.items()

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from segan import storage
 from segan.errors import StorageError, UsageError
+from segan.utils.models import FrozenModel
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
@@ -50,15 +51,13 @@ class Record:
     source_digests: tuple[str, str] = ("", "")
 
 
-class Shard(BaseModel):
+class Shard(FrozenModel):
     """A shard in the manifest.
 
     Attributes:
         bytes, sha256: of the file.
         content_digest: of ids and pixels, independent of the encoding.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     num_rows: int
@@ -72,7 +71,7 @@ class Shard(BaseModel):
         return self.name.rpartition("-")[0]
 
 
-class Manifest(BaseModel):
+class Manifest(FrozenModel):
     """The content of manifest.json; written last, so records with a manifest are complete.
 
     Attributes:
@@ -84,8 +83,6 @@ class Manifest(BaseModel):
         source: URI of the archive.
         fingerprint: digest of all ids and pixels.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     height: int
     width: int

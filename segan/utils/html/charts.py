@@ -242,8 +242,8 @@ def _vertical_axis(values: Sequence[float], logarithmic: bool) -> Axis:
     ends = (min(values), max(values))
     low, high = (math.log10(end) for end in ends) if logarithmic else ends
     if low == high:
-        labels = ((low, format_number(ends[0])),)
-        return Axis(low - 1, high + 1, PARALLEL_BOTTOM, PARALLEL_TOP, labels)
+        constant = ((low, format_number(ends[0])),)
+        return Axis(low - 1, high + 1, PARALLEL_BOTTOM, PARALLEL_TOP, constant)
     middle = (low + high) / 2
     shown = ((low, ends[0]), (middle, 10**middle if logarithmic else middle), (high, ends[1]))
     labels = tuple((position, f"{value:.3g}") for position, value in shown)

@@ -1,4 +1,4 @@
-"""Near-duplicates: copies are found however they were saved, and other images are not."""
+"""Near-duplicates: copies are found, different images are not."""
 
 import functools
 import io
@@ -40,7 +40,7 @@ def warm_colours(image: np.ndarray) -> np.ndarray:
 
 
 def crop(image: np.ndarray) -> np.ndarray:
-    """Two pixels off the right and one off the top, as a border is cut away."""
+    """Crops two columns and one row, and resizes to the original size."""
     return np.asarray(Image.fromarray(image[1:, :-2]).resize(SIZE, Image.Resampling.BILINEAR))
 
 
@@ -90,54 +90,54 @@ COPIES = [
 
 
 @pytest.mark.parametrize("copy", COPIES, ids=lambda copy: copy.__name__)
-def test_copies_are_found_and_nothing_else(copy: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_finds_copies_and_nothing_else(copy: Callable[[np.ndarray], np.ndarray]) -> None:
     train = [hash_image(synthetic_image(index)) for index in range(30)]
     test = [hash_image(copy(synthetic_image(index))) for index in range(20)]
     found = find_duplicates(make_table(train=train, test=test))
-    assert {(twins.id, twins.other_id) for twins in found} == {
+    assert {(pair.id, pair.other_id) for pair in found} == {
         (f"train{index}", f"test{index}") for index in range(20)
     }
 
 
-def test_other_images_are_far_away() -> None:
+def test_different_images_are_not_duplicates() -> None:
     hashes = [hash_image(synthetic_image(index)) for index in range(60)]
     assert find_duplicates(make_table(train=hashes[:30], test=hashes[30:])) == []
 
 
-def test_the_same_split_is_not_compared() -> None:
+def test_images_of_one_split_are_not_compared() -> None:
     assert find_duplicates(make_table(train=[hash_image(synthetic_image(0))] * 3)) == []
 
 
-def test_every_two_splits_are_compared() -> None:
+def test_all_pairs_of_splits_are_compared() -> None:
     one = hash_image(synthetic_image(0))
     found = find_duplicates(make_table(train=[one], validation=[one], test=[one]))
-    pairs = {(twins.split, twins.other_split) for twins in found}
+    pairs = {(pair.split, pair.other_split) for pair in found}
     assert pairs == {("train", "validation"), ("train", "test"), ("validation", "test")}
 
 
-def test_distance_counts_bits_and_ends_at_the_limit() -> None:
+def test_distance_and_its_limit() -> None:
     one = hash_image(synthetic_image(0))
-    # The low frequencies are bits 0 to 63; these lie above.
+    # Bits above the 64 low frequencies.
     at, beyond = range(64, 64 + MAX_DISTANCE), range(64, 65 + MAX_DISTANCE)
     found = find_duplicates(
         make_table(
             train=[one], test=[flip_bits(one, *beyond), flip_bits(one, 64), flip_bits(one, *at)]
         )
     )
-    assert [(twins.other_id, twins.distance) for twins in found] == [
+    assert [(pair.other_id, pair.distance) for pair in found] == [
         ("test1", 1),
         ("test2", MAX_DISTANCE),
     ]
 
 
-def test_the_nearest_are_listed_where_there_are_too_many() -> None:
+def test_limit_keeps_the_nearest() -> None:
     one = hash_image(synthetic_image(0))
     far = [flip_bits(one, *range(64, 64 + bits)) for bits in (9, 3, 5, 7, 1)]
     found = find_duplicates(make_table(train=[one], test=far), limit=3)
-    assert [twins.distance for twins in found] == [1, 3, 5]
+    assert [pair.distance for pair in found] == [1, 3, 5]
 
 
-def test_blocks_leave_no_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_cover_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = [hash_image(synthetic_image(index)) for index in range(11)]
     whole = find_duplicates(make_table(train=hashes, test=hashes[::-1]))
     monkeypatch.setattr(duplicates, "_BLOCK", (3, 4))
@@ -145,16 +145,16 @@ def test_blocks_leave_no_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(whole) == 11
 
 
-def test_a_picture_that_mirrors_itself_is_one_pair() -> None:
+def test_a_symmetric_image_is_one_pair() -> None:
     half = synthetic_image(3)[:, :90]
     one = hash_image(np.concatenate([half, half[:, ::-1]], 1))
-    assert [twins.distance for twins in find_duplicates(make_table(train=[one], test=[one]))] == [0]
+    assert [pair.distance for pair in find_duplicates(make_table(train=[one], test=[one]))] == [0]
 
 
-def test_flat_frames_are_all_alike() -> None:
+def test_uniform_images_have_the_same_hash() -> None:
     black, grey = (hash_image(np.full((135, 180, 3), level, np.uint8)) for level in (0, 200))
     assert black == grey == bytes(HASH_BYTES)
 
 
-def test_no_images_have_no_duplicates() -> None:
+def test_empty_table() -> None:
     assert find_duplicates(make_table()) == []

@@ -1,4 +1,4 @@
-"""What is measured of an image: known colours, drawn lesions, and skin that is found or not."""
+"""Image statistics: colours, lesions and skin by hand and on synthetic images."""
 
 import math
 
@@ -35,7 +35,7 @@ def compute_row(image: np.ndarray, lesion: np.ndarray) -> dict:
 @pytest.mark.parametrize(
     ("rgb", "expected"),
     [
-        # The primaries and greys of sRGB under D65, as colour calculators give them.
+        # Primaries and greys of sRGB under D65, from colour calculators.
         ((255, 255, 255), (100, 0, 0)),
         ((0, 0, 0), (0, 0, 0)),
         ((255, 0, 0), (53.24, 80.09, 67.20)),
@@ -84,7 +84,7 @@ def test_the_typology_angle_by_hand(lightness: float, yellow: float, angle: floa
         (math.nan, None),
     ],
 )
-def test_categories_begin_above_their_limit(angle: float, name: str | None) -> None:
+def test_tone_categories(angle: float, name: str | None) -> None:
     assert image_stats.tone_category(angle) == name
 
 
@@ -105,14 +105,14 @@ def test_a_row_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 30), (H - 1, 30), (20, 0), (20, W - 1), (0, 0)])
-def test_a_lesion_touches_each_border(y: int, x: int) -> None:
+def test_lesions_that_touch_the_border(y: int, x: int) -> None:
     lesion = empty_mask()
     lesion[y, x] = True
     assert compute_row(uniform_image(), lesion)["touches_border"]
 
 
 @pytest.mark.parametrize(("y", "x"), [(1, 30), (H - 2, 30), (20, 1), (20, W - 2)])
-def test_a_pixel_from_the_border_is_not_touching(y: int, x: int) -> None:
+def test_lesions_one_pixel_from_the_border(y: int, x: int) -> None:
     lesion = empty_mask()
     lesion[y, x] = True
     assert not compute_row(uniform_image(), lesion)["touches_border"]
@@ -133,14 +133,14 @@ def test_a_lesion_of_several_classes_is_their_union() -> None:
     assert row["lesion_fraction"] == pytest.approx(20 / 48)
 
 
-def test_frame_hair_flash_and_lesion_are_no_skin() -> None:
+def test_border_hair_reflection_and_lesion_are_not_skin() -> None:
     image, lesion = uniform_image(), empty_mask()
     image[:, :8] = 0  # a black frame
     image[40:] = 255  # a reflection
     image[20:22, 8:30] = (60, 50, 40)  # a hair, 34 in L* below the skin
     lesion[10:16, 40:50] = True
     image[lesion] = (120, 70, 40)
-    # A sixteenth of 48 is 3: what is three pixels from the lesion is not skin either.
+    # The margin is 48 / 16 = 3 pixels around the lesion.
     image[7:19, 37:53][~lesion[7:19, 37:53]] = (190, 150, 120)
     skin, tone = image_stats.find_skin(image, lesion)
     expected = (image == SKIN).all(-1)
@@ -151,24 +151,24 @@ def test_frame_hair_flash_and_lesion_are_no_skin() -> None:
 @pytest.mark.parametrize(
     "image", [uniform_image((0, 0, 0)), uniform_image((255, 255, 255))], ids=["black", "blown out"]
 )
-def test_without_skin_there_is_neither_colour_nor_tone(image: np.ndarray) -> None:
+def test_image_without_skin(image: np.ndarray) -> None:
     row = compute_row(image, empty_mask())
     assert row["skin_colour"] is None
     assert math.isnan(row["ita"])
 
 
-def test_a_lesion_that_fills_the_frame_leaves_no_skin() -> None:
+def test_lesion_that_fills_the_frame() -> None:
     assert compute_row(uniform_image(), ~empty_mask())["skin_colour"] is None
 
 
-def test_blue_light_has_a_colour_and_no_tone() -> None:
+def test_blue_light_has_no_angle() -> None:
     row = compute_row(uniform_image((150, 170, 210)), empty_mask())
     assert row["skin_colour"] == [150, 170, 210]
     assert math.isnan(row["ita"])
 
 
-def test_drawn_images_of_each_tone_come_out_in_order() -> None:
-    """The drawn skins from Fitzpatrick I to VI, lit evenly: each angle below the last."""
+def test_angles_of_synthetic_skin_tones_are_ordered() -> None:
+    """Fitzpatrick types I to VI: each angle is smaller than the one before."""
     rgb = (ImageColor.getrgb(tone) for tone in SKIN_TONES)
     angles = [compute_row(uniform_image((r, g, b)), empty_mask())["ita"] for r, g, b in rgb]
     assert angles == sorted(angles, reverse=True)
@@ -179,7 +179,7 @@ def test_drawn_images_of_each_tone_come_out_in_order() -> None:
     seed=st.integers(0, 1000),
     size=st.tuples(st.integers(16, 70), st.integers(16, 70)),
 )
-def test_any_drawn_image_has_traits_within_bounds(seed: int, size: tuple[int, int]) -> None:
+def test_stats_of_synthetic_images_are_in_range(seed: int, size: tuple[int, int]) -> None:
     image, mask = generate_pair(seed, 0, size)
     row = compute_row(image, mask > 0)
     assert 0 <= row["lesion_fraction"] <= 1

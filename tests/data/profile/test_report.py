@@ -1,4 +1,4 @@
-"""The portrait: its figures are those of the traits, and its page is whole, sound and escaped."""
+"""The data profile: its values, and a well-formed, escaped page."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def make_table(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), SCHEMA.append(pa.field("split", pa.string())))
 
 
-def make_manifest(*splits: str, source: str = "s3://bucket/drawn") -> Manifest:
+def make_manifest(*splits: str, source: str = "s3://bucket/archive") -> Manifest:
     shard = Shard(name="any", num_rows=1, bytes=1, sha256="", content_digest="")
     return Manifest(
         height=135,
@@ -73,7 +73,7 @@ REJECTS = [{"name": "x.jpg", "split": "train", "reason": "x.jpg: an empty file"}
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes; fails where they do not nest."""
+    """The tags of a page with their attributes; fails if they do not nest."""
 
     VOID = ("meta", "img")
 
@@ -107,17 +107,17 @@ def render(
     stats: pa.Table = STATS,
     duplicates: list[DuplicatePair] = DUPLICATES,
     rejects: list[dict[str, str]] = REJECTS,
-    source: str = "s3://bucket/drawn",
+    source: str = "s3://bucket/archive",
 ) -> tuple[dict[str, Any], str]:
     examples = choose_examples(stats)
-    pictures = dict.fromkeys(keys_to_show(examples, duplicates), "data:image/jpeg;base64,AAAA")
+    thumbnails = dict.fromkeys(keys_to_show(examples, duplicates), "data:image/jpeg;base64,AAAA")
     splits = dict.fromkeys(stats["split"].to_pylist())
     return render_profile(
-        make_manifest(*splits, source=source), stats, duplicates, rejects, examples, pictures
+        make_manifest(*splits, source=source), stats, duplicates, rejects, examples, thumbnails
     )
 
 
-def test_figures_by_hand() -> None:
+def test_profile_by_hand() -> None:
     found = build_profile(make_manifest("train", "validation"), STATS, DUPLICATES, REJECTS, {})
     train = found.splits["train"]
     assert (
@@ -127,7 +127,7 @@ def test_figures_by_hand() -> None:
         train.num_touching_border,
     ) == (5, 4, 1, 2)
     assert train.lesion_fraction
-    # 0, 0.02, 0.5, 1: the median lies half way from 0.02 to 0.5.
+    # 0, 0.02, 0.5, 1: the median is the mean of 0.02 and 0.5.
     assert (
         train.lesion_fraction.minimum,
         train.lesion_fraction.median,
@@ -147,14 +147,14 @@ def test_figures_by_hand() -> None:
         "dark": 0,
     }
     assert train.num_without_ita == 2
-    # From -90 in steps of 5: 60 begins step 30, 30 step 24.
+    # Bins of 5 degrees from -90: 60 is in bin 30, and 30 in bin 24.
     assert np.flatnonzero(train.ita_histogram).tolist() == [24, 30]
     assert found.splits["validation"].tone_counts["dark"] == 1
     sizes = [(size.width, size.height, size.num_images) for size in found.sizes]
     assert sizes == [(640, 480, 4), (1024, 768, 1)]
 
 
-def test_a_split_without_any_skin_or_lesion() -> None:
+def test_split_without_skin_and_lesion() -> None:
     bare = make_row(
         "test", "a", lesion_fraction=0, lesion_colour=None, skin_colour=None, ita=math.nan
     )
@@ -164,10 +164,10 @@ def test_a_split_without_any_skin_or_lesion() -> None:
     Page(html)
 
 
-def test_json_is_json_and_keeps_its_names() -> None:
+def test_keys_of_the_json() -> None:
     content, _ = render()
-    again = json.loads(json.dumps(content, allow_nan=False))
-    assert set(again) == {
+    parsed = json.loads(json.dumps(content, allow_nan=False))
+    assert set(parsed) == {
         "source",
         "fingerprint",
         "frame",
@@ -177,41 +177,41 @@ def test_json_is_json_and_keeps_its_names() -> None:
         "rejects",
         "examples",
     }
-    assert again["duplicates"] == [
+    assert parsed["duplicates"] == [
         {"id": "a", "split": "train", "other_id": "e", "other_split": "validation", "distance": 7}
     ]
-    assert again["rejects"] == REJECTS
-    assert report.DataProfile.model_validate(again).model_dump(mode="json") == content
+    assert parsed["rejects"] == REJECTS
+    assert report.DataProfile.model_validate(parsed).model_dump(mode="json") == content
 
 
-def test_examples_are_seeded_and_the_extremes_extreme() -> None:
+def test_examples() -> None:
     rows = [make_row("train", f"i{n:02}", lesion_fraction=n / 50, ita=float(n)) for n in range(50)]
     examples = choose_examples(make_table(*rows), 1)
     assert choose_examples(make_table(*rows[::-1]), 1) == examples
     assert choose_examples(make_table(*rows), 2) != examples
-    # i00 has an empty mask, which is no smallest lesion, and tone 0, which is a tone.
+    # i00 has an empty mask, which does not count, and the angle 0, which does.
     assert examples["Smallest lesions"][0] == ("train", "i01")
     assert examples["Largest lesions"][0] == ("train", "i49")
     assert examples["Darkest skin (estimated)"][0] == ("train", "i00")
     assert examples["Lightest skin (estimated)"][0] == ("train", "i49")
 
 
-def test_examples_leave_out_what_has_no_tone() -> None:
-    tones = (3.0, math.nan, 1.0, math.nan, 2.0)
-    traits = make_table(*(make_row("train", f"i{n}", ita=tone) for n, tone in enumerate(tones)))
-    chosen = choose_examples(traits)["Lightest skin (estimated)"]
+def test_examples_leave_out_unknown_angles() -> None:
+    angles = (3.0, math.nan, 1.0, math.nan, 2.0)
+    stats = make_table(*(make_row("train", f"i{n}", ita=angle) for n, angle in enumerate(angles)))
+    chosen = choose_examples(stats)["Lightest skin (estimated)"]
     assert chosen == [("train", "i0"), ("train", "i4"), ("train", "i2")]
 
 
-def test_one_id_in_two_splits_is_two_pictures() -> None:
-    traits = make_table(make_row("train", "a"), make_row("validation", "a"))
+def test_one_id_in_two_splits_is_two_images() -> None:
+    stats = make_table(make_row("train", "a"), make_row("validation", "a"))
     shown = keys_to_show(
-        choose_examples(traits), [DuplicatePair("a", "train", "a", "validation", 0)]
+        choose_examples(stats), [DuplicatePair("a", "train", "a", "validation", 0)]
     )
     assert sorted(shown) == [("train", "a"), ("validation", "a")]
 
 
-def test_the_page_nests_and_needs_nothing_else() -> None:
+def test_page_is_well_formed_and_self_contained() -> None:
     _, html = render()
     page = Page(html)
     assert not page.find_tags("script")
@@ -220,7 +220,7 @@ def test_the_page_nests_and_needs_nothing_else() -> None:
     assert all(str(image["src"]).startswith("data:image/") for image in page.find_tags("img"))
 
 
-def test_the_page_can_be_read_without_seeing_it() -> None:
+def test_page_is_accessible() -> None:
     page = Page(render()[1])
     assert page.find_tags("html") == [{"lang": "en"}]
     assert len(page.find_tags("h1")) == 1
@@ -230,17 +230,17 @@ def test_the_page_can_be_read_without_seeing_it() -> None:
     assert all(cell["scope"] in ("row", "col") for cell in page.find_tags("th"))
 
 
-def test_what_data_brings_is_escaped() -> None:
-    traits = make_table(make_row(HTML_INJECTION, HTML_INJECTION), make_row("train", "'\"><b>"))
-    twins = [DuplicatePair(HTML_INJECTION, HTML_INJECTION, "'\"><b>", "train", 3)]
+def test_names_are_escaped() -> None:
+    stats = make_table(make_row(HTML_INJECTION, HTML_INJECTION), make_row("train", "'\"><b>"))
+    pairs = [DuplicatePair(HTML_INJECTION, HTML_INJECTION, "'\"><b>", "train", 3)]
     rejects = [{"name": HTML_INJECTION, "split": HTML_INJECTION, "reason": HTML_INJECTION}]
-    _, html = render(traits, twins, rejects, source=f"s3://bucket/{HTML_INJECTION}")
+    _, html = render(stats, pairs, rejects, source=f"s3://bucket/{HTML_INJECTION}")
     page = Page(html)
     assert not page.find_tags("script")
     assert HTML_INJECTION in page.text  # as text
 
 
-def test_bars_are_as_high_as_their_share() -> None:
+def test_heights_of_bars() -> None:
     rows = [
         make_row("train", f"i{n}", lesion_fraction=0.01 if n < 3 else 0.99, ita=0.0)
         for n in range(4)
@@ -251,15 +251,15 @@ def test_bars_are_as_high_as_their_share() -> None:
     assert heights == [127.5, 42.5, 136]
 
 
-def test_what_the_page_leaves_out_it_counts() -> None:
-    twins = [DuplicatePair("a", "train", "e", "validation", 7)] * (report.MAX_SHOWN_DUPLICATES + 5)
+def test_page_counts_what_it_does_not_show() -> None:
+    pairs = [DuplicatePair("a", "train", "e", "validation", 7)] * (report.MAX_SHOWN_DUPLICATES + 5)
     rejects = REJECTS * (report.MAX_SHOWN_REJECTS + 9)
-    page = Page(render(duplicates=twins, rejects=rejects)[1])
+    page = Page(render(duplicates=pairs, rejects=rejects)[1])
     assert "5 more are in profile.json" in page.text
     assert "9 more are in profile.json" in page.text
 
 
-def test_nothing_wrong_is_said_in_words() -> None:
+def test_page_without_duplicates_and_rejects() -> None:
     text = Page(render(duplicates=[], rejects=[])[1]).text
     assert "None. Mirrored and rotated copies were compared too." in text
     assert "None. All pairs of the archive are in the records." in text

@@ -1,4 +1,4 @@
-"""Pictures: the outline is where it belongs, and those asked for are read from the records."""
+"""Thumbnails: outlines, and reading from records."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ def decode(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
-def test_the_outline_of_a_square_is_its_rim() -> None:
+def test_outline_of_a_square() -> None:
     mask = np.zeros((7, 7), bool)
     mask[1:6, 1:6] = True
     rim = mask.copy()
@@ -34,7 +34,7 @@ def test_the_outline_of_a_square_is_its_rim() -> None:
     np.testing.assert_array_equal(outline_mask(mask), rim)
 
 
-def test_a_lesion_that_the_frame_cuts_is_open_there() -> None:
+def test_outline_is_open_at_the_frame_edge() -> None:
     mask = np.zeros((4, 5), bool)
     mask[:, :3] = True
     expected = np.zeros((4, 5), bool)
@@ -42,12 +42,12 @@ def test_a_lesion_that_the_frame_cuts_is_open_there() -> None:
     np.testing.assert_array_equal(outline_mask(mask), expected)
 
 
-def test_nothing_and_everything_have_no_outline() -> None:
+def test_empty_and_full_masks_have_no_outline() -> None:
     assert not outline_mask(np.zeros((3, 4), bool)).any()
     assert not outline_mask(np.ones((3, 4), bool)).any()
 
 
-def test_the_outline_is_seen_in_the_picture() -> None:
+def test_outline_is_visible_in_the_thumbnail() -> None:
     image = np.full((40, 60, 3), (200, 160, 130), np.uint8)
     mask = np.zeros((1, 40, 60), np.uint8)
     mask[0, 10:30, 20:40] = 1
@@ -60,7 +60,7 @@ def test_the_outline_is_seen_in_the_picture() -> None:
     assert np.abs(pixels[:5] - image[:5]).max() < 25
 
 
-def test_pictures_are_read_from_the_records(tmp_path: Path) -> None:
+def test_read_thumbnails(tmp_path: Path) -> None:
     source, out = str(tmp_path / "archive"), str(tmp_path / "records")
 
     def write(name: str, content: bytes) -> None:

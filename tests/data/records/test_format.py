@@ -1,4 +1,4 @@
-"""Records: they come back as they were, say when they are not, and are told apart by content."""
+"""Records: round trip, damaged files and fingerprints."""
 
 import dataclasses
 import io
@@ -58,7 +58,7 @@ def read(folder: str) -> pa.Table:
 
 
 def change(record: Record, part: str) -> Record:
-    """`record` with the last value of its image or mask, or its id, another."""
+    """`record` with its id, or the last value of its image or mask, changed."""
     if part == "id":
         return dataclasses.replace(record, id=record.id + "0")
     pixels = getattr(record, part).copy()
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_what_is_written_is_read(folder: str, classes: int) -> None:
+def test_write_and_read(folder: str, classes: int) -> None:
     rows = records(9, classes)
     manifest = write(folder, rows)
     assert read_manifest(folder) == manifest
@@ -88,7 +88,7 @@ def test_what_is_written_is_read(folder: str, classes: int) -> None:
     assert table["original_height"].to_pylist() == [row.original_size[1] for row in rows]
 
 
-def test_a_manifest_says_what_there_is(folder: str) -> None:
+def test_manifest_of_two_splits(folder: str) -> None:
     shards = [
         write_shard(folder, shard_prefix("train", i, 2), records(3 + i), HEIGHT, WIDTH, 1)
         for i in range(2)
@@ -112,7 +112,7 @@ def test_a_manifest_says_what_there_is(folder: str) -> None:
         assert (Path(folder) / shard.name).stat().st_size == shard.bytes
 
 
-def test_an_unknown_split_names_those_there_are(folder: str) -> None:
+def test_error_of_an_unknown_split_lists_the_splits(folder: str) -> None:
     with pytest.raises(UsageError, match="split 'test': the records have train"):
         write(folder, records(1)).num_rows("test")
 
@@ -122,10 +122,10 @@ def test_no_rejects_are_an_empty_table(folder: str) -> None:
     assert read_rejects(folder) == []
 
 
-# Frames
+# Samples
 
 
-def test_frames_are_views(folder: str) -> None:
+def test_samples_are_views(folder: str) -> None:
     manifest = write(folder, records(9))
     table = read(folder)
     pixels = np.frombuffer(table["image"].chunk(0).buffers()[1], np.uint8)
@@ -137,9 +137,7 @@ def test_frames_are_views(folder: str) -> None:
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 9), (0, 3), (2, 4), (8, 1), (3, 0)])
-def test_frames_of_a_slice_are_the_slice_of_the_frames(
-    folder: str, offset: int, length: int
-) -> None:
+def test_samples_of_a_table_slice(folder: str, offset: int, length: int) -> None:
     rows = records(9, classes=2)
     manifest = write(folder, rows)
     frames = to_samples(read(folder).slice(offset, length), manifest)
@@ -151,7 +149,7 @@ def test_frames_of_a_slice_are_the_slice_of_the_frames(
     assert frames.mask.tobytes() == b"".join(row.mask.tobytes() for row in part)
 
 
-def test_frames_of_a_table_in_pieces_are_whole(folder: str) -> None:
+def test_samples_of_a_chunked_table(folder: str) -> None:
     rows = records(9)
     manifest = write(folder, rows)
     table = read(folder)
@@ -166,7 +164,7 @@ def test_frames_of_a_table_in_pieces_are_whole(folder: str) -> None:
 
 @pytest.mark.parametrize("part", ["image", "mask", "id"])
 @pytest.mark.parametrize("row", [0, 4])
-def test_the_fingerprint_sees_every_pixel_and_id(folder: str, part: str, row: int) -> None:
+def test_fingerprint_depends_on_every_pixel_and_id(folder: str, part: str, row: int) -> None:
     rows = records(5)
     before = write(folder, rows).fingerprint
     assert write(folder, rows).fingerprint == before
@@ -174,12 +172,12 @@ def test_the_fingerprint_sees_every_pixel_and_id(folder: str, part: str, row: in
     assert write(folder, rows).fingerprint != before
 
 
-def test_the_fingerprint_tells_a_split_from_another(folder: str) -> None:
+def test_fingerprint_depends_on_the_split(folder: str) -> None:
     rows = records(5)
     assert write(folder, rows).fingerprint != write(folder, rows, "test").fingerprint
 
 
-def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(folder: str) -> None:
+def test_fingerprint_does_not_depend_on_the_encoding(folder: str) -> None:
     rows = records(5)
     manifest = write(folder, rows)
     (shard,) = manifest.shards("train")
@@ -189,7 +187,7 @@ def test_the_fingerprint_is_of_what_the_files_hold_not_of_how(folder: str) -> No
     assert again.fingerprint == manifest.fingerprint
 
 
-def test_the_fingerprint_does_not_depend_on_the_order_of_splits(folder: str) -> None:
+def test_fingerprint_does_not_depend_on_the_order_of_splits(folder: str) -> None:
     shard = write_shard(folder, "a", records(2), HEIGHT, WIDTH, 1)
     other = write_shard(folder, "b", records(3), HEIGHT, WIDTH, 1)
     first, second = (
@@ -208,7 +206,7 @@ def flip_bit(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [flip_bit, lambda c: c[:-1], lambda c: c + b"x", lambda _: b""])
-def test_a_damaged_shard_is_named(folder: str, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_shard(folder: str, damage: Callable[[bytes], bytes]) -> None:
     (shard,) = write(folder, records(5)).shards("train")
     path = Path(folder) / shard.name
     path.write_bytes(damage(path.read_bytes()))
@@ -220,7 +218,7 @@ def test_a_damaged_shard_is_named(folder: str, damage: Callable[[bytes], bytes])
     )
 
 
-def test_a_shard_of_other_records_is_noticed(folder: str) -> None:
+def test_shard_of_other_records(folder: str) -> None:
     (shard,) = write(folder, records(5)).shards("train")
     other = write_shard(folder, "other", records(5, seed=1), HEIGHT, WIDTH, 1)
     (Path(folder) / other.name).replace(Path(folder) / shard.name)
@@ -228,7 +226,7 @@ def test_a_shard_of_other_records_is_noticed(folder: str) -> None:
         read_shard(folder, shard)
 
 
-def test_a_missing_shard_is_named(folder: str) -> None:
+def test_missing_shard(folder: str) -> None:
     (shard,) = write(folder, records(5)).shards("train")
     (Path(folder) / shard.name).unlink()
     with pytest.raises(StorageError, match=f"{folder}/{shard.name}: not found"):
@@ -236,9 +234,7 @@ def test_a_missing_shard_is_named(folder: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.integration)])
-def test_a_place_without_records_says_how_to_write_them(
-    where: str, folder: str, request: pytest.FixtureRequest
-) -> None:
+def test_missing_records(where: str, folder: str, request: pytest.FixtureRequest) -> None:
     uri = f"{folder if where == 'local' else request.getfixturevalue('bucket')}/nothing"
     with pytest.raises(StorageError) as caught:
         read_manifest(uri)
@@ -247,7 +243,7 @@ def test_a_place_without_records_says_how_to_write_them(
     )
 
 
-def test_no_place_at_all_names_the_key() -> None:
+def test_empty_records_uri() -> None:
     with pytest.raises(UsageError, match=r"data\.records: expected the URI of records"):
         read_manifest("")
 
@@ -256,7 +252,7 @@ def test_no_place_at_all_names_the_key() -> None:
     "content",
     [b"{}", b"[]", b"7", b'{"files": {}, "info": {}}', b'{"height": "tall"}', b"", b"{half"],
 )
-def test_a_manifest_of_something_else_is_named_in_a_line(folder: str, content: bytes) -> None:
+def test_manifest_of_something_else(folder: str, content: bytes) -> None:
     storage.write_bytes(storage.join(folder, MANIFEST), content)
     with pytest.raises(StorageError) as caught:
         read_manifest(folder)
@@ -278,12 +274,12 @@ def test_a_manifest_of_something_else_is_named_in_a_line(folder: str, content: b
         ("ä", 1000, 529),
     ],
 )
-def test_a_sample_stays_in_its_shard_for_ever(sample_id: str, shards: int, expected: int) -> None:
+def test_shard_index_does_not_change(sample_id: str, shards: int, expected: int) -> None:
     assert shard_index(sample_id, shards) == expected
 
 
 @pytest.mark.parametrize("shards", [2, 8, 40])
-def test_samples_spread_over_the_shards(shards: int) -> None:
+def test_shards_have_similar_sizes(shards: int) -> None:
     counts = np.bincount([shard_index(f"ISIC_{i:07d}", shards) for i in range(2000)])
     mean = 2000 / shards
     assert len(counts) == shards
@@ -291,7 +287,7 @@ def test_samples_spread_over_the_shards(shards: int) -> None:
 
 
 def test_a_shard_is_plain_parquet(folder: str) -> None:
-    """Any tool reads it: two classes of 5 x 7 pixels, in bytes."""
+    """Two classes of 5 x 7 pixels."""
     shard = write_shard(folder, "a", records(2, classes=2), HEIGHT, WIDTH, 2)
     table = pq.read_table(io.BytesIO(storage.read_bytes(f"{folder}/{shard.name}")))
     assert table.schema.field("image").type == pa.binary(105)

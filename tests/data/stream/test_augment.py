@@ -1,4 +1,4 @@
-"""Augmentation: image and mask together, every draw by name, and each jitter by hand."""
+"""Augmentation: crops, flips and colour jitter by hand."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from segan.data.stream.augment import (
 )
 
 NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-NEUTRAL = 0.5  # the draw that jitters by nothing
-MAX_UNIFORM = 1 - 2.0**-53  # the greatest draw
+NEUTRAL = 0.5  # the parameter that changes nothing
+MAX_UNIFORM = 1 - 2.0**-53  # the largest parameter
 HEIGHT, WIDTH = 70, 90
 SEEDS = st.integers(0, 2**31)
 
@@ -41,7 +41,7 @@ def config_without_jitter(**options: float) -> AugmentConfig:
 
 
 def config_with_crop(crop: int, **options: float) -> AugmentConfig:
-    """Crops below the least that a network takes, to be followed by eye."""
+    """Crops smaller than a network accepts, for tests by hand."""
     return AugmentConfig.model_construct(crop=crop, **NO_JITTER, **options)
 
 
@@ -50,7 +50,7 @@ def make_params(*first: float) -> Tensor:
 
 
 def coordinate_image(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """An image whose red is its row and whose green is its column; and a mask of zeros."""
+    """An image whose red and green are its row and column, and an empty mask."""
     image = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     image[..., 0] = torch.arange(height)[:, None]
     image[..., 1] = torch.arange(width)[None, :]
@@ -69,7 +69,7 @@ def crop_corner(params: Tensor, crop: int, height: int, width: int) -> tuple[int
 
 @given(seed=SEEDS, epoch=st.integers(0, 999), classes=st.integers(1, 3))
 @settings(max_examples=20)
-def test_image_and_mask_move_together(seed: int, epoch: int, classes: int) -> None:
+def test_image_and_mask_are_transformed_alike(seed: int, epoch: int, classes: int) -> None:
     mask = random_masks(seed, 4, classes)
     image = (mask[:, :1] * 255).repeat(1, 3, 1, 1).permute(0, 2, 3, 1).contiguous()
     cut, moved = augment(
@@ -98,9 +98,7 @@ def test_images_stay_in_range_and_masks_binary(seed: int) -> None:
 
 @given(seed=SEEDS, epoch=st.integers(0, 999), order=st.permutations(range(5)))
 @settings(max_examples=20)
-def test_a_draw_is_its_samples_whatever_batch_it_is_in(
-    seed: int, epoch: int, order: list[int]
-) -> None:
+def test_params_do_not_depend_on_the_batch(seed: int, epoch: int, order: list[int]) -> None:
     names = ids(5)
     together = sample_params(seed, [epoch] * 5, names)
     shuffled = sample_params(seed, [epoch] * 5, [names[i] for i in order])
@@ -114,7 +112,7 @@ def test_a_draw_is_its_samples_whatever_batch_it_is_in(
         assert not np.isin(other, together).any()
 
 
-def test_a_batch_over_two_epochs_draws_each_row_of_its_own() -> None:
+def test_params_of_a_batch_that_spans_two_epochs() -> None:
     both = sample_params(7, [2, 3], ["ISIC_0000001", "ISIC_0000001"])
     np.testing.assert_array_equal(both[:1], sample_params(7, [2], ["ISIC_0000001"]))
     np.testing.assert_array_equal(both[1:], sample_params(7, [3], ["ISIC_0000001"]))
@@ -132,7 +130,7 @@ def test_a_sample_is_augmented_as_if_alone() -> None:
         assert torch.equal(together[1][one], alone[1])
 
 
-def test_draws_are_uniform_and_independent() -> None:
+def test_params_are_uniform_and_independent() -> None:
     rows = sample_params(0, [3] * 4000, ids(4000))
     assert rows.dtype == np.float64
     assert rows.shape == (4000, 8)
@@ -149,7 +147,7 @@ def test_draws_are_uniform_and_independent() -> None:
 @pytest.mark.parametrize(
     ("row", "column", "corner"),
     [
-        # 5 - 3 + 1 = 3 rows and 7 - 3 + 1 = 5 columns to begin at.
+        # 5 - 3 + 1 = 3 possible rows and 7 - 3 + 1 = 5 columns.
         (0.0, 0.0, (0, 0)),
         (0.33, 0.19, (0, 0)),  # 0.99 and 0.95
         (0.34, 0.2, (1, 1)),  # 1.02 and 1
@@ -158,12 +156,12 @@ def test_draws_are_uniform_and_independent() -> None:
         (MAX_UNIFORM, MAX_UNIFORM, (2, 4)),
     ],
 )
-def test_where_a_crop_begins(row: float, column: float, corner: tuple[int, int]) -> None:
+def test_crop_corner(row: float, column: float, corner: tuple[int, int]) -> None:
     assert crop_corner(make_params(row, column, NEUTRAL, NEUTRAL), 3, 5, 7) == corner
 
 
-def test_crops_begin_everywhere_as_often() -> None:
-    # The paper's own: 135 - 128 + 1 = 8 rows and 180 - 128 + 1 = 53 columns.
+def test_crop_corners_are_uniform() -> None:
+    # The paper's sizes: 135 - 128 + 1 = 8 rows and 180 - 128 + 1 = 53 columns.
     image, mask = (x.repeat(1060, *[1] * 3) for x in coordinate_image(135, 180))
     config = config_without_jitter(crop=128, flip_horizontal=0.0, flip_vertical=0.0)
     rows = torch.from_numpy(sample_params(0, [0] * 1060, ids(1060)))
@@ -178,7 +176,7 @@ def test_crops_begin_everywhere_as_often() -> None:
     assert (len(torch.bincount(top)), len(torch.bincount(left))) == (8, 53)
 
 
-def test_a_crop_of_the_whole_frame_has_one_place() -> None:
+def test_crop_of_the_frame_size() -> None:
     assert crop_corner(make_params(MAX_UNIFORM, MAX_UNIFORM, NEUTRAL, NEUTRAL), 3, 3, 3) == (0, 0)
 
 
@@ -187,7 +185,7 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
         crop_corner(make_params(0, 0), 4, 3, 9)
 
 
-# Squeezed instead of cropped
+# Resized instead of cropped
 
 
 def half_lesion(classes: int = 1) -> tuple[Tensor, Tensor]:
@@ -205,33 +203,31 @@ def half_lesion(classes: int = 1) -> tuple[Tensor, Tensor]:
         (NEUTRAL, 0.0, (slice(None), slice(None, 32))),  # upside down is the same
     ],
 )
-def test_a_squeezed_frame_is_whole_and_flips(
-    column: float, row: float, white: tuple[slice, slice]
-) -> None:
+def test_resized_frames_are_flipped(column: float, row: float, white: tuple[slice, slice]) -> None:
     expected = torch.zeros(64, 64)
     expected[white] = 1
     config = config_without_jitter(resize_probability=1.0)
     cut, mask = augment(*half_lesion(), make_params(0.9, 0.1, column, row), config)
     assert torch.equal(mask[0, 0], expected)
-    # The edge is smoothed over a pixel to either side.
+    # The edge is blurred by one pixel on either side.
     assert (cut[0] - expected).abs().amax((0, 1))[[*range(31), *range(33, 64)]].max() == 0
     assert cut.min() >= 0
     assert cut.max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("draw_", "corner"),
-    # 5 - 3 + 1 = 3 rows share the draws from 0.4 on: 0.2 to each.
+    ("row_param", "corner"),
+    # 5 - 3 + 1 = 3 rows share the parameters from 0.4: 0.2 for each.
     [(0.41, 0), (0.59, 0), (0.61, 1), (0.79, 1), (0.81, 2), (MAX_UNIFORM, 2)],
 )
-def test_what_is_not_squeezed_is_cropped_everywhere_as_often(draw_: float, corner: int) -> None:
+def test_crop_corners_are_uniform_beside_resizing(row_param: float, corner: int) -> None:
     image, mask = coordinate_image(5, 7)
     config = config_with_crop(3, flip_horizontal=0.0, flip_vertical=0.0, resize_probability=0.4)
-    cut, _ = augment(image, mask, make_params(draw_, 0.0), config)
+    cut, _ = augment(image, mask, make_params(row_param, 0.0), config)
     assert (cut[0, :2, 0, 0] * 255).round().tolist() == [corner, 0]
 
 
-def test_draws_below_the_probability_are_squeezed() -> None:
+def test_params_below_the_probability_resize() -> None:
     rows = torch.cat([make_params(0.39), make_params(0.4)])
     image, mask = (part.repeat(2, *[1] * 3) for part in half_lesion())
     _, both = augment(image, mask, rows, config_without_jitter(resize_probability=0.4))
@@ -243,7 +239,7 @@ def test_draws_below_the_probability_are_squeezed() -> None:
 
 @pytest.mark.parametrize(
     ("horizontal", "vertical", "expected"),
-    # A draw below the probability, here 0.5, flips.
+    # A parameter below the probability, here 0.5, flips.
     [
         (0.5, 0.5, [[1, 2], [3, 4]]),
         (0.49, 0.5, [[2, 1], [4, 3]]),
@@ -263,7 +259,7 @@ def test_flips(horizontal: float, vertical: float, expected: list[list[int]]) ->
 
 @pytest.mark.parametrize(("chance", "flipped"), [(0.0, False), (1.0, True)])
 @pytest.mark.parametrize("value", [0.0, MAX_UNIFORM])
-def test_chances_of_0_and_1_are_certain(chance: float, flipped: bool, value: float) -> None:
+def test_flip_probabilities_of_0_and_1(chance: float, flipped: bool, value: float) -> None:
     image, mask = coordinate_image(2, 2)
     config = config_with_crop(2, flip_horizontal=chance, flip_vertical=chance)
     cut, _ = augment(image, mask, make_params(0, 0, value, value), config)
@@ -279,9 +275,9 @@ def test_a_white_and_a_black_pixel_span_the_range() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "strength", "value", "before", "after"),
-    # Pixels side by side. A draw d turns a strength s into s (2 d - 1).
+    # Adjacent pixels. A parameter p scales a strength s to s (2 p - 1).
     [
-        # 0.4 (2 * 0.75 - 1) = 0.2: times 1.2, and 0.9 * 1.2 = 1.08 is cut at 1.
+        # 0.4 (2 * 0.75 - 1) = 0.2: times 1.2, and 0.9 * 1.2 = 1.08 is clipped to 1.
         ("brightness", 0.4, 0.75, [(0.5, 0.1, 0.9)], [(0.6, 0.12, 1.0)]),
         # 0.4 (2 * 0 - 1) = -0.4: times 0.6.
         ("brightness", 0.4, 0.0, [(0.5, 0.1, 0.9)], [(0.3, 0.06, 0.54)]),
@@ -297,13 +293,13 @@ def test_a_white_and_a_black_pixel_span_the_range() -> None:
         ),
         # Red's luma 0.299 by 0.8: 0.299 + 0.701 * 0.8 and 0.299 - 0.299 * 0.8.
         ("saturation", 0.4, 0.25, [(1.0, 0.0, 0.0)], [(0.8598, 0.0598, 0.0598)]),
-        # By 1.2: 1.1402 and -0.0598 are cut.
+        # By 1.2: 1.1402 and -0.0598 are clipped.
         ("saturation", 0.4, 0.75, [(1.0, 0.0, 0.0)], [(1.0, 0.0, 0.0)]),
         ("saturation", 0.4, 0.75, [(0.3, 0.3, 0.3)], [(0.3, 0.3, 0.3)]),
         # 0.5 (2 * 5/6 - 1) = 1/3 of the circle: red to green, green to blue; -1/3 the other way.
         ("hue", 0.5, 5 / 6, [(1.0, 0.0, 0.0), (0.0, 0.5, 0.0)], [(0.0, 1.0, 0.0), (0.0, 0.0, 0.5)]),
         ("hue", 0.5, 1 / 6, [(1.0, 0.0, 0.0), (0.0, 0.5, 0.0)], [(0.0, 0.0, 1.0), (0.5, 0.0, 0.0)]),
-        # 0.5 (2 * 4/6 - 1) = 1/6: red to yellow. Grey has no hue to turn.
+        # 0.5 (2 * 4/6 - 1) = 1/6: red to yellow. Grey has no hue.
         ("hue", 0.5, 4 / 6, [(1.0, 0.0, 0.0), (0.7, 0.7, 0.7)], [(1.0, 1.0, 0.0), (0.7, 0.7, 0.7)]),
     ],
 )  # fmt: skip
@@ -321,16 +317,16 @@ def test_jitter_by_hand(
     torch.testing.assert_close(found[0, :, 0].T, torch.tensor(after), atol=1e-6, rtol=0)
 
 
-def test_jitter_goes_from_brightness_to_hue() -> None:
-    # Brightness 1.2 on (1, 0.5, 0) is cut to (1, 0.6, 0) before saturation by 0.8 about its luma
-    # 0.299 + 0.587 * 0.6 = 0.6512: (0.93024, 0.61024, 0.13024).
+def test_jitter_order() -> None:
+    # Brightness 1.2 on (1, 0.5, 0) is clipped to (1, 0.6, 0), then saturation 0.8 about its luma
+    # 0.299 + 0.587 * 0.6 = 0.6512 gives (0.93024, 0.61024, 0.13024).
     image = torch.tensor([1.0, 0.5, 0.0]).reshape(1, 3, 1, 1)
     row = torch.tensor([[0.75, NEUTRAL, 0.25, NEUTRAL]], dtype=torch.float64)
     found = color_jitter(image, row, config_without_jitter(brightness=0.4, saturation=0.4))
     torch.testing.assert_close(found.flatten(), torch.tensor([0.93024, 0.61024, 0.13024]))
 
 
-def test_draws_of_one_half_leave_an_image_as_it_is() -> None:
+def test_params_of_one_half_change_nothing() -> None:
     image = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     found = color_jitter(
         image, torch.full((2, 4), NEUTRAL, dtype=torch.float64), AugmentConfig(crop=64)
@@ -338,7 +334,7 @@ def test_draws_of_one_half_leave_an_image_as_it_is() -> None:
     torch.testing.assert_close(found, image)
 
 
-def test_strengths_of_0_take_no_step() -> None:
+def test_strengths_of_0_change_nothing() -> None:
     image = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert (
         color_jitter(image, torch.zeros(2, 4, dtype=torch.float64), config_without_jitter())
@@ -346,16 +342,16 @@ def test_strengths_of_0_take_no_step() -> None:
     )
 
 
-def test_luma_weighs_green_most() -> None:
+def test_luma_weights() -> None:
     image = torch.eye(3).reshape(3, 3, 1, 1)
     assert rgb_to_grayscale(image).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
 
 
 @given(seed=SEEDS, turn=st.floats(-0.5, 0.5))
 @settings(max_examples=20)
-def test_the_hue_turns_as_in_colorsys(seed: int, turn: float) -> None:
+def test_hue_shift_equals_colorsys(seed: int, turn: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    # Few values, so that greys and channels of equal height are among them.
+    # Few values, so that greys and equal channels occur.
     pixels = torch.randint(0, 6, (64, 3), generator=generator).double() / 5
     turned = adjust_hue(
         pixels.reshape(1, 8, 8, 3).permute(0, 3, 1, 2), torch.full((1, 1, 1, 1), turn)

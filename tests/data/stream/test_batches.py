@@ -1,4 +1,4 @@
-"""Batches: the sequence's rows as arrays, read from records in this process."""
+"""Batches read from records in this process."""
 
 import pickle
 from pathlib import Path
@@ -69,23 +69,23 @@ def test_batches_are_full_and_follow_one_another(records: tuple[str, Manifest]) 
     assert set(seen[:ROWS]) == set(seen[ROWS : 2 * ROWS]) == set(RECORDS)
 
 
-def test_a_batch_may_straddle_two_epochs(records: tuple[str, Manifest]) -> None:
+def test_a_batch_can_span_two_epochs(records: tuple[str, Manifest]) -> None:
     batches = list(local_batches(make_spec(records)))
     assert batches[2].epochs == [0, 0, 1, 1]
     assert batches[5].epochs == [2, 2, 2, 2]
 
 
-def test_a_resumed_plan_brings_the_same_batches(records: tuple[str, Manifest]) -> None:
+def test_resumed_stream_has_the_same_batches(records: tuple[str, Manifest]) -> None:
     whole = [content(batch) for batch in local_batches(make_spec(records))]
     resumed = [content(batch) for batch in local_batches(make_spec(records, start=12))]
     assert resumed == whole[3:]
 
 
-def test_a_finished_plan_brings_none(records: tuple[str, Manifest]) -> None:
+def test_exhausted_stream_is_empty(records: tuple[str, Manifest]) -> None:
     assert list(local_batches(make_spec(records, start=28))) == []
 
 
-def test_a_plan_travels_to_another_process(records: tuple[str, Manifest]) -> None:
+def test_spec_can_be_pickled(records: tuple[str, Manifest]) -> None:
     travelled = pickle.loads(pickle.dumps(make_spec(records)))
     assert travelled == make_spec(records)
     assert [content(b) for b in local_batches(travelled)] == [
@@ -93,7 +93,7 @@ def test_a_plan_travels_to_another_process(records: tuple[str, Manifest]) -> Non
     ]
 
 
-def test_several_workers_are_fed_elsewhere(records: tuple[str, Manifest]) -> None:
+def test_local_batches_need_one_worker(records: tuple[str, Manifest]) -> None:
     place, manifest = records
     with pytest.raises(AssertionError, match="read through Ray Data"):
         next(
@@ -101,7 +101,7 @@ def test_several_workers_are_fed_elsewhere(records: tuple[str, Manifest]) -> Non
         )
 
 
-def test_missing_records_are_named(records: tuple[str, Manifest], tmp_path: Path) -> None:
+def test_missing_records(records: tuple[str, Manifest], tmp_path: Path) -> None:
     elsewhere = str(tmp_path)
     with pytest.raises(StorageError, match=f"{elsewhere}/train-.*: not found"):
         next(local_batches(make_spec((elsewhere, records[1]))))

@@ -1,4 +1,4 @@
-"""The sequence: each row once an epoch, one order however it is cut, and a start anywhere."""
+"""The sampler: each row once per epoch, one order for all block sizes, and any start."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -45,7 +45,7 @@ def make_sampler(sizes: list[int], seed: int = 0) -> DeterministicSampler:
 
 
 def load(shard: Shard) -> pa.Table:
-    """Rows named after their shard and place; the pixels say the same."""
+    """Rows named after their shard and index; the pixels are the index."""
     pixels = [bytes([row]) for row in range(shard.num_rows)]
     return pa.table(
         {
@@ -85,7 +85,7 @@ def test_each_epoch_holds_each_row_once(sizes: list[int], seed: int, epochs: int
 
 
 @given(SIZES, SEEDS, st.integers(1, 12), st.integers(0, 6), st.integers(0, 40))
-def test_blocks_are_full_and_cut_one_stream(
+def test_blocks_are_full_and_follow_one_another(
     sizes: list[int], seed: int, size: int, number: int, start: int
 ) -> None:
     one = make_sampler(sizes, seed)
@@ -95,19 +95,17 @@ def test_blocks_are_full_and_cut_one_stream(
 
 
 @given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
-def test_a_start_in_the_midst_gives_the_tail(
-    sizes: list[int], seed: int, start: int, length: int
-) -> None:
+def test_a_later_start_gives_the_rest(sizes: list[int], seed: int, start: int, length: int) -> None:
     one = make_sampler(sizes, seed)
     assert stream(one, start, start + length) == stream(one, 0, start + length)[start:]
 
 
 @given(SIZES, SEEDS, SMALL, SMALL, st.integers(1, 5))
-def test_more_workers_take_the_rows_of_one_with_a_larger_batch(
+def test_order_does_not_depend_on_the_number_of_workers(
     sizes: list[int], seed: int, batch: int, workers: int, steps: int
 ) -> None:
     one, taken = make_sampler(sizes, seed), batch * workers
-    dealt = blocks(one, 0, steps * taken, batch)  # to the ranks in turn
+    dealt = blocks(one, 0, steps * taken, batch)  # dealt to the ranks in turn
     by_rank = [dealt[rank::workers] for rank in range(workers)]
     whole = blocks(one, 0, steps * taken, taken)
     for step in range(steps):
@@ -115,7 +113,7 @@ def test_more_workers_take_the_rows_of_one_with_a_larger_batch(
 
 
 @given(SIZES, SEEDS)
-def test_a_row_keeps_its_pixels(sizes: list[int], seed: int) -> None:
+def test_rows_keep_their_pixels(sizes: list[int], seed: int) -> None:
     one = make_sampler(sizes, seed)
     (table,) = one.blocks(0, one.num_rows, one.num_rows, load)
     places = [bytes([int(name.rsplit("/")[-1])]) for name in table["id"].to_pylist()]
@@ -124,7 +122,7 @@ def test_a_row_keeps_its_pixels(sizes: list[int], seed: int) -> None:
 
 
 @given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
-def test_only_what_is_needed_is_read(sizes: list[int], seed: int, start: int, length: int) -> None:
+def test_only_needed_shards_are_read(sizes: list[int], seed: int, start: int, length: int) -> None:
     one = make_sampler(sizes, seed)
     pieces = list(one.shard_slices(start, start + length))
     assert sum(piece.stop - piece.start for piece in pieces) == length
@@ -154,14 +152,14 @@ def epochs_of(seed: int) -> Iterator[list[str]]:
         yield order(stream(one, epoch * one.num_rows, (epoch + 1) * one.num_rows))
 
 
-def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+def test_order_depends_on_epoch_and_seed() -> None:
     orders = [tuple(found) for seed in range(3) for found in epochs_of(seed)]
     assert len(set(orders)) == 9
     assert list(epochs_of(1)) == list(epochs_of(1))
 
 
-def test_shards_and_the_rows_within_change_places() -> None:
-    """Neither alone: the first shard differs, and so does the order inside one shard."""
+def test_shards_and_their_rows_are_shuffled() -> None:
+    """Both the first shard and the order within a shard differ."""
     first, second = (list(epochs_of(0))[i] for i in (0, 1))
     name = shard_prefix("train", 2, 4)
     assert [row for row in first if row.startswith(name)] != [
@@ -170,8 +168,8 @@ def test_shards_and_the_rows_within_change_places() -> None:
     assert len({found[0].split("/")[0] for seed in range(6) for found in epochs_of(seed)}) == 4
 
 
-def test_rows_spread_evenly_over_an_epoch() -> None:
-    """No row has a favourite place: over many epochs its mean place is the middle."""
+def test_positions_in_an_epoch_are_uniform() -> None:
+    """Over many epochs the mean position of each row is the middle."""
     one, epochs = make_sampler([8], 0), 200
     places: dict[str, list[int]] = {}
     for epoch, position, name in stream(one, 0, epochs * 8):
@@ -181,8 +179,8 @@ def test_rows_spread_evenly_over_an_epoch() -> None:
     assert np.abs(np.array(means) - 3.5).max() < 4 * np.sqrt(63 / 12 / epochs)
 
 
-def test_the_order_is_of_names_not_of_places() -> None:
-    """Records written by another number of tasks in another order train the same."""
+def test_order_does_not_depend_on_the_order_in_the_manifest() -> None:
+    """Shards listed in another order give the same stream."""
     one = make_sampler(MANY, 5)
     shards = one.manifest.splits["train"]
     turned = DeterministicSampler(
@@ -197,11 +195,11 @@ def test_the_order_is_of_names_not_of_places() -> None:
     assert found == blocks(one, 0, 150, 10)
 
 
-# Plans
+# StreamSpec
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 9), SMALL, st.integers(0, 30))
-def test_a_plan_takes_whole_steps_up_to_the_end(
+def test_stream_has_full_steps(
     sizes: list[int], epochs: int, batch: int, workers: int, steps: int
 ) -> None:
     one, taken = make_sampler(sizes), batch * workers
@@ -219,7 +217,7 @@ def test_a_plan_takes_whole_steps_up_to_the_end(
     assert plan.stop == StreamSpec("records", one, epochs, 0, batch, workers).stop
 
 
-def test_a_batch_that_is_too_large_says_how_large() -> None:
+def test_too_large_batch() -> None:
     with pytest.raises(UsageError) as caught:
         StreamSpec("records", make_sampler([5, 3]), 1, 0, 3, 3)
     assert str(caught.value) == (
@@ -228,6 +226,6 @@ def test_a_batch_that_is_too_large_says_how_large() -> None:
     )
 
 
-def test_a_batch_of_the_whole_split_is_not_too_large() -> None:
+def test_batch_of_the_size_of_the_split() -> None:
     plan = StreamSpec("records", make_sampler([5, 3]), 4, 0, 4, 2)
     assert (plan.start, plan.stop) == (0, 32)
