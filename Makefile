@@ -11,8 +11,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
-	@# The challenge's scorer builds a part of itself from source: without a compiler its tests
-	@# are skipped with a word, and nothing else misses it.
+	@# The challenge's scorer needs a C compiler. Without it, its tests are skipped.
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scorer]'
 	touch $(READY)
 

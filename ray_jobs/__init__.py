@@ -1,8 +1,12 @@
-"""What runs on Ray."""
+"""Everything that runs on Ray."""
 
 import os
 
-# Ray listens on every address of a machine, also where it is one that a command starts for itself,
-# unless it believes that it cannot make clusters here. It reads this when it is imported.
+# Ray listens on all addresses of the machine, even for a cluster that `ray.init()` starts, except
+# where it assumes that this system supports single-node clusters only. Ray reads the variable when
+# it is imported; all nodes and drivers of a cluster must agree on it.
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 if not os.environ.get("RAY_ADDRESS"):
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    for name, value in LOOPBACK_ENV.items():
+        os.environ.setdefault(name, value)

@@ -1,12 +1,13 @@
-"""A training that nothing goes well for, beside the same one undisturbed.
+"""A training with injected faults, compared with the same training without.
 
     python -m tests.chaos --faults 30 --seed 0 --folder /tmp/chaos
 
-A head that takes no work, two nodes with a worker each, and a store behind a proxy, in four network
-namespaces (Linux, root, iproute2). At seeded random moments a process is killed or frozen, or the
-store has a bad minute; whoever a cluster's operator would start again is started again. In the end
-the disturbed run must have the weights, the moments and the metrics of the undisturbed one, bit by
-bit. Prints a line for each fault, with the seconds till the next step, and exits with 0 if so.
+Runs a head without CPUs, two nodes with a worker each, and an S3 server behind a proxy, in four
+network namespaces (Linux, root, iproute2). At random moments, by the seed, a process is killed or
+frozen, or storage fails for some seconds; what an operator would restart is restarted. The
+disturbed run must have bitwise the same weights, optimizer states and metrics as the undisturbed
+one. Prints one line per fault with the seconds until the next step; exit code 0 if the runs are
+equal.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ TRAIN = (
     "training.checkpoint_every_steps=2 training.log_every_steps=1 cluster.threads_per_worker=1 "
     "cluster.workers=2 cluster.cpus_per_worker=2 cluster.max_failures=3"
 )
-# One process for all that is asked: another one each time would take half a core to start.
+# One process for all queries: starting one for each would use half a core.
 QUERY_PROGRAM = """
 import json, sys
 from segan.errors import SeganError
-from segan.runs import Run
+from segan.runs.run import Run
 
 for line in sys.stdin:
     what, uri = line.split()
     run = Run(uri)
     try:
-        latest = run.latest()
+        latest = run.latest_checkpoint()
         if what == "images":
             answer = latest.samples if latest else 0
         else:
@@ -60,12 +61,12 @@ for line in sys.stdin:
         answer = None
     print(json.dumps(answer), flush=True)
 """
-STEP_TIMEOUT_S = 400  # to the next step after a fault: after that it hangs
+STEP_TIMEOUT_S = 400  # from a fault to the next step; after that the run hangs
 WORKER, RAYLET, GCS, WEED = "ray::RayTrainWorker", "raylet/raylet", "gcs_server", "weed"
 
 
 class ChaosCluster:
-    """The hosts and what runs on them; everything is started again where it was."""
+    """The hosts and their servers; each server is restarted on its host."""
 
     def __init__(self, hosts: list[Namespace], folder: Path):
         self.head, *self.nodes, self.store = hosts
@@ -76,7 +77,7 @@ class ChaosCluster:
         self.faults: FaultProxy
         self.query_process: subprocess.Popen[str]
         self.s3_environment: dict[str, str] = {}
-        self.total_images = 0  # of a whole run
+        self.total_images = 0  # of a full run
 
     def start(self) -> None:
         self.start_store()
@@ -97,12 +98,14 @@ class ChaosCluster:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        self.stacks["asked"].callback(self.query_process.communicate)  # which ends it
+        self.stacks["asked"].callback(
+            self.query_process.communicate
+        )  # closes its stdin, which ends it
 
     def start_store(self) -> None:
         with self.store.enter(), _s3_credentials(self.s3_environment):
-            place = s3_server(self.folder / "s3", self.store.ip)
-            self.server = self.stacks["store"].enter_context(place)
+            server = s3_server(self.folder / "s3", self.store.ip)
+            self.server = self.stacks["store"].enter_context(server)
 
     def start_cluster(self) -> None:
         with self.head.enter():
@@ -113,11 +116,13 @@ class ChaosCluster:
 
     def start_node(self, node: Namespace) -> None:
         with node.enter():
-            place = ray_node(self.cluster, self.folder / node.name, 3, self.s3_environment, node.ip)
-            self.stacks[node.name].enter_context(place)
+            server = ray_node(
+                self.cluster, self.folder / node.name, 3, self.s3_environment, node.ip
+            )
+            self.stacks[node.name].enter_context(server)
 
     def stop(self, name: str) -> None:
-        """What is left of it, if anything is."""
+        """Stops what still runs under this name."""
         self.stacks[name].close()
 
     def stop_all(self) -> None:
@@ -127,11 +132,11 @@ class ChaosCluster:
     def environment(self) -> dict[str, str]:
         return os.environ | self.s3_environment | self.cluster.environment
 
-    def segan(self, *words: str) -> None:
-        """A command that has to succeed, from the head."""
+    def segan(self, *arguments: str) -> None:
+        """Runs a command on the head, which must succeed."""
         with self.head.enter():
             done = subprocess.run(
-                [sys.executable, "-m", "segan", *words],
+                [sys.executable, "-m", "segan", *arguments],
                 env=self.environment(),
                 capture_output=True,
                 text=True,
@@ -140,11 +145,11 @@ class ChaosCluster:
         assert done.returncode == 0, done.stderr
 
     def samples_seen(self, run: str) -> int:
-        """That the run has taken up to its latest checkpoint; 0 where nobody can say."""
+        """The images up to the run's latest checkpoint; 0 if storage does not answer."""
         return int(self._query("images", run) or 0)
 
     def outcome(self, run: str) -> tuple[Any, Any]:
-        """What must be the same: the last checkpoint's checksums, and the metrics but for times."""
+        """The last checkpoint's checksums, and the metrics without times."""
         files, lines = self._query("outcome", run)
         return files, without_timing(lines)
 
@@ -157,7 +162,7 @@ class ChaosCluster:
 
 
 class RestartingDriver:
-    """Someone who gives the same command again until it is done."""
+    """Runs the same command again until it succeeds."""
 
     def __init__(self, cluster: ChaosCluster, run: str, *overrides: str):
         self.cluster, self.log = cluster, (cluster.folder / "driver.log").open("a")
@@ -183,7 +188,7 @@ class RestartingDriver:
 
 
 class FaultInjector:
-    """The faults; what each of them broke is mended before the next."""
+    """The faults; what a fault breaks is repaired before the next one."""
 
     def __init__(self, cluster: ChaosCluster, driver: RestartingDriver, seed: int):
         self.cluster, self.driver, self.rng = cluster, driver, random.Random(seed)
@@ -234,7 +239,7 @@ class FaultInjector:
         for name in (*(node.name for node in self.cluster.nodes), "head"):
             self.cluster.stop(name)
         self.cluster.start_cluster()
-        self.driver.process.kill()  # its address is the old head's
+        self.driver.process.kill()  # it has the old head's address
 
     def kill_store(self) -> None:
         self.signal(self.cluster.store, WEED, signal.SIGKILL)
@@ -252,7 +257,7 @@ class FaultInjector:
 
 
 def pids(host: Namespace, name: str) -> list[int]:
-    """Processes on a host that were started by this name."""
+    """The ids of the processes on a host whose command has this name."""
     namespace_inode = Path("/run/netns", host.name).stat().st_ino
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -268,10 +273,13 @@ def pids(host: Namespace, name: str) -> list[int]:
 def train_with_faults(
     cluster: ChaosCluster, run: str, epochs: int, faults: int, seed: int
 ) -> dict[str, list[float]]:
-    """Trains with so many faults, all kinds in turn; returns the seconds to the next step by kind.
+    """Trains with this number of faults, of all kinds in random order.
+
+    Returns:
+        The seconds from each fault to the next step, by kind of fault.
 
     Raises:
-        SystemExit: no step came for long, or the run was over before the last fault.
+        SystemExit: no step for `STEP_TIMEOUT_S`, or the run ended before the last fault.
     """
     driver = RestartingDriver(cluster, run, f"training.epochs={epochs}")
     injector = FaultInjector(cluster, driver, seed)
@@ -283,7 +291,7 @@ def train_with_faults(
         reached = _wait_for_progress(cluster, run, reached)
         time.sleep(injector.rng.uniform(0, 3))
         if driver.done.is_set():
-            raise SystemExit(f"the run was over before fault {number}: more epochs are needed")
+            raise SystemExit(f"the run ended before fault {number}; use more --epochs")
         began = time.monotonic()
         kinds[kind]()
         reached = _wait_for_progress(cluster, run, cluster.samples_seen(run))
@@ -293,12 +301,12 @@ def train_with_faults(
             flush=True,
         )
     driver.done.wait()
-    print(f"the command was given {driver.starts} times")
+    print(f"starts of the command: {driver.starts}")
     return recovery_seconds
 
 
 def _wait_for_progress(cluster: ChaosCluster, run: str, reached: int) -> int:
-    """Waits till the run is further than it was, or over; returns how far."""
+    """Waits until the run has a later checkpoint or has ended; returns its images."""
     last = cluster.total_images
     deadline = time.monotonic() + STEP_TIMEOUT_S
     while (now := cluster.samples_seen(run)) <= reached and now < last:
@@ -310,7 +318,7 @@ def _wait_for_progress(cluster: ChaosCluster, run: str, reached: int) -> int:
 
 @contextmanager
 def chaos_cluster(folder: Path) -> Iterator[ChaosCluster]:
-    """All of it, with records of drawn images in the store."""
+    """Starts a ChaosCluster, with records of synthetic images in storage."""
     folder.mkdir(parents=True, exist_ok=True)
     with namespaces(["head", "one", "two", "store"]) as hosts:
         cluster = ChaosCluster(hosts, folder)
@@ -326,7 +334,7 @@ def chaos_cluster(folder: Path) -> Iterator[ChaosCluster]:
 
 @contextmanager
 def _s3_credentials(environment: dict[str, str]) -> Iterator[None]:
-    """A store takes its keys from the environment, and makes some where it finds none."""
+    """Passes the credentials to a server that is restarted, which reads the environment."""
     given = {name: value for name, value in environment.items() if "KEY" in name}
     os.environ.update(given)
     try:
@@ -337,25 +345,25 @@ def _s3_credentials(environment: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Both runs; 0 if they are the same."""
+    """Runs both trainings; returns 0 if they are equal."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     arguments = parser.parse_args()
-    with chaos_cluster(arguments.folder) as world:
+    with chaos_cluster(arguments.folder) as cluster:
         undisturbed, disturbed = f"s3://{BUCKET}/calm", f"s3://{BUCKET}/rough"
         began = time.monotonic()
-        world.segan("train", undisturbed, *TRAIN.split(), f"training.epochs={arguments.epochs}")
+        cluster.segan("train", undisturbed, *TRAIN.split(), f"training.epochs={arguments.epochs}")
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
-        world.total_images = world.samples_seen(undisturbed)
+        cluster.total_images = cluster.samples_seen(undisturbed)
         recovery_seconds = train_with_faults(
-            world, disturbed, arguments.epochs, arguments.faults, arguments.seed
+            cluster, disturbed, arguments.epochs, arguments.faults, arguments.seed
         )
         for kind, seconds in sorted(recovery_seconds.items()):
             print(f"{kind:16} median {statistics.median(seconds):6.1f} s of {len(seconds)}")
-        same = world.outcome(undisturbed) == world.outcome(disturbed)
+        same = cluster.outcome(undisturbed) == cluster.outcome(disturbed)
         print("the same to the last bit" if same else "NOT THE SAME")
         return 0 if same else 1
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from infra.local.cluster import LOOPBACK_ENV, RayCluster, ray_cluster
+from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
+from ray_jobs import LOOPBACK_ENV
 from tests.environment import temporary_environment
 
 # Ray and torch read these at import, and test modules import them before any fixture runs.

@@ -42,7 +42,7 @@ def random_levels(seed: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("reading", "weights", "expected"),
+    ("reduction", "weights", "expected"),
     [
         ("concatenated", None, 13 / 8),  # 3+4+1+1+1+1+2 over 8 elements
         ("per_level", None, 11.5 / 7),  # 3/2+4+1+1+1+1+2 over 7 levels
@@ -50,22 +50,22 @@ def random_levels(seed: int) -> list[Tensor]:
         ("per_level", CODE_WEIGHTS, 21.5 / 7),  # 3/2+4+2+2+2+2+8
     ],
 )
-def test_both_readings_by_hand(
-    reading: str, weights: tuple[float, ...] | None, expected: float
+def test_both_reductions_by_hand(
+    reduction: str, weights: tuple[float, ...] | None, expected: float
 ) -> None:
     levels = [make_level(values) for values in LEVELS]
     loss = multi_scale_l1(
-        levels, zero_levels(levels), LossConfig(reduction=reading, level_weights=weights)
+        levels, zero_levels(levels), LossConfig(reduction=reduction, level_weights=weights)
     )
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("reading", REDUCTIONS)
-def test_the_mean_over_images(reading: str) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_mean_over_images(reduction: str) -> None:
     # An image at distance 1 and one at 3, in each of two levels: 2 on average.
     levels = [torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).repeat(1, 1, 1, n) for n in (4, 1)]
-    loss = multi_scale_l1(levels, zero_levels(levels), LossConfig(reduction=reading))
+    loss = multi_scale_l1(levels, zero_levels(levels), LossConfig(reduction=reduction))
     assert loss.item() == pytest.approx(2.0)
 
 
@@ -75,11 +75,11 @@ def test_levels_must_pair_up() -> None:
         multi_scale_l1(levels, levels[:2], LossConfig())
 
 
-@pytest.mark.parametrize("reading", REDUCTIONS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @given(one=st.integers(0, 99), other=st.integers(0, 99), scale=st.sampled_from([0.25, 2.0, 8.0]))
 @settings(max_examples=20)
-def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> None:
-    a, b, config = random_levels(one), random_levels(other), LossConfig(reduction=reading)
+def test_it_is_a_distance(reduction: str, one: int, other: int, scale: float) -> None:
+    a, b, config = random_levels(one), random_levels(other), LossConfig(reduction=reduction)
     there = multi_scale_l1(a, b, config).item()
     assert there == multi_scale_l1(b, a, config).item()
     assert (there == 0) == (one == other)
@@ -87,11 +87,13 @@ def test_it_is_a_distance(reading: str, one: int, other: int, scale: float) -> N
     assert scaled == scale * there  # exactly so for a power of two
 
 
-@pytest.mark.parametrize("reading", REDUCTIONS)
-def test_a_detached_truth_gets_no_gradient(reading: str) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_detached_truth_gets_no_gradient(reduction: str) -> None:
     predicted = [x.requires_grad_() for x in random_levels(0)]
     truth = [x.requires_grad_() for x in random_levels(1)]
-    multi_scale_l1(predicted, [t.detach() for t in truth], LossConfig(reduction=reading)).backward()
+    multi_scale_l1(
+        predicted, [t.detach() for t in truth], LossConfig(reduction=reduction)
+    ).backward()
     assert all(t.grad is None for t in truth)
     assert all(p.grad.abs().min() > 0 for p in predicted)
 

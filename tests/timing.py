@@ -8,8 +8,8 @@ from typing import Any
 TIMING_KEYS = (
     "seconds",
     "images_per_second",
-    "wait_share",
-    "run_wait_share",
+    "data_wait_fraction",
+    "run_data_wait_fraction",
     "first_batch_ms",
     "validation_seconds",
 )

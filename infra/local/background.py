@@ -1,9 +1,9 @@
-"""A cluster on this machine in the background: an S3 server, a Ray head, its dashboard.
+"""A cluster on this machine in the background: an S3 server and a Ray head with its dashboard.
 
     python -m infra.local.background start|stop [--folder DIR]
 
-One process holds both and ends them when it ends. It keeps its pid in a file that it has locked:
-where the lock is held, the pid in the file is still that process's.
+One background process runs both. It writes its pid to a file and holds a lock on the file, so a pid
+in a file that is not locked is stale.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ START_TIMEOUT_S, STOP_TIMEOUT_S = 300, 60
 
 
 def main() -> int:
-    """Exit code 0 where it is then as asked for, also if it was so before."""
+    """Returns the exit code: 0 if the cluster is in the requested state, even if it was before."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.background", description=__doc__)
-    parser.add_argument("action", choices=("start", "stop", "hold"))
-    parser.add_argument("--folder", type=Path, default=Path("cluster"), help="for all it keeps")
+    parser.add_argument("action", choices=("start", "stop", "run"), help="run: in the foreground")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("cluster"), help="for all files; default: cluster"
+    )
     arguments = parser.parse_args()
     try:
-        {"start": start, "stop": stop, "hold": run_foreground}[arguments.action](arguments.folder)
+        {"start": start, "stop": stop, "run": run_foreground}[arguments.action](arguments.folder)
     except StartError as error:
         echo(f"cluster: {error}")
         return error.exit_code
@@ -44,20 +46,13 @@ def main() -> int:
 
 
 def start(folder: Path) -> None:
-    """Starts what is not running, and says how to point a shell at it."""
+    """Starts the cluster if it is not running, and prints how to use it from a shell."""
     folder.mkdir(exist_ok=True, mode=0o700)
-    running, ready, log = running_pid(folder), folder / "environment", folder / "log"
+    running, environment, log = running_pid(folder), folder / "environment", folder / "log"
     if not running:
-        ready.unlink(missing_ok=True)  # of one that was killed
+        environment.unlink(missing_ok=True)  # of a process that was killed
+        command = [sys.executable, "-m", "infra.local.background", "run", "--folder", str(folder)]
         with log.open("w") as output:
-            command = [
-                sys.executable,
-                "-m",
-                "infra.local.background",
-                "hold",
-                "--folder",
-                str(folder),
-            ]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -69,29 +64,27 @@ def start(folder: Path) -> None:
     def has_exited() -> bool:
         return not running_pid(folder) if running else process.poll() is not None
 
-    if (
-        not _wait_until(START_TIMEOUT_S, lambda: ready.exists() or has_exited())
-        or not ready.exists()
-    ):
-        raise StartError(f"it did not start; {log} ends:\n{log.read_text()[-2000:]}")
+    _wait_until(START_TIMEOUT_S, lambda: environment.exists() or has_exited())
+    if not environment.exists():
+        raise StartError(f"the cluster did not start; the end of {log}:\n{log.read_text()[-2000:]}")
     echo("already running" if running else "started")
     echo((folder / "about").read_text().rstrip())
 
 
 def stop(folder: Path) -> None:
-    """Ends what is running; what was stored stays in the folder."""
+    """Stops the cluster; stored objects stay in the folder."""
     pid = running_pid(folder)
     if not pid:
         echo("not running")
         return
     os.kill(pid, signal.SIGTERM)
     if not _wait_until(STOP_TIMEOUT_S, lambda: not running_pid(folder)):
-        raise StartError(f"process {pid} has not ended {STOP_TIMEOUT_S} s after SIGTERM")
-    echo(f"stopped; what was stored is in {folder}/s3 and is there again at the next start")
+        raise StartError(f"process {pid} still runs {STOP_TIMEOUT_S} s after SIGTERM")
+    echo(f"stopped; stored objects stay in {folder}/s3 for the next start")
 
 
 def running_pid(folder: Path) -> int | None:
-    """The pid of the process that holds the cluster of this folder, if there is one."""
+    """The pid of the process that runs the cluster of this folder, or None."""
     if not (folder / "pid").exists():
         return None
     with (folder / "pid").open() as file:
@@ -102,12 +95,12 @@ def running_pid(folder: Path) -> int | None:
             text = file.read()
     if text:
         return int(text)
-    time.sleep(0.05)  # it has just locked it
+    time.sleep(0.05)  # it holds the lock and has not written its pid yet
     return running_pid(folder)
 
 
 def run_foreground(folder: Path) -> None:
-    """Runs both until a signal comes or one of them ends."""
+    """Runs the S3 server and the Ray head until SIGTERM or SIGINT, or until one of them ends."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_on_signal)
     with ExitStack() as stack:
@@ -119,31 +112,31 @@ def run_foreground(folder: Path) -> None:
         about = [
             f"S3 server  {server.endpoint}, bucket s3://{BUCKET}",
             f"dashboard  {cluster.dashboard}, token in {cluster.token_path}",
-            f"a shell    source {folder}/environment",
-            "the end    make cluster-stop",
+            f"in a shell source {folder}/environment",
+            "to stop    make cluster-stop",
         ]
         (folder / "about").write_text("\n".join(about) + "\n")
         stack.callback((folder / "environment").unlink)
         _write_environment(folder / "environment", server.environment | cluster.environment)
         while all(Path(f"/proc/{pid}").exists() for pid in (server.pid, cluster.pid)):
             time.sleep(0.5)
-        raise StartError(f"one of the two has ended: see the logs in {folder}/s3 and {folder}/ray")
+        raise StartError(f"a server has ended: see the logs in {folder}/s3 and {folder}/ray")
 
 
 def _lock_pid_file(folder: Path, stack: ExitStack) -> None:
-    """Locks the folder's pid file, with this process's pid in it, until the rest has ended."""
+    """Writes this process's pid to the folder's pid file and locks it until the stack closes."""
     file = stack.enter_context((folder / "pid").open("a"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StartError(f"another start has taken {folder}; try again") from None
+        raise StartError(f"another process is starting a cluster in {folder}; try again") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
 
 
 def _write_environment(path: Path, values: Mapping[str, str]) -> None:
-    """Written aside first: whoever sees the file sees all of it."""
+    """Writes `export` lines; the file appears complete, and is readable by the user only."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600)
@@ -153,7 +146,7 @@ def _write_environment(path: Path, values: Mapping[str, str]) -> None:
 
 def _exit_on_signal(*_: object) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # one is enough, and the end takes a moment
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the shutdown
     sys.exit(0)
 
 

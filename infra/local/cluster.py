@@ -1,8 +1,8 @@
-"""A Ray head on this machine that jobs join as they would join a cluster's, and more nodes to it.
+"""A Ray cluster on this machine, which jobs use like any other cluster.
 
-It listens on loopback alone, asks for a token, and takes nothing but its own folder: other Rays
-on the machine neither see it nor are seen. In a network namespace it has the address that it is
-given there (`infra.local.namespaces`).
+It listens on the loopback address, requires a token and uses only its own folder, so it does not
+interfere with other Ray clusters on the machine. In a network namespace it listens on the
+namespace's address (`infra.local.namespaces`).
 """
 
 import json
@@ -13,27 +13,31 @@ import sysconfig
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.processes import find_executable, free_ports, retry_start, run_supervised
+from infra.local.processes import (
+    SupervisedProcess,
+    find_executable,
+    free_ports,
+    retry_start,
+    run_supervised,
+)
+from ray_jobs import LOOPBACK_ENV
 
 START_TIMEOUT_S = 90
 GRACE_PERIOD_S = 10
 GIB = 2**30
-# Ray puts a Unix socket about 65 characters below its folder, and their paths end at 107.
+# Ray creates Unix sockets about 65 characters below its folder; their paths have at most 107.
 MAX_FOLDER_LENGTH = 40
-# Ray listens on every address of the machine, 127.0.0.1 or not asked for, unless it believes that
-# it is on a system where it cannot make clusters. Drivers must believe the same.
-LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOOPBACK_IP = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A running Ray head. `folder` has Ray's own logs, in `session_latest/logs`."""
+    """A running Ray head. `folder` has Ray's logs in `session_latest/logs`."""
 
     address: str
     dashboard: str
@@ -43,7 +47,7 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All that a driver needs for `ray.init()`. Set it before Ray is imported."""
+        """The variables that a driver needs for `ray.init()`, set before it imports Ray."""
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
@@ -51,14 +55,14 @@ class RayCluster:
         }
 
     def alive_node_ids(self) -> set[str]:
-        """Ids of the nodes that live, as the dashboard knows them; none where it is silent."""
+        """The ids of the nodes that are alive; empty if the dashboard does not respond."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.dashboard}/api/v0/nodes",
             headers={"Authorization": f"Bearer {self.token_path.read_text()}"},
         )
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with direct.open(request, timeout=5) as response:
+            with without_proxy.open(request, timeout=5) as response:
                 nodes = json.load(response)["data"]["result"]["result"]
         except (OSError, urllib.error.URLError):
             return set()
@@ -73,23 +77,42 @@ def ray_cluster(
     object_store_memory: int = GIB,
     ip: str = LOOPBACK_IP,
 ) -> Iterator[RayCluster]:
-    """Run a Ray head with `num_cpus` logical CPUs, listening on `ip` alone.
+    """Runs a Ray head with `num_cpus` logical CPUs that listens on `ip` only.
 
-    Its workers see `environment`, such as the keys to the S3 server: they inherit it from the
-    head, and so it is in no message and no log.
+    Args:
+        environment: variables of its workers, such as S3 credentials. The workers inherit them from
+            the head, so they are part of no message and no log.
+        object_store_memory: bytes.
     """
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _make_folder(folder)
     token_path = _write_token(folder)
+    options = [
+        "--head",
+        f"--dashboard-host={ip}",
+        f"--num-cpus={num_cpus}",
+        f"--object-store-memory={object_store_memory}",
+    ]
+
+    @contextmanager
+    def start(ray_folder: Path) -> Iterator[RayCluster]:
+        gcs, dashboard, client, *agent_ports = free_ports(6)
+        ports = [
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+        ]
+        url, scratch = f"http://{ip}:{dashboard}", ray_folder.with_name("tmp")
+        all_options = [*options, *ports, f"--temp-dir={ray_folder}"]
+        with _run_ray(
+            all_options, agent_ports, folder, scratch, environment, token_path, url, ip
+        ) as head:
+            cluster = RayCluster(f"{ip}:{gcs}", url, token_path, ray_folder, head.pid)
+            head.wait_until(lambda: bool(cluster.alive_node_ids()), START_TIMEOUT_S)
+            yield cluster
+
     with ExitStack() as stack:
         ray_folder = stack.enter_context(_socket_folder(folder))
-        yield retry_start(
-            lambda: stack.enter_context(
-                _start_head(
-                    folder, ray_folder, token_path, num_cpus, environment, object_store_memory, ip
-                )
-            )
-        )
+        yield retry_start(lambda: stack.enter_context(start(ray_folder)))
 
 
 @contextmanager
@@ -101,41 +124,93 @@ def ray_node(
     ip: str,
     num_gpus: int = 0,
 ) -> Iterator[None]:
-    """Run one more node of a cluster in network namespaces: on loopback there is but one.
+    """Runs another node of a cluster in network namespaces; loopback has room for one node only.
 
-    GPUs are what it says it has, whether the machine has them or not.
+    Args:
+        num_gpus: that the node claims to have, whether the machine has them or not.
     """
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    agent, *metrics = free_ports(3)
-    command = [
-        find_executable("ray"),
-        "start",
-        "--block",
+    folder = _make_folder(folder)
+    earlier_nodes = cluster.alive_node_ids()  # a killed node may be among them for a while
+    options = [
         f"--address={cluster.address}",
-        f"--node-ip-address={ip}",
-        f"--dashboard-agent-listen-port={agent}",
-        "--min-worker-port=0",
-        "--max-worker-port=0",
         f"--num-cpus={num_cpus}",
         f"--num-gpus={num_gpus}",
         f"--object-store-memory={GIB // 4}",
     ]
-    earlier_nodes = cluster.alive_node_ids()  # one that was killed may be among them for a while
-    with run_supervised(
-        command,
-        folder=folder,
-        environment=_node_environment(
-            {**environment, **_api_environment(cluster.dashboard)},
-            cluster.token_path,
-            folder / "tmp",
-            metrics,
-            ip,
-        ),
-        grace_period_s=GRACE_PERIOD_S,
+    with _run_ray(
+        options,
+        free_ports(3),
+        folder,
+        folder / "tmp",
+        environment,
+        cluster.token_path,
+        cluster.dashboard,
+        ip,
     ) as node:
         node.wait_until(lambda: bool(cluster.alive_node_ids() - earlier_nodes), START_TIMEOUT_S)
         yield
+
+
+@contextmanager
+def _run_ray(
+    options: Sequence[str],
+    agent_ports: Sequence[int],
+    folder: Path,
+    scratch: Path,
+    environment: Mapping[str, str],
+    token_path: Path,
+    dashboard: str,
+    ip: str,
+) -> Iterator[SupervisedProcess]:
+    """Runs `ray start` with the options of this node and those of all nodes.
+
+    Args:
+        agent_ports: for the dashboard agent, the metrics and the autoscaler's metrics.
+        scratch: the folder of temporary files.
+    """
+    agent, metrics, autoscaler_metrics = agent_ports
+    command = [
+        find_executable("ray"),
+        "start",
+        "--block",
+        f"--node-ip-address={ip}",
+        f"--dashboard-agent-listen-port={agent}",
+        "--min-worker-port=0",  # any free port: two clusters would share the default range
+        "--max-worker-port=0",
+        *options,
+    ]
+    scratch.mkdir(exist_ok=True)
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    ray_environment = {
+        # Ray's own actors call the State API, and with two clusters on a machine find neither.
+        "RAY_API_SERVER_ADDRESS": dashboard,
+        **_shared_environment(token_path, ip),
+        # So that `python` in a job's entrypoint is the one with our packages.
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),
+        "TMPDIR": str(scratch),  # processes that are killed leave folders there
+        # On SIGTERM a node would wait for its jobs to move to other nodes, of which there are none.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a training's last checkpoint; default: 3
+        # A disconnected node counts as dead after 20 s; with Ray's defaults, after a minute.
+        "RAY_health_check_period_ms": "2000",
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "4",
+        "DASHBOARD_METRIC_PORT": str(metrics),
+        "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
+    }
+    with run_supervised(
+        command,
+        folder=folder,
+        environment={**inherited, **environment, **ray_environment},
+        grace_period_s=GRACE_PERIOD_S,
+    ) as node:
+        yield node
+
+
+def _make_folder(folder: Path) -> Path:
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
 
 
 def _write_token(folder: Path) -> Path:
@@ -148,9 +223,9 @@ def _write_token(folder: Path) -> Path:
 
 @contextmanager
 def _socket_folder(folder: Path) -> Iterator[Path]:
-    """A folder for Ray's sockets: in ours, or a passing one where that path is too long.
+    """A folder for Ray's sockets: `folder`/ray, or a temporary one if that path is too long.
 
-    Ray opens its folder to all users, so it is always a folder inside one of our own.
+    Ray makes its folder accessible to all users, so its parent must be private.
     """
     if len(str(folder / "ray")) <= MAX_FOLDER_LENGTH:
         yield folder / "ray"
@@ -162,84 +237,8 @@ def _socket_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-@contextmanager
-def _start_head(
-    folder: Path,
-    ray_folder: Path,
-    token_path: Path,
-    num_cpus: int,
-    environment: Mapping[str, str],
-    object_store_memory: int,
-    ip: str,
-) -> Iterator[RayCluster]:
-    gcs, dashboard, client, agent, *metrics = free_ports(6)
-    command = [
-        find_executable("ray"),
-        "start",
-        "--head",
-        "--block",
-        f"--node-ip-address={ip}",
-        f"--dashboard-host={ip}",
-        f"--port={gcs}",
-        f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}",
-        f"--dashboard-agent-listen-port={agent}",
-        "--min-worker-port=0",  # any that is free: two Rays would share the usual range
-        "--max-worker-port=0",
-        f"--temp-dir={ray_folder}",
-        f"--num-cpus={num_cpus}",
-        f"--object-store-memory={object_store_memory}",
-    ]
-    with run_supervised(
-        command,
-        folder=folder,
-        environment=_node_environment(
-            {**environment, **_api_environment(f"http://{ip}:{dashboard}")},
-            token_path,
-            ray_folder.with_name("tmp"),
-            metrics,
-            ip,
-        ),
-        grace_period_s=GRACE_PERIOD_S,
-    ) as head:
-        cluster = RayCluster(
-            f"{ip}:{gcs}", f"http://{ip}:{dashboard}", token_path, ray_folder, head.pid
-        )
-        head.wait_until(lambda: bool(cluster.alive_node_ids()), START_TIMEOUT_S)
-        yield cluster
-
-
-def _api_environment(dashboard: str) -> dict[str, str]:
-    """Ray's own actors ask the State API too, and with two Rays on a machine find neither."""
-    return {"RAY_API_SERVER_ADDRESS": dashboard}
-
-
-def _node_environment(
-    environment: Mapping[str, str], token_path: Path, scratch: Path, metrics: list[int], ip: str
-) -> dict[str, str]:
-    scratch.mkdir(exist_ok=True)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    return {
-        **inherited,
-        **environment,
-        **_shared_environment(token_path, ip),
-        # The `python` of a job's entrypoint is the one that has our packages.
-        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]),
-        "TMPDIR": str(scratch),  # killed, its processes leave folders there
-        # On SIGTERM it would wait for its jobs to move to other nodes, and there are none.
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a training's last checkpoint; 3 s and a kill else
-        # A node that is cut off is given up after 20 s of silence; by Ray's own values, a minute.
-        "RAY_health_check_period_ms": "2000",
-        "RAY_health_check_timeout_ms": "3000",
-        "RAY_health_check_failure_threshold": "4",
-        "DASHBOARD_METRIC_PORT": str(metrics[0]),
-        "AUTOSCALER_METRIC_PORT": str(metrics[1]),
-    }
-
-
 def _shared_environment(token_path: Path, ip: str) -> dict[str, str]:
-    """What nodes and drivers must agree on."""
+    """The variables that must be the same for nodes and drivers."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),

@@ -1,9 +1,9 @@
-"""The whole way on this machine: archive, records, a study, its ensemble, scores, masks.
+"""A demonstration of all steps on this machine: archive, records, study, ensemble, scores, masks.
 
     python -m infra.local.demo [--data ARCHIVE] [--folder DIR]
 
-Starts an S3 server and a Ray head for itself, gives each command as a person would type it, and
-ends both afterwards. Without --data the images are drawn.
+Starts an S3 server and a Ray head, runs the commands that a user would type, and stops both.
+Without --data it generates synthetic images.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from segan.runs.run import REPORT_FILES
 
 BUCKET = "s3://segan-demo"
 CONFIG = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
-# Logical: two workers hold one each, and two are left for reading data.
+# Logical CPUs: two workers use one each, and two are left for reading data.
 NUM_CPUS = 4
 
 
 def main() -> int:
-    """Exit code 0 when every command of the way was."""
+    """Returns the exit code, which is 0 if all commands succeed."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.demo", description=__doc__)
-    parser.add_argument("--data", type=Path, help="an archive instead of drawn images")
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="for all that it keeps")
+    parser.add_argument("--data", type=Path, help="archive; default: synthetic images")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("demo"), help="for all files; default: demo"
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     try:
@@ -54,7 +56,7 @@ def main() -> int:
         echo(f"demo: {error}")
         return error.exit_code
     except subprocess.CalledProcessError as error:
-        echo(f"demo: the command above ended with exit code {error.returncode}")
+        echo(f"demo: the command above failed with exit code {error.returncode}")
         return 1
     minutes = (time.monotonic() - began) / 60
     echo(f"done in {minutes:.1f} minutes; reports, and masks/, in {arguments.folder}")
@@ -62,7 +64,7 @@ def main() -> int:
 
 
 def run_demo(data: Path | None, folder: Path, environment: Mapping[str, str]) -> None:
-    """Every command in its turn, in a bucket of its own prefix for this attempt."""
+    """Runs the commands one after the other, under a new prefix of the bucket."""
     root = f"{BUCKET}/{time.strftime('%Y%m%dT%H%M%S')}"
     archive, records = f"{root}/archive", f"{root}/records/demo"
     study, ensemble = f"{root}/studies/demo", f"{root}/ensembles/demo"
@@ -89,7 +91,7 @@ def run_demo(data: Path | None, folder: Path, environment: Mapping[str, str]) ->
 
 
 def download_report(report: str, target: Path) -> None:
-    """Copies a report out of the bucket, which ends with the demo; says so where there is none."""
+    """Copies a report from the bucket, which ends with the demo, if there is a report."""
     try:
         storage.write_bytes(str(target), storage.read_bytes(report))
     except StorageError as error:
@@ -97,11 +99,11 @@ def download_report(report: str, target: Path) -> None:
 
 
 def upload_archive(folder: Path, out: str) -> None:
-    """Brings a local archive's files into the bucket, several at a time."""
+    """Copies a local archive into the bucket, eight files at a time."""
     source = storage.normalise(str(folder))
     names = [file.name for file in storage.list_files(source)]
     if not names:
-        raise SeganError(f"{folder}: an empty folder, or none; expected an archive")
+        raise SeganError(f"{folder}: expected an archive, found no files")
 
     def copy_file(name: str) -> int:
         storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(source, name)))

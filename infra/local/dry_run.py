@@ -1,10 +1,9 @@
-"""Where the workers of a run would lie on a cluster of GPUs, without a GPU and without training.
+"""Shows where a run's workers would be placed on a cluster of GPUs, without a GPU or a training.
 
     python -m infra.local.dry_run --nodes 4 --gpus 2 cluster.workers=8 cluster.gpus_per_worker=1
 
-Starts a Ray head that takes no work and nodes that say they have these GPUs, in network namespaces
-of this machine, and asks Ray for the workers' placement as Ray Train would. Exit code 2 where the
-run does not fit.
+Starts a Ray head and nodes that claim to have these GPUs, in network namespaces of this machine,
+and reserves the workers' placement group as Ray Train does. Exit code 2 if the run does not fit.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ PLACEMENT_TIMEOUT_S = 60
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.local.dry_run", description=__doc__)
-    parser.add_argument("--nodes", type=int, default=4, help="beside the head")
-    parser.add_argument("--gpus", type=int, default=2, help="of each node")
-    parser.add_argument("--cpus", type=int, default=8, help="of each node")
-    parser.add_argument("--config", type=Path, help="YAML file; the paper's values else")
+    parser.add_argument("--nodes", type=int, default=4, help="number of nodes besides the head")
+    parser.add_argument("--gpus", type=int, default=2, help="per node")
+    parser.add_argument("--cpus", type=int, default=8, help="per node")
+    parser.add_argument("--config", type=Path, help="YAML file; default: the paper's values")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
-        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, ExitStack() as stack:
+        with tempfile.TemporaryDirectory(prefix="dry-run-") as folder, ExitStack() as stack:
             names = ["head", *map(str, range(arguments.nodes))]
             head, *nodes = stack.enter_context(namespaces(names))
             stack.enter_context(head.enter())
@@ -48,45 +47,35 @@ def main() -> int:
                         ray_node(cluster, node_folder, arguments.cpus, {}, node.ip, arguments.gpus)
                     )
             os.environ.update(cluster.environment)
-            _print_placement(config)
+            _print_placement(config, arguments.nodes)
     except SeganError as error:
-        echo(f"rehearse: {error}")
+        echo(f"dry_run: {error}")
         return error.exit_code
     return 0
 
 
-def _print_placement(config: Config) -> None:
-    import ray  # reads the environment
+def _print_placement(config: Config, num_nodes: int) -> None:
+    import ray  # reads the environment when it is imported
+    from ray.util import placement_group, placement_group_table
 
-    from ray_jobs.cluster.capacity import max_concurrent_runs, num_worker_nodes
+    from ray_jobs.cluster.capacity import max_concurrent_runs
     from ray_jobs.cluster.connect import connect
+    from ray_jobs.training.driver import scaling_config
 
     connect()
     try:
         capacity = max_concurrent_runs(config.cluster)
-        on_node = _workers_per_node(config)
-        rows = [[f"node {n}", workers] for n, (_, workers) in enumerate(on_node.most_common(), 1)]
-        rows += [[f"node {n}", 0] for n in range(len(rows) + 1, num_worker_nodes() + 1)]
-        print_table("where the workers would lie", ["", "workers"], rows)
-        echo(f"runs of this size that the cluster holds at once: {capacity}")
+        scaling = scaling_config(config)
+        bundles = [dict(scaling.resources_per_worker) for _ in range(scaling.max_workers)]
+        group = placement_group(bundles, strategy=scaling.placement_strategy)
+        ray.get(group.ready(), timeout=PLACEMENT_TIMEOUT_S)
+        workers = Counter(placement_group_table(group)["bundles_to_node_id"].values())
     finally:
         ray.shutdown()
-
-
-def _workers_per_node(config: Config) -> Counter[str]:
-    """Workers by node: of the placement group that Ray Train asks for."""
-    import ray
-    from ray.util import placement_group, placement_group_table, remove_placement_group
-
-    from ray_jobs.training.driver import scaling_config
-
-    scaling = scaling_config(config)
-    bundles = [dict(scaling.resources_per_worker) for _ in range(scaling.max_workers)]
-    group = placement_group(bundles, strategy=scaling.placement_strategy)
-    ray.get(group.ready(), timeout=PLACEMENT_TIMEOUT_S)
-    nodes = placement_group_table(group)["bundles_to_node_id"]
-    remove_placement_group(group)
-    return Counter(nodes.values())
+    counts = [count for _, count in workers.most_common()] + [0] * (num_nodes - len(workers))
+    rows = [[f"node {number}", count] for number, count in enumerate(counts, 1)]
+    print_table("placement of the workers", ["", "workers"], rows)
+    echo(f"runs of this size that fit the cluster at once: {capacity}")
 
 
 if __name__ == "__main__":

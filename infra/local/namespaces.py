@@ -1,7 +1,7 @@
-"""Network namespaces of this machine on a bridge: hosts that share nothing but a disk.
+"""Network namespaces on a bridge, which act as hosts that share only a disk.
 
-Linux, root and iproute2. No address of the machine itself is used and nothing of it is reachable
-from there, so two of these do not meet either.
+Needs Linux, root and iproute2. The namespaces cannot reach the machine itself or other networks, so
+the addresses of two bridges may be the same.
 """
 
 from __future__ import annotations
@@ -26,35 +26,38 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Namespace:
-    """A host of its own, as far as the network goes."""
+    """A host with a network of its own."""
 
     name: str
     ip: str
 
     def disconnect(self) -> None:
-        """Off the network, as if a cable were pulled: what is sent to it is lost in silence."""
+        """Disconnects it like a pulled cable: packets to it are lost without an error."""
         _ip(self.name, "link", "set", INTERFACE, "down")
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """The calling thread, and every process that it starts, is there while the block runs."""
-        with Path("/proc/thread-self/ns/net").open() as before:
-            _enter(Path("/run/netns", self.name))
+        """Moves the calling thread, and all processes that it starts, into it during the block."""
+        with (
+            Path("/proc/thread-self/ns/net").open() as previous,
+            Path("/run/netns", self.name).open() as namespace,
+        ):
+            _setns(namespace.fileno())
             try:
                 yield
             finally:
-                _setns(before.fileno())
+                _setns(previous.fileno())
 
 
 @contextmanager
 def namespaces(names: Sequence[str]) -> Iterator[list[Namespace]]:
-    """One for each name, all of them reaching one another; gone afterwards, come what may.
+    """Creates connected namespaces with these names; deletes them after the block.
 
     Raises:
-        StartError: this machine, or this user, cannot make them.
+        StartError: iproute2 is not installed, or the user may not create namespaces.
     """
     if shutil.which("ip") is None:
-        raise StartError("no program 'ip': install iproute2")
+        raise StartError("program 'ip' is not installed; install iproute2")
     prefix = f"{PREFIX}-{os.getpid()}"
     _delete_stale()
     with ExitStack() as stack:
@@ -68,7 +71,7 @@ def namespaces(names: Sequence[str]) -> Iterator[list[Namespace]]:
 
 
 def _delete_stale() -> None:
-    """Deletes those whose maker was killed."""
+    """Deletes the namespaces of processes that were killed."""
     for stale in Path("/run/netns").glob(f"{PREFIX}-*-*"):
         if not Path("/proc", stale.name.split("-")[1]).exists():
             _run("ip", "netns", "delete", stale.name)
@@ -99,11 +102,6 @@ def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StartError(f"{' '.join(command)}: {done.stderr.strip()}")
-
-
-def _enter(namespace: Path) -> None:
-    with namespace.open() as file:
-        _setns(file.fileno())
 
 
 def _setns(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""Programs that run under this one and never outlive it, and free ports for them to listen on."""
+"""Programs that run as long as this process at most, and free ports for them to listen on."""
 
 import os
 import random
@@ -18,9 +18,9 @@ from typing import TypeVar
 from infra.local import supervise
 from segan.errors import SeganError
 
-# Linux gives outgoing connections ports from 32768 upwards: a port up there can be taken between
-# our looking and the program's listening. Ray's workers by default take 10002 to 19999. SeaweedFS
-# also listens 10000 above each of its ports. So: a port and its twin from what is left.
+# Linux uses ports from 32768 upwards for outgoing connections, and may take one of them between our
+# check and the program's use of it. Ray's workers use 10002 to 19999. SeaweedFS also listens on the
+# port 10000 above each of its ports.
 PORT_RANGE = range(20_000, 22_700)
 GRPC_PORT_OFFSET = 10_000
 LOG_TAIL_LINES = 30
@@ -34,12 +34,12 @@ class StartError(SeganError):
 
 
 class EarlyExitError(StartError):
-    """It ended while starting, perhaps because another program was quicker to take its port."""
+    """The program ended while starting, perhaps because another one took its port first."""
 
 
 @dataclass(frozen=True)
 class SupervisedProcess:
-    """A running program. `pid` is its own; its end is also the end of all that it started."""
+    """A running program; when it ends, all processes that it has started are killed."""
 
     name: str
     pid: int
@@ -47,7 +47,7 @@ class SupervisedProcess:
     supervisor: subprocess.Popen[str]
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Wait for `ready()`, or raise with the last lines of the program's log."""
+        """Waits for `ready()`; raises StartError with the end of the log if it takes too long."""
         deadline = time.monotonic() + seconds
         while not ready():
             self.check_running()
@@ -56,10 +56,10 @@ class SupervisedProcess:
                     f"{self.name} is not ready after {seconds:g} s. {self._log_tail()}"
                 )
             time.sleep(0.1)
-        self.check_running()  # or else what answered was somebody else's
+        self.check_running()  # otherwise another program has made it ready
 
     def check_running(self) -> None:
-        """Raise with the last lines of the program's log if it has ended."""
+        """Raises EarlyExitError with the end of the log if the program has ended."""
         if self.supervisor.poll() is not None:
             raise EarlyExitError(f"{self.name} has ended. {self._log_tail()}")
 
@@ -72,53 +72,47 @@ class SupervisedProcess:
 def run_supervised(
     command: Sequence[str], *, folder: Path, environment: Mapping[str, str], grace_period_s: float
 ) -> Iterator[SupervisedProcess]:
-    """Run `command` in `folder`, its output in a log there, and end all its processes afterwards.
+    """Runs a command in `folder` during the block, with its output in a log file there.
 
-    `grace` is how many seconds it has between SIGTERM and SIGKILL. The supervisor ends it too
-    when this process dies, be it by SIGKILL: see `infra.local.supervise`.
+    All its processes are ended after the block, and also if this process dies, even by SIGKILL
+    (`infra.local.supervise`).
+
+    Args:
+        grace_period_s: between SIGTERM and SIGKILL.
+
+    Raises:
+        StartError: the command cannot be executed.
     """
     name = Path(command[0]).name
     log = folder / f"{name}.log"
+    supervise_command = [sys.executable, "-I", supervise.__file__, str(os.getpid())]
     with log.open("w") as output:
         supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                supervise.__file__,
-                str(os.getpid()),
-                str(grace_period_s),
-                *command,
-            ],
+            [*supervise_command, str(grace_period_s), *command],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
             env=dict(environment),
-            start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on, in good order
+            start_new_session=True,  # Ctrl-C reaches this process only, which ends them in order
             text=True,
         )
     with supervisor:
         try:
-            assert supervisor.stdout is not None
-            pid = supervisor.stdout.readline()
+            pid = supervisor.stdout.readline() if supervisor.stdout else ""
             if not pid:
-                raise StartError(f"{command[0]} could not be run: see {log}")
+                raise StartError(f"{command[0]} cannot be executed: see {log}")
             yield SupervisedProcess(name, int(pid), log, supervisor)
         finally:
-            _stop(supervisor, grace_period_s)
-
-
-def _stop(supervisor: subprocess.Popen[str], grace_period_s: float) -> None:
-    supervisor.send_signal(signal.SIGTERM)
-    try:
-        supervisor.wait(grace_period_s + 10)
-    except subprocess.TimeoutExpired:  # something cannot even be killed: do not hang with it
-        supervisor.kill()
+            supervisor.send_signal(signal.SIGTERM)
+            try:
+                supervisor.wait(grace_period_s + 10)
+            except subprocess.TimeoutExpired:  # a process that cannot be killed
+                supervisor.kill()
 
 
 def retry_start(start: Callable[[], T]) -> T:
-    """Start something, again with other ports if it ended early."""
+    """Calls `start`, again with other ports if it raises EarlyExitError."""
     for _ in range(START_ATTEMPTS - 1):
         with suppress(EarlyExitError):
             return start()
@@ -126,36 +120,33 @@ def retry_start(start: Callable[[], T]) -> T:
 
 
 def find_executable(name: str) -> str:
-    """The path of a program that comes with a Python package, here or on the PATH."""
+    """The path of a program that a Python package has installed, or of one on the PATH."""
     search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     found = shutil.which(name, path=search_path)
     if found is None:
         raise StartError(
-            f"no program {name!r} is installed: in the checkout, run pip install -e '.[local]'"
+            f"program {name!r} is not installed: in the checkout, run pip install -e '.[local]'"
         )
     return found
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports, all different, on which nobody listens, and nobody on their twins either."""
+    """Different ports on which nothing listens, nor on the ports `GRPC_PORT_OFFSET` above them."""
     ports: list[int] = []
     for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
         if len(ports) == count:
             return ports
         if _is_free(port) and _is_free(port + GRPC_PORT_OFFSET):
             ports.append(port)
-    raise StartError(
-        f"there are no {count} free ports between {PORT_RANGE.start} and {PORT_RANGE.stop}"
-    )
+    raise StartError(f"fewer than {count} free ports in {PORT_RANGE.start}-{PORT_RANGE.stop - 1}")
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As a server does: a port whose last connections are still closing counts as free.
+        # As servers do: a port whose last connections are still closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # Every address at once finds a listener on any of them, and as this one never
-            # listens it opens nothing.
+            # On all addresses, to find a listener on any of them. The probe itself never listens.
             probe.bind(("", port))
         except OSError:
             return False

@@ -1,10 +1,9 @@
-"""An S3 server on this machine, for tests and for the demo: SeaweedFS, only on loopback.
+"""An S3 server (SeaweedFS) on this machine's loopback address, for tests and the demo.
 
     python -m infra.local.s3 --folder DIR --bucket NAME
 
-What is stored stays in the folder and is there again at the next start. The keys guard the S3
-port; SeaweedFS's inner ports have none, so other users of the same machine can reach the objects
-through those. Not a place for secrets.
+Objects stay in the folder for the next start. Only the S3 port requires credentials; other users of
+the machine can read the objects through SeaweedFS's internal ports. Do not store secrets in it.
 """
 
 import argparse
@@ -39,14 +38,14 @@ from infra.local.processes import (
 REGION = "us-east-1"
 SERVICES = ("master", "volume", "filer", "s3")
 START_TIMEOUT_S = 30
-# On SIGTERM it closes its files and then often stays, waiting for its own connections to itself.
+# After SIGTERM it closes its files, and then often waits for its connections to itself.
 GRACE_PERIOD_S = 1
 MIN_FREE_MIB = 100
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server, and the keys to it."""
+    """A running S3 server and its credentials."""
 
     endpoint: str
     master: str
@@ -57,7 +56,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All that boto3 and pyarrow need to use the server."""
+        """The variables with which boto3 and pyarrow use the server."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -67,13 +66,13 @@ class S3Server:
         }
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket, unless it is there."""
+        """Creates a bucket if it does not exist."""
         client = self._client()
         if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=name)
 
     def is_ready(self) -> bool:
-        """Whether a request signed with the keys is answered, and objects can be read."""
+        """Whether the server accepts its credentials and can read objects."""
         try:
             self._client().list_buckets()
             return self._has_volumes()
@@ -81,10 +80,10 @@ class S3Server:
             return False
 
     def _has_volumes(self) -> bool:
-        """Whether the master knows where objects are kept.
+        """Whether the volume server has registered with the master.
 
-        Buckets can be listed before: after a hard end the volume server may try for seconds to
-        reach a master that is not there yet, and till then every object is an InternalError.
+        Buckets can be listed before. After a SIGKILL the volume server may retry for seconds until
+        it reaches the master, and until then requests for objects fail with InternalError.
         """
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(f"{self.master}/dir/status", timeout=5) as response:
@@ -105,9 +104,12 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: Path, ip: str = "127.0.0.1") -> Iterator[S3Server]:
-    """Run an S3 server on `ip` that keeps its objects in `folder`.
+    """Runs an S3 server on `ip`, with its objects in `folder`, during the block.
 
-    Its keys are those of the environment, or else random ones.
+    Its credentials are those of the environment, or random ones if there are none.
+
+    Raises:
+        StartError: the server does not start, or the disk is nearly full.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -117,12 +119,12 @@ def s3_server(folder: Path, ip: str = "127.0.0.1") -> Iterator[S3Server]:
 
 
 def _check_disk(folder: Path) -> None:
-    """With less, SeaweedFS starts, but every write waits for ever."""
+    """On a nearly full disk SeaweedFS starts, but every write waits forever."""
     free = shutil.disk_usage(folder).free // 2**20
     if free < 2 * MIN_FREE_MIB:
         raise StartError(
-            f"{folder} has {free} MiB of free disk, the S3 server needs {2 * MIN_FREE_MIB}: "
-            "make room or choose another folder"
+            f"{folder}: the S3 server needs {2 * MIN_FREE_MIB} MiB of free disk, found {free}; "
+            "free some space or choose another folder"
         )
 
 
@@ -149,7 +151,7 @@ def _start_server(folder: Path, ip: str) -> Iterator[S3Server]:
             weed.wait_until(server.is_ready, START_TIMEOUT_S)
             yield server
     finally:
-        for service, port in ports.items():  # it makes these wherever its own folder is
+        for service, port in ports.items():  # always created in /tmp
             Path(f"/tmp/seaweedfs-{service}-grpc-{port + GRPC_PORT_OFFSET}.sock").unlink(  # noqa: S108
                 missing_ok=True
             )
@@ -163,13 +165,13 @@ def _credentials() -> tuple[str, str]:
 
 
 def _environment(folder: Path, access_key: str, secret_key: str) -> dict[str, str]:
-    """This process's environment, without what would configure SeaweedFS otherwise."""
+    """This process's environment without the variables that configure SeaweedFS."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_", "S3_"))}
     return inherited | {
-        "HOME": str(folder),  # and so no ~/.seaweedfs
+        "HOME": str(folder),  # ignores ~/.seaweedfs
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
-        # Each bucket grows by this many volumes; with the usual 7 they run out at 140 buckets.
+        # Volumes per bucket: with the default of 7 they run out at 140 buckets.
         "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
     }
 
@@ -179,7 +181,7 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
     data.mkdir(exist_ok=True)
     return [
         find_executable("weed"),
-        "-logtostderr=true",  # and not also in files in /tmp
+        "-logtostderr=true",  # and not to files in /tmp
         "server",
         "-s3",
         f"-dir={data}",
@@ -189,12 +191,12 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
         *(f"-{service}.port.grpc={port + GRPC_PORT_OFFSET}" for service, port in ports.items()),
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        "-s3.localSocket=s3.sock",  # in the folder: an absolute path may be too long for a socket
+        "-s3.localSocket=s3.sock",  # relative: an absolute path may be too long for a socket
         "-filer.localSocket=filer.sock",
         "-s3.autoCreateBucket=false",  # as on AWS
         "-s3.allowDeleteBucketNotEmpty=false",
         "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=1024",  # volumes take what is in them, nothing in advance
+        "-master.volumeSizeLimitMB=1024",  # not allocated in advance
         "-volume.max=1000",
         f"-volume.minFreeSpace={MIN_FREE_MIB}MiB",
         "-volume.preStopSeconds=0",
@@ -202,7 +204,7 @@ def _command(folder: Path, ip: str, ports: dict[str, int]) -> list[str]:
 
 
 def main() -> None:
-    """Run the server in the foreground and print what another terminal needs to use it."""
+    """Runs the server in the foreground; prints the variables to use it from another terminal."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.s3", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--bucket", required=True)
@@ -216,7 +218,7 @@ def main() -> None:
                 print(f"export {name}={shlex.quote(value)}", flush=True)
             while Path(f"/proc/{server.pid}").exists():
                 time.sleep(0.5)
-            sys.exit(f"the S3 server has ended: see {server.folder}/weed.log")
+            sys.exit(f"the S3 server has ended; see {server.folder}/weed.log")
     except StartError as error:
         sys.exit(str(error))
 

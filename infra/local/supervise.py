@@ -1,9 +1,9 @@
-"""Stands over one command so that nothing of it outlives the process that asked for it.
+"""Runs a command so that none of its processes outlives the process that started it.
 
-Run by path, alone and with the standard library only: ``python -I supervise.py PARENT GRACE
-COMMAND...``. It adopts every orphan below it (a Linux "child subreaper"), so whatever the command
-starts, in a session of its own or not, stays in this process's tree and is found there. It ends
-the whole tree on SIGTERM, when PARENT dies by whatever cause, and when the command itself ends.
+Run by path, so that it imports psutil and the standard library only: ``python -I supervise.py
+PARENT GRACE_PERIOD COMMAND...``. As a Linux "child subreaper" it adopts every orphan below it, so
+everything that the command starts, in whatever session, stays among its descendants. It ends all of
+them on SIGTERM, when the process PARENT dies for any reason, and when the command itself ends.
 """
 
 import ctypes
@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+
+import psutil
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PARENT_POLL_INTERVAL_S = 0.2
@@ -24,55 +24,34 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, value: int) -> None:
-    """Set one attribute of this process, or raise."""
+    """Sets an attribute of this process; raises OSError if the kernel refuses."""
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Every process below `ancestor`, found in one reading of /proc."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text(errors="replace")
-        except OSError:
-            continue  # it ended while we were reading
-        # The name, second in the line, is in brackets and may hold anything, also brackets.
-        parent = int(stat.rpartition(")")[2].split()[1])
-        children.setdefault(parent, []).append(int(entry.name))
-
-    def walk(pid: int) -> Iterator[int]:
-        for child in children.get(pid, []):
-            yield child
-            yield from walk(child)
-
-    return list(walk(ancestor))
+    """The ids of all processes below `ancestor`."""
+    return [process.pid for process in psutil.Process(ancestor).children(recursive=True)]
 
 
 def reap() -> set[int]:
-    """Collect what has ended, the command or an adopted orphan."""
+    """Waits for the children that have ended, adopted orphans among them; returns their ids."""
     ended: set[int] = set()
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return ended
-        if pid == 0:
-            return ended
-        ended.add(pid)
+    with suppress(ChildProcessError):
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            ended.add(pid)
+    return ended
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start the command in a session and process group of its own.
+    """Starts the command in a session of its own.
 
-    Keep what this returns: a `Popen` that is dropped reaps its process behind our back.
+    Keep a reference to the result: a `Popen` that is garbage-collected reaps its process.
     """
 
     def preexec() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        # For the one end that this process cannot handle: a SIGKILL of its own.
+        # In case this process is ended by a SIGKILL, which it cannot handle.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return subprocess.Popen(
@@ -85,7 +64,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def wait_for_exit(command: int, parent: int) -> bool:
-    """Wait for the command's end, the parent's death or a signal; say whether it was the first."""
+    """Waits until the command ends (True), or the parent dies or a signal arrives (False)."""
     while os.getppid() == parent:
         received = signal.sigtimedwait(SIGNALS, PARENT_POLL_INTERVAL_S)
         if command in reap():
@@ -96,10 +75,10 @@ def wait_for_exit(command: int, parent: int) -> bool:
 
 
 def terminate(command: int, grace_period_s: float) -> None:
-    """Send SIGTERM and wait for the command's end, but no longer than `grace` seconds.
+    """Sends SIGTERM to the command and waits for its end, at most `grace_period_s`.
 
-    The command alone is asked, not its group: it is for Ray's first process to end the others one
-    after another. Where all of them are asked at once, they wait for each other for ever.
+    Only the command gets the signal, not its process group: Ray's first process ends the others in
+    order. If all of them got it, they would wait for each other forever.
     """
     os.kill(command, signal.SIGTERM)
     deadline = time.monotonic() + grace_period_s
@@ -108,8 +87,8 @@ def terminate(command: int, grace_period_s: float) -> None:
 
 
 def kill_descendants() -> None:
-    """Kill all that is left below this process."""
-    # Again and again: what is forked between the reading and the signal is caught by the next.
+    """Kills all processes below this one."""
+    # Repeated, for processes that are forked between the listing and the signal.
     while remaining := descendants(os.getpid()):
         for pid in remaining:
             with suppress(ProcessLookupError):
@@ -119,15 +98,14 @@ def kill_descendants() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Stand over the command from its start to the end of its last process."""
-    parent, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
-    # Blocked and waited for, signals cannot strike halfway through the ending of the tree.
+    parent, grace_period_s, command = int(arguments[0]), float(arguments[1]), arguments[2:]
+    # Blocked signals, which are waited for instead, cannot interrupt the clean-up.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     process = start(command)
     print(process.pid, flush=True)
     if not wait_for_exit(process.pid, parent):
-        terminate(process.pid, grace)
+        terminate(process.pid, grace_period_s)
     kill_descendants()
 
 

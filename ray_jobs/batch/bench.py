@@ -1,4 +1,4 @@
-"""The stream, taken by ranks that do nothing else, beside two others of the same images."""
+"""Benchmark of the training stream: ranks that only consume batches, against two baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import ray
 from ray.data import DataIterator
 
-from ray_jobs.training.stream import StreamDataConfig, bytes_per_row, iter_batches
+from ray_jobs.training.datasource import bytes_per_row
+from ray_jobs.training.stream import StreamDataConfig, iter_batches
 from segan.bench.frames import make_loader, write_image_files
 from segan.bench.measure import BenchReport, Timing
 from segan.bench.roofline import measure_copy_bandwidth
@@ -24,12 +25,12 @@ LOADER_WORKERS = 2
 
 @dataclass(frozen=True)
 class RankTimes:
-    """What one rank took.
+    """What one rank measured.
 
     Attributes:
-        first, last: when its first batch was there and when its last was, seconds.
-        images: after the first batch.
-        memory: bytes of the rank's own, shared memory left out.
+        first_batch_at, last_batch_at: time.time() when these batches arrived.
+        images: received after the first batch.
+        memory_bytes: of the rank's process, without shared memory.
     """
 
     first_batch_at: float
@@ -38,15 +39,18 @@ class RankTimes:
     memory_bytes: int
 
 
-class BatchConsumer:
-    """An actor that takes batches and leaves them."""
+Repeat = tuple[float, list[RankTimes]]  # when it began, and what each rank measured
+BatchSizes = Callable[[], Iterator[int]]  # opens an iterator over the batches' numbers of images
 
-    def consume(self, open_batches: Callable[[], Iterator[int]]) -> RankTimes:
-        """Goes through all; each item is how many images a batch had."""
-        source = open_batches()
-        next(source)
+
+class BatchConsumer:
+    """The class of the actors that consume batches."""
+
+    def consume(self, open_batches: BatchSizes) -> RankTimes:
+        batch_sizes = open_batches()
+        next(batch_sizes)
         first, images = time.time(), 0
-        for size in source:
+        for size in batch_sizes:
             images += size
         return RankTimes(first, time.time(), images, _anonymous_memory_bytes())
 
@@ -55,24 +59,21 @@ def bench_stream(
     spec: StreamSpec,
     repeats: int,
     baselines: bool = True,
-    on_progress: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[[str], object] = lambda message: None,
 ) -> BenchReport:
-    """Times the stream through all epochs of a plan, from the first batch on.
+    """Times all epochs of a stream from the first batch on.
 
-    Beside it, unless `rivals` is false, torch's DataLoader over the same images as files, and a
-    Ray Data execution for each epoch. The floor is each image's bytes copied once, over the rate
-    at which the host copies memory.
+    The baselines are torch's DataLoader over the same images as files, and one Ray Data execution
+    per epoch. The roofline is one copy of each image's bytes at the host's copy bandwidth.
     """
     manifest = spec.sampler.manifest
-    variants: dict[str, Callable[[], tuple[float, list[RankTimes]]]] = {
-        "stream": partial(_time_stream, spec)
-    }
-    timings: dict[str, list[tuple[float, list[RankTimes]]]] = {}
+    variants: dict[str, Callable[[], Repeat]] = {"stream": partial(_time_stream, spec)}
+    timings: dict[str, list[Repeat]] = {}
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
         if baselines:
             write_image_files(spec.records, manifest, spec.sampler.split, Path(folder))
             variants["torch DataLoader"] = partial(_time_data_loader, spec, folder)
-            variants["an execution an epoch"] = partial(_time_execution_per_epoch, spec)
+            variants["execution per epoch"] = partial(_time_execution_per_epoch, spec)
         for repeat in range(repeats):
             for name, work in variants.items():
                 timings.setdefault(name, []).append(work())
@@ -82,12 +83,12 @@ def bench_stream(
     return BenchReport(
         f"{spec.epochs} epochs of {spec.sampler.num_rows} images to {spec.world_size} ranks, "
         f"batches of {spec.batch_size}",
-        f"{size} bytes an image, copied once at {copy_rate / 1e9:.3g} GB/s",
-        tuple(_to_timing(name, found, size / copy_rate) for name, found in timings.items()),
+        f"{size} bytes per image, copied once at {copy_rate / 1e9:.3g} GB/s",
+        tuple(_to_timing(name, times, size / copy_rate) for name, times in timings.items()),
     )
 
 
-def _to_timing(name: str, repeats: list[tuple[float, list[RankTimes]]], roofline: float) -> Timing:
+def _to_timing(name: str, repeats: list[Repeat], roofline: float) -> Timing:
     images = sum(rank.images for rank in repeats[0][1])
     seconds = [
         max(r.last_batch_at for r in ranks) - min(r.first_batch_at for r in ranks)
@@ -95,38 +96,36 @@ def _to_timing(name: str, repeats: list[tuple[float, list[RankTimes]]], roofline
     ]
     starts = sorted(min(r.first_batch_at for r in ranks) - began for began, ranks in repeats)
     memory = max(rank.memory_bytes for _, ranks in repeats for rank in ranks)
-    notes = {"first batch, s": starts[len(starts) // 2], "rank, MB": memory / 1e6}
+    notes = {"first_batch_s": starts[len(starts) // 2], "rank_memory_mb": memory / 1e6}
     return Timing(name, images, tuple(seconds), roofline * images, notes)
 
 
-def _time_consumers(
-    sources: Sequence[Callable[[], Iterator[int]]],
-) -> tuple[float, list[RankTimes]]:
-    """When it began, and what each rank took; ranks are there before the clock runs."""
+def _time_consumers(began: float | None, sources: Sequence[BatchSizes]) -> Repeat:
+    """Runs a consumer per source; if `began` is None, the time starts when all actors are ready."""
     actor = ray.remote(num_cpus=0)(BatchConsumer)
     ranks = [actor.remote() for _ in sources]
     ray.get([rank.__ray_ready__.remote() for rank in ranks])
-    began = time.time()
-    found = ray.get([r.consume.remote(source) for r, source in zip(ranks, sources, strict=True)])
+    began = time.time() if began is None else began
+    times = ray.get([r.consume.remote(source) for r, source in zip(ranks, sources, strict=True)])
     for rank in ranks:
         ray.kill(rank)
-    return began, found
+    return began, times
 
 
-def _time_stream(spec: StreamSpec) -> tuple[float, list[RankTimes]]:
+def _time_stream(spec: StreamSpec) -> Repeat:
     began = time.time()
     splits = StreamDataConfig().configure({"train": spec}, spec.world_size)
     sources = [partial(_stream_batch_sizes, split["train"], spec) for split in splits]
-    _, found = _time_consumers(sources)
-    return began, found
+    return _time_consumers(began, sources)
 
 
 def _stream_batch_sizes(shard: DataIterator, spec: StreamSpec) -> Iterator[int]:
     return (len(batch.ids) for batch in iter_batches(shard, spec))
 
 
-def _time_data_loader(spec: StreamSpec, folder: str) -> tuple[float, list[RankTimes]]:
-    return _time_consumers([partial(_loader_batch_sizes, folder, spec.batch_size, spec.epochs)])
+def _time_data_loader(spec: StreamSpec, folder: str) -> Repeat:
+    source = partial(_loader_batch_sizes, folder, spec.batch_size, spec.epochs)
+    return _time_consumers(None, [source])
 
 
 def _loader_batch_sizes(folder: str, batch_size: int, epochs: int) -> Iterator[int]:
@@ -134,15 +133,15 @@ def _loader_batch_sizes(folder: str, batch_size: int, epochs: int) -> Iterator[i
     return (len(image) for _ in range(epochs) for image, _ in source)
 
 
-def _time_execution_per_epoch(spec: StreamSpec) -> tuple[float, list[RankTimes]]:
+def _time_execution_per_epoch(spec: StreamSpec) -> Repeat:
     began = time.time()
     shards = spec.sampler.manifest.shards(spec.sampler.split)
     data: Any = ray.data.read_parquet([f"{spec.records}/{shard.name}" for shard in shards])
     splits = data.streaming_split(spec.world_size, equal=True)
-    _, found = _time_consumers(
-        [partial(_epoch_batch_sizes, split, spec.batch_size, spec.epochs) for split in splits]
+    return _time_consumers(
+        began,
+        [partial(_epoch_batch_sizes, split, spec.batch_size, spec.epochs) for split in splits],
     )
-    return began, found
 
 
 def _epoch_batch_sizes(split: DataIterator, batch_size: int, epochs: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Something done to each of many images with a model at hand, over the cluster."""
+"""Distributed batch inference with Ray Data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from segan import storage
 from segan.inference.pipeline import ImageTask, Item, Row, run_image_task
 from segan.inference.predictor import Predictor
 
-IMAGES_PER_BLOCK = 100  # images that an actor is given at once, and that come back together
-MAX_CONCURRENT_CALLS = 2  # blocks in an actor: while one ends, the next has begun
+IMAGES_PER_BLOCK = 100  # given to an actor, and returned by it, at once
+MAX_CONCURRENT_CALLS = 2  # per actor: a block starts while the previous one is being finished
 
 
 class ThreadSafePredictor(Predictor):
-    """A model that several threads share."""
+    """A predictor that several threads share."""
 
-    _lock = threading.Lock()
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._lock = threading.Lock()
 
     def predict_proba(self, frames: Tensor) -> Tensor:
         with self._lock:
@@ -32,7 +34,7 @@ class ThreadSafePredictor(Predictor):
 
 
 class InferenceWorker:
-    """An actor that holds the model and does its work to the images that it is given."""
+    """The class of the actors: each loads the model and runs the task on blocks of images."""
 
     def __init__(
         self,
@@ -42,8 +44,8 @@ class InferenceWorker:
         task: ImageTask[Any],
         threads: int,
     ):
-        storage.retry_access_checks()  # the command's own look at the model was before
-        torch.set_num_threads(1)  # the cluster's CPUs are shared out among the actors
+        storage.retry_access_checks()  # the driver has checked the access before
+        torch.set_num_threads(1)  # there is one actor per CPU
         self.predictor = ThreadSafePredictor.load(model, threshold, tta=tta)
         self.task, self.threads = task, threads
 
@@ -59,13 +61,19 @@ def map_images(
     threshold: float | None = None,
     tta: bool | None = None,
 ) -> Iterator[Row]:
-    """What `segan.inference.pipeline.segment` gives of every item, as the cluster finishes them.
+    """The rows of `segan.inference.pipeline.run_image_task`, in the order of their completion.
 
-    One actor a GPU, or a CPU where there are none, each with threads of its own that read and
-    finish while its network is at work.
+    Runs one actor per GPU, or per CPU if the cluster has no GPUs. Each actor reads and
+    post-processes images in threads while its network runs.
 
     Args:
-        model: URI that each actor loads its predictor from.
+        task: what to do with each image; sent to the actors.
+        model: the URI that each actor loads its predictor from.
+        threshold: replaces the model's own.
+        tta: replaces the model's own setting of test-time augmentation.
+
+    Raises:
+        StorageError, RejectedError: raised by the task in an actor.
     """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -74,8 +82,8 @@ def map_images(
     blocks = max(
         math.ceil(len(items) / IMAGES_PER_BLOCK), min(len(items), 2 * MAX_CONCURRENT_CALLS * actors)
     )
-    rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
-    results = rows.map_batches(
+    dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
+    results = dataset.map_batches(
         InferenceWorker,
         batch_size=None,
         fn_constructor_args=(model, threshold, tta, task, threads),

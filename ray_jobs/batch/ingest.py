@@ -1,7 +1,4 @@
-"""An archive to records on the cluster: a task a shard.
-
-ray job submit --working-dir . -- python -m ray_jobs.ingest s3://bucket/isic2017 s3://bucket/records
-"""
+"""Ingest on the cluster: one task per shard."""
 
 from __future__ import annotations
 
@@ -13,13 +10,15 @@ from ray.exceptions import RayTaskError
 from ray_jobs.cluster.connect import unwrap_user_error
 from segan.data.records.shards import ShardResult, ShardTask, write_task
 
-TASKS_PER_CPU = (
-    2  # tasks handed out for each CPU: enough that none is idle, few enough to be stopped
-)
+TASKS_PER_CPU = 2  # submitted at once: enough to keep the CPUs busy, few enough to cancel
 
 
 def cluster_executor(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
-    """What `write_task` makes of each task, as the cluster finishes them."""
+    """Runs `write_task` for each task; yields the results in the order of their completion.
+
+    Raises:
+        SeganError: raised by a task; the unfinished tasks are cancelled.
+    """
     write = ray.remote(write_task)
     max_running = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending, running = list(tasks), list[ray.ObjectRef]()
@@ -32,5 +31,5 @@ def cluster_executor(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
     except RayTaskError as error:
         raise unwrap_user_error(error) from error
     finally:
-        for one in running:
-            ray.cancel(one)
+        for task in running:
+            ray.cancel(task)

@@ -1,56 +1,53 @@
-"""Whether a run fits the cluster, and how many of its size do."""
+"""Whether a run fits the cluster, and how many runs of its size fit."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
 from segan.config import ClusterConfig
 from segan.errors import UsageError
+from segan.utils.text import count_noun
 
 logger = logging.getLogger(__name__)
 
-CPUS_FOR_DATA = 1  # Ray Data's read tasks need one that no worker holds
-TRIAL_ACTOR_CPUS = 0.01  # of a trial's own actor, beside those of its workers
+CPUS_FOR_DATA = 1  # kept free of workers, for Ray Data's read tasks
+TRIAL_ACTOR_CPUS = 0.01  # of a trial's own actor, in addition to its workers
 POLL_INTERVAL_S = 1.0
-TOLERANCE = 1e-6  # three workers of 0.1 CPU do fit 0.3
+TOLERANCE = 1e-6  # of floating-point sums: 3 workers of 0.1 CPUs fit 0.3 CPUs
 
 
 def max_concurrent_runs(config: ClusterConfig, overhead_cpus: float = 0.0) -> int:
-    """How many runs of this size the cluster holds together, a CPU kept for reading data.
+    """The number of runs of this size that fit the cluster at once, with a CPU left to read data.
 
-    Where not one fits, waits `cluster.resource_timeout_s` for nodes, which an autoscaler is
-    asked for.
+    If not a single one fits, asks the autoscaler for nodes and waits `cluster.resource_timeout_s`.
 
     Args:
-        own_cpus: that each run takes beside those of its workers.
+        overhead_cpus: CPUs that each run needs in addition to its workers.
 
     Raises:
-        UsageError: not even one, with the numbers.
+        UsageError: not a single run fits; the message has the numbers.
     """
     capacity = ClusterCapacity(config, overhead_cpus)
-    if capacity.shortfall() and config.resource_timeout_s:
-        logger.info(
-            f"{capacity.shortfall()}; waiting up to {config.resource_timeout_s:g} s for nodes"
-        )
+    if (shortfall := capacity.shortfall()) and config.resource_timeout_s:
+        logger.info(f"{shortfall}; waiting up to {config.resource_timeout_s:g} s for nodes")
         capacity = _wait_for_nodes(capacity)
     if shortfall := capacity.shortfall() or capacity.node_without_data_cpu():
-        raise UsageError(f"{shortfall}; use fewer cluster.workers, or less for each")
+        raise UsageError(f"{shortfall}; use fewer cluster.workers or less resources per worker")
     return capacity.max_runs()
 
 
 def num_worker_nodes() -> int:
-    """Nodes of the cluster that take work: a head kept free has no CPU to give."""
+    """The number of nodes with CPUs for tasks; a head node without any does not count."""
     return sum(1 for node in _node_resources() if node.get("CPU", 0) > 0)
 
 
 class ClusterCapacity:
-    """The cluster's nodes as they are at one moment, beside what a run takes of them."""
+    """The resources of the cluster's nodes at one moment, against the needs of a run."""
 
     def __init__(self, config: ClusterConfig, overhead_cpus: float):
         self.config, self.overhead_cpus, self.nodes = config, overhead_cpus, _node_resources()
@@ -58,7 +55,7 @@ class ClusterCapacity:
         self.resources_per_worker = {kind: amount for kind, amount in resources.items() if amount}
 
     def max_runs(self) -> int:
-        """At full size; where that is none, one that can do with fewer workers."""
+        """Runs with `cluster.workers` workers; if none fits, 1 if an elastic run can start."""
         return self._max_runs(self.config.workers) or min(
             1, self._max_runs(self.config.required_workers)
         )
@@ -69,38 +66,39 @@ class ClusterCapacity:
         return int(min(by_cpu, self._worker_slots() / workers) + TOLERANCE)
 
     def shortfall(self) -> str:
-        """What keeps a single run from being placed, with the numbers; or nothing."""
+        """Why not a single run fits, with the numbers; empty if one fits."""
         if self.max_runs() >= 1:
             return ""
-        workers = self.config.required_workers
-        for kind, each in self.resources_per_worker.items():
+        workers = count_noun(self.config.required_workers, "worker")
+        for kind, amount in self.resources_per_worker.items():
             reserved = CPUS_FOR_DATA + self.overhead_cpus if kind == "CPU" else 0
-            if (required := workers * each + reserved) > self._total(kind):
-                beside = f" and {reserved:g} for reading data" if reserved else ""
+            required = self.config.required_workers * amount + reserved
+            if required > self._total(kind):
+                data = f" plus {count_noun(reserved, kind)} for reading data" if reserved else ""
                 return (
-                    f"cluster: {workers} workers of {each:g} {kind}{beside} need "
-                    f"{required:g} {kind}, "
-                    f"the cluster has {self._total(kind):g}"
+                    f"cluster: {workers} of {count_noun(amount, kind)}{data}: "
+                    f"{count_noun(required, kind)} required, {self._total(kind):g} available"
                 )
-        size = " and ".join(f"{each:g} {kind}" for kind, each in self.resources_per_worker.items())
+        size = " and ".join(count_noun(n, kind) for kind, n in self.resources_per_worker.items())
         return (
-            f"cluster: {workers} workers of {size}, each whole on one node, and the nodes have "
-            f"places for {self._worker_slots()}"
+            f"cluster: {workers} of {size}, each on a single node: the nodes have room for "
+            f"{self._worker_slots()}"
         )
 
     def node_without_data_cpu(self) -> str:
-        """Names a node that workers alone could fill: after a fault, it would wait for data."""
+        """Why an elastic run could wait for data forever; empty if it cannot.
+
+        If workers fill a node and it is the only one left after a fault, no read task can run.
+        """
+        cpus = self.resources_per_worker["CPU"]
         for node in self.nodes if self.config.elastic else []:
             workers = min(self._worker_slots_on(node), self.config.workers)
-            if (
-                workers
-                and node.get("CPU", 0) - workers * self.resources_per_worker["CPU"] < CPUS_FOR_DATA
-            ):
+            if workers and node.get("CPU", 0) - workers * cpus < CPUS_FOR_DATA:
                 return (
-                    f"cluster.min_workers: {workers} workers of "
-                    f"{self.resources_per_worker['CPU']:g} CPU fill a "
-                    f"node of {node['CPU']:g}; where no other is left, reading data needs "
-                    f"{CPUS_FOR_DATA} of them"
+                    f"cluster.min_workers: {count_noun(workers, 'worker')} of "
+                    f"{count_noun(cpus, 'CPU')} leave less than "
+                    f"{count_noun(CPUS_FOR_DATA, 'CPU')} for reading data on a node of "
+                    f"{count_noun(node['CPU'], 'CPU')}, which may be the last one after a fault"
                 )
         return ""
 
@@ -108,36 +106,26 @@ class ClusterCapacity:
         return sum(node.get(kind, 0) for node in self.nodes)
 
     def _worker_slots(self) -> int:
-        """Workers that the nodes hold: all are alike, so each node's number is by itself."""
         return sum(map(self._worker_slots_on, self.nodes))
 
     def _worker_slots_on(self, node: Mapping[str, float]) -> int:
-        return int(
-            min(node.get(kind, 0) / each for kind, each in self.resources_per_worker.items())
-            + TOLERANCE
-        )
+        amounts = self.resources_per_worker.items()
+        return int(min(node.get(kind, 0) / amount for kind, amount in amounts) + TOLERANCE)
 
 
 def _wait_for_nodes(capacity: ClusterCapacity) -> ClusterCapacity:
     config, overhead_cpus = capacity.config, capacity.overhead_cpus
     deadline = time.monotonic() + config.resource_timeout_s
-    with _autoscaler_request(
-        [capacity.resources_per_worker] * config.workers + [{"CPU": CPUS_FOR_DATA + overhead_cpus}]
-    ):
+    workers = [capacity.resources_per_worker] * config.workers
+    # An autoscaler, if the cluster has one, starts nodes for these.
+    request_resources(bundles=[*workers, {"CPU": CPUS_FOR_DATA + overhead_cpus}])
+    try:
         while capacity.shortfall() and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
             capacity = ClusterCapacity(config, overhead_cpus)
-    return capacity
-
-
-@contextlib.contextmanager
-def _autoscaler_request(bundles: list[dict[str, float]]) -> Iterator[None]:
-    """An autoscaler, if there is one, brings nodes for these while the block runs."""
-    request_resources(bundles=bundles)
-    try:
-        yield
     finally:
         request_resources(bundles=[])
+    return capacity
 
 
 def _node_resources() -> list[Mapping[str, float]]:

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and reading its errors."""
+"""Connects to a Ray cluster and unwraps its errors."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from segan.errors import SeganError
 
 
 def connect(debug: bool = False) -> None:
-    """Joins the cluster of RAY_ADDRESS or of the job, or starts one on this machine.
+    """Connects to the cluster of RAY_ADDRESS or of the current job, or starts a local one.
+
+    Does nothing if this process is connected already.
 
     Args:
-        debug: lets the output of Ray's processes through to this terminal.
+        debug: print the output of Ray's processes and its warnings on this terminal.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    level = logging.INFO if debug else logging.ERROR
-    if os.environ.get("RAY_ADDRESS") and not debug:
-        # This process's own core, which warns of what Ray's libraries do; the log files keep it.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
+        if not debug:
+            # Warnings of this process's core worker about Ray's own libraries.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    else:
         ensure_auth_token()
-    ray.init(log_to_driver=debug, logging_level=level)
-    # `ray job stop` is then a Ctrl-C; Ray's own handler ends the process where it stands.
+    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    # Ray's own handler ends the process at once; `ray job stop` has to work like Ctrl-C.
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if not debug:
-        # Ray's own log files keep everything; its loggers are set up by these imports.
+        # These imports configure Ray's loggers. Ray's log files still get every message.
         for name in ("ray.data", "ray.train"):
             importlib.import_module(name)
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def ensure_auth_token() -> None:
-    """The token of Rays that are started here, where there is none yet, for nobody else to read.
+    """Creates ~/.ray/auth_token for clusters that this machine starts, if no token is configured.
 
-    Ray would make it itself, and leave it to the umask who may read it.
+    Only the user can read the file. Ray would create it with the permissions of the umask.
     """
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
         return
@@ -61,17 +63,20 @@ def ensure_auth_token() -> None:
 
 
 def _handle_sigterm(_: int, frame: Any) -> None:
-    """What Ctrl-C would do now: while Ray Train is at work, its own orderly way."""
+    """Calls the current SIGINT handler: during a training, Ray Train's graceful abort."""
     handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # behind nohup Ctrl-C is ignored
+    if not callable(handler):  # SIGINT is ignored, as under nohup
         raise KeyboardInterrupt
     handler(signal.SIGINT, frame)
 
 
 @contextlib.contextmanager
 def preserve_sigint_handler() -> Iterator[None]:
-    """Ray Train takes an interrupt as an order to abort, and then ends the process as if all were
-    well; here it stays an interrupt, and the handler goes with the block."""
+    """Keeps an interrupt a KeyboardInterrupt while Ray Train runs in the block.
+
+    Ray Train installs a SIGINT handler that aborts the run and then exits with code 0. The previous
+    handler is restored after the block.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -83,7 +88,7 @@ def preserve_sigint_handler() -> Iterator[None]:
 
 
 def unwrap_user_error(error: BaseException) -> BaseException:
-    """The SeganError in what Ray wrapped it in, a worker's or a read task's; else the error."""
+    """The SeganError among the causes of an error of Ray, or the error itself if there is none."""
     errors = [error]
     for current in errors:
         if isinstance(current, SeganError) and not isinstance(current, RayError):
@@ -91,6 +96,7 @@ def unwrap_user_error(error: BaseException) -> BaseException:
         causes = [
             *getattr(current, "worker_failures", {}).values(),
             getattr(current, "cause", None),
+            current.__cause__,
         ]
-        errors += [c for c in (*causes, current.__cause__) if isinstance(c, BaseException)]
+        errors += [cause for cause in causes if isinstance(cause, BaseException)]
     return error

@@ -1,6 +1,6 @@
-"""The Ray cluster that jobs would go to, asked from outside: nothing is joined, nothing started.
+"""Checks of the Ray cluster that jobs would run on, without connecting to it or starting anything.
 
-By its dashboard, as `ray job submit` does it, and by the port that a driver joins at.
+They use its dashboard, as `ray job submit` does, and the port at which drivers connect.
 """
 
 from __future__ import annotations
@@ -9,58 +9,57 @@ import json
 import os
 import platform
 import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
+from ray_jobs.cluster.dashboard import (
+    RAY_CALL_TIMEOUT_S,
+    TIMEOUT_S,
+    UNAUTHORIZED,
+    NoAnswerError,
+    call_in_subprocess,
+    get,
+)
+from ray_jobs.cluster.ray_internals import AUTH_HEADERS, DASHBOARD_ADDRESS, RECORDED_ADDRESS
 from segan.doctor.checks import Check, Outcome, failed, ok, skipped, warning
+from segan.utils.text import count_noun
 
-TIMEOUT_S = 5.0
-RAY_SCRIPT_TIMEOUT_S = 25.0  # Ray is imported, and asks for as long as 10 s
-DASHBOARD_UNREACHABLE = "not tried, because the dashboard does not answer"
-START_HINT = "is the cluster up, and the address right? make cluster starts one on this machine"
-FIND_DASHBOARD_SCRIPT = """
-from ray.dashboard.utils import get_address_for_submission_client
-print(get_address_for_submission_client(None))
-"""
-AUTH_HEADERS_SCRIPT = """
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-import json
-print(json.dumps(get_auth_headers_if_auth_enabled({})))
-"""
+DASHBOARD_UNREACHABLE = "the dashboard does not respond"
+START_HINT = (
+    "check that the cluster runs and that the address is right; `make cluster` starts one here"
+)
+AUTH_HINT = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token file"
 
 
 def cluster_checks() -> list[Check]:
-    """Those of the cluster that the environment or Ray's own note on this machine names."""
+    """The checks of the cluster in the environment, or of the one that Ray has recorded here."""
     probe = ClusterProbe()
     if not (probe.address or probe.dashboard):
-        nothing = skipped("RAY_ADDRESS is not set and no Ray runs here: segan starts its own")
-        return [Check("cluster", lambda: nothing)]
+        outcome = skipped(
+            "RAY_ADDRESS is not set and no Ray cluster runs here; segan starts its own"
+        )
+        return [Check("cluster", lambda: outcome)]
+    dashboard_timeout_s = RAY_CALL_TIMEOUT_S + 2 * TIMEOUT_S
     return [
         Check("cluster: address", probe.check_address),
-        Check(
-            "cluster: dashboard",
-            probe.check_dashboard,
-            timeout_s=RAY_SCRIPT_TIMEOUT_S + 2 * TIMEOUT_S,
-        ),
-        Check("cluster: token", probe.check_token, timeout_s=RAY_SCRIPT_TIMEOUT_S),
-        Check("cluster: without the token", probe.check_anonymous_access),
+        Check("cluster: dashboard", probe.check_dashboard, timeout_s=dashboard_timeout_s),
+        Check("cluster: token", probe.check_token, timeout_s=RAY_CALL_TIMEOUT_S),
+        Check("cluster: anonymous access", probe.check_anonymous_access),
         Check("cluster: versions", probe.check_versions),
         Check("cluster: State API", probe.check_nodes),
     ]
 
 
 class ClusterProbe:
-    """Where it is, and what has been found out about it.
+    """The addresses of a cluster, and what the checks have found out about it so far.
 
     Attributes:
-        address: host:port of its GCS, which drivers join at; empty where only the dashboard's
-            is known.
-        dashboard: its URL; empty until it is found.
+        address: host:port of the GCS, to which drivers connect; empty if only the dashboard's is
+            known.
+        dashboard: the dashboard's URL; empty until it is found.
+        is_reachable: whether the dashboard responds.
+        headers: with the token, for requests to the dashboard.
     """
 
     def __init__(self) -> None:
@@ -68,142 +67,93 @@ class ClusterProbe:
         self.dashboard = os.environ.get("RAY_API_SERVER_ADDRESS", "")
         if configured.startswith(("http://", "https://")):
             self.dashboard, configured = self.dashboard or configured, ""
-        self.recorded_address = "" if configured and configured != "auto" else _recorded_address()
-        self.address = self.recorded_address or ("" if configured == "auto" else configured)
+        is_configured = configured not in ("", "auto")
+        self.recorded_address = "" if is_configured else RECORDED_ADDRESS.load()() or ""
+        self.address = configured if is_configured else self.recorded_address
         self.is_reachable = False
         self.headers: dict[str, str] = {}
 
     def check_address(self) -> Outcome:
         if not self.address:
-            return skipped("RAY_ADDRESS is not set; jobs can be submitted, not joined from here")
+            return skipped("RAY_ADDRESS is not set; jobs can be submitted, but not run from here")
         url = urlsplit(self.address if "://" in self.address else f"gcs://{self.address}")
         try:
             with socket.create_connection((url.hostname or "", url.port or 0), TIMEOUT_S):
                 pass
         except (OSError, ValueError) as error:
-            if self.recorded_address:
-                start = "Ray ran here and ended; rm its ray_current_cluster, or ray start anew"
-                return failed(f"{self.address}: {error}", start)
-            return failed(f"{self.address}: {error}", START_HINT)
-        return ok(f"{self.address} listens")
+            stale = "that cluster has ended; delete Ray's file ray_current_cluster, or start Ray"
+            return failed(
+                f"{self.address}: {error}", stale if self.recorded_address else START_HINT
+            )
+        return ok(f"{self.address} accepts connections")
 
     def check_dashboard(self) -> Outcome:
         if not self.dashboard:
-            # In a process of its own: Ray's client ends its process when it is not answered.
             try:
-                self.dashboard = _run_ray_script(FIND_DASHBOARD_SCRIPT)
-            except _NoAnswerError as error:
-                return failed(
-                    f"{self.address} does not say where it is: {error}",
-                    "give the cluster's token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH its file",
-                )
-        status, body = self._get("/api/gcs_healthz", {})  # which asks for no token
+                self.dashboard = call_in_subprocess(DASHBOARD_ADDRESS, None)
+            except NoAnswerError as error:
+                return failed(f"{self.address}: dashboard not found: {error}", AUTH_HINT)
+        status, body = get(self.dashboard, "/api/gcs_healthz", {})  # needs no token
         if status != 200:
-            return failed(f"{self.dashboard}: {status or body}", f"{START_HINT}; or a port forward")
+            hint = f"{START_HINT}; on Kubernetes, forward the port"
+            return failed(f"{self.dashboard}: {status or body}", hint)
         self.is_reachable = True
         return ok(self.dashboard)
 
     def check_token(self) -> Outcome:
         if not self.is_reachable:
             return skipped(DASHBOARD_UNREACHABLE)
-        self.headers = json.loads(_run_ray_script(AUTH_HEADERS_SCRIPT))
-        status, body = self._get("/api/version", self.headers)
+        self.headers = call_in_subprocess(AUTH_HEADERS, {})
+        status, body = get(self.dashboard, "/api/version", self.headers)
         if status == 200:
-            return ok("accepted" if self.headers else "none given, none asked for")
-        if status in (401, 403):
-            had = "refused" if self.headers else "none found, and one is asked for"
-            return failed(
-                had, "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH the file with the cluster's"
-            )
+            return ok("accepted" if self.headers else "not required, and none configured")
+        if status in UNAUTHORIZED:
+            return failed("rejected" if self.headers else "required, but none found", AUTH_HINT)
         return failed(f"{status}: {body}", START_HINT)
 
     def check_anonymous_access(self) -> Outcome:
         if not self.is_reachable:
             return skipped(DASHBOARD_UNREACHABLE)
-        status, _ = self._get("/api/version", {})
-        if status in (401, 403):
-            return ok("refused")
+        status, _ = get(self.dashboard, "/api/version", {})
+        if status in UNAUTHORIZED:
+            return ok("rejected")
         return warning(
-            "taken: whoever reaches the cluster can run what they like on it",
-            "start it with RAY_AUTH_MODE=token",
+            "accepted: everybody who can reach the cluster can run code on it",
+            "start the cluster with RAY_AUTH_MODE=token",
         )
 
     def check_versions(self) -> Outcome:
-        """Ray's and Python's there and here, which a driver that joins must share."""
-        found = self._get_data("/api/v0/cluster_metadata")
-        if found is None:
+        """Drivers need the same Ray and Python as the cluster; submitted jobs do not."""
+        metadata = self._get_data("/api/v0/cluster_metadata")
+        if metadata is None:
             return skipped(DASHBOARD_UNREACHABLE)
-        there = (str(found["rayVersion"]), str(found["pythonVersion"]))
-        here = (version("ray"), platform.python_version())
-        words = "Ray {}, Python {}".format(*there)
-        if there == here:
-            return ok(f"{words}, as here")
-        words += "; here Ray {}, Python {}".format(*here)
-        if there[0] == here[0] and not self.address:
-            return warning(words, "ray job submit works; to join from here both must be the same")
-        return failed(words, "use the cluster's image or its versions here, or submit by job")
+        remote = (str(metadata["rayVersion"]), str(metadata["pythonVersion"]))
+        local = (version("ray"), platform.python_version())
+        message = "Ray {}, Python {}".format(*remote)
+        if remote == local:
+            return ok(f"{message}, the same as here")
+        message += "; here Ray {}, Python {}".format(*local)
+        if remote[0] == local[0] and not self.address:
+            return warning(message, "ray job submit works; a driver here needs the same versions")
+        return failed(message, "install the same versions here, or use ray job submit")
 
     def check_nodes(self) -> Outcome:
-        found = self._get_data("/api/v0/nodes?detail=true&limit=1000")
-        if found is None:
+        data = self._get_data("/api/v0/nodes?detail=true&limit=1000")
+        if data is None:
             return skipped(DASHBOARD_UNREACHABLE)
-        nodes = [node for node in found["result"]["result"] if node["state"] == "ALIVE"]
-        sums = {
-            kind: sum(node["resources_total"].get(kind, 0) for node in nodes)
-            for kind in ("CPU", "GPU")
-        }
-        words = f"answers: {len(nodes)} nodes, {sums['CPU']:g} CPUs, {sums['GPU']:g} GPUs"
-        if not nodes:
-            return failed(words, START_HINT)
-        return ok(words)
+        nodes = [node for node in data["result"]["result"] if node["state"] == "ALIVE"]
+        counts = [count_noun(len(nodes), "node")]
+        for kind in ("CPU", "GPU"):
+            total = sum(node["resources_total"].get(kind, 0) for node in nodes)
+            counts.append(count_noun(total, kind))
+        return ok(", ".join(counts)) if nodes else failed(", ".join(counts), START_HINT)
 
     def _get_data(self, path: str) -> dict[str, Any] | None:
-        """The data of an answer; None where nothing answers or the token is not taken."""
+        """The `data` of a response; None if the dashboard is unreachable or rejects the token."""
         if not self.is_reachable:
             return None
-        status, body = self._get(path, self.headers)
-        if status in (401, 403):
+        status, body = get(self.dashboard, path, self.headers)
+        if status in UNAUTHORIZED:
             return None
         data: dict[str, Any] = json.loads(body)["data"]
         return data
-
-    def _get(self, path: str, headers: dict[str, str]) -> tuple[int, str]:
-        """Status and body; status 0 where there is no answer, with the reason."""
-        request = urllib.request.Request(f"{self.dashboard.rstrip('/')}{path}", headers=headers)  # noqa: S310
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(request, timeout=TIMEOUT_S) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(errors="replace")
-        except (OSError, ValueError) as error:
-            return 0, str(error)
-
-
-def _recorded_address() -> str:
-    """The address of the Ray that was last started on this machine, as Ray notes it."""
-    from ray._private.utils import read_ray_address
-
-    return read_ray_address() or ""
-
-
-class _NoAnswerError(Exception):
-    """Ray did not answer a question; the message is what it said instead."""
-
-
-def _run_ray_script(script: str) -> str:
-    """The last line that a Python program of Ray's prints."""
-    command = [sys.executable, "-c", script]
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=RAY_SCRIPT_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _NoAnswerError(f"no answer in {RAY_SCRIPT_TIMEOUT_S:g} s") from None
-    lines = done.stdout.split("\n")
-    if done.returncode or not done.stdout.strip():
-        error_lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-        # What was raised, in its first sentence, rather than where to read about it.
-        raised = [line for line in error_lines if "Error: " in line]
-        raise _NoAnswerError((raised or error_lines)[-1].partition(". ")[0])
-    return [line for line in lines if line.strip()][-1]

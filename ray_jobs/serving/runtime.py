@@ -1,4 +1,4 @@
-"""Ray Serve for as long as a command runs, on a cluster or on a Ray of the command's own."""
+"""Ray Serve while a command runs, on a cluster or on a local Ray that the command starts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ray import serve
 from ray_jobs.cluster.connect import ensure_auth_token
 from segan.errors import SeganError, UsageError
 
-APP_NAME = "segan"  # of the application
+APP_NAME = "segan"
 
 
 @contextlib.contextmanager
 def local_ray(debug: bool) -> Iterator[None]:
-    """A Ray on this machine's loopback that nobody else joins, gone with the block."""
+    """Runs Ray on this machine's loopback address while the block runs."""
     level = logging.INFO if debug else logging.ERROR
     ensure_auth_token()
     with tempfile.TemporaryDirectory(prefix="segan-") as folder:
@@ -38,7 +38,7 @@ def local_ray(debug: bool) -> Iterator[None]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises SeganError where nothing can listen there: Serve would try for a minute."""
+    """Raises SeganError if the port cannot be opened; Ray Serve would retry for a minute."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,12 +47,12 @@ def check_port(host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise SeganError(
-                f"{host}:{port}: cannot listen there ({reason}); --port takes another"
+                f"{host}:{port}: cannot listen ({reason}); choose another --port"
             ) from None
 
 
 def gpus_per_replica() -> int:
-    """How many a replica takes of this cluster: one where there are any."""
+    """1 if the cluster has GPUs, else 0."""
     return min(1, int(ray.cluster_resources().get("GPU", 0)))
 
 
@@ -60,21 +60,21 @@ def gpus_per_replica() -> int:
 def serve_app(
     application: serve.Application, host: str, port: int, request_timeout_s: float, debug: bool
 ) -> Iterator[None]:
-    """Answers HTTP at `host` and `port` while the block runs; Serve ends with it.
+    """Serves the application at `host` and `port` while the block runs.
 
     Args:
-        timeout: seconds in which a request is answered, or ended with 408.
+        request_timeout_s: a request that takes longer gets status 408.
 
     Raises:
-        UsageError: Serve runs already on this cluster, with options of its own.
+        UsageError: Ray Serve runs on this cluster already, with other options.
     """
-    if running := serve.status().proxies:
+    if serve.status().proxies:
         raise UsageError(
-            f"Ray Serve runs already on this cluster ({len(running)} proxies), with its own "
-            "address; deploy ray_jobs.serve:build there (docs/serving.md), or use --local"
+            "Ray Serve runs on this cluster already; deploy ray_jobs.serve:build to it "
+            "(docs/serving.md), or use --local"
         )
     if not debug:
-        # Serve's own log files keep everything.
+        # Ray Serve's log files still get every message.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     options = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
     logging_config = {"enable_access_log": False}

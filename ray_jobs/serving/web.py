@@ -1,43 +1,35 @@
-"""The page and the HTTP API over a model, as an ASGI application.
+"""The web page and the HTTP API of a model, as an ASGI application.
 
-What it asks of the model is one call, `Read`. No answer names another host: script, style and the
-API's description come from here.
+It calls the model through one function, `SegmentImage`. Responses refer to no other host: scripts,
+styles and the API's description are served from here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
-from segan.data.archive.images import FORMATS, MAX_PIXELS, RejectedError
-from segan.errors import UsageError
+from ray_jobs.serving import api
+from ray_jobs.serving.auth import require_token
+from segan.data.archive.images import RejectedError
 from segan.inference.masks import encode_mask
-from segan.inference.view import ContourResponse, Dimensions, ImageSegmentation, ViewResponse
+from segan.inference.view import ImageSegmentation
 from segan.utils.html import render
 
-TOKEN_VARIABLE = "SEGAN_SERVE_TOKEN"  # noqa: S105  the variable's name
-MIN_TOKEN_LENGTH = 16  # characters of a token that nobody guesses
-MAX_BYTES = 32 * 2**20
-FORM_FIELD = "image"  # of a form
-
-# Its file name, its content, and whether it is to be seen, to what the model makes of an image.
+# (file name, content, whether a preview is needed) -> the segmentation of the image.
 SegmentImage = Callable[[str, bytes, bool], Awaitable[ImageSegmentation]]
-# Calls a function with an argument where it does not keep others waiting.
+# (function, *arguments) -> its result, computed in a thread.
 RunInThread = Callable[..., Awaitable[Any]]
 
 _ASSETS = {
     "icon.svg": "image/svg+xml",
-    "outline.js": "text/javascript",
+    "contour.js": "text/javascript",
     "page.css": "text/css",
     "page.js": "text/javascript",
 }
@@ -49,155 +41,64 @@ _SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",  # pictures and masks are of people
+    "Cache-Control": "no-store",  # images and masks show patients
 }
-_BINARY = {"type": "string", "format": "binary"}
-_UPLOAD_OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "description": f"An image ({', '.join(FORMATS)}): the body, or form field `{FORM_FIELD}`.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FORM_FIELD],
-                    "properties": {FORM_FIELD: _BINARY},
-                }
-            },
-            "image/*": {"schema": _BINARY},
-        },
-    }
-}
-_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: {"description": "The token is missing, or another."},
-    408: {"description": "It took longer than the server allows."},
-    413: {"description": f"More than {MAX_BYTES} bytes."},
-    422: {"description": "No image that can be used; `detail` says why."},
-    503: {"description": "Too many wait already."},
-}
-_MASK_RESPONSE: dict[str, Any] = {
-    "description": "The mask at the image's size, 0 or 255; or its areas and contour.",
-    "content": {"image/png": {"schema": _BINARY}},
-    "model": ContourResponse,
-}
-_MODEL_RESPONSE = {"description": "Its name, threshold and frame."}
-_VIEW_RESPONSE: dict[str, Any] = {
-    "description": "Those figures, and what is drawn.",
-    "model": ViewResponse,
-}
-
-Threshold = Annotated[
-    float | None,
-    Query(gt=0, lt=1, description="Above it is lesion; else the model's own."),
-]
-Format = Annotated[
-    Literal["png", "json"] | None,
-    Query(description="`png` or `json`; else as `Accept`, else `png`."),
-]
-
-
-class ModelInfo(BaseModel):
-    """The model, and what may be sent to it."""
-
-    model: str
-    threshold: float = Field(description="The model's own.")
-    num_members: int
-    input_size: Dimensions = Field(description="What the model sees of an image, in pixels.")
-    formats: tuple[str, ...] = FORMATS
-    max_bytes: int = MAX_BYTES
-    max_pixels: int = MAX_PIXELS
-
-
-def digest(token: str) -> str:
-    """What is kept of a token: enough to know it again, not to use it."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def configured_token_digest() -> str:
-    """Of the environment's token, or "" where there is none; raises UsageError for a short one."""
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # of a file it has a line end
-    if token and len(token) < MIN_TOKEN_LENGTH:
-        raise UsageError(
-            f"{TOKEN_VARIABLE}: expected {MIN_TOKEN_LENGTH} characters or more, found "
-            f"{len(token)}; "
-            "`openssl rand -hex 32` makes one"
-        )
-    return digest(token) if token else ""
 
 
 def create_app(
-    segment_image: SegmentImage, run_in_thread: RunInThread, model_info: ModelInfo, token: str = ""
+    segment_image: SegmentImage,
+    run_in_thread: RunInThread,
+    model_info: api.ModelInfo,
+    token_digest: str = "",
 ) -> FastAPI:
-    """The application.
+    """The ASGI application.
 
     Args:
-        read: raises RejectedError where it is given no image.
-        token: the digest of what `/v1` asks for; "" where it asks for nothing.
+        segment_image: raises RejectedError if the content is not a usable image.
+        token_digest: of the token that `/v1` requires; "" if it requires none.
     """
     app = FastAPI(title="SegAN", version="1", docs_url=None, redoc_url=None)
-    auth: dict[str, Any] = {"dependencies": [Depends(_require_token(token))]}
-    upload_route = auth | {"openapi_extra": _UPLOAD_OPENAPI}
+    auth: dict[str, Any] = {"dependencies": [Depends(require_token(token_digest))]}
+    upload_route = auth | {"openapi_extra": api.UPLOAD_OPENAPI}
 
-    model_docs: dict[str, Any] = {"responses": {200: _MODEL_RESPONSE, 401: _ERROR_RESPONSES[401]}}
-
-    @app.get("/v1/model", **auth | model_docs)
-    async def model() -> ModelInfo:
-        """Which model this is, and the limits."""
+    @app.get("/v1/model", responses=api.MODEL_RESPONSES, **auth)
+    async def model() -> api.ModelInfo:
+        """The model and the limits of an upload."""
         return model_info
 
-    @app.post(
-        "/v1/segment",
-        responses=_ERROR_RESPONSES | {200: _MASK_RESPONSE},
-        response_model=None,
-        **upload_route,
-    )
+    @app.post("/v1/segment", responses=api.SEGMENT_RESPONSES, response_model=None, **upload_route)
     async def segment(
-        request: Request, threshold: Threshold = None, format: Format = None
+        request: Request, threshold: api.Threshold = None, format: api.Format = None
     ) -> Response:
-        """The mask of the lesion as PNG, or its areas and contour as JSON."""
-        reading = await segment_image(*await _read_upload(request), False)
+        """The lesion's mask as PNG, or its areas and contour as JSON."""
+        segmentation = await segment_image(*await _read_upload(request), False)
         if (format or _preferred_format(request)) == "json":
-            return _json_response(await run_in_thread(reading.to_contour, threshold))
-        content = await run_in_thread(lambda: encode_mask(reading.mask(threshold)))
+            return _json_response(await run_in_thread(segmentation.to_contour, threshold))
+        content = await run_in_thread(lambda: encode_mask(segmentation.mask(threshold)))
         return Response(content, media_type="image/png")
 
-    @app.post("/v1/view", responses=_ERROR_RESPONSES | {200: _VIEW_RESPONSE}, **upload_route)
-    async def view(request: Request, threshold: Threshold = None) -> Response:
-        """All that the page shows: the picture, the maps, and the area at every threshold."""
-        reading = await segment_image(*await _read_upload(request), True)
-        return _json_response(await run_in_thread(reading.to_view, threshold))
+    @app.post("/v1/view", responses=api.VIEW_RESPONSES, **upload_route)
+    async def view(request: Request, threshold: api.Threshold = None) -> Response:
+        """Everything the page shows: preview, probability maps, and the area per threshold."""
+        segmentation = await segment_image(*await _read_upload(request), True)
+        return _json_response(await run_in_thread(segmentation.to_view, threshold))
 
     @app.exception_handler(RejectedError)
-    async def refuse(_: Request, error: RejectedError) -> Response:
+    async def reject(_: Request, error: RejectedError) -> Response:
         return JSONResponse({"detail": str(error)}, 422)
 
     @app.middleware("http")
-    async def add_headers(request: Request, call: Callable[..., Any]) -> Response:
-        response: Response = await call(request)
+    async def add_headers(request: Request, call_next: Callable[..., Any]) -> Response:
+        response: Response = await call_next(request)
         response.headers.update(_SECURITY_HEADERS)
         return response
 
-    _add_public_routes(app, bool(token))
+    _add_public_routes(app, bool(token_digest))
     return app
 
 
-def _require_token(expected_digest: str) -> Callable[..., None]:
-    scheme = HTTPBearer(auto_error=False, description="Where the server was started with one.")
-
-    def check(given: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:  # noqa: B008
-        if expected_digest and not (
-            given and hmac.compare_digest(digest(given.credentials), expected_digest)
-        ):
-            found = "another" if given else "none"
-            raise HTTPException(
-                401, f"expected the server's token, found {found}", {"WWW-Authenticate": "Bearer"}
-            )
-
-    return check
-
-
 def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
-    """What needs no token: the page, the API's description, and whether the server is well."""
+    """Adds the routes without a token: the page, the API's description and the health checks."""
 
     def add(path: str, content: str, media_type: str) -> None:
         async def get() -> Response:
@@ -207,21 +108,22 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
 
     for name, media_type in _ASSETS.items():
         add(f"/{name}", _read_asset(name), media_type)
-    # Answered by a replica, which takes requests only once it holds the model.
+    # Served by a replica, which accepts requests only after it has loaded the model.
     for path in ("/healthz", "/readyz"):
         add(path, "ok\n", "text/plain")
     folder = "ray_jobs/serving/page"
-    add("/", render(f"{folder}/page.html.j2", guarded=needs_token), "text/html")
+    add("/", render(f"{folder}/page.html.j2", needs_token=needs_token), "text/html")
     add("/docs", render(f"{folder}/docs.html.j2", api=app.openapi()), "text/html")
 
 
 async def _read_upload(request: Request) -> tuple[str, bytes]:
-    """The name and the content of the image in a request's form or body.
+    """The file name and content of the image in a request's form or body.
 
-    Raises HTTPException where it is larger than it may be, as soon as that is known.
+    Raises:
+        HTTPException: 413 as soon as the upload is known to be too large, 422 without an image.
     """
-    too_large = HTTPException(413, f"expected at most {MAX_BYTES} bytes, found more")
-    if int(request.headers.get("content-length", 0)) > MAX_BYTES:
+    too_large = HTTPException(413, f"expected at most {api.MAX_BYTES} bytes, found more")
+    if int(request.headers.get("content-length", 0)) > api.MAX_BYTES:
         raise too_large
     received = 0
 
@@ -229,7 +131,7 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
         nonlocal received
         message = await request.receive()
         received += len(message.get("body", b""))
-        if received > MAX_BYTES:
+        if received > api.MAX_BYTES:
             raise too_large
         return message
 
@@ -237,10 +139,10 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return "the image", await limited.body()
     async with limited.form(max_files=1, max_fields=8) as form:
-        file = form.get(FORM_FIELD)
+        file = form.get(api.FORM_FIELD)
         if not isinstance(file, UploadFile):
             raise HTTPException(
-                422, f"expected a file in the form's field {FORM_FIELD}, found none"
+                422, f"expected a file in form field {api.FORM_FIELD!r}, found none"
             )
         return file.filename or "the image", await file.read()
 

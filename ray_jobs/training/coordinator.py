@@ -1,6 +1,7 @@
-"""What a run's driver and its workers, which it cannot call, leave for each other.
+"""The actor through which a run's driver and its workers exchange messages.
 
-Imports neither torch nor Ray Train: the board's process then starts in a fraction of the time.
+Ray Train's driver cannot call the workers. Imports neither torch nor Ray Train, so that the actor's
+process starts in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 0.5
-STOP_TIMEOUT_S = 15.0  # for the workers to leave by themselves; `ray job stop` waits 30 for us
+STOP_TIMEOUT_S = 15.0  # before the workers are aborted; `ray job stop` kills the driver after 30
 
 
 class RunCoordinator:
-    """An actor between the driver and the workers that it cannot call.
+    """The actor's class.
 
-    It holds the plan that a worker group starts on, the latest status and lines for people on
-    their way to the driver, and the driver's wish to stop on its way to the workers.
+    To the workers it passes the stream that a worker group starts with and the driver's request to
+    stop; to the driver, the latest progress and warnings to log.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class RunCoordinator:
         self.stop_requested = False
 
     def set_stream_spec(self, stream_spec: StreamSpec, messages: list[str]) -> None:
-        """Takes the plan of the worker group that is about to start, and what there is to say."""
+        """Stores the stream of the next worker group, and messages for the driver."""
         self.stream_spec = stream_spec
         self.messages += messages
 
@@ -49,26 +50,26 @@ class RunCoordinator:
         return self.stream_spec
 
     def register_start(self) -> int:
-        """Counts a worker group that starts; returns how many came before it."""
+        """Counts a start of the worker group; returns the number of earlier starts."""
         self.num_starts += 1
         return self.num_starts - 1
 
     def update_progress(self, progress: dict[str, Any]) -> bool:
-        """Takes the status; returns whether the workers are to stop."""
+        """Stores the progress; returns whether the driver has requested a stop."""
         self.progress = progress
         return self.stop_requested
 
     def poll(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The status, and the lines since it was last asked."""
-        lines, self.messages = self.messages, []
-        return self.progress, lines
+        """The latest progress, and the warnings since the last call."""
+        messages, self.messages = self.messages, []
+        return self.progress, messages
 
     def request_stop(self) -> None:
         self.stop_requested = True
 
 
 def start_coordinator() -> Any:
-    """A board on the driver's node, which does not go while the driver is there."""
+    """The handle of a new coordinator on the driver's node, which lives as long as the driver."""
     on_this_node = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -79,27 +80,31 @@ def start_coordinator() -> Any:
 def monitor_run(
     coordinator: Any, on_progress: Callable[[dict[str, Any]], None], stop_request: StopRequest
 ) -> Iterator[None]:
-    """Shows the workers' status in this process while the block runs, and takes them the wish."""
+    """Polls the coordinator in a thread while the block runs.
+
+    Reports the workers' progress, logs their messages and forwards a stop request to them. Workers
+    that have not stopped `STOP_TIMEOUT_S` after the request are aborted.
+    """
     finished = threading.Event()
 
     def poll() -> None:
         try:
-            status, lines = ray.get(coordinator.poll.remote())
-        except RayError:  # the head is away; whether it comes back is Ray Train's to find out
+            progress, messages = ray.get(coordinator.poll.remote())
+        except RayError:  # the head node is unreachable, which Ray Train handles
             return
-        for line in lines:
-            logger.info(line)
-        if status is not None:
-            on_progress(status)
+        for message in messages:
+            logger.warning(message)
+        if progress is not None:
+            on_progress(progress)
 
     def poll_until_finished() -> None:
-        told = aborted = False
+        forwarded = aborted = False
         while not finished.wait(PROGRESS_INTERVAL_S):
-            if stop_request() and not told:
+            if stop_request() and not forwarded:
                 coordinator.request_stop.remote()
-                told = True
+                forwarded = True
             if stop_request.elapsed_s > STOP_TIMEOUT_S and not aborted:
-                os.kill(os.getpid(), signal.SIGINT)  # Ray Train then aborts
+                os.kill(os.getpid(), signal.SIGINT)  # Ray Train's handler aborts the run
                 aborted = True
             poll()
 

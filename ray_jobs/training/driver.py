@@ -1,7 +1,4 @@
-"""One training as a Ray Train job.
-
-ray job submit --working-dir . -- python -m ray_jobs.train --config ray_jobs/configs/paper.yaml
-"""
+"""The driver of one training run with Ray Train."""
 
 from __future__ import annotations
 
@@ -29,9 +26,8 @@ from segan.training.launch import resolve_resume, stopped_error
 from segan.training.trainer import TrainingProgress
 from segan.utils.signals import StopRequest
 
-WORKER_START_TIMEOUT_S = (
-    20  # for places for an elastic run's workers, before their number is thought over
-)
+# How long an elastic run waits for its workers before it recomputes how many it can have.
+WORKER_START_TIMEOUT_S = 20
 
 
 def train(
@@ -42,25 +38,25 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     stop_request: StopRequest | None = None,
 ) -> None:
-    """Trains on the cluster that this process has joined, on from the run's latest checkpoint.
+    """Trains a run on the connected cluster, from its latest checkpoint if it has one.
 
-    A worker group that left because a node of it is to be taken away is started again elsewhere,
-    and that counts for no failure.
+    A worker group that stops because one of its nodes is preempted is restarted on other nodes;
+    this does not count as a failure.
 
     Args:
-        observe: is shown the workers' status a few times a second.
-        trial: in a study, the `trial`, `judge` and `runs_here` of
+        on_progress: called with the workers' progress a few times a second.
+        trial_context: in a study, the `trial`, `decisions` and `runs_per_node` of
             `ray_jobs.training.worker.train_loop_per_worker`.
-        callbacks: of Ray Train.
-        wish: to stop; the workers get some time to follow it, and are ended then.
+        callbacks: additional callbacks for Ray Train.
+        stop_request: stops the workers after a checkpoint; they are aborted if that takes too long.
 
     Raises:
         UsageError: the configuration fits neither the records nor the cluster, or another
             process trains this run.
-        SeganError: a worker met a user's mistake; its message is the worker's.
-        StoppedError: the wish was followed.
+        SeganError: raised in a worker; the error is the worker's.
+        StoppedError: the run stopped as requested.
     """
-    # A trial's process is one of the study's, and it is the study that is held.
+    # The lease of a trial is that of its study.
     with contextlib.nullcontext() if trial_context else hold_lease(run.uri):
         _train(config, run, on_progress, stop_request or StopRequest(), trial_context, callbacks)
 
@@ -74,29 +70,23 @@ def _train(
     callbacks: Sequence[UserCallback],
 ) -> None:
     max_concurrent_runs(config.cluster)
-    # How often Ray Train takes up a report and looks for nodes that are to be taken away, seconds;
-    # its own 2 s would be much of a short epoch, its 5 s much of a short notice.
+    # How often Ray Train polls its workers and looks for preempted nodes. Its defaults of 2 and 5 s
+    # are long compared with a short epoch and a short notice.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    if config.cluster.elastic:
-        # Where a node goes while places on it are asked for; Ray Train's own 60 s with all else.
+    if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     spec = resolve_resume(config, run)
     run.create_or_resume(config, spec.sampler.manifest.fingerprint)
 
-    def on_update(status: dict[str, Any]) -> None:
-        on_progress(TrainingProgress(**status))
+    def on_update(progress: dict[str, Any]) -> None:
+        on_progress(TrainingProgress(**progress))
 
     while not spec.is_exhausted:
         coordinator = start_coordinator()
+        dataset = ResumingDataset(config, run, coordinator, spec)
         with monitor_run(coordinator, on_update, stop_request), preserve_sigint_handler():
-            result = _fit(
-                config,
-                run,
-                ResumingDataset(config, run, coordinator, spec),
-                trial_context,
-                callbacks,
-            )
+            result = _fit(config, run, dataset, trial_context, callbacks)
         if result.error:
             raise result.error
         if not result.stopped:
@@ -113,19 +103,30 @@ def _fit(
     trial_context: dict[str, Any] | None,
     callbacks: Sequence[UserCallback],
 ) -> WorkerResult:
-    """Ray Train's way through the plan, with as many starts of the worker group as are allowed."""
+    """Runs Ray Train's trainer once, with `cluster.max_failures` restarts of the worker group."""
+    if config.cluster.elastic:
+        callbacks = [*callbacks, NodeLossCallback(config.cluster)]
+    max_failures = config.cluster.max_failures
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
             "config": config,
             "run": run.uri,
-            "board": dataset.coordinator,
+            "coordinator": dataset.coordinator,
             **(trial_context or {}),
         },
         datasets={"train": dataset},
         dataset_config=StreamDataConfig(),
         scaling_config=scaling_config(config),
-        run_config=_run_config(config, run, callbacks),
+        run_config=RunConfig(
+            # A new name each time: a run resumes from its own checkpoints, not from Ray's state.
+            name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"),
+            storage_path=storage.join(run.uri, "ray"),
+            callbacks=[*callbacks],
+            failure_config=FailureConfig(
+                max_failures=max_failures, controller_failure_limit=max_failures
+            ),
+        ),
     )
     try:
         result: WorkerResult = trainer.fit().return_value
@@ -137,7 +138,7 @@ def _fit(
 
 
 def scaling_config(config: Config) -> ScalingConfig:
-    """What Ray Train reserves for the run's workers."""
+    """The workers and their resources that Ray Train reserves for a run."""
     cluster = config.cluster
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
@@ -146,18 +147,4 @@ def scaling_config(config: Config) -> ScalingConfig:
         num_workers=(cluster.min_workers, cluster.workers) if cluster.elastic else cluster.workers,
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker=resources,
-    )
-
-
-def _run_config(config: Config, run: Run, callbacks: Sequence[UserCallback]) -> RunConfig:
-    own_callbacks = [NodeLossCallback(config.cluster)] if config.cluster.elastic else []
-    # A fresh name for Ray's own bookkeeping: going on is by the run's checkpoints alone.
-    return RunConfig(
-        name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"),
-        storage_path=storage.join(run.uri, "ray"),
-        callbacks=[*callbacks, *own_callbacks],
-        failure_config=FailureConfig(
-            max_failures=config.cluster.max_failures,
-            controller_failure_limit=config.cluster.max_failures,
-        ),
     )

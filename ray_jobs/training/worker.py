@@ -1,4 +1,4 @@
-"""Binds the training loop to Ray Train: what each DDP worker runs, and what it tells the driver."""
+"""Connects the trainer to Ray Train: the function of each DDP worker and its callbacks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 from ray import train
-from ray.train.v2._internal.execution.context import get_train_context
 
+from ray_jobs.cluster.ray_internals import TRAIN_CONTEXT
 from ray_jobs.training.coordinator import PROGRESS_INTERVAL_S
 from ray_jobs.training.metrics import Gauges
 from ray_jobs.training.stream import iter_batches
@@ -23,21 +23,22 @@ from segan.training.trainer import Callbacks, TrainingProgress
 
 
 class ResumingDataset:
-    """Makes the plan of each start of the worker group, in the controller, and leaves it for them.
+    """A dataset for Ray Train that begins at the run's latest checkpoint.
 
-    So all ranks and the stream begin at the same checkpoint, which is read through once.
+    Ray Train's controller calls it at each start of the worker group. The checkpoint is verified
+    once, and the stream is left with the coordinator, so all ranks start from the same state.
     """
 
     def __init__(self, config: Config, run: Run, coordinator: Any, initial_spec: StreamSpec):
         """
         Args:
-            first: of the first start; the driver has made it already.
+            initial_spec: the stream of the first start, which the driver has resolved already.
         """
         self.config, self.run, self.coordinator = config, run, coordinator
         self.initial_spec: StreamSpec | None = initial_spec
 
     def __call__(self) -> StreamSpec:
-        storage.retry_access_checks()  # the command's own look was before
+        storage.retry_access_checks()  # the driver has checked the access before
         messages: list[str] = []
         spec, self.initial_spec = self.initial_spec, None
         if spec is None:
@@ -47,9 +48,9 @@ class ResumingDataset:
 
 
 class ProgressPublisher:
-    """Notes a worker's status for the gauges and, at most twice a second, sends it to the board.
+    """Passes a worker's progress to its gauges and, at most twice a second, to the coordinator.
 
-    The board's answer says whether the driver wishes an end.
+    The coordinator's reply says whether the driver has requested a stop.
     """
 
     def __init__(self, coordinator: Any, gauges: Gauges):
@@ -60,34 +61,30 @@ class ProgressPublisher:
 
     def __call__(self, progress: TrainingProgress) -> None:
         self.gauges.update(vars(progress))
-        now = time.monotonic()
-        if (
-            now - self.last_published >= PROGRESS_INTERVAL_S
-            or progress.samples >= progress.total_samples
-        ):
+        now, is_last = time.monotonic(), progress.samples >= progress.total_samples
+        if now - self.last_published >= PROGRESS_INTERVAL_S or is_last:
             self.last_published = now
-            self.pending_reply = self.coordinator.update_progress.remote(
-                dataclasses.asdict(progress)
-            )
+            fields = dataclasses.asdict(progress)
+            self.pending_reply = self.coordinator.update_progress.remote(fields)
 
     def should_stop(self) -> bool:
-        """Whether the driver, as far as it is heard of, or Ray wishes this worker to stop.
+        """Whether the driver, by its latest reply, or Ray wants this worker to stop.
 
-        Ray tells each worker when the node of any of them is about to be taken away.
+        Ray tells all workers when the node of one of them is about to be preempted.
         """
         if self.pending_reply is not None and ray.wait([self.pending_reply], timeout=0)[0]:
             self.stop_requested, self.pending_reply = bool(ray.get(self.pending_reply)), None
-        preemption = get_train_context().preemption_context
+        preemption = TRAIN_CONTEXT.load()().preemption_context
         return self.stop_requested or preemption.preemption_info is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerResult:
-    """How a worker group left its training, where it was no fault.
+    """How a worker group ended, if not by a fault that Ray Train retries.
 
     Attributes:
-        stopped: before the end, as it was told to, with a checkpoint.
-        error: what the same again would not mend.
+        stopped: before the end of the training, after a checkpoint, because it was requested.
+        error: a failure that a retry would repeat.
     """
 
     stopped: bool = False
@@ -95,49 +92,46 @@ class WorkerResult:
 
 
 def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
-    """The training function of every worker.
+    """Ray Train's function of each worker.
 
     Args:
-        settings: `config`, `run` (its URI), `board` (the actor's handle), and in a study
-            `trial` (its name), `judge` (the actor that says whether it goes on) and `runs_here`
-            (trials that share a node).
+        train_loop_config: `config`, `run` (its URI) and `coordinator` (the actor's handle). In a
+            study also `trial` (its name), `decisions` (the handle of the StopDecisions actor) and
+            `runs_per_node` (the number of trials that share a node).
     """
     storage.retry_access_checks()
     config: Config = train_loop_config["config"]
-    run, coordinator = Run(train_loop_config["run"]), train_loop_config["board"]
+    run, coordinator = Run(train_loop_config["run"]), train_loop_config["coordinator"]
     context = train.get_context()
-    # An elastic run may have found fewer nodes than it asked for.
-    spec: StreamSpec = ray.get(coordinator.get_stream_spec.remote()).with_world_size(
-        context.get_world_size()
-    )
+    initial_spec: StreamSpec = ray.get(coordinator.get_stream_spec.remote())
+    spec = initial_spec.with_world_size(context.get_world_size())  # fewer in an elastic run
     rank = context.get_world_rank()
     gauges = Gauges(run.uri, rank)
     if rank == 0:
         gauges.update({"restarts": ray.get(coordinator.register_start.remote())})
-    report_validation = ValidationReporter(
-        gauges, train_loop_config.get("trial"), train_loop_config.get("judge")
-    )
     publisher = ProgressPublisher(coordinator, gauges)
     callbacks = Callbacks(
         on_step_end=publisher,
-        on_validation_end=report_validation,
+        on_validation_end=ValidationReporter(
+            gauges, train_loop_config.get("trial"), train_loop_config.get("decisions")
+        ),
         should_stop=publisher.should_stop,
     )
     record_hardware(run)
     stream = train.get_dataset_shard("train")
-    trainer = build_trainer(config, run, spec, callbacks, train_loop_config.get("runs_here", 1))
+    trainer = build_trainer(config, run, spec, callbacks, train_loop_config.get("runs_per_node", 1))
     with gauges.export_in_background():
         try:
             trainer.train(iter_batches(stream, spec))
-        except NonFiniteError as error:  # raised, it would be tried again
+        except NonFiniteError as error:  # returned, because Ray Train would retry an exception
             return WorkerResult(error=error)
     return WorkerResult(stopped=trainer.stopped)
 
 
 class ValidationReporter:
-    """Tells Ray Train of a validation and, in a study, waits for the word on whether to go on.
+    """Reports each validation to Ray Train and, in a study, waits for the scheduler's decision.
 
-    The checkpoint is in the run's folder already, checksums and all; Ray is told the numbers.
+    Only the metrics are reported; the checkpoint is in the run's folder already.
     """
 
     def __init__(self, gauges: Gauges, trial: str | None, decisions: Any):

@@ -1,7 +1,4 @@
-"""An ablation with Ray Tune: every variant with every seed is a Ray Train run, taken to its end.
-
-ray job submit --working-dir . -- python -m ray_jobs.ablate s3://bucket/studies/claims --config ...
-"""
+"""An ablation with Ray Tune: every variant with every seed is a Ray Train run of full length."""
 
 from __future__ import annotations
 
@@ -14,20 +11,16 @@ from segan.runs.study import Study
 
 
 def run_ablation(config: Config, study: Study, on_validation: OnValidation) -> None:
-    """Trains what is not over yet, as many runs at once as the cluster holds.
+    """Trains the runs that have not ended, as many at once as fit the cluster.
 
     Args:
-        tell: is given each validation: the trial's name, its metrics, and that it goes on.
+        on_validation: called with the trial's name, its metrics, and True.
 
     Raises:
         UsageError: the configuration fits neither the records, the study nor the cluster.
     """
     capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
     trials = prepare_trials(config, study, read_manifest(config.data.records).fingerprint)
-    # Without early stopping the search's own options have no part in it.
-    search_config = config.search.model_copy(
-        update={"early_stopping": False, "algorithm": "random"}
-    )
-    run_trials(
-        config.model_copy(update={"search": search_config}), study, trials, on_validation, capacity
-    )
+    # The trials are given and run to their end, whatever the config says about a search.
+    config = config.with_overrides({"search.early_stopping": False, "search.algorithm": "random"})
+    run_trials(config, study, trials, on_validation, capacity)

@@ -1,4 +1,4 @@
-"""Points of a study from Optuna, which learns from the trials that are over."""
+"""Optuna as the search algorithm of a study."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from segan.runs.trial import Trial
 
 
 class StudyOptunaSearch(Searcher):
-    """Keeps each point that Optuna suggests as a trial of the study, under its name.
+    """Adds the parameters that Optuna suggests to the study as trials, and suggests their names.
 
-    A study that was stopped gives its unfinished trials first and tells Optuna of the others, so
-    nothing of Optuna's own has to be stored.
+    A resumed study first suggests its unfinished trials and tells Optuna the results of the
+    finished ones, so Optuna's own state need not be stored.
     """
 
     def __init__(self, study: Study, search: SearchConfig, trials: list[Trial]):
         super().__init__(metric="jaccard", mode="max")
         self._study = study
         self._optuna = _build_optuna(search)
+        self._suggested_ids: set[str] = set()
         self._unfinished = [trial for trial in trials if not trial.result().has_ended]
         for trial in trials:
             if trial.result().has_ended and trial.epoch_metrics():
@@ -34,14 +35,16 @@ class StudyOptunaSearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         if self._unfinished:
             return {"trial": self._unfinished.pop(0).name}
-        point = self._optuna.suggest(trial_id)
-        (trial,) = self._study.add_trials([{key: float(f"{v:.4g}") for key, v in point.items()}])
+        parameters = self._optuna.suggest(trial_id)
+        self._suggested_ids.add(trial_id)
+        rounded = {key: float(f"{value:.4g}") for key, value in parameters.items()}
+        (trial,) = self._study.add_trials([rounded])
         return {"trial": trial.name}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id in self._optuna._ot_trials:
+        if trial_id in self._suggested_ids:
             self._optuna.on_trial_complete(trial_id, result, error)
 
 
@@ -53,8 +56,8 @@ def _build_optuna(search: SearchConfig) -> OptunaSearch:
     }
     try:
         return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed)
-    except (ImportError, AssertionError):
+    except (ImportError, AssertionError):  # Ray asserts that the module is there
         raise UsageError(
-            "search.algorithm optuna: Optuna is not installed; in the checkout, run "
+            "search.algorithm=optuna: Optuna is not installed; in the checkout, run "
             "pip install -e '.[optuna]'"
         ) from None

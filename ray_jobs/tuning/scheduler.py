@@ -1,9 +1,9 @@
-"""ASHA that asks a trial to stop instead of killing it.
+"""ASHA with cooperative stopping: a pruned trial ends by itself instead of being killed.
 
-Tune ends a trial by killing its actor, and what the actor had started, the worker group of a Ray
-Train run with its placement group, is left for others to clean up. Here the scheduler's word goes
-to a judge, the trial's workers ask it after each validation, and a trial that is given up returns
-from its training as one that is finished does. Nothing is killed, so nothing can be left behind.
+Ray Tune stops a trial by killing its actor, and leaves the worker group and the placement group of
+the actor's Ray Train run to be cleaned up by others. Here the scheduler publishes its decisions in
+an actor; the trial's workers read them after each validation, and a pruned trial returns from its
+training like a finished one. Nothing is killed, so nothing is left behind.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -21,19 +21,19 @@ from segan.runs.trial import Trial
 
 
 class StopDecisions:
-    """An actor that holds, for each trial and epoch, whether the trial goes on."""
+    """The class of the actor that holds, for each trial and epoch, whether the trial continues."""
 
     def __init__(self) -> None:
         self._decisions: dict[tuple[str, int], bool] = {}
         self._condition = asyncio.Condition()
 
-    async def set(self, trial: str, epoch: int, go_on: bool) -> None:
+    async def set(self, trial: str, epoch: int, should_continue: bool) -> None:
         async with self._condition:
-            self._decisions[trial, epoch] = go_on
+            self._decisions[trial, epoch] = should_continue
             self._condition.notify_all()
 
     async def get(self, trial: str, epoch: int) -> bool:
-        """Waits for it; every rank of a trial gets the same."""
+        """Waits for the decision; all ranks of a trial get the same one."""
         async with self._condition:
             await self._condition.wait_for(lambda: (trial, epoch) in self._decisions)
         return self._decisions[trial, epoch]
@@ -41,7 +41,7 @@ class StopDecisions:
 
 @contextlib.contextmanager
 def decisions_actor() -> Iterator[Any]:
-    """A judge for as long as the block runs."""
+    """The handle of a StopDecisions actor, which is killed after the block."""
     decisions = ray.remote(num_cpus=0, max_concurrency=1000)(StopDecisions).remote()
     try:
         yield decisions
@@ -49,70 +49,78 @@ def decisions_actor() -> Iterator[Any]:
         ray.kill(decisions)
 
 
-@dataclass(frozen=True)
-class _TrialKey:
-    """What the rungs know a trial by: its name in the study, the same after a restart."""
-
-    trial_id: str
-
-
 class CooperativeASHAScheduler(ASHAScheduler):
-    """ASHA whose word to stop goes to the judge; to Tune it always says to go on.
+    """ASHA that publishes stop decisions to an actor; to Ray Tune it always returns CONTINUE.
 
-    A trial is worth its best epoch so far, which is the checkpoint that it would give. The last one
-    alone misjudges it: a validation's Jaccard swings by 0.05 and more from epoch to epoch.
+    A trial is judged by its best epoch so far, which is the checkpoint that it would give. Its last
+    epoch alone is misleading: the validation Jaccard changes by 0.05 and more between epochs.
+
+    Ray's base class knows a trial by its `trial_id` only. Here that is the trial's name in the
+    study, which stays the same when the driver is restarted.
     """
 
     def __init__(
         self,
         decisions: Any,
         on_validation: Callable[[str, dict[str, Any], bool], None],
-        **options: Any,
+        max_epochs: int,
+        grace_period: int,
+        reduction_factor: float,
     ):
-        super().__init__(time_attr="epoch", metric="jaccard", mode="max", **options)
+        """
+        Args:
+            decisions: the handle of a StopDecisions actor.
+            on_validation: called with the trial's name, its metrics and whether it continues.
+        """
+        super().__init__(
+            time_attr="epoch",
+            metric="jaccard",
+            mode="max",
+            max_t=max_epochs,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
+        )
         self._decisions, self._on_validation = decisions, on_validation
+        self._max_epochs = max_epochs
         self._best_jaccard: dict[str, float] = {}
 
     def replay(self, trial: Trial) -> bool:
-        """Puts what a trial did before the driver was started again into the rungs.
+        """Records in the rungs the epochs that a trial had validated before a restart.
 
         Returns:
-            Whether the trial goes on from there.
+            Whether the trial continues from there.
         """
-        key, decision = _TrialKey(trial.name), TrialScheduler.CONTINUE
+        key, should_continue = SimpleNamespace(trial_id=trial.name), True
         super().on_trial_add(None, key)
-        for line in trial.epoch_metrics():
-            decision = self._record_result(None, key, line)
-        return bool(
-            decision == TrialScheduler.CONTINUE or trial.epoch_metrics()[-1]["epoch"] >= self._max_t
-        )
+        for metrics in trial.epoch_metrics():
+            should_continue = self._record_result(None, key, metrics)
+        return should_continue
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, _trial_key(trial))
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "jaccard" not in result:
-            return TrialScheduler.CONTINUE
-        key = _trial_key(trial)
-        decision = self._record_result(controller, key, result)
-        # At its last epoch a trial is told to stop too: it was not given up, it is done.
-        go_on = decision == TrialScheduler.CONTINUE or result["epoch"] >= self._max_t
-        self._on_validation(key.trial_id, result, go_on)
-        self._decisions.set.remote(key.trial_id, result["epoch"], go_on)
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        if "jaccard" in result:
+            key = _trial_key(trial)
+            should_continue = self._record_result(controller, key, result)
+            self._on_validation(key.trial_id, result, should_continue)
+            self._decisions.set.remote(key.trial_id, result["epoch"], should_continue)
         return TrialScheduler.CONTINUE
 
-    def _record_result(self, controller: Any, key: _TrialKey, metrics: dict[str, Any]) -> str:
+    def _record_result(self, controller: Any, key: Any, metrics: dict[str, Any]) -> bool:
         best = max(metrics["jaccard"], self._best_jaccard.get(key.trial_id, 0.0))
         self._best_jaccard[key.trial_id] = best
-        decision: str = super().on_trial_result(controller, key, {**metrics, "jaccard": best})
-        return decision
+        decision = super().on_trial_result(controller, key, {**metrics, "jaccard": best})
+        # ASHA also stops a trial at its last epoch, where it is finished, not pruned.
+        return bool(decision == TrialScheduler.CONTINUE or metrics["epoch"] >= self._max_epochs)
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
         self.on_trial_remove(controller, trial)
 
     def on_trial_remove(self, controller: Any, trial: Any) -> None:
-        self._trial_info.pop(_trial_key(trial).trial_id, None)
+        with contextlib.suppress(KeyError):  # removed already
+            super().on_trial_remove(controller, _trial_key(trial))
 
 
-def _trial_key(trial: Any) -> _TrialKey:
-    return _TrialKey(trial.config["trial"])
+def _trial_key(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=trial.config["trial"])

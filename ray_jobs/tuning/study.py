@@ -1,7 +1,4 @@
-"""A study with Ray Tune: each trial is the Ray Train run of `ray_jobs.train`, ASHA stops the poor.
-
-ray job submit --working-dir . -- python -m ray_jobs.tune s3://bucket/studies/first --config ...
-"""
+"""A study with Ray Tune: each trial is a Ray Train run, and ASHA prunes the poor ones."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs, num_worker_nodes
+from ray_jobs.cluster.ray_internals import TUNE_PROPAGATED_VARIABLES
 from ray_jobs.training.driver import train
 from ray_jobs.tuning.optuna import StudyOptunaSearch
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decisions_actor
@@ -24,7 +21,7 @@ from segan import storage
 from segan.config import Config
 from segan.data.records.format import read_manifest
 from segan.errors import NonFiniteError, SeganError, StoppedError
-from segan.runs.study import Study, best_epoch
+from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import hold_lease
 from segan.training.metrics_log import write_hyperparameters
@@ -33,41 +30,45 @@ OnValidation = Callable[[str, dict[str, Any], bool], None]
 
 
 def run_study(config: Config, study: Study, on_validation: OnValidation) -> None:
-    """Runs every trial of a study that is not over yet, as many at once as the cluster holds.
+    """Runs the trials of a study that have not ended, as many at once as fit the cluster.
 
     Args:
-        tell: is given each validation: the trial's name, its metrics, and whether it goes on.
+        on_validation: called with the trial's name, its metrics and whether it continues.
 
     Raises:
         UsageError: the configuration fits neither the records, the study nor the cluster, or
             another process runs this study.
     """
     with hold_lease(study.uri):
-        _run_study(config, study, on_validation)
-
-
-def _run_study(config: Config, study: Study, on_validation: OnValidation) -> None:
-    capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
-    trials = study.create_or_resume(config, read_manifest(config.data.records).fingerprint)
-    run_trials(config, study, trials, on_validation, capacity)
+        capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
+        trials = study.create_or_resume(config, read_manifest(config.data.records).fingerprint)
+        run_trials(config, study, trials, on_validation, capacity)
 
 
 def run_trials(
     config: Config, study: Study, trials: list[Trial], on_validation: OnValidation, capacity: int
 ) -> None:
-    """Runs those of a study's trials that are not over.
+    """Runs the trials that have not ended.
 
     Args:
-        held: runs that the cluster holds at once.
+        capacity: the number of runs that fit the cluster at once.
     """
+    search, epochs = config.search, config.training.epochs
     with decisions_actor() as decisions:
-        scheduler = _scheduler(config, decisions, on_validation)
+        scheduler = CooperativeASHAScheduler(
+            decisions,
+            on_validation,
+            max_epochs=epochs,
+            # Without early stopping the first rung is the last epoch.
+            grace_period=min(search.grace_period, epochs) if search.early_stopping else epochs,
+            reduction_factor=search.reduction_factor,
+        )
         for trial in trials:
             continues = scheduler.replay(trial)
             if not trial.result().has_ended and not continues:
-                # The driver died between the word and the trial's hearing it.
-                _mark_done(trial, config.training.epochs, 0.0)
-        max_concurrent_trials = min(capacity, config.search.max_concurrent_trials or capacity)
+                # The driver ended after the decision and before the trial noticed it.
+                _mark_done(trial, epochs, 0.0)
+        max_concurrent_trials = min(capacity, search.max_concurrent_trials or capacity)
         _run_tuner(config, study, trials, scheduler, decisions, max_concurrent_trials)
 
 
@@ -84,18 +85,19 @@ def _run_tuner(
     if tune_options["num_samples"] == 0:
         return
     trial_context = {
-        "judge": decisions,
-        "runs_here": math.ceil(max_concurrent_trials / num_worker_nodes()),
+        "decisions": decisions,
+        "runs_per_node": math.ceil(max_concurrent_trials / num_worker_nodes()),
     }
     run = functools.partial(_run_trial, config=config, study=study.uri, trial_context=trial_context)
-    # Tune would put the keys into each trial's runtime environment, which Ray logs and shows.
-    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in os.environ if name.startswith("AWS_")}
+    # Credentials would become part of each trial's runtime environment.
+    propagated = TUNE_PROPAGATED_VARIABLES.load()
+    propagated -= {name for name in os.environ if name.startswith("AWS_")}
     # Tune's newer output prints a header and a footer to stdout, whatever `verbose` says.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Tune would take an interrupt as the study's orderly end; the study goes on when asked again.
+    # Tune's own handler would end the study as if it were complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     tune.Tuner(
-        tune.with_resources(run, {"CPU": TRIAL_ACTOR_CPUS}),  # the workers of its run hold the rest
+        tune.with_resources(run, {"CPU": TRIAL_ACTOR_CPUS}),  # its workers reserve the rest
         param_space=param_space,
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
@@ -113,7 +115,7 @@ def _run_tuner(
 def _param_space(
     config: Config, study: Study, trials: list[Trial], unfinished: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Tune takes trials from: the names of those that are left, or Optuna."""
+    """Tune's `param_space` and TuneConfig options: a grid of the unfinished trials, or Optuna."""
     if config.search.algorithm != "optuna":
         return {"trial": tune.grid_search(unfinished)}, {"num_samples": min(1, len(unfinished))}
     num_samples = config.search.trials - len(trials) + len(unfinished)
@@ -121,49 +123,35 @@ def _param_space(
     return {}, {"num_samples": num_samples, "search_alg": search_alg}
 
 
-def _scheduler(
-    config: Config, decisions: Any, on_validation: OnValidation
-) -> CooperativeASHAScheduler:
-    search, epochs = config.search, config.training.epochs
-    return CooperativeASHAScheduler(
-        decisions,
-        on_validation,
-        max_t=epochs,
-        # Without early stopping the first rung is the last epoch.
-        grace_period=min(search.grace_period, epochs) if search.early_stopping else epochs,
-        reduction_factor=search.reduction_factor,
-    )
-
-
 def _run_trial(
     params: dict[str, Any], config: Config, study: str, trial_context: dict[str, Any]
 ) -> None:
-    """What a trial's actor does: one training, its reports passed on to Tune."""
+    """The function of a trial's actor: one training, whose reports are passed to Tune."""
     trial, began = Study(study).get_trial(params["trial"]), time.monotonic()
-    settings = trial.build_config(config)
+    trial_config = trial.build_config(config)
     full_context = {"trial": trial.name, **trial_context}
     try:
-        train(settings, trial.run, lambda status: None, full_context, [TuneReportCallback()])
+        train(trial_config, trial.run, lambda progress: None, full_context, [TuneReportCallback()])
     except StoppedError:
-        raise  # the trial is unfinished
+        raise  # the trial has not ended
     except NonFiniteError as error:
         trial.mark_done(TrialStatus.DIVERGED, time.monotonic() - began, str(error))
         return
     except SeganError as error:
         trial.mark_done(TrialStatus.FAILED, time.monotonic() - began, str(error))
         raise
-    _mark_done(trial, settings.training.epochs, time.monotonic() - began)
+    _mark_done(trial, trial_config.training.epochs, time.monotonic() - began)
 
 
 def _mark_done(trial: Trial, epochs: int, seconds: float) -> None:
+    """Records that a validated trial has finished or was pruned."""
     epoch_rows = trial.epoch_metrics()
-    last, best = epoch_rows[-1]["epoch"], best_epoch(epoch_rows)
+    last, best = epoch_rows[-1]["epoch"], max(row["jaccard"] for row in epoch_rows)
     if last >= epochs:
         trial.mark_done(TrialStatus.FINISHED, seconds)
     else:
         trial.mark_done(TrialStatus.PRUNED, seconds, f"after epoch {last}")
-    assert best is not None, "a trial that is over has been validated"
     hyperparameters = {
         k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()
     }
-    write_hyperparameters(trial.run, hyperparameters, {"jaccard": best["jaccard"]})
+    write_hyperparameters(trial.run, hyperparameters, {"jaccard": best})

@@ -1,6 +1,6 @@
 """The configuration of a run: its schema with the paper's defaults, and how it is loaded."""
 
-from segan.config.load import iter_fields, load_config, parse_config
+from segan.config.load import load_config, parse_config
 from segan.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -15,6 +15,7 @@ from segan.config.schema import (
     TrainingConfig,
 )
 from segan.config.search import AblationConfig, SearchConfig
+from segan.config.validation import iter_fields
 
 __all__ = [
     "AblationConfig",

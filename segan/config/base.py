@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FrozenConfig(BaseModel):
-    """A branch of the tree: frozen, and a key that it does not know is an error."""
+    """An immutable section: an unknown key or a number that is not finite is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

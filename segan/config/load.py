@@ -1,60 +1,80 @@
-"""Loading a configuration from YAML files and command-line overrides.
+"""Loading a configuration from a YAML file and command-line overrides.
 
 config = load_config("ray_jobs/configs/paper.yaml", ["training.epochs=14", "network.width=8"])
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from segan.config.schema import Config
+from segan.config.validation import set_values, validate
 from segan.errors import UsageError
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars as YAML 1.2 does.
+
+    YAML 1.1, which PyYAML implements, reads off, on, yes and no as booleans, 1:30 as 90,
+    2017-01-01 as a date and 1e-3 as a string.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file with `section.key=value` overrides on top.
+    """Returns the configuration of a YAML file with overrides on top.
 
     Args:
         path: a YAML file, or None for the paper's defaults.
-        overrides: `section.key=value` each; the value is read as YAML.
+        overrides: `section.key=value` each; the value is read as YAML, and the last of two for
+            the same key wins.
 
     Raises:
-        UsageError: the file cannot be read, or a key or value is not one of the tree's; the
-            message names the nearest key that is.
+        UsageError: the file cannot be read, or a key or value is invalid; the message names the
+            nearest known key, or the new name of a renamed one.
     """
-    tree = _read_yaml(Path(path)) if path is not None else {}
-    for override in overrides:
-        _apply_override(tree, override)
+    tree = _read_file(Path(path)) if path is not None else {}
+    set_values(tree, dict(_parse_override(override) for override in overrides))
     return parse_config(tree)
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
-    """A tree of plain values as a Config; raises UsageError with one line for each mistake."""
+    """Returns a tree of plain values as a Config.
+
+    Raises:
+        UsageError: with one line for each mistake.
+    """
+    return validate(Config, tree)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UsageError("\n".join(_format_error(e) for e in error.errors())) from None
-
-
-def iter_fields() -> Iterator[tuple[str, Any]]:
-    """(`section.key`, its pydantic field) for every knob, in the order of the tree."""
-    for section, field in Config.model_fields.items():
-        for key, leaf in field.annotation.model_fields.items():  # type: ignore[union-attr]
-            yield f"{section}.{key}", leaf
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = _parse_yaml(path.read_text()) or {}
     except OSError as error:
         raise UsageError(f"configuration {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise UsageError(f"configuration {path}: not YAML ({detail})") from None
     if not isinstance(tree, dict):
@@ -63,31 +83,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {key: {} if branch is None else branch for key, branch in tree.items()}
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    section, dot, leaf = key.partition(".")
-    if not (separator and dot and section and leaf):
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    section, _, leaf = key.partition(".")
+    if not (equals and section and leaf):
         raise UsageError(
             f"override {override!r}: expected section.key=value, as in network.width=8"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return key, _parse_yaml(text)
+    except (yaml.YAMLError, ValueError):
         raise UsageError(f"override {override!r}: the value is not YAML") from None
-    branch = tree.setdefault(section, {})
-    if not isinstance(branch, dict):
-        raise UsageError(f"configuration {section}: expected keys and values, found {branch!r}")
-    branch[leaf] = value
 
 
-def _format_error(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        found = (
-            "" if isinstance(error["input"], dict | BaseModel) else f", found {error['input']!r}"
-        )
-        message = f"{error['msg'].removeprefix('Value error, ')}{found}"
-        return f"configuration {key}: {message}" if key else f"configuration {message}"
-    known = [name for name, _ in iter_fields()] + list(Config.model_fields)
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"configuration {key}: unknown key; the nearest known one is {nearest[0]}"
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader

@@ -1,83 +1,104 @@
-"""Every knob of a run in one tree: description, unit, bounds, and the paper's value as default.
+"""The schema of a run's configuration: every key with its description, bounds and default.
 
-The letters in the descriptions say where a default comes from: (P) the paper's text, (F) its
+The letters in the descriptions name the source of a default: (P) the paper's text, (F) its
 Figure 1, (C) the authors' code, (O) our own choice.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from segan.config.base import FrozenConfig
 from segan.config.search import AblationConfig, SearchConfig
+from segan.config.validation import set_values, validate
 
 
 class DataConfig(FrozenConfig):
     records: str = Field("", description="URI of the records that `segan ingest` wrote.")
-    train: str = Field("train", description="Split that is trained on.")
-    validation: str = Field("validation", description="Split that chooses epoch and threshold.")
+    train: str = Field("train", description="Split to train on.")
+    validation: str = Field(
+        "validation", description="Split that selects the best checkpoint and the threshold."
+    )
 
 
 class NetworkConfig(FrozenConfig):
     width: int = Field(64, ge=1, description="Channels w of the first block (F).")
-    classes: int = Field(1, ge=1, description="Label maps that S draws, one per class (P).")
+    classes: int = Field(1, ge=1, description="Label maps that S predicts, one per class (P).")
     global_conv_min_kernel: int = Field(
-        7, ge=3, description="Kernels of this size and up are global convolutions (C; 9 is F)."
+        7, ge=3, description="Smallest kernel that is a global convolution (C; F has 9)."
     )
     residual_expansion: float = Field(
-        2.0, gt=0, le=4, description="Width inside a residual block over its channels (C)."
+        2.0,
+        gt=0,
+        le=4,
+        description="Channels inside a residual block, as a multiple of its input's (C).",
     )
     residual_max_width: int = Field(
-        16, ge=1, description="Most channels inside a residual block, in multiples of w (O)."
+        16, ge=1, description="Maximum channels inside a residual block, in multiples of w (O)."
     )
     residual_activation: Literal["after", "before"] = Field(
-        "after", description="Activation after (O) or before (C) a residual block's sum."
+        "after", description="Activation `after` (O) or `before` (C) a residual block's sum."
     )
     spectral_norm: bool = Field(
-        False, description="Spectral norm on C's weights (O); made for optimizer.weight_clip=null."
+        False,
+        description="Spectral normalisation of C's weights (O); meant for "
+        "optimizer.weight_clip=null.",
     )
 
 
 class LogisticConfig(FrozenConfig):
-    """Steepness k of the adaptive logistic, Eq. 3."""
+    """The parameter k of the adaptive logistic, Eq. 3; the smaller k, the steeper the curve."""
 
-    initial_k: float = Field(1.0, gt=0, description="k at the start (P).")
-    final_k: float = Field(0.3, gt=0, description="Least k (P).")
-    decay: float = Field(0.9, gt=0, lt=1, description="Factor of one decay (P).")
-    decay_every_epochs: float = Field(25, gt=0, description="Epochs between two decays (P).")
+    initial_k: float = Field(1.0, gt=0, description="k in the first epoch (P).")
+    final_k: float = Field(0.3, gt=0, description="Lower bound of k (P).")
+    decay: float = Field(
+        0.9, gt=0, lt=1, description="Factor by which each decay multiplies k (P)."
+    )
+    decay_every_epochs: float = Field(25, gt=0, description="Epochs between two decays of k (P).")
     stretch_to_run: bool = Field(
-        False, description="Spread the decays evenly over the run, so that final_k is reached (O)."
+        False,
+        description="Spread the decays evenly over the run, so that k reaches final_k in the last "
+        "epoch (O).",
     )
 
     @model_validator(mode="after")
     def _check_k_order(self) -> LogisticConfig:
         if self.final_k > self.initial_k:
             raise ValueError(
-                f"final_k {self.final_k} is above initial_k {self.initial_k}; k only falls, "
+                f"final_k {self.final_k} is above initial_k {self.initial_k}; k only decreases, "
                 "so choose final_k <= initial_k"
             )
         return self
 
 
 class LossConfig(FrozenConfig):
-    """The multi-scale L1 loss, Eq. 1 and 2, and what the paper argues against."""
+    """The multi-scale L1 loss, Eq. 1 and 2, and the losses that the paper compares it with."""
 
     critic: Literal["multi_scale", "scalar", "none"] = Field(
         "multi_scale",
-        description="C's features (P), one number of C's as in a classic GAN, or S without C.",
+        description="`multi_scale`: L1 distance of C's features (P); `scalar`: one score per "
+        "image, as in a classic GAN; `none`: S without C.",
     )
-    adversarial_weight: float = Field(1.0, ge=0, description="Weight of C's word in S's loss (P).")
+    adversarial_weight: float = Field(
+        1.0, ge=0, description="Weight of the adversarial term in S's loss (P)."
+    )
     reduction: Literal["concatenated", "per_level"] = Field(
         "concatenated",
-        description="Mean over the concatenation of all levels (P, F), or mean of levels' means.",
+        description="`concatenated`: mean over all levels' features together (P, F); `per_level`: "
+        "mean of the levels' means.",
     )
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
-        None, description="A factor for each of the 7 levels; the code has 1,1,2,2,2,2,4 (C)."
+        None,
+        description="Weight of each of the 7 levels; null weights all by 1 (P), the authors' code "
+        "has [1,1,2,2,2,2,4] (C).",
     )
-    dice_weight: float = Field(0.0, ge=0, description="Weight of a Dice loss on S; the code's 1.")
+    dice_weight: float = Field(
+        0.0, ge=0, description="Weight of a Dice loss on S; the authors' code has 1 (C)."
+    )
     cross_entropy_weight: float = Field(
         0.0, ge=0, description="Weight of a pixel-wise cross-entropy on S (O)."
     )
@@ -87,8 +108,8 @@ class LossConfig(FrozenConfig):
         without_critic = self.critic == "none" or self.adversarial_weight == 0
         if without_critic and not (self.dice_weight or self.cross_entropy_weight):
             raise ValueError(
-                "S would learn from nothing: without an adversary, give loss.dice_weight or "
-                "loss.cross_entropy_weight a value above 0"
+                "S has no loss: without an adversarial term, set loss.dice_weight or "
+                "loss.cross_entropy_weight above 0"
             )
         return self
 
@@ -96,7 +117,7 @@ class LossConfig(FrozenConfig):
     def _check_level_weights(self) -> LossConfig:
         if self.level_weights is not None and len(self.level_weights) != 7:
             raise ValueError(
-                f"level_weights needs 7 factors (the masked image and C1 to C6), "
+                f"level_weights: expected 7 weights (of the masked image and C1 to C6), "
                 f"found {len(self.level_weights)}"
             )
         return self
@@ -106,105 +127,148 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(FrozenConfig):
-    learning_rate: float = Field(0.003, gt=0, lt=1, description="Adam's at the start (P).")
-    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's; not in the paper (C).")
+    learning_rate: float = Field(
+        0.003, gt=0, lt=1, description="Adam's learning rate at the start (P)."
+    )
+    betas: tuple[Beta, Beta] = Field(
+        (0.5, 0.999), description="Adam's betas; the paper gives none (C)."
+    )
     schedule: Literal["linear", "constant"] = Field(
-        "linear", description="Linear to zero at the end of the run (P), or constant."
+        "linear",
+        description="`linear`: the learning rate falls to 0 at the end of the run (P); `constant`.",
     )
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="What the learning rate is multiplied by: 1, workers, or their root."
+        "none",
+        description="Scaling of the learning rate with the number of workers: `none`, `linear`, or "
+        "by its square root.",
     )
     warmup_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Share of the run over which the rate rises from zero (O)."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the run over which the learning rate rises from 0 (O).",
     )
     weight_clip: float | None = Field(
-        0.05, gt=0, description="Critic's parameters stay in [-clamp, clamp] (P); null for free."
+        0.05,
+        gt=0,
+        description="Clips C's parameters to [-weight_clip, weight_clip] after each step (P); null "
+        "disables clipping.",
     )
     weight_clip_scope: Literal["all", "convolutions"] = Field(
-        "all", description="Clamp every parameter (P, C), or leave the norms free."
+        "all", description="Parameters to clip: `all` (P, C) or those of the `convolutions` only."
     )
 
 
 class AugmentConfig(FrozenConfig):
-    crop: int = Field(128, ge=64, description="Side of the random square crop, pixels (P).")
+    crop: int = Field(128, ge=64, description="Side of the random square crop, in pixels (P).")
     resize_probability: float = Field(
-        0.0, ge=0, le=1, description="Of the whole frame squeezed to the square instead (C; 0.5)."
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability of resizing the whole frame to the crop size instead of cropping "
+        "(C has 0.5).",
     )
     flip_horizontal: float = Field(0.5, ge=0, le=1, description="Probability (P).")
     flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability (P).")
-    brightness: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
-    contrast: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
-    saturation: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
-    hue: float = Field(0.1, ge=0, le=0.5, description="Turn of the hue circle, +- (P; strength C).")
+    brightness: float = Field(
+        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
+    )
+    contrast: float = Field(
+        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
+    )
+    saturation: float = Field(
+        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
+    )
+    hue: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Shift within +- this part of the hue circle (P; strength C).",
+    )
 
 
 class TrainingConfig(FrozenConfig):
     epochs: int = Field(300, ge=1, description="Passes over the training records.")
     batch_size: int = Field(25, ge=1, description="Images per worker and step (P).")
-    seed: int = Field(0, ge=0, description="Initial weights, order and augmentation follow it.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the initial weights, the sample order and the augmentation."
+    )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="Decay of S's averaged weights, a step; 0 for none (O)."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of an average of S's weights; 0 disables it (O).",
     )
     validate_every_epochs: int = Field(1, ge=1, description="Epochs between two validations.")
     checkpoint_every_steps: int = Field(
-        0, ge=0, description="Steps between two checkpoints within epochs; 0 for none but those."
+        0, ge=0, description="Also save every N steps; 0 saves only after a validation."
     )
     log_every_steps: int = Field(10, ge=1, description="Steps between two lines of step metrics.")
 
 
 class PerformanceConfig(FrozenConfig):
-    """How a step is computed; what it computes is the same but for rounding (O)."""
+    """How a step is computed; results differ by rounding only (O)."""
 
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the networks' arithmetic; weights and losses stay float32."
+        "float32",
+        description="Autocast precision of forward and backward; weights and losses stay float32.",
     )
-    channels_last: bool = Field(
-        True, description="Channels of a pixel beside each other in memory, not planes of them."
-    )
+    channels_last: bool = Field(True, description="Store images and convolutions as channels-last.")
     compile_mode: Literal["none", "default", "reduce-overhead"] = Field(
-        "none", description="Networks as compiled kernels; on CUDA also as graphs of them."
+        "none",
+        description="Mode of torch.compile: `none` (not compiled), `default`, or `reduce-overhead` "
+        "(with CUDA graphs).",
     )
 
 
 class EvaluationConfig(FrozenConfig):
     resize_mode: Literal["native", "pad", "resize"] = Field(
         "native",
-        description="Frame put in as it is, reflected out to a multiple of 64, or as a square "
-        "of the crop's side (O; C resizes).",
+        description="Input of S: the frame at its `native` size, with a reflected `pad` to a "
+        "multiple of 64, or with `resize` to the crop's square (O; C resizes).",
     )
     tta: bool = Field(
-        False, description="The mean of the maps of the frame and its three mirror images (O)."
+        False,
+        description="Test-time augmentation: mean of the maps of the frame and its three mirror "
+        "images (O).",
     )
-    threshold: float = Field(0.4, gt=0, lt=1, description="Probability above it is lesion (P).")
-    batch_size: int = Field(25, ge=1, description="Frames at once.")
+    threshold: float = Field(
+        0.4, gt=0, lt=1, description="A pixel of a higher probability is lesion (P)."
+    )
+    batch_size: int = Field(25, ge=1, description="Frames per forward pass.")
     report: bool = Field(True, description="Write report.html at the end.")
 
 
 class ClusterConfig(FrozenConfig):
-    """How the run lies on a Ray cluster; none of it changes what one worker computes."""
+    """Resources of a run on a Ray cluster; none of them changes what one worker computes."""
 
-    workers: int = Field(1, ge=1, description="DDP workers.")
+    workers: int = Field(1, ge=1, description="Workers of data-parallel training.")
     min_workers: int = Field(
-        0, ge=0, description="Fewest that a run goes on with where nodes are lost; 0 for all."
+        0, ge=0, description="Minimum workers for elastic training; 0 disables elasticity."
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that each worker reserves.")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     threads_per_worker: int = Field(
-        0, ge=0, description="Torch threads of a worker; 0 shares the node's cores evenly."
+        0, ge=0, description="Torch threads of a worker; 0 divides the node's cores evenly."
     )
     resource_timeout_s: float = Field(
-        0, ge=0, description="How long a job waits for nodes, asking an autoscaler if there is one."
+        0,
+        ge=0,
+        description="Seconds that a job waits for nodes, which it requests from an autoscaler if "
+        "there is one.",
     )
-    max_failures: int = Field(2, ge=0, description="Times the worker group is started again.")
+    max_failures: int = Field(
+        2, ge=0, description="Restarts of the worker group before a run fails."
+    )
 
     @property
     def elastic(self) -> bool:
-        """Whether a run goes on with fewer workers than it asks for."""
+        """Whether a run continues with fewer workers than it asks for."""
         return 0 < self.min_workers < self.workers
 
     @property
     def required_workers(self) -> int:
-        """That a run can start with."""
+        """Workers that a run needs to start."""
         return self.min_workers if self.elastic else self.workers
 
     @model_validator(mode="after")
@@ -218,7 +282,7 @@ class ClusterConfig(FrozenConfig):
 
 
 class Config(FrozenConfig):
-    """One run, whole; with `search` or `ablation`, one study."""
+    """The configuration of one run, or with `search` or `ablation` of one study."""
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
@@ -233,13 +297,23 @@ class Config(FrozenConfig):
     search: SearchConfig = SearchConfig()
     ablation: AblationConfig = AblationConfig()
 
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Config:
+        """Returns a copy with other values, given by `section.key`.
+
+        Raises:
+            UsageError: a key is unknown or a value invalid; with one line for each.
+        """
+        tree = self.model_dump()
+        set_values(tree, overrides)
+        return validate(Config, tree)
+
     @model_validator(mode="after")
     def _check_batch_norm_values(self) -> Config:
         deepest = math.ceil(self.augment.crop / 32) // 2
         if self.training.batch_size * deepest**2 < 2:
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} with augment.crop "
-                f"{self.augment.crop} leaves one value a channel for the deepest batch norm; "
+                f"{self.augment.crop} leaves one value per channel for the deepest batch norm; "
                 "use a batch of at least 2, or a crop of at least 97"
             )
         return self

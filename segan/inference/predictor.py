@@ -72,8 +72,7 @@ class Member:
             read()
         config = checkpoint.config
         if tta is not None:
-            evaluation = config.evaluation.model_copy(update={"tta": tta})
-            config = config.model_copy(update={"evaluation": evaluation})
+            config = config.with_overrides({"evaluation.tta": tta})
         sha256 = checkpoint.files[SEGMENTOR_FILE]["sha256"]
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 

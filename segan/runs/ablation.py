@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from segan.config import Config, parse_config
+from segan.config import Config
 from segan.config.search import Overrides
 from segan.errors import UsageError
 from segan.runs.study import Study
@@ -73,14 +73,12 @@ def _with_overrides(
     expected = f"section.key, but not of {', '.join(FIXED_SECTIONS)}"
     if only_section:
         expected = f"{only_section}.key"
-    tree = config.model_dump()
-    for key, value in overrides.items():
+    for key in overrides:
         section, _, leaf = key.partition(".")
         is_fixed = section in FIXED_SECTIONS or key == SEED_KEY
         if not leaf or is_fixed or section != (only_section or section):
             raise UsageError(f"ablation {name}: {key} cannot be overridden; expected {expected}")
-        tree.setdefault(section, {})[leaf] = value
     try:
-        return parse_config(tree)
+        return config.with_overrides(overrides)
     except UsageError as error:
         raise UsageError(f"ablation {name}: {error}") from None

@@ -61,13 +61,7 @@ class Trial:
 
     def build_config(self, config: Config) -> Config:
         """The study's configuration with this trial's parameters."""
-        from segan.config import parse_config  # slow to import, and not needed to list trials
-
-        tree = config.model_dump()
-        for key, value in self.parameters.items():
-            section, leaf = key.split(".")
-            tree[section][leaf] = value
-        return parse_config(tree)
+        return config.with_overrides(self.parameters)
 
     def epoch_metrics(self) -> list[dict[str, Any]]:
         """The metrics of its validated epochs, in order."""

@@ -1,11 +1,10 @@
-"""The few things that ranks say to each other outside of DDP's gradients."""
+"""Process groups, and the collectives beside DDP's exchange of gradients."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +22,10 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def single_process_group() -> Iterator[None]:
-    """A process group of this process alone, so that one path serves 1 worker and n."""
+    """Initialises a process group of one rank, so that 1 and n workers share one code path."""
     with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(str(Path(folder) / "store"), 1)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, f"file://{folder}/store", rank=0, world_size=1)
         try:
             yield
         finally:
@@ -35,20 +33,17 @@ def single_process_group() -> Iterator[None]:
 
 
 class HostCollectives:
-    """What the ranks' hosts settle among themselves, apart from what their devices exchange.
-
-    It has a group of its own, on gloo, so that a GPU is never waited for.
-    """
+    """Host-side collectives on a gloo group of their own, which never wait for a GPU."""
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
         self._pending: tuple[Tensor, Any] | None = None
 
     def any_rank_async(self, flag: bool) -> bool:
-        """Sends this rank's wish on its way, and says whether any rank had one a call ago.
+        """Starts an all-reduce (MAX) of this rank's flag; returns the previous call's result.
 
-        Every rank must call it as often, and gets the same word. The answer has had the time
-        between two calls to come, so that nobody waits for it.
+        Every rank must call it equally often, and gets the same result, which had the time between
+        two calls to arrive.
         """
         previous = self.wait()
         flags = torch.tensor(int(flag))
@@ -57,7 +52,7 @@ class HostCollectives:
         return previous
 
     def wait(self) -> bool:
-        """Takes the word that is still on its way."""
+        """Waits for the pending all-reduce; returns its result, or False if none is pending."""
         if self._pending is None:
             return False
         flags, work = self._pending
@@ -66,21 +61,21 @@ class HostCollectives:
         return bool(flags.item())
 
     def all_gather_object(self, obj: Any) -> list[Any]:
-        """What each rank has to say, by rank."""
+        """Returns the object of each rank, by rank."""
         gathered: list[Any] = [None] * world_size()
         dist.all_gather_object(gathered, obj, group=self._group)
         return gathered
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The element-wise sum of a tensor that each rank holds one of, in the same shape."""
+    """Returns the element-wise sum of a tensor over the ranks."""
     total = values.clone()
     dist.all_reduce(total)
     return total
 
 
 def batch_norm_stats(network: nn.Module) -> dict[str, Tensor]:
-    """The batch norms' running means and variances by name: the buffers themselves."""
+    """Returns the buffers of the batch norms' running means and variances, by name."""
     return {
         name: buffer
         for name, buffer in network.named_buffers()
@@ -89,19 +84,19 @@ def batch_norm_stats(network: nn.Module) -> dict[str, Tensor]:
 
 
 def flatten(stats: Mapping[str, Tensor]) -> Tensor:
-    """All of them in one vector."""
+    """Concatenates buffers to one vector."""
     return torch.cat([buffer.flatten() for buffer in stats.values()])
 
 
 def unflatten(flat: Tensor, stats: Mapping[str, Tensor]) -> None:
-    """Puts what `flatten` gave into buffers of the same shapes, in place."""
+    """Copies the result of `flatten` into buffers of the same shapes."""
     parts = flat.split([buffer.numel() for buffer in stats.values()])
     for buffer, part in zip(stats.values(), parts, strict=True):
         buffer.copy_(part.view_as(buffer))
 
 
 def all_gather_batch_norm_stats(network: nn.Module) -> Tensor:
-    """Every rank's, [ranks, values]."""
+    """Returns the batch-norm statistics of every rank, [ranks, values]."""
     local = flatten(batch_norm_stats(network))
     rows = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(rows, local)
@@ -109,17 +104,14 @@ def all_gather_batch_norm_stats(network: nn.Module) -> Tensor:
 
 
 def sync_batch_norm_stats(network: nn.Module) -> None:
-    """Makes every rank's batch-norm statistics their mean over the ranks, in place.
-
-    Each rank has seen other images, so before S is evaluated they are brought together.
-    """
+    """Replaces the batch-norm statistics by their mean over the ranks, before an evaluation."""
     stats = batch_norm_stats(network)
     if world_size() > 1 and stats:
         unflatten(all_reduce_sum(flatten(stats)) / world_size(), stats)
 
 
 def max_replica_divergence(network: nn.Module) -> float:
-    """Greatest absolute difference of any parameter between this rank and rank 0; 0 when equal."""
+    """Returns the largest absolute difference of a parameter between any rank and rank 0."""
     with torch.no_grad():
         local = torch.cat([parameter.flatten() for parameter in network.parameters()])
         rank0 = local.clone()

@@ -1,4 +1,4 @@
-"""S's weights averaged over its steps: another segmentor, which training takes no notice of."""
+"""Exponential moving average of the segmentor's weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from segan.networks.segmentor import Segmentor
 
 
 class EMA:
-    """An exponential moving average of S, running statistics and all.
+    """An exponential moving average (EMA) of S: its weights and batch-norm statistics.
 
-    After n steps the decay is min(decay, (1 + n) / (10 + n)), so that the first weights, which are
-    random, are soon forgotten. The steepness is S's own. Steps whose numbers are not finite are
-    averaged too, and nothing is kept after them.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the random initial weights are
+    soon forgotten. k is S's own. A step that is not finite is averaged too, but then no checkpoint
+    follows. `torch.optim.swa_utils.AveragedModel` would copy S at the first update instead, and
+    average k.
+
+    Attributes:
+        network: the averaged segmentor.
     """
 
     def __init__(self, segmentor: Segmentor, decay: float):
@@ -28,7 +32,7 @@ class EMA:
 
     @torch.no_grad()
     def update_parameters(self, segmentor: Segmentor) -> None:
-        """Follows S after a step of it."""
+        """Averages in the segmentor's weights after a step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averaged, current = _float_tensors(self.network), _float_tensors(segmentor)
@@ -37,5 +41,5 @@ class EMA:
 
 
 def _float_tensors(network: Segmentor) -> list[Tensor]:
-    """What is averaged: all but the counts, which norms with a momentum do not use."""
+    """Returns what is averaged: all but the batch norms' counts, which are not used."""
     return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]

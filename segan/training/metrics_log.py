@@ -1,51 +1,51 @@
-"""What a run writes of itself as it goes: metrics.jsonl and TensorBoard, in the run's folder."""
+"""A run's metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from segan import storage
 from segan.runs.run import Run
+from segan.training.metrics import EpochMetrics, StepMetrics
 
 
 class MetricsLog:
-    """Lines of metrics and TensorBoard's curves of the same numbers.
+    """Writes metrics as lines of metrics.jsonl and as TensorBoard scalars.
 
-    Lines are kept in memory and written whole at each flush: a bucket cannot be appended to, and
-    a resumed run takes back the lines up to where its checkpoint stands, so that no step is
-    there twice and none is missing.
+    Object storage has no append, so all lines are kept in memory and each flush writes them all. A
+    resumed run drops the lines beyond its checkpoint, so that each step has exactly one line.
     """
 
     def __init__(self, run: Run, samples: int):
+        """
+        Args:
+            samples: seen at the checkpoint that the run resumes from; 0 for a new run.
+        """
         self.run = run
         self.lines = [line for line in run.metrics() if line["samples"] <= samples]
         self._folder = tempfile.TemporaryDirectory(prefix="segan-tensorboard-")
         self._writer = SummaryWriter(self._folder.name, purge_step=samples + 1)
 
-    def write(self, kind: str, samples: int, values: dict[str, Any]) -> None:
-        """Adds a line; its numbers become points at `samples` in TensorBoard.
-
-        Args:
-            kind: "step" or "epoch".
-        """
-        self.lines.append({"kind": kind, "samples": samples, **values})
+    def write(self, metrics: StepMetrics | EpochMetrics, samples: int) -> None:
+        """Adds a line; its numbers become TensorBoard scalars at the step `samples`."""
+        values = metrics.to_dict()
+        self.lines.append({"kind": metrics.kind, "samples": samples, **values})
         for name, value in values.items():
             if isinstance(value, int | float) and name not in ("epoch", "step"):
-                self._writer.add_scalar(f"{kind}/{name}", value, samples)
+                self._writer.add_scalar(f"{metrics.kind}/{name}", value, samples)
 
     def flush(self) -> None:
-        """Brings both into storage."""
+        """Writes both to storage."""
         self.run.write_metrics(self.lines)
         self._writer.flush()
         _upload(Path(self._folder.name), self.run)
 
     def close(self) -> None:
-        """Ends TensorBoard's thread; what was not flushed is left out."""
+        """Ends TensorBoard's thread and drops what was not flushed."""
         self._writer.close()
         self._folder.cleanup()
 
@@ -53,7 +53,7 @@ class MetricsLog:
 def write_hyperparameters(
     run: Run, values: dict[str, float | str], scores: dict[str, float]
 ) -> None:
-    """Adds a trial's line to TensorBoard's HParams: its point of the search, and how it did."""
+    """Adds a trial to TensorBoard's HParams: its hyperparameters and its scores."""
     with tempfile.TemporaryDirectory(prefix="segan-tensorboard-") as folder:
         writer = SummaryWriter(folder)
         for summary in hparams(values, scores):

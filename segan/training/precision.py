@@ -1,4 +1,4 @@
-"""How the networks are computed on a device: memory layout, precision, compiled or as written."""
+"""How the networks run on a device: memory format, autocast precision and compilation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from segan.config import PerformanceConfig
 
 
 class PrecisionPolicy:
-    """Runs networks as `performance` says.
+    """Runs networks as the configuration's `performance` section says.
 
-    Networks are laid out before DDP wraps them, since its buckets take the gradients' layout from
-    the weights.
+    Call `to_memory_format` before DDP wraps a network, since its buckets copy the weights' format.
     """
 
     def __init__(self, config: PerformanceConfig, device: torch.device):
@@ -25,18 +24,18 @@ class PrecisionPolicy:
         self._compiled: dict[nn.Module, Callable[[Tensor], Any]] = {}
 
     def to_memory_format(self, network: nn.Module) -> None:
-        """Brings the weights of convolutions into the layout, in place."""
+        """Converts the convolutions' weights, in place."""
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
     def mark_step_begin(self) -> None:
-        """Lets graphs of kernels take back the memory of the step before."""
+        """Lets CUDA graphs reuse the memory of the previous step."""
         if self.config.compile_mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
 
     def __call__(self, network: nn.Module, x: Tensor) -> Any:
-        """`network(x)` for x [B, c, H, W] of float32.
+        """Returns `network(x)` for x float32 [B, c, H, W].
 
-        In bfloat16 the weights are cast anew at each call, so nothing of a step before is used.
+        With bfloat16, each call casts the weights again, so updated weights are never stale.
         """
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
@@ -49,8 +48,8 @@ class PrecisionPolicy:
             use_cuda_graphs = (
                 self.config.compile_mode == "reduce-overhead" and self.device.type == "cuda"
             )
-            # The DDP wrapper is compiled with what it wraps: in parts, so that gradients still go
-            # out while others are computed.
+            # DDP is compiled with its network, which torch splits at the buckets, so that
+            # communication still overlaps with backward.
             self._compiled[network] = torch.compile(
                 network, dynamic=False, mode="reduce-overhead" if use_cuda_graphs else None
             )
@@ -58,10 +57,7 @@ class PrecisionPolicy:
 
 
 def to_device(array: Any, device: torch.device) -> Tensor:
-    """A numpy array as a tensor on the device, by way of pinned memory where that is a GPU.
-
-    The host does not wait for the copy; what is computed with the tensor comes after it.
-    """
+    """Copies a numpy array to a device; to a GPU through pinned memory, without waiting for it."""
     if device.type != "cuda":
         return torch.tensor(array, device=device)
     return torch.tensor(array, pin_memory=True).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What changes over a run: the steepness k and the learning rate, both functions of progress."""
+"""Schedules of the logistic's k and of the learning rate, as functions of the progress."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from segan.config import LogisticConfig, OptimizerConfig
 
 
 def logistic_k(epoch: int, epochs: int, config: LogisticConfig) -> float:
-    """k of the adaptive logistic in an epoch (section 3).
+    """Returns k of the adaptive logistic in an epoch (section 3).
 
-    One decay each `every` epochs down to `final_k`. Scaled, as many decays as that takes are
-    spread evenly from the first epoch to the last, however few epochs there are.
+    k decays every `decay_every_epochs` down to `final_k`. With `stretch_to_run`, the decays that
+    this takes are spread evenly from the first epoch to the last.
 
     Args:
-        epoch: counted from 0.
-        epochs: of the whole run.
+        epoch: from 0.
+        epochs: of the run.
     """
     if config.stretch_to_run:
         ratio = math.log(config.final_k / config.initial_k) / math.log(config.decay)
-        num_decays = math.ceil(ratio - 1e-9)  # a ratio that floats put just above a whole number
+        num_decays = math.ceil(ratio - 1e-9)  # where rounding exceeds an integer
         decays = math.floor(num_decays * epoch / max(1, epochs - 1) + 0.5)
     else:
         decays = math.floor(epoch / config.decay_every_epochs)
@@ -27,14 +27,14 @@ def logistic_k(epoch: int, epochs: int, config: LogisticConfig) -> float:
 
 
 def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfig) -> float:
-    """Adam's learning rate after `samples` of `total` images (section 3).
+    """Returns Adam's learning rate after `samples` of `total` images (section 3).
 
-    A warm-up multiplies what the schedule gives by the part of it that is over.
+    During the warm-up, the scheduled rate is multiplied by the completed fraction of the warm-up.
 
     Args:
-        samples: images seen so far by all workers together, 0 to total.
-        total: images of the whole run, all epochs.
-        workers: of the run; `workers_rule` says what they do to the rate.
+        samples: images that all workers together have trained on, 0 to total.
+        total: images of the run, all epochs.
+        workers: of the run; `lr_scaling` scales the rate by them.
     """
     factor = {"none": 1.0, "linear": float(workers), "sqrt": math.sqrt(workers)}
     rate = config.learning_rate * factor[config.lr_scaling]

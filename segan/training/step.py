@@ -1,4 +1,4 @@
-"""One alternating update of critic and segmentor (section 2): the heart of the method."""
+"""One training step: an update of the critic, then one of the segmentor (section 2)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,36 @@ from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.training.ema import EMA
 from segan.training.precision import PrecisionPolicy
 
+LOSS_NAMES = ("critic_loss", "segmentor_loss", "dice_loss")
+
 
 @dataclass
 class Losses:
-    """Scalars of one step, left on the device: reading them is what waits for it.
+    """The losses of one step, as scalars on the device; reading one waits for the device.
 
-    critic_loss: the multi-scale L1 that C raised, before its update; 0 without a critic.
-    segmentor_loss: the same after C's update and clamp, what S lowers but for the Dice loss.
-    dice_loss: the Dice loss of S's maps, trained on only where its weight is above 0.
+    Attributes:
+        critic_loss: C's objective before its update, which C maximises; 0 without a critic.
+        segmentor_loss: S's loss without the Dice term, by the updated and clipped C.
+        dice_loss: of S's maps; part of S's loss only if its weight is above 0.
     """
 
     critic_loss: Tensor
     segmentor_loss: Tensor
     dice_loss: Tensor
 
+    def stack(self) -> Tensor:
+        """Returns them as one tensor [3], in the order of LOSS_NAMES."""
+        return torch.stack([self.critic_loss, self.segmentor_loss, self.dice_loss])
+
 
 class SegAN:
-    """Segmentor and critic with an optimiser each, wrapped for DDP at any number of ranks.
+    """Segmentor and critic with their optimisers, wrapped in DDP.
 
-    A process group must be up, of one rank too: there is one path for 1 and for n workers.
+    A process group must be initialised, also for one rank: 1 and n workers share one code path.
+
+    Attributes:
+        found_inf: float32 [2], 1 for C and for S once a gradient was not finite, else 0; equal on
+            every rank.
     """
 
     def __init__(self, config: Config, device: torch.device):
@@ -44,7 +55,7 @@ class SegAN:
         self.precision = PrecisionPolicy(config.performance, device)
         self.segmentor: Segmentor = build_segmentor(config.network, seed).to(device)
         self.adversarial_loss = AdversarialLoss(config.loss)
-        # Without an adversary C is there, is never called, and stays as it was made.
+        # Without an adversarial loss, C exists but is never called or updated.
         self.critic: Critic = build_critic(
             config.network, seed + 1, self.adversarial_loss.scalar
         ).to(device)
@@ -53,18 +64,17 @@ class SegAN:
         self.ddp_segmentor = _wrap_ddp(self.segmentor, device)
         self.ddp_critic = _wrap_ddp(self.critic, device)
         rate, betas = config.optimizer.learning_rate, config.optimizer.betas
-        # Fused, Adam reads `found_inf` on the device: at 1 it leaves weights and moments alone.
+        # A fused Adam reads `found_inf` on the device, and skips the update if it is 1.
         self.fused = device.type == "cuda"
         self.segmentor_optimizer = Adam(self.segmentor.parameters(), rate, betas, fused=self.fused)
         self.critic_optimizer = Adam(self.critic.parameters(), rate, betas, fused=self.fused)
-        # 1 from the first gradient on that was not finite: of C and of S, the same on every rank.
         self.found_inf = torch.zeros(2, dtype=torch.float32, device=device)
         ema_decay = config.training.ema_decay
         self.ema = EMA(self.segmentor, ema_decay) if ema_decay > 0 else None
 
     @property
     def eval_segmentor(self) -> Segmentor:
-        """The segmentor for use: S, or the average of its weights."""
+        """The segmentor to evaluate and to export: the EMA of S if there is one, else S."""
         return self.ema.network if self.ema else self.segmentor
 
     def set_learning_rate(self, rate: float) -> None:
@@ -73,10 +83,10 @@ class SegAN:
                 group["lr"] = rate
 
     def train_step(self, image: Tensor, truth: Tensor) -> Losses:
-        """One step of C that raises the loss, the clamp, then one step of S that lowers it.
+        """Updates C to raise its objective, clips its weights, then updates S to lower its loss.
 
-        S's maps do not change between the two, so one forward of S serves both. From a loss or
-        gradient on that is not finite, on any rank, neither network is updated any more.
+        Both updates share one forward pass of S. Once a loss or gradient is not finite on any
+        rank, neither network is updated any more.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
@@ -92,9 +102,9 @@ class SegAN:
         return Losses(critic_loss, segmentor_loss, dice)
 
     def is_finite_on_this_rank(self, image: Tensor, truth: Tensor) -> bool:
-        """Whether losses and gradients of this rank alone are finite, by the weights as they are.
+        """Returns whether this rank's own losses and gradients are finite for a batch.
 
-        Changes nothing but S's running statistics, and waits for the device.
+        Updates S's batch-norm statistics and nothing else. Waits for the device.
         """
         predicted = self.precision(self.segmentor, image)
         masked_truth = mask_image(image, truth)
@@ -115,7 +125,7 @@ class SegAN:
         (-_poison_if_nonfinite(loss)).backward()
         self._optimizer_step(self.critic_optimizer, self.critic, 0)
         if self.config.optimizer.weight_clip is not None:
-            # After no update this finds nothing to do: C was brought into the box a step before.
+            # Without an update this changes nothing: the previous step has clipped already.
             self.critic.clip_weights(
                 self.config.optimizer.weight_clip, self.config.optimizer.weight_clip_scope
             )
@@ -133,16 +143,16 @@ class SegAN:
     def _critic_loss(
         self, critic: torch.nn.Module, masked_predicted: Tensor, masked_truth: Tensor
     ) -> Tensor:
-        # Two calls, never one on both halves together: batch statistics must not mix.
+        # Two calls, since the batch statistics of the two inputs must not mix.
         levels = self.precision(critic, masked_predicted), self.precision(critic, masked_truth)
         return self.adversarial_loss.critic_objective(*levels)
 
     def _segmentor_losses(
         self, image: Tensor, predicted: Tensor, truth: Tensor, masked_truth: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What C and the cross-entropy say of S, its Dice loss, and what it lowers of the two."""
-        # C is only passed through here: no gradient for its weights, so nothing to exchange
-        # between ranks, and the bare network rather than its DDP wrapper.
+        """Returns (adversarial + cross-entropy loss, Dice loss, total loss) of the segmentor."""
+        # Gradients pass through C but not into its weights, so there is nothing to exchange
+        # between ranks: the network without its DDP wrapper.
         self.critic.requires_grad_(False)
         adversarial = None
         if self.adversarial_loss.enabled:
@@ -157,7 +167,7 @@ class SegAN:
 
     @torch.no_grad()
     def _optimizer_step(self, optimizer: Adam, network: torch.nn.Module, index: int) -> None:
-        """A step of the optimiser if all gradients so far were finite; no GPU is waited for."""
+        """Steps the optimiser if all gradients so far are finite, without waiting for a GPU."""
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         max_gradient = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
         self.found_inf[index] = torch.maximum(
@@ -171,16 +181,16 @@ class SegAN:
 
 
 def _poison_if_nonfinite(loss: Tensor) -> Tensor:
-    """The loss times 1, or times NaN where it is not finite.
+    """Returns the loss, or NaN with NaN gradients if the loss is not finite.
 
-    Every gradient is then not finite, and DDP's mean tells all ranks of what one of them met.
+    DDP's mean of the gradients then shows it to all ranks.
     """
     return loss * (1 + 0 * loss.detach())
 
 
 def _wrap_ddp(network: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
-    # Buffers are not broadcast: C has none, and S's running statistics are averaged where they
-    # are used. A broadcast between two forwards of one backward would be an in-place error.
+    # Buffers are not broadcast: C has none, and S's batch-norm statistics are averaged before
+    # they are used. A broadcast between two forwards of one backward is an in-place error.
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,

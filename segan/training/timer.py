@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes."""
+"""Timing of an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EpochTimer:
-    """Where the time of an epoch goes, in seconds."""
+    """Measures the duration of an epoch and its waits for data, in seconds."""
 
     started_at: float = field(default_factory=time.perf_counter)
     images: int = 0
@@ -18,6 +18,7 @@ class EpochTimer:
 
     @property
     def seconds(self) -> float:
+        """Until `stop`, or until now."""
         return (self.stopped_at or time.perf_counter()) - self.started_at
 
     @property
@@ -27,16 +28,8 @@ class EpochTimer:
 
     def add_data_wait(self, seconds: float) -> None:
         self.data_wait_seconds += seconds
-        self.first_batch_seconds = (
-            seconds if self.first_batch_seconds is None else self.first_batch_seconds
-        )
+        if self.first_batch_seconds is None:
+            self.first_batch_seconds = seconds
 
-    def stop(self) -> dict[str, float]:
-        """seconds, images/s of all workers, share of time spent waiting, first batch in ms."""
+    def stop(self) -> None:
         self.stopped_at = time.perf_counter()
-        return {
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images_per_second, 2),
-            "wait_share": round(self.data_wait_seconds / self.seconds, 5),
-            "first_batch_ms": round(1000 * (self.first_batch_seconds or 0.0), 2),
-        }

@@ -1,4 +1,4 @@
-"""A real Chromium, what it saw of the network and its console, and axe-core's judgement."""
+"""A real Chromium with its network events and console, and the accessibility checks of axe-core."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segan.runs.run import Run
 from tests.browser.server import Server, running_server, write_test_ensemble
 from tests.inference.models import save_checkpoint, small_config
 
-TOKEN = "the tests' own token"
+TOKEN = "the token of the tests"
 AXE = Path(__file__).parents[2] / ".local/axe/node_modules/axe-core/axe.min.js"
 SWITCHES = (
     "--headless=new",
@@ -35,7 +35,7 @@ SWITCHES = (
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an ensemble of three whose weights are random: they disagree on any image."""
+    """The URI of an ensemble of three members with random weights, which differ on any image."""
     folder = tmp_path_factory.mktemp("model")
     run = Run(str(folder / "run"))
     for epoch, threshold in ((1, 0.45), (2, 0.5), (3, 0.55)):
@@ -45,25 +45,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "ensemble")
 
 
-@pytest.fixture(scope="package")  # gone before the tests of other clusters
+@pytest.fixture(scope="package")  # stopped before the tests of other clusters
 def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`segan serve` with that model and a token, on a Ray of its own."""
+    """`segan serve` with that model and a token, on a local Ray."""
     with running_server(model, tmp_path_factory.mktemp("serve") / "log", TOKEN) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the browser puts what it downloads."""
+    """The browser's download folder."""
     return tmp_path_factory.mktemp("downloads")
 
 
 @pytest.fixture(scope="session")
 def chromium(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Debian's Chromium without a window; where there is none, the test is skipped."""
+    """Debian's Chromium without a window; skips the test if it is not installed."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (program and driver):
-        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+        pytest.skip("Chromium is not installed: apt-get install chromium chromium-driver")
     options = ChromeOptions()
     options.binary_location = program
     for switch in (f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", *SWITCHES):
@@ -79,7 +79,7 @@ def chromium(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def browser(chromium: Chrome) -> Chrome:
-    """The browser at an empty page 1280 pixels wide, in light, its logs empty."""
+    """The browser with an empty page of 1280 pixels, in light mode, with empty logs."""
     set_viewport(chromium)
     chromium.get("about:blank")
     for log in ("browser", "performance"):
@@ -90,7 +90,7 @@ def browser(chromium: Chrome) -> Chrome:
 def set_viewport(
     browser: Chrome, width: int = 1280, scheme: str = "light", height: int = 900
 ) -> None:
-    """A window's width in pixels, and "light" or "dark"; up to 500 pixels it is a phone's."""
+    """Sets the size in pixels and the color scheme, "light" or "dark"; a phone up to 500."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width <= 500},
@@ -100,41 +100,41 @@ def set_viewport(
 
 
 def screenshot(browser: Chrome, path: Path) -> None:
-    """The whole page, be it longer than the window."""
+    """Saves an image of the entire page."""
     browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def network_events(browser: Chrome) -> list[dict[str, Any]]:
-    """What the browser's network did since it was last asked, as DevTools tells it."""
+    """The DevTools network events since the last call."""
     entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [entry for entry in entries if entry["method"].startswith("Network.")]
 
 
 def requested_urls(events: list[dict[str, Any]]) -> list[str]:
-    """The URLs that were asked for, but for those that lie in the page itself."""
+    """The requested URLs, without those inside the page."""
     sent = [e["params"]["request"] for e in events if e["method"] == "Network.requestWillBeSent"]
     return [one["url"] for one in sent if not one["url"].startswith(("data:", "blob:", "about:"))]
 
 
 def failed_requests(events: list[dict[str, Any]]) -> list[Any]:
-    """Requests that came to nothing, and answers that are errors."""
+    """Requests without a response, and responses with an error status."""
     lost = [e["params"] for e in events if e["method"] == "Network.loadingFailed"]
     answers = [e["params"]["response"] for e in events if e["method"] == "Network.responseReceived"]
     return lost + [one["url"] for one in answers if one["status"] >= 400]
 
 
 def console_messages(browser: Chrome) -> list[str]:
-    """What the console has said since it was last asked."""
+    """The console's messages since the last call."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
 @pytest.fixture
 def violations(browser: Chrome) -> Callable[[], list[str]]:
-    """Asks axe-core for the page's serious and critical violations; without it, skips."""
+    """Returns axe-core's serious and critical violations; skips the test if it is not installed."""
     if not AXE.exists():
-        pytest.skip("no axe-core: npm install --prefix .local/axe axe-core")
+        pytest.skip("axe-core is not installed: npm install --prefix .local/axe axe-core")
 
     def check() -> list[str]:
         browser.execute_script(AXE.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Many requests at once to a served model, beside calls of the same model in a loop.
+"""A load test of a served model, compared with sequential calls of the same model.
 
 python -m tests.browser.load http://127.0.0.1:8000 FOLDER --requests 200 --model MODEL
 
-Prints how fast and after how long they were answered; each mask must be that of its own image.
+Prints throughput and latencies, and how many masks equal those of the sequential calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUANTILES = (50, 90, 99, 100)
 async def post_image(
     session: aiohttp.ClientSession, url: str, body: bytes
 ) -> tuple[int, bytes, float]:
-    """An answer's status and body, and the seconds till it was all there."""
+    """The status, body and latency in seconds of a response."""
     began = time.perf_counter()
     async with session.post(url, data=body) as answer:
         content = await answer.read()
@@ -37,7 +37,7 @@ async def post_image(
 
 
 async def send_all(address: str, bodies: list[bytes]) -> list[bytes]:
-    """All at once; the answers in the order of the requests."""
+    """Sends all requests at once; returns the bodies of the responses in order."""
     token = os.environ.get("SEGAN_SERVE_TOKEN", "")
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/jpeg"}
     at_once = aiohttp.TCPConnector(limit=0)
@@ -55,22 +55,22 @@ async def send_all(address: str, bodies: list[bytes]) -> list[bytes]:
 
 
 def predict_sequentially(model: str, bodies: list[bytes]) -> list[np.ndarray]:
-    """The masks of the same images by one call after another, in this process."""
-    torch.set_num_threads(1)  # as many as a replica's, so that sums come out the same
+    """The masks of sequential calls in this process."""
+    torch.set_num_threads(1)  # as in a replica, for equal sums
     predictor = Predictor.load(model)
     began = time.perf_counter()
     masks = [predictor(Image.open(io.BytesIO(body))).mask for body in bodies]
     seconds = time.perf_counter() - began
-    print(f"in a loop: {seconds:.1f} s, {len(bodies) / seconds:.1f}/s")
+    print(f"sequential: {seconds:.1f} s, {len(bodies) / seconds:.1f}/s")
     return masks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("address")
-    parser.add_argument("folder", type=Path, help="with .jpg files")
+    parser.add_argument("folder", type=Path, help="of .jpg files")
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--model", required=True, help="URI of the model that is served")
+    parser.add_argument("--model", required=True, help="URI of the served model")
     options = parser.parse_args()
     images = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))]
     bodies = list(itertools.islice(itertools.cycle(images), options.requests))
@@ -80,7 +80,7 @@ def main() -> None:
         np.array_equal(np.asarray(Image.open(io.BytesIO(answer))) > 0, mask)
         for answer, mask in zip(answers, masks, strict=True)
     ]
-    print(f"{sum(same)} of {len(same)} masks are those of the loop")
+    print(f"{sum(same)} of {len(same)} masks equal those of the sequential calls")
 
 
 if __name__ == "__main__":

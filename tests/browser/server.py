@@ -1,4 +1,4 @@
-"""A model of three members, and the command that serves it, as a process of its own."""
+"""A test ensemble, and `segan serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from infra.local.processes import free_ports
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.ensemble import Ensemble, describe_member, write_ensemble
 
-START_SECONDS = 100
-
 
 @dataclass
 class Server:
@@ -25,13 +23,13 @@ class Server:
     home: Path
 
     def interrupt(self) -> int:
-        """A Ctrl-C; returns the exit code."""
+        """Sends SIGINT; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
 
 def write_test_ensemble(uri: str, checkpoints: Sequence[Checkpoint], threshold: float) -> None:
-    """Writes an ensemble of these as if it had been chosen."""
+    """Writes an ensemble of these checkpoints."""
     first = checkpoints[0]
     scores = {"accuracy": 0.5, "dice": 0.5, "jaccard": 0.5}
     for checkpoint in checkpoints:
@@ -58,10 +56,10 @@ def write_test_ensemble(uri: str, checkpoints: Sequence[Checkpoint], threshold: 
 
 @contextmanager
 def running_server(model: str, log: Path, token: str = "", *options: str) -> Iterator[Server]:
-    """`segan serve MODEL --local` on a port of its own, from when it answers to its end."""
+    """Runs `segan serve MODEL --local` on a free port during the block."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "segan", "serve", model, "--local", "--port", str(port)]
-    # As a person has it: what keeps the tests' own Ray on loopback must not keep this one there.
+    # A user's environment, without the variables that keep the tests' Ray on loopback.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     home = log.parent / "home"
     home.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A served model under many requests at once, and what is left when the command ends."""
+"""A served model under concurrent requests, and a clean exit of the command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def random_image(seed: int) -> Image.Image:
-    """An image of a size that is its own: an answer that is another's cannot pass for its."""
+    """An image with a size of its own, so that responses cannot be mistaken for each other."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((120 + seed, 90 + seed), Image.Resampling.BICUBIC)
@@ -37,15 +37,15 @@ def encode_png(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def test_requests_at_once_are_all_answered_and_none_is_mixed_up(server: Server, model: str) -> None:
+def test_concurrent_requests_get_their_own_masks(server: Server, model: str) -> None:
     images = [random_image(seed) for seed in range(REQUESTS)]
 
-    def ask(image: Image.Image) -> requests.Response:
+    def segment(image: Image.Image) -> requests.Response:
         url = f"{server.address}/v1/segment"
         return requests.post(url, encode_png(image), headers=HEADERS, timeout=60)
 
     with ThreadPoolExecutor(REQUESTS) as threads:
-        answers = list(threads.map(ask, images))
+        answers = list(threads.map(segment, images))
     assert [answer.status_code for answer in answers] == [200] * REQUESTS
     predictor = Predictor.load(model)
     for image, answer in zip(images, answers, strict=True):
@@ -53,7 +53,7 @@ def test_requests_at_once_are_all_answered_and_none_is_mixed_up(server: Server, 
         np.testing.assert_array_equal(mask, predictor(image).mask * np.uint8(255))
 
 
-def test_a_broken_image_among_good_ones_spoils_only_itself(server: Server) -> None:
+def test_a_damaged_image_does_not_affect_other_requests(server: Server) -> None:
     bodies = [encode_png(random_image(seed)) for seed in range(8)]
     bodies[3] = bodies[3][:-200]
     url = f"{server.address}/v1/segment"
@@ -63,37 +63,37 @@ def test_a_broken_image_among_good_ones_spoils_only_itself(server: Server) -> No
     assert codes == [200, 200, 200, 422, 200, 200, 200, 200]
 
 
-def test_it_says_that_it_is_well_and_asks_for_its_token(server: Server) -> None:
+def test_health_checks_need_no_token_and_the_api_does(server: Server) -> None:
     for path in ("healthz", "readyz"):
         assert requests.get(f"{server.address}/{path}", timeout=10).text == "ok\n"
     assert requests.get(f"{server.address}/v1/model", timeout=10).status_code == 401
-    about = requests.get(f"{server.address}/v1/model", headers=HEADERS, timeout=10).json()
-    assert (about["threshold"], about["members"]) == (0.485, 3)
+    model_info = requests.get(f"{server.address}/v1/model", headers=HEADERS, timeout=10).json()
+    assert (model_info["threshold"], model_info["num_members"]) == (0.485, 3)
 
 
 def test_it_listens_on_loopback_alone(server: Server) -> None:
-    """Its Ray too, all of whose processes are its own."""
-    ours = [psutil.Process(server.process.pid)]
-    ours += ours[0].children(recursive=True)
+    """So does its Ray, whose processes are its children."""
+    processes = [psutil.Process(server.process.pid)]
+    processes += processes[0].children(recursive=True)
     listening = {
         connection.laddr.ip.removeprefix("::ffff:")  # of an IPv4 address on an IPv6 socket
-        for process in ours
+        for process in processes
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
 
 
-def test_its_ray_has_a_token_that_nobody_else_can_read(server: Server) -> None:
+def test_only_the_user_can_read_the_token_of_its_ray(server: Server) -> None:
     assert stat.S_IMODE((server.home / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
-def test_ctrl_c_ends_all_that_it_started(model: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_its_processes(model: str, tmp_path: Path) -> None:
     with running_server(model, tmp_path / "log", TOKEN) as server:
-        ours = psutil.Process(server.process.pid).children(recursive=True)
-        assert ours
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        assert processes
         assert server.interrupt() == 0
-    _, alive = psutil.wait_procs(ours, 20)
+    _, alive = psutil.wait_procs(processes, 20)
     assert alive == []
     with socket.socket() as probe:
         port = int(server.address.rsplit(":", 1)[1])

@@ -1,4 +1,4 @@
-"""The page over a served model, as a person uses it, in a real browser."""
+"""The page of a served model in a real browser."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.browser.server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster]
 
-SECONDS = 20
+TIMEOUT_S = 20
 
 
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A real image, or a drawn one where there is none."""
+    """A real image, or a synthetic one if there are no real data."""
     try:
         isic2017 = request.getfixturevalue("isic2017")
     except pytest.skip.Exception:
@@ -44,10 +44,10 @@ def photograph(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 
 @pytest.fixture
 def page(browser: Chrome, server: Server) -> Chrome:
-    """The page, its token given."""
+    """The page after the login."""
     browser.get(server.address)
     browser.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
-    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    _wait(browser, lambda: browser.find_element(By.ID, "upload").is_displayed())
     return browser
 
 
@@ -57,11 +57,11 @@ def _write(path: Path, body: bytes) -> None:
 
 
 def _wait(browser: Chrome, ready: Callable[[], object]) -> None:
-    WebDriverWait(browser, SECONDS, 0.05).until(lambda _: ready())
+    WebDriverWait(browser, TIMEOUT_S, 0.05).until(lambda _: ready())
 
 
 def upload(page: Chrome, path: Path) -> str:
-    """Gives the page a file and waits for what comes of it; returns the error that is shown."""
+    """Uploads a file and waits for the result; returns the error that is shown."""
     page.find_element(By.ID, "file").send_keys(str(path))
     _wait(page, lambda: text(page, "error") or page.find_element(By.ID, "result").is_displayed())
     return text(page, "error")
@@ -76,31 +76,39 @@ def press_keys(page: Chrome, keys: str) -> None:
 
 
 def canvas_screenshot(page: Chrome) -> bytes:
-    """The canvas as it is seen."""
+    """The canvas as a PNG."""
     return page.find_element(By.ID, "canvas").screenshot_as_png
 
 
 def predict_mask(model: str, image: Path, threshold: float, folder: Path) -> np.ndarray:
-    """What the command writes for an image at a threshold."""
-    words = ["predict", model, str(image), str(folder), "--local", "--threshold", str(threshold)]
-    assert main(words) == 0
+    """The mask that `segan predict` writes for an image at a threshold."""
+    arguments = [
+        "predict",
+        model,
+        str(image),
+        str(folder),
+        "--local",
+        "--threshold",
+        str(threshold),
+    ]
+    assert main(arguments) == 0
     return np.asarray(Image.open(folder / f"{image.stem}_segmentation.png"))
 
 
-def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
+def test_the_downloaded_mask_equals_that_of_the_command(
     page: Chrome, server: Server, model: str, photograph: Path, downloads: Path, tmp_path: Path
 ) -> None:
     assert upload(page, photograph) == ""
     with Image.open(photograph) as image:
         assert f"{image.width} x {image.height}" in text(page, "name")
     first, network_so_far = canvas_screenshot(page), network_events(page)
-    assert text(page, "chosen") == "0.485"
-    assert len(np.unique(np.asarray(Image.open(io.BytesIO(first))))) > 100  # it is a photograph
+    assert text(page, "threshold-value") == "0.485"
+    assert len(np.unique(np.asarray(Image.open(io.BytesIO(first))))) > 100  # the image is shown
 
     press_keys(page, Keys.ARROW_RIGHT * 3)
-    assert text(page, "chosen") == "0.5"
+    assert text(page, "threshold-value") == "0.5"
     assert canvas_screenshot(page) != first
-    assert requested_urls(network_events(page)) == []  # the outline follows without the server
+    assert requested_urls(network_events(page)) == []  # the outline is computed in the browser
 
     page.find_element(By.ID, "download").click()
     saved = downloads / f"{photograph.stem}_segmentation.png"
@@ -109,10 +117,10 @@ def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
     with Image.open(saved) as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
     assert text(page, "area") == f"{(expected > 0).sum():,} px"
-    assert text(page, "share") == f"{100 * (expected > 0).mean():.1f} %"
+    assert text(page, "area-fraction") == f"{100 * (expected > 0).mean():.1f} %"
 
-    page.find_element(By.ID, "own").click()
-    assert (text(page, "chosen"), canvas_screenshot(page)) == ("0.485", first)
+    page.find_element(By.ID, "reset-threshold").click()
+    assert (text(page, "threshold-value"), canvas_screenshot(page)) == ("0.485", first)
 
     events = [*network_so_far, *network_events(page)]
     assert failed_requests(events) == []
@@ -120,19 +128,17 @@ def test_an_image_is_outlined_and_its_mask_is_that_of_the_command(
     assert console_messages(page) == []
 
 
-def test_members_and_layers_are_drawn_where_they_are_asked_for(
-    page: Chrome, photograph: Path
-) -> None:
+def test_members_and_layers_can_be_shown(page: Chrome, photograph: Path) -> None:
     upload(page, photograph)
-    seen = [canvas_screenshot(page)]
+    screenshots = [canvas_screenshot(page)]
     boxes = page.find_elements(By.CSS_SELECTOR, "#members input")
     assert len(boxes) == 3
     layers = page.find_elements(By.CSS_SELECTOR, "[name=layer]")
-    for control in (*boxes, *layers[1:], page.find_element(By.ID, "whole")):
+    for control in (*boxes, *layers[1:], page.find_element(By.ID, "model-contour")):
         control.click()
-        seen.append(canvas_screenshot(page))
-    assert len(set(seen)) == len(seen)
-    assert text(page, "disagreement").endswith("of what any calls lesion")
+        screenshots.append(canvas_screenshot(page))
+    assert len(set(screenshots)) == len(screenshots)
+    assert text(page, "disagreement").endswith("of the pixels marked by any")
 
 
 @pytest.fixture
@@ -149,11 +155,11 @@ def bomb(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_no_image_is_said_and_the_next_one_goes(
+def test_a_rejected_image_does_not_affect_the_next_one(
     page: Chrome, text_file: Path, bomb: Path, photograph: Path
 ) -> None:
-    said = "lesion.jpg: expected an image, found 15 bytes of another format"
-    assert upload(page, text_file) == said
+    message = "lesion.jpg: expected an image, found 15 bytes of another format"
+    assert upload(page, text_file) == message
     assert not page.find_element(By.ID, "result").is_displayed()
     page.find_element(By.ID, "file").send_keys(str(bomb))
     _wait(page, lambda: text(page, "error").startswith("bomb.png: too large for a photograph"))
@@ -162,21 +168,23 @@ def test_what_is_no_image_is_said_and_the_next_one_goes(
     assert text(page, "error") == ""
 
 
-def test_another_token_is_refused_and_the_right_one_goes(browser: Chrome, server: Server) -> None:
+def test_a_wrong_token_is_rejected_and_the_right_one_accepted(
+    browser: Chrome, server: Server
+) -> None:
     browser.get(server.address)
     token = browser.find_element(By.ID, "token")
     token.send_keys("not the right one", Keys.ENTER)
-    _wait(browser, lambda: text(browser, "error") == "That is not the server's token.")
-    assert not browser.find_element(By.ID, "choose").is_displayed()
+    _wait(browser, lambda: text(browser, "error") == "Invalid token.")
+    assert not browser.find_element(By.ID, "upload").is_displayed()
     token.clear()
     token.send_keys(TOKEN, Keys.ENTER)
-    _wait(browser, lambda: browser.find_element(By.ID, "choose").is_displayed())
+    _wait(browser, lambda: browser.find_element(By.ID, "upload").is_displayed())
     assert text(browser, "error") == ""
 
 
-def test_all_of_it_is_reached_by_the_keyboard_in_order(page: Chrome, photograph: Path) -> None:
+def test_all_controls_are_reached_by_keyboard_in_order(page: Chrome, photograph: Path) -> None:
     upload(page, photograph)
-    press_keys(page, Keys.ARROW_RIGHT)  # so that there is a way back
+    press_keys(page, Keys.ARROW_RIGHT)  # enables the reset button
     page.execute_script("document.getElementById('file').focus()")
     reached = []
     for _ in range(8):
@@ -184,14 +192,14 @@ def test_all_of_it_is_reached_by_the_keyboard_in_order(page: Chrome, photograph:
         focused = page.switch_to.active_element
         reached.append(focused.get_attribute("id") or focused.get_attribute("type"))
         style = focused.value_of_css_property("outline-style")
-        assert style == "solid", f"nobody sees that {reached[-1]} has the focus"
-    boxes = ["whole", "checkbox", "checkbox", "checkbox"]
-    assert reached == ["threshold", "own", "radio", *boxes, "download"]
+        assert style == "solid", f"the focus on {reached[-1]} is not visible"
+    boxes = ["model-contour", "checkbox", "checkbox", "checkbox"]
+    assert reached == ["threshold", "reset-threshold", "radio", *boxes, "download"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_bars_nobody(
+def test_the_page_is_accessible(
     page: Chrome,
     photograph: Path,
     violations: Callable[[], list[str]],
@@ -204,12 +212,12 @@ def test_the_page_bars_nobody(
     assert violations() == []
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     live = page.find_element(By.ID, "status")
-    assert (live.get_attribute("role"), live.text) == ("status", f"{photograph.name} is outlined.")
+    assert (live.get_attribute("role"), live.text) == ("status", f"{photograph.name}: segmented.")
     label = page.find_element(By.ID, "canvas").get_attribute("aria-label")
     assert text(page, "area").removesuffix(" px") in label
 
 
-def test_the_api_is_described_without_anything_from_elsewhere(
+def test_the_api_docs_request_nothing_from_other_hosts(
     browser: Chrome, server: Server, violations: Callable[[], list[str]]
 ) -> None:
     browser.get(f"{server.address}/docs")

@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing is asked for, nothing complained of, everybody can read it."""
+"""Reports in a real browser: they make no requests, log no errors and are accessible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
 
 
 @pytest.mark.parametrize("kind", ["study", "ensemble"])
-def test_it_is_sound_in_light_and_dark_and_on_a_phone(
+def test_it_is_accessible_in_light_and_dark_and_on_a_phone(
     kind: str, world: TinyStudy, browser: Chrome, violations: Callable[[], list[str]]
 ) -> None:
     page = f"file://{getattr(world, kind)}/report.html"
@@ -41,11 +41,11 @@ def test_it_is_sound_in_light_and_dark_and_on_a_phone(
             assert failed_requests(events) == []
             assert console_messages(browser) == []
             wide = browser.execute_script("return document.documentElement.scrollWidth")
-            assert wide <= width, "nothing reaches beyond the page"
+            assert wide <= width, "the page is wider than the window"
             assert violations() == []
 
 
-def test_its_pictures_are_seen_and_outlined(world: TinyStudy, browser: Chrome) -> None:
+def test_its_images_are_shown_with_outlines(world: TinyStudy, browser: Chrome) -> None:
     browser.get(f"file://{world.study}/report.html")
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('svg.case')].map(svg => "
@@ -55,7 +55,7 @@ def test_its_pictures_are_seen_and_outlined(world: TinyStudy, browser: Chrome) -
     for box, outlines in boxes:
         assert (box["width"], box["height"]) == (80, 64)
         assert 1 <= outlines <= 2
-    # The decoded picture, not a broken one.
+    # The image is decoded.
     size = browser.execute_async_script(
         "const done = arguments[0], image = new Image();"
         "image.onload = () => done([image.naturalWidth, image.naturalHeight]);"
@@ -65,7 +65,7 @@ def test_its_pictures_are_seen_and_outlined(world: TinyStudy, browser: Chrome) -
     assert size == [80, 64]
 
 
-def test_dark_is_dark(world: TinyStudy, browser: Chrome) -> None:
+def test_the_dark_scheme_is_dark(world: TinyStudy, browser: Chrome) -> None:
     shades = []
     for scheme in ("light", "dark"):
         set_viewport(browser, 1280, scheme)

@@ -20,7 +20,7 @@ import typer
 from PIL import Image
 
 from segan.cli.main import app, main
-from segan.config import iter_fields, load_config
+from segan.config import Config, iter_fields, load_config
 from segan.data.archive.reader import open_archive
 
 
@@ -507,7 +507,7 @@ def test_every_knob_is_shown_with_its_value() -> None:
     assert shown.exit_code == 0
     assert shown.json == load_config(None, ["network.width=8"]).model_dump(mode="json")
     table = run_cli("config").stdout
-    assert [key for key, _ in iter_fields() if key not in table] == []
+    assert [key for key, _ in iter_fields(Config) if key not in table] == []
 
 
 # As a program

@@ -1,4 +1,4 @@
-"""Small records in the bucket, and runs over them on the real cluster."""
+"""Small records in the bucket, and configurations of runs on the cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUCKET = "s3://cluster-tests"
 
 @pytest.fixture(scope="session")
 def archive(s3: S3Server) -> str:
-    """The URI of a drawn archive in the bucket."""
+    """The URI of a synthetic archive in the bucket."""
     s3.create_bucket(BUCKET.removeprefix("s3://"))
     uri = f"{BUCKET}/archive"
     generate_archive(
@@ -34,7 +34,7 @@ def archive(s3: S3Server) -> str:
 
 @pytest.fixture(scope="session")
 def records(archive: str) -> str:
-    """The URI of records of it, in several shards of unequal size."""
+    """The URI of its records, in several shards of unequal size."""
     uri = f"{BUCKET}/records"
     ingest(open_archive(archive), uri, IngestOptions(rows_per_shard=12), local_executor(1))
     return uri
@@ -42,19 +42,19 @@ def records(archive: str) -> str:
 
 @pytest.fixture(scope="session")
 def make_config(records: str) -> Callable[..., Config]:
-    """A tiny run's configuration, with overrides."""
+    """Builds the configuration of a tiny run, with overrides."""
 
     def configure(*overrides: str) -> Config:
         tiny = ["network.width=2", "augment.crop=64", "training.batch_size=4", "training.epochs=2"]
-        ours = [f"data.records={records}", "cluster.threads_per_worker=1"]
-        return load_config(None, [*tiny, *ours, *overrides])
+        common = [f"data.records={records}", "cluster.threads_per_worker=1"]
+        return load_config(None, [*tiny, *common, *overrides])
 
     return configure
 
 
 @pytest.fixture
 def make_hosts() -> Iterator[Callable[..., list[Namespace]]]:
-    """Makes hosts with these names; where the machine cannot, the test is skipped."""
+    """Creates hosts with these names; skips the test if the machine cannot."""
     with ExitStack() as stack:
 
         def make(*names: str) -> list[Namespace]:
@@ -68,4 +68,4 @@ def make_hosts() -> Iterator[Callable[..., list[Namespace]]]:
 
 @pytest.fixture(autouse=True)
 def ray_connection(ray_session: RayCluster) -> None:
-    """Every test here runs on the cluster."""
+    """Connects to the cluster for all tests of this package."""

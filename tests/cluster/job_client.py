@@ -1,4 +1,4 @@
-"""Ray's own client of its job API, as a person at another machine uses it."""
+"""Ray's job client, as used from another machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from infra.local.processes import find_executable
 
 @dataclass(frozen=True)
 class JobClient:
-    """Someone with the dashboard's address and the token, and without keys to the bucket."""
+    """A user with the dashboard's address and the token, but no S3 credentials."""
 
     cluster: RayCluster
 
@@ -36,13 +36,13 @@ class JobClient:
         )
 
     def submit(self, name: str, command: str) -> tuple[int, str]:
-        """The client's exit code and all that it said, once the job is over."""
+        """The client's exit code and output, after the job has ended."""
         with self.start(name, command) as client:
-            said, _ = client.communicate()
-        return client.returncode, said
+            output, _ = client.communicate()
+        return client.returncode, output
 
-    def request_api(self, path: str, token: str | None = "ours", method: str = "GET") -> Any:
-        if token == "ours":
+    def request_api(self, path: str, token: str | None = "valid", method: str = "GET") -> Any:
+        if token == "valid":
             token = self.cluster.token_path.read_text()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(
@@ -55,25 +55,25 @@ class JobClient:
         return self.request_api(f"jobs/{name}")
 
     def get_logs(self, name: str) -> list[str]:
-        """The job's own lines, as the job API gives them."""
+        """The lines of the job's entrypoint, from the job API."""
         lines = self.request_api(f"jobs/{name}/logs")["logs"].splitlines()
         began = next(i for i, line in enumerate(lines) if line.startswith("Running entrypoint"))
         return lines[began + 1 :]
 
     def list_alive(self, kind: str, end_state: str) -> list[str]:
-        """What the cluster still has of `kind`."""
-        found = self.request_api(f"v0/{kind}?limit=1000")["data"]["result"]["result"]
-        return [one.get("class_name") or one["name"] for one in found if one["state"] != end_state]
+        """The names of the resources of a kind that are not in their end state."""
+        resources = self.request_api(f"v0/{kind}?limit=1000")["data"]["result"]["result"]
+        return [r.get("class_name") or r["name"] for r in resources if r["state"] != end_state]
 
     def _environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_A"))}
         inherited.pop("PYTHONPATH", None)
-        wanted = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-        return inherited | {name: self.cluster.environment[name] for name in wanted}
+        names = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        return inherited | {name: self.cluster.environment[name] for name in names}
 
 
 def poll_until(seconds: float, condition: Callable[[], Any]) -> Any:
-    """What `found` gives as soon as it is something, or in the end nothing."""
+    """The first truthy value of `condition()`, or its last value after the timeout."""
     deadline = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < deadline:
         time.sleep(0.2)

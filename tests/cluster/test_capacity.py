@@ -1,4 +1,4 @@
-"""What a cluster holds, by real nodes: refused with the numbers, or waited for."""
+"""The capacity of real nodes: runs that do not fit are refused with numbers, or wait for nodes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 QUERY_PROGRAM = """
 import sys
-from ray_jobs.capacity import runs_at_once
-from ray_jobs.cluster import connect
+from ray_jobs.cluster.capacity import max_concurrent_runs
+from ray_jobs.cluster.connect import connect
 from segan.config import load_config
 from segan.errors import UsageError
 connect()
-for words in sys.argv[1:]:
-    config = load_config(None, [f"cluster.{word}" for word in words.split()])
+for overrides in sys.argv[1:]:
+    config = load_config(None, [f"cluster.{override}" for override in overrides.split()])
     try:
-        print(runs_at_once(config.cluster), flush=True)
+        print(max_concurrent_runs(config.cluster), flush=True)
     except UsageError as error:
         print(error, flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 def query_command(*questions: str) -> list[str]:
@@ -56,38 +56,43 @@ def test_refused_at_once_or_waited_for(
     (host,) = make_hosts("all")
     ip = host.ip
     with host.enter(), ray_cluster(tmp_path / "ray", 0, {}, ip=ip) as cluster:
-        (refusal,) = query_capacity(cluster, "workers=2")
-        assert "2 workers of 1 CPU and 1 for reading data need 3 CPU, the cluster has 0" in refusal
-        command = query_command("workers=2 gpus_per_worker=1 wait_seconds=200")
+        (message,) = query_capacity(cluster, "workers=2")
+        assert (
+            "2 workers of 1 CPU plus 1 CPU for reading data: 3 CPUs required, 0 available"
+            in message
+        )
+        command = query_command("workers=2 gpus_per_worker=1 resource_timeout_s=200")
         with (
             child_process(command, os.environ | cluster.environment) as waiting,
             ray_node(cluster, tmp_path / "one", 8, {}, ip, num_gpus=2),
         ):
-            said, _ = waiting.communicate()
-            assert said == "1\n"
-            # 8 CPUs, one of them for reading data, hold 3 runs of 2 workers and a CPU each.
-            few, whole, much = query_capacity(
+            stdout, _ = waiting.communicate()
+            assert stdout == "1\n"
+            # 8 CPUs, one of them for reading data, fit 3 runs of 2 workers with 1 CPU each.
+            few, single_node, too_many = query_capacity(
                 cluster, "workers=2", "workers=1 gpus_per_worker=2", "workers=2 gpus_per_worker=2"
             )
-            assert (few, whole) == ("3", "1")
-            assert "2 workers of 2 GPU need 4 GPU, the cluster has 2" in much
+            assert (few, single_node) == ("3", "1")
+            assert "2 workers of 2 GPUs: 4 GPUs required, 2 available" in too_many
             with ray_node(cluster, tmp_path / "two", 1, {}, ip, num_gpus=1):
                 (split,) = query_capacity(cluster, "workers=1 gpus_per_worker=3")
-            assert "1 workers of 1 CPU and 3 GPU, each whole on one node, and the nodes" in split
+            assert (
+                "1 worker of 1 CPU and 3 GPUs, each on a single node: the nodes have room" in split
+            )
 
 
 DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.workers=8"]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "code", "said"),
-    [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU need 8 GPU, the cluster has 2")],
+    ("nodes", "code", "output"),
+    [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU: 8 GPUs required, 2 available")],
 )
 def test_eight_gpus_on_nodes_of_two(
-    make_hosts: Callable[..., list[Namespace]], nodes: int, code: int, said: str
+    make_hosts: Callable[..., list[Namespace]], nodes: int, code: int, output: str
 ) -> None:
     make_hosts("probe")
-    words = ["cluster.gpus_per_worker=1", "--nodes", str(nodes), "--gpus", "2"]
-    done = subprocess.run(DRY_RUN + words, capture_output=True, text=True)
+    arguments = ["cluster.gpus_per_worker=1", "--nodes", str(nodes), "--gpus", "2"]
+    done = subprocess.run(DRY_RUN + arguments, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    assert output in done.stdout + done.stderr

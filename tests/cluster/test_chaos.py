@@ -1,6 +1,6 @@
-"""A training through kills, freezes and bad minutes ends with the weights of one left in peace.
+"""A training with kills, freezes and storage outages ends with the weights of an undisturbed one.
 
-A handful of the faults of `tests.chaos`, which by hand does any number of them.
+Injects a few of the faults of `tests.chaos`, which can be run by hand with any number of them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 def test_the_weights_are_those_of_the_undisturbed_run(

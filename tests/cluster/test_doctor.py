@@ -1,4 +1,4 @@
-"""What the doctor says of a real cluster: with its token, without it, and of one that asks none."""
+"""The doctor's checks of a real cluster: with its token, without it, and of one without tokens."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster: the doctor does not either."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 def run_doctor(**changes: str | None) -> tuple[int, dict[str, str], str]:
-    """Exit code, the lines of the cluster's checks, and stderr, in an environment of its own."""
+    """The exit code, the cluster's checks by name as "status | message | advice", and stderr."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
     environment = kept | {k: v for k, v in changes.items() if v is not None}
     command = [sys.executable, "-m", "segan", "doctor", "--json"]
@@ -49,15 +49,15 @@ def cluster_environment(cluster: RayCluster, **changes: str | None) -> dict[str,
     return {name: cluster.environment[name] for name in names} | changes
 
 
-def test_a_cluster_as_it_should_be(ray_session: RayCluster) -> None:
+def test_a_healthy_cluster(ray_session: RayCluster) -> None:
     _, lines, err = run_doctor(**cluster_environment(ray_session))
     assert set(check_statuses(lines).values()) == {"ok"}, lines
-    assert lines["address"] == f"ok | {ray_session.address} listens"
+    assert lines["address"] == f"ok | {ray_session.address} accepts connections"
     assert lines["token"] == "ok | accepted"
-    assert lines["without the token"] == "ok | refused"
+    assert lines["anonymous access"] == "ok | rejected"
     words = f"Ray {version('ray')}, Python {platform.python_version()}"
-    assert lines["versions"] == f"ok | {words}, as here"
-    assert lines["State API"] == "ok | answers: 1 nodes, 4 CPUs, 0 GPUs"
+    assert lines["versions"] == f"ok | {words}, the same as here"
+    assert lines["State API"] == "ok | 1 node, 4 CPUs, 0 GPUs"
     assert ray_session.token_path.read_text() not in json.dumps(lines) + err
 
 
@@ -67,11 +67,11 @@ def test_the_dashboard_is_found_by_the_address(ray_session: RayCluster) -> None:
     assert lines["dashboard"] == f"ok | {ray_session.dashboard}"
 
 
-def test_by_a_port_forward_to_the_dashboard_alone(ray_session: RayCluster) -> None:
+def test_only_the_dashboard_is_reachable(ray_session: RayCluster) -> None:
     _, lines, _ = run_doctor(**cluster_environment(ray_session, RAY_ADDRESS=None))
     assert check_statuses(lines) == {
         "address": "skipped",
-        **dict.fromkeys(["dashboard", "token", "without the token", "versions", "State API"], "ok"),
+        **dict.fromkeys(["dashboard", "token", "anonymous access", "versions", "State API"], "ok"),
     }
 
 
@@ -89,13 +89,13 @@ def test_without_the_token(ray_session: RayCluster, tmp_path: Path, content: str
         "address": "ok",
         "dashboard": "ok",
         "token": "failed",
-        "without the token": "ok",
+        "anonymous access": "ok",
         "versions": "skipped",
         "State API": "skipped",
     }
 
 
-def test_without_the_token_the_address_does_not_say_where_the_dashboard_is(
+def test_without_the_token_the_dashboard_is_not_found_by_the_address(
     ray_session: RayCluster, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -103,15 +103,13 @@ def test_without_the_token_the_address_does_not_say_where_the_dashboard_is(
     changes = {"RAY_API_SERVER_ADDRESS": None, "RAY_AUTH_TOKEN_PATH": str(token)}
     code, lines, _ = run_doctor(**cluster_environment(ray_session, **changes))
     assert code == 1
-    assert lines["dashboard"].startswith(
-        f"failed | {ray_session.address} does not say where it is: "
-    )
+    assert lines["dashboard"].startswith(f"failed | {ray_session.address}: dashboard not found: ")
     assert "RAY_AUTH_TOKEN_PATH" in lines["dashboard"]
     assert "0" * 64 not in json.dumps(lines)
     assert set(check_statuses(lines).values()) == {"ok", "failed", "skipped"}
 
 
-def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
+def test_ports_that_nothing_listens_on(ray_session: RayCluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         closed = f"127.0.0.1:{reserved.getsockname()[1]}"
     code, lines, _ = run_doctor(
@@ -121,18 +119,19 @@ def test_ports_at_which_nobody_listens(ray_session: RayCluster) -> None:
     )
     assert code == 1
     assert re.match(
-        rf"failed \| {closed}: .*Connection refused \| is the cluster up", lines["address"]
+        rf"failed \| {closed}: .*Connection refused \| check that the cluster runs",
+        lines["address"],
     )
     assert "Connection refused" in lines["dashboard"]
     rest = {
-        verdict
-        for name, verdict in check_statuses(lines).items()
+        status
+        for name, status in check_statuses(lines).items()
         if name not in ("address", "dashboard")
     }
     assert rest == {"skipped"}
 
 
-def test_one_that_asks_for_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = infra._shared_environment
 
     def open_to_all(token_path: Path, ip: str) -> dict[str, str]:
@@ -143,7 +142,9 @@ def test_one_that_asks_for_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _, lines, _ = run_doctor(**cluster_environment(cluster))
     assert check_statuses(lines) == {
         **dict.fromkeys(["address", "dashboard", "token", "versions", "State API"], "ok"),
-        "without the token": "warning",
+        "anonymous access": "warning",
     }
-    assert lines["token"] == "ok | none given, none asked for"
-    assert lines["without the token"].startswith("warning | taken: whoever reaches the cluster ")
+    assert lines["token"] == "ok | not required, and none configured"
+    assert lines["anonymous access"].startswith(
+        "warning | accepted: everybody who can reach the cluster "
+    )

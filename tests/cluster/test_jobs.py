@@ -1,4 +1,4 @@
-"""Ingest, evaluate and predict as Ray Data jobs, from the bucket and back into it."""
+"""Ingest, evaluation and prediction on the cluster, from the bucket and back into it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_jobs.batch.evaluate import score
+from ray_jobs.batch.inference import map_images
 from ray_jobs.batch.ingest import cluster_executor
-from ray_jobs.batch.predict import predict
 from segan import storage
 from segan.config import Config
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.records.format import read_manifest, read_rejects
-from segan.evaluation.score import score_pair
+from segan.evaluation.score import ScoreTask, score_pair
 from segan.evaluation.select import find_candidates
 from segan.inference.masks import MaskWriter, find_images
 from segan.inference.pipeline import run_image_task
@@ -31,9 +30,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def model(bucket: str, configured: Callable[..., Config]) -> str:
+def model(bucket: str, make_config: Callable[..., Config]) -> str:
     run = Run(f"{bucket}/run")
-    train_local(configured("training.epochs=1"), run)
+    train_local(make_config("training.epochs=1"), run)
     return run.uri
 
 
@@ -48,7 +47,7 @@ def test_ingest_on_the_cluster_writes_the_same_records(
     assert manifest.splits == read_manifest(records).splits
 
 
-def test_one_bad_pair_among_good_ones_is_rejected_by_name(archive: str, bucket: str) -> None:
+def test_one_corrupt_pair_is_rejected_by_name(archive: str, bucket: str) -> None:
     for file in storage.list_files(archive):
         content = storage.read_bytes(f"{archive}/{file.name}")
         storage.write_bytes(f"{bucket}/archive/{file.name}", content)
@@ -62,25 +61,27 @@ def test_one_bad_pair_among_good_ones_is_rejected_by_name(archive: str, bucket: 
     assert sum(manifest.num_rows(split) for split in manifest.splits) + 1 == len(found.pairs)
 
 
-def test_evaluate_on_the_cluster_gives_the_same_scores(archive: str, model: str) -> None:
+def test_evaluation_on_the_cluster_gives_the_scores_of_this_process(
+    archive: str, model: str
+) -> None:
     pairs = open_archive(archive).split("test")
     predictor = Predictor.load(model)
-    here = [score_pair(predictor, pair) for pair in pairs]
-    assert sorted(score(pairs, model, None), key=lambda row: str(row["id"])) == here
+    expected = [score_pair(predictor, pair) for pair in pairs]
+    assert sorted(map_images(ScoreTask(), pairs, model), key=lambda row: str(row["id"])) == expected
 
 
-def test_an_ensemble_on_the_cluster_scores_as_here(
-    archive: str, bucket: str, configured: Callable[..., Config]
+def test_an_ensemble_on_the_cluster_gives_the_scores_of_this_process(
+    archive: str, bucket: str, make_config: Callable[..., Config]
 ) -> None:
     runs = [Run(f"{bucket}/{seed}") for seed in range(3)]
     for seed, run in enumerate(runs):
-        train_local(configured("training.epochs=1", f"training.seed={seed}"), run)
+        train_local(make_config("training.epochs=1", f"training.seed={seed}"), run)
     model = f"{bucket}/ensemble"
     build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
     pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)
-    here = [score_pair(predictor, pair) for pair in pairs]
-    there = sorted(score(pairs, model, None), key=lambda row: str(row["id"]))
-    assert there == here
+    expected = [score_pair(predictor, pair) for pair in pairs]
+    there = sorted(map_images(ScoreTask(), pairs, model), key=lambda row: str(row["id"]))
+    assert there == expected
     assert [len(row["members"]) for row in there] == [3] * len(pairs)
 
 
@@ -90,7 +91,7 @@ def test_predict_on_the_cluster_writes_the_same_masks(
     images = find_images(f"{archive}/ISIC-2017_Test_v2_Data")
     here, there = f"{bucket}/here", f"{bucket}/there"
     mine = list(run_image_task(Predictor.load(model), images, MaskWriter(here)))
-    rows = sorted(predict(images, model, MaskWriter(there)), key=lambda row: str(row["id"]))
+    rows = sorted(map_images(MaskWriter(there), images, model), key=lambda row: str(row["id"]))
     assert rows == mine
     assert len(rows) == len(images) == 4
     for file in storage.list_files(here):

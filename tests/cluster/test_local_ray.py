@@ -1,4 +1,4 @@
-"""The Ray that a command starts where it finds no cluster, in an environment as a person has it."""
+"""The Ray that a command starts if it finds no cluster, in a user's environment."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 PROGRAM = """
 import psutil
 import ray
-from segan.commands.options import join_cluster
+from segan.cli.commands.options import join_cluster
 
 join_cluster(False)
-ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-found = {
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+addresses = {
     connection.laddr.ip.removeprefix("::ffff:")
-    for process in ours
+    for process in processes
     for connection in process.net_connections("inet")
     if connection.status == psutil.CONN_LISTEN
 }
-print(sorted(found), len(ours) > 3)
+print(sorted(addresses), len(processes) > 3)
 ray.shutdown()
 """
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 def test_it_listens_on_loopback_alone_with_a_token_for_its_user(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
-    # Ray is imported before, as a command that trains does with ray_jobs.
-    program = "import ray_jobs.tune\n" + PROGRAM
+    # As in a command that trains, ray_jobs has been imported before.
+    program = "import ray_jobs.tuning.study\n" + PROGRAM
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A training's figures where Prometheus looks for them, scraped as it would."""
+"""A training's metrics at the targets that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.local.cluster import RayCluster
-from infra.observability.dashboard import dashboard
 from ray_jobs.training.driver import train
 from ray_jobs.training.metrics import METRICS
 from ray_jobs.tuning.scheduler import decisions_actor
 from segan.config import Config
 from segan.runs.run import Run
 from tests.cluster.test_train import kill_worker
-from tests.infra.dashboards import metric_names
+from tests.infra.dashboards import load_dashboard, metric_names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
@@ -31,9 +30,9 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def scrape(cluster: RayCluster) -> Samples:
-    """Every sample of every target in the list that Ray keeps, without a token.
+    """All samples of all targets in the list that Ray writes, without a token.
 
-    Of our own, those of the study: the last test's may be there for some seconds.
+    Of segan's metrics only the study's: those of an earlier test remain for some seconds.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     found: Samples = {}
@@ -48,51 +47,51 @@ def scrape(cluster: RayCluster) -> Samples:
     return found
 
 
-def wait_for_start(cluster: RayCluster, retries: int, expected: set[str]) -> Samples:
-    """What is there once this start of the workers has validated, and none of an earlier one."""
+def wait_for_start(cluster: RayCluster, restarts: int, expected: set[str]) -> Samples:
+    """The samples once this start of the workers has validated and earlier ones are gone."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
         found = scrape(cluster)
-        starts = [value for _, value in found.get("ray_segan_retries", [])]
-        ranks = [labels["rank"] for labels, _ in found.get("ray_segan_wait_share", [])]
-        if starts == [retries] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
+        starts = [value for _, value in found.get("ray_segan_restarts", [])]
+        ranks = [labels["rank"] for labels, _ in found.get("ray_segan_data_wait_fraction", [])]
+        if starts == [restarts] and sorted(ranks) == ["0", "1"] and expected <= found.keys():
             return found
         time.sleep(1)
     raise TimeoutError(f"missing {expected - found.keys()}, ranks {ranks}, starts {starts}")
 
 
 def metric_values(found: Samples) -> dict[str, float]:
-    """Ours by name; of those of each rank, rank 0's."""
+    """The values of segan's metrics by name; of metrics per rank, those of rank 0."""
     return {
-        figure.name: value
-        for figure in METRICS
-        for labels, value in found[figure.prometheus_name]
+        metric.name: value
+        for metric in METRICS
+        for labels, value in found[metric.prometheus_name]
         if labels.get("rank", "0") == "0"
     }
 
 
-def test_prometheus_finds_all_that_the_dashboard_draws(
-    bucket: str, configured: Callable[..., Config], ray_session: RayCluster
+def test_prometheus_finds_all_metrics_of_the_dashboard(
+    bucket: str, make_config: Callable[..., Config], ray_session: RayCluster
 ) -> None:
-    """At each validation the workers wait for a word, which comes once they have been scraped."""
+    """After each validation the workers wait for a decision, which is made after the scrape."""
     run = Run(f"{bucket}/studies/{STUDY}/trials/{TRIAL}")
-    config = configured("cluster.workers=2", "training.epochs=2", "training.log_every_steps=1")
-    drawn = metric_names(dashboard()) - (
+    config = make_config("cluster.workers=2", "training.epochs=2", "training.log_every_steps=1")
+    expected = metric_names(load_dashboard()) - (
         set() if ray.cluster_resources().get("GPU") else GPU_METRICS
     )
 
-    def watch(judge: Any) -> tuple[Samples, Samples]:
+    def watch(decisions: Any) -> tuple[Samples, Samples]:
         try:
-            first = wait_for_start(ray_session, 0, drawn)
+            first = wait_for_start(ray_session, 0, expected)
             kill_worker()
-            return first, wait_for_start(ray_session, 1, drawn)
+            return first, wait_for_start(ray_session, 1, expected)
         finally:
             for epoch in (1, 2):
-                judge.set.remote(TRIAL, epoch, True)
+                decisions.set.remote(TRIAL, epoch, True)
 
-    with decisions_actor() as judge, ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch, judge)
-        train(config, run, lambda status: None, {"trial": TRIAL, "judge": judge})
+    with decisions_actor() as decisions, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, decisions)
+        train(config, run, lambda status: None, {"trial": TRIAL, "decisions": decisions})
     first, second = watching.result()
 
     ((labels, _),) = first["ray_segan_jaccard"]
@@ -101,7 +100,7 @@ def test_prometheus_finds_all_that_the_dashboard_draws(
     steps = [line for line in run.metrics() if line["kind"] == "step"]
     for line, seen in zip(lines, map(metric_values, (first, second)), strict=True):
         same = line.keys() & seen.keys()
-        assert {"jaccard", "critic_loss", "wait_share", "images_per_second", "k"} <= same
+        assert {"jaccard", "critic_loss", "data_wait_fraction", "images_per_second", "k"} <= same
         assert {name: seen[name] for name in same} == pytest.approx({n: line[n] for n in same})
         rates = [step["learning_rate"] for step in steps if step["samples"] == line["samples"]]
         assert [seen["learning_rate"]] == pytest.approx(rates)

@@ -1,6 +1,6 @@
-"""Two DDP workers on two nodes with addresses of their own, and the bucket on a fourth host.
+"""Two DDP workers on two nodes with their own addresses, and the bucket on a fourth host.
 
-Where one of the two is cut off, a run goes on with the other, or says why it cannot.
+If a node is disconnected, an elastic run continues on the other, and a fixed one reports why not.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ TRAIN = (
     f"train {RUN} data.records={BUCKET}/records network.width=2 augment.crop=64 "
     "training.batch_size=4 cluster.threads_per_worker=1 cluster.workers=2 cluster.cpus_per_worker=2"
 )
-# Far more epochs than there is time for, with something to go on from at every step.
+# More epochs than a test lasts, with a checkpoint at every step.
 ENDLESS_TRAIN = (
     f"{TRAIN} training.epochs=100000 training.validate_every_epochs=100000 "
     f"training.checkpoint_every_steps=1"
 )
-PROGRESS_TIMEOUT_S = 300  # a run hangs where the next step, or the end, takes so long
+PROGRESS_TIMEOUT_S = 300  # for the next step or the end; after that the run hangs
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def store(hosts: list[Namespace], tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def client(hosts: list[Namespace], store: S3Server, tmp_path: Path) -> Iterator[JobClient]:
-    """A head that takes no work and two nodes, each with room for a worker of 2 CPUs and data."""
+    """A head without CPUs and two nodes, each with CPUs for a worker of 2 CPUs and for data."""
     environment = store.environment | {"GLOO_SOCKET_IFNAME": INTERFACE}
     head, *nodes = hosts[:3]
     with ExitStack() as stack:
@@ -82,13 +82,13 @@ def records(hosts: list[Namespace], store: S3Server) -> None:
         segan(store.environment, "ingest", f"{BUCKET}/archive", f"{BUCKET}/records", "--local")
 
 
-def segan(environment: Mapping[str, str], *words: str) -> Any:
-    command = [sys.executable, "-m", "segan", *words]
+def segan(environment: Mapping[str, str], *arguments: str) -> Any:
+    command = [sys.executable, "-m", "segan", *arguments]
     done = subprocess.run(
         command, env=os.environ | dict(environment), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if "--json" in words else None
+    return json.loads(done.stdout) if "--json" in arguments else None
 
 
 @pytest.mark.usefixtures("records")
@@ -96,8 +96,8 @@ def test_one_rank_on_each_of_two_nodes(
     hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
     with hosts[0].enter():
-        code, said = client.submit("train", f"{TRAIN} training.epochs=2")
-        assert code == 0, said
+        code, output = client.submit("train", f"{TRAIN} training.epochs=2")
+        assert code == 0, output
         found = segan(store.environment, "runs", "show", f"{RUN}", "--json")
         nodes = client.request_api("v0/nodes")["data"]["result"]["result"]
         actors = client.request_api("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
@@ -117,7 +117,7 @@ def latest_step() -> int:
 def running_driver(
     head: Namespace, store: S3Server, client: JobClient, *overrides: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A driver on the head, its training under way on both nodes."""
+    """A driver on the head whose training runs on both nodes."""
     command = [sys.executable, "-m", "segan", *ENDLESS_TRAIN.split(), *overrides]
     environment = os.environ | store.environment | client.cluster.environment
     with (
@@ -133,64 +133,64 @@ def running_driver(
 
 
 @pytest.mark.usefixtures("records")
-def test_an_elastic_run_goes_on_without_a_node_and_ends_without_any(
+def test_an_elastic_run_continues_without_a_node_and_ends_without_any(
     hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
     elastic = ("cluster.min_workers=1", "cluster.resource_timeout_s=10")
     with running_driver(hosts[0], store, client, *elastic) as driver:
         hosts[2].disconnect()
-        time.sleep(1)  # for what was under way
+        time.sleep(1)  # for the current step
         began, before = time.monotonic(), latest_step()
         assert poll_until(PROGRESS_TIMEOUT_S, lambda: latest_step() > before), (
-            "nothing goes on on what is left"
+            "the run does not continue"
         )
-        print(f"from the cut to the next step: {time.monotonic() - began:.0f} s")
+        print(f"from the disconnection to the next step: {time.monotonic() - began:.0f} s")
         assert driver.poll() is None
         hosts[1].disconnect()
-        _, said = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
+        _, stderr = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
         assert driver.returncode == 2
-        assert "1 workers of 2 CPU" in said.splitlines()[-1]
-        assert said.splitlines()[-1].endswith("; nodes have not come back")
+        assert "1 worker of 2 CPUs" in stderr.splitlines()[-1]
+        assert stderr.splitlines()[-1].endswith("; nodes have not come back")
 
 
 @pytest.mark.usefixtures("records")
-def test_a_run_of_fixed_size_says_what_it_misses(
+def test_a_run_of_fixed_size_reports_the_missing_workers(
     hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
     with running_driver(hosts[0], store, client, "cluster.max_failures=1") as driver:
         hosts[2].disconnect()
-        _, said = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
+        _, stderr = driver.communicate(timeout=PROGRESS_TIMEOUT_S)
         assert driver.returncode == 1
-        assert "2 workers" in said.splitlines()[-1]
+        assert "2 workers" in stderr.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("records")
-def test_a_drained_node_is_left_with_a_checkpoint_and_counts_for_no_failure(
+def test_a_drained_node_is_left_after_a_checkpoint_without_a_failure(
     hosts: list[Namespace], store: S3Server, client: JobClient
 ) -> None:
-    """A worker on the node that a spot notice is for goes on on the other."""
-    words = f"{TRAIN} cluster.workers=1 cluster.cpus_per_worker=1 cluster.max_failures=0"
-    words += " training.epochs=50 training.log_every_steps=1"
-    whole = Run(f"{BUCKET}/whole")
+    """A worker on a node with a preemption notice continues on the other node."""
+    command = f"{TRAIN} cluster.workers=1 cluster.cpus_per_worker=1 cluster.max_failures=0"
+    command += " training.epochs=50 training.log_every_steps=1"
+    undisturbed = Run(f"{BUCKET}/undisturbed")
     with hosts[0].enter(), temporary_environment(store.environment):
-        with client.start("drained", words) as submitting:
+        with client.start("drained", command) as submitting:
             assert poll_until(300, RUN.latest_checkpoint), "no checkpoint came"
             (before,) = worker_node_ids(client)
             drain_node(client, before)
             assert poll_until(60, lambda: worker_node_ids(client) - {before}), "no other node"
-            said, _ = submitting.communicate(timeout=600)
-        assert submitting.returncode == 0, said
-        segan(store.environment, *words.replace(RUN.uri, whole.uri).split(), "--local")
+            output, _ = submitting.communicate(timeout=600)
+        assert submitting.returncode == 0, output
+        segan(store.environment, *command.replace(RUN.uri, undisturbed.uri).split(), "--local")
         steps = [line["step"] for line in RUN.metrics() if line["kind"] == "step"]
         assert steps == list(range(1, 50 * 20 // 4 + 1))
-        latest, other = RUN.latest_checkpoint(), whole.latest_checkpoint()
+        latest, other = RUN.latest_checkpoint(), undisturbed.latest_checkpoint()
         assert latest is not None
         assert other is not None
         assert latest.files == other.files
 
 
 def worker_node_ids(client: JobClient) -> set[str]:
-    """The nodes that Ray Train's workers are on now."""
+    """The ids of the nodes with live workers of Ray Train."""
     actors = client.request_api("v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
     return {
         actor["node_id"]
@@ -200,7 +200,7 @@ def worker_node_ids(client: JobClient) -> set[str]:
 
 
 def drain_node(client: JobClient, node: str) -> None:
-    """What a spot notice comes to: the node will be gone in a minute."""
+    """Announces, like a spot notice, that the node will be gone in a minute."""
     subprocess.run(
         [
             find_executable("ray"),

@@ -1,7 +1,7 @@
-"""The whole way through Ray's job API, by its own client, on a cluster that holds none of our code.
+"""All job types through Ray's job API and client, on a cluster without the project's code.
 
-Two servers, an archive, and then only what a person has: the dashboard's address, the token, a
-checkout. Minutes: ten processes or so start and import torch for each job (docs/measurements.md).
+The client has only the dashboard's address, the token and a checkout. Takes minutes: each job
+starts about ten processes that import torch (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ TUNE = (
     f"tune {BUCKET}/studies/first {TINY} training.epochs=2 search.trials=2 "
     "search.reduction_factor=2 search.grace_period=1"
 )
-# One of each for the whole cluster, started by whoever comes first.
+# Ray starts one of each per cluster.
 RAY_SYSTEM_ACTORS = {"_StatsActor", "TrainStateActor", "_AutoscalingCoordinatorActor"}
 
 
 @pytest.fixture(autouse=True)
-def joined() -> None:
-    """This process joins no cluster."""
+def ray_connection() -> None:
+    """This process connects to no cluster."""
 
 
 @pytest.fixture(scope="module")
 def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobClient]:
-    """A cluster on which `import segan` fails wherever a job's working directory is not."""
+    """A cluster on which `import segan` works only in a job's working directory."""
     empty = tmp_path_factory.mktemp("site")
     for package in ("segan", "ray_jobs"):
         (empty / package).mkdir()
@@ -61,15 +61,15 @@ def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[J
 
 @pytest.fixture(scope="module")
 def records(client: JobClient, archive: str) -> str:
-    """The archive in the bucket, ingested by a job."""
-    code, said = client.submit("ingest", f"ingest {archive} {BUCKET}/records --rows-per-shard 12")
-    assert code == 0, said
+    """The URI of the archive's records, which a job ingests."""
+    code, output = client.submit("ingest", f"ingest {archive} {BUCKET}/records --rows-per-shard 12")
+    assert code == 0, output
     return f"{BUCKET}/records"
 
 
 @pytest.fixture(scope="module")
 def stopped_epochs(client: JobClient, records: str) -> int:
-    """A training of two workers is stopped in the middle; the epochs of its last checkpoint."""
+    """The epochs of the last checkpoint of a job that was stopped during its training."""
     run = Run(f"{BUCKET}/runs/first")
     with client.start("train-1", TRAIN) as submitting:
         assert poll_until(600, run.latest_checkpoint), "no checkpoint came"
@@ -81,21 +81,21 @@ def stopped_epochs(client: JobClient, records: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def trained_run(client: JobClient, stopped: int) -> Run:
-    code, said = client.submit("train-2", TRAIN)
-    assert code == 0, said
+def trained_run(client: JobClient, stopped_epochs: int) -> Run:
+    code, output = client.submit("train-2", TRAIN)
+    assert code == 0, output
     return Run(f"{BUCKET}/runs/first")
 
 
 @pytest.fixture(scope="module")
 def study(client: JobClient, records: str) -> Study:
-    code, said = client.submit("tune", TUNE)
-    assert code == 0, said
+    code, output = client.submit("tune", TUNE)
+    assert code == 0, output
     return Study(f"{BUCKET}/studies/first")
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
-def test_without_the_token_nothing_is_taken(client: JobClient, token: str | None) -> None:
+def test_requests_without_the_token_are_rejected(client: JobClient, token: str | None) -> None:
     for path, method in (("jobs/", "GET"), ("jobs/", "POST"), ("jobs/ingest/logs", "GET")):
         with pytest.raises(urllib.error.HTTPError) as refusal:
             client.request_api(path, token, method)
@@ -109,11 +109,11 @@ def test_without_the_token_nothing_is_taken(client: JobClient, token: str | None
         (f"ingest {BUCKET}/nowhere {BUCKET}/out", 1, f"{BUCKET}/nowhere: "),
     ],
 )
-def test_a_mistake_is_a_line_and_an_exit_code(
+def test_a_user_error_is_one_line_and_an_exit_code(
     client: JobClient, command: str, code: int, said: str
 ) -> None:
     name = f"mistake-{code}"
-    assert client.submit(name, command)[0] == 1  # the client's own, whatever the job's
+    assert client.submit(name, command)[0] == 1  # the client's; the job's is below
     job = client.get_job(name)
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", code)
     (line,) = client.get_logs(name)
@@ -121,10 +121,8 @@ def test_a_mistake_is_a_line_and_an_exit_code(
     assert said in line
 
 
-def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
-    client: JobClient, stopped: int
-) -> None:
-    """In order: after the step under way, and not back at the last epoch's end."""
+def test_a_stopped_job_leaves_only_a_checkpoint(client: JobClient, stopped_epochs: int) -> None:
+    """The checkpoint is of the current step, not of the end of the last epoch."""
     assert client.get_job("train-1")["status"] == "STOPPED"
     said = re.fullmatch(
         rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
@@ -135,22 +133,22 @@ def test_a_stopped_job_leaves_a_checkpoint_and_nothing_else(
     names = [c.name for c in Run(f"{BUCKET}/runs/first").checkpoints()]
     assert int(said[1]) > 5  # the first epoch's
     assert names
-    assert 1 <= stopped < 16
+    assert 1 <= stopped_epochs < 16
     poll_until(60, lambda: not leaked_actors(client))
     assert leaked_actors(client) == set()
 
 
-def test_the_same_command_goes_on_with_the_run(
-    client: JobClient, stopped: int, trained: Run
+def test_the_same_command_resumes_the_run(
+    client: JobClient, stopped_epochs: int, trained_run: Run
 ) -> None:
-    epochs = [line["epoch"] for line in trained.metrics() if line["kind"] == "epoch"]
-    steps = [line["step"] for line in trained.metrics() if line["kind"] == "step"]
+    epochs = [line["epoch"] for line in trained_run.metrics() if line["kind"] == "epoch"]
+    steps = [line["step"] for line in trained_run.metrics() if line["kind"] == "step"]
     assert epochs == list(range(1, 17))
     assert steps == list(range(1, 16 * 42 // 8 + 1))
     told = [
         int(n) for n in re.findall(r"^epoch (\d+)/16 ", "\n".join(client.get_logs("train-2")), re.M)
     ]
-    assert min(told) > stopped
+    assert min(told) > stopped_epochs
     assert told[-1] == 16
 
 
@@ -165,14 +163,16 @@ def test_a_study(study: Study) -> None:
     assert all(row.checkpoint and row.status != "unfinished" for row in rows)
 
 
-def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> None:
-    code, said = client.submit("evaluate", f"evaluate {trained} {archive} --split test --json")
-    assert code == 0, said
+def test_evaluate_and_predict(client: JobClient, trained_run: Run, archive: str) -> None:
+    code, output = client.submit(
+        "evaluate", f"evaluate {trained_run} {archive} --split test --json"
+    )
+    assert code == 0, output
     scores = json.loads(client.get_logs("evaluate")[-1])
     assert scores["num_images"] == len(scores["scores"]) == 4
     images = f"{archive}/ISIC-2017_Test_v2_Data"
-    code, said = client.submit("predict", f"predict {trained} {images} {BUCKET}/masks")
-    assert code == 0, said
+    code, output = client.submit("predict", f"predict {trained_run} {images} {BUCKET}/masks")
+    assert code == 0, output
     names = [file.name for file in storage.list_files(f"{BUCKET}/masks")]
     assert len([name for name in names if name.endswith("_segmentation.png")]) == 4
     assert {"predictions.csv", "predictions.json"} < set(names)
@@ -182,29 +182,33 @@ def test_evaluate_and_predict(client: JobClient, trained: Run, archive: str) -> 
 IMPORT_BLOCKER = """
 import sys
 
-class Refusing:
+class ImportBlocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("ray", "torch", "segan"):
-            raise ImportError(f"{name} was to be imported")
+            raise ImportError(f"{name} must not be imported")
 
-sys.meta_path.insert(0, Refusing())
+sys.meta_path.insert(0, ImportBlocker())
 """
 
 
-def test_the_best_checkpoint_comes_with_boto3_alone(trained: Run, tmp_path: Path) -> None:
-    """By the lines of docs/checkpoints.md, which are what a person has."""
+def test_the_best_checkpoint_can_be_downloaded_with_boto3_alone(
+    trained_run: Run, tmp_path: Path
+) -> None:
+    """With the example of docs/checkpoints.md."""
     page = (ROOT / "docs" / "checkpoints.md").read_text()
     lines = page.split("```python\n")[1].split("```")[0]
     assert 'bucket, run = boto3.client("s3"), "bucket", "runs/first"' in lines
     program = IMPORT_BLOCKER + lines.replace('"bucket"', f'"{BUCKET.removeprefix("s3://")}"')
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    best = trained.best_checkpoint()
+    best = trained_run.best_checkpoint()
     assert best is not None
     assert (tmp_path / SEGMENTOR_FILE).read_bytes() == best.read(SEGMENTOR_FILE)
 
 
-def test_the_keys_are_nowhere(client: JobClient, trained: Run, study: Study, s3: S3Server) -> None:
-    """Not in what the dashboard tells, in Ray's own logs, or in what Ray keeps in the bucket."""
+def test_credentials_are_in_no_page_log_or_object(
+    client: JobClient, trained_run: Run, study: Study, s3: S3Server
+) -> None:
+    """Neither in the dashboard, in Ray's logs, nor in the files that Ray writes to the bucket."""
     secrets = (s3.access_key, s3.secret_key, client.cluster.token_path.read_text())
     kinds = ("actors", "nodes", "placement_groups", "runtime_envs", "tasks", "workers")
     pages = ["jobs/", "jobs/train-2/logs", *(f"v0/{kind}?detail=true&limit=1000" for kind in kinds)]

@@ -1,4 +1,4 @@
-"""Trainings under Ray Train, with real DDP workers and the S3 server."""
+"""Training with Ray Train, real DDP workers and the S3 server."""
 
 from __future__ import annotations
 
@@ -44,21 +44,23 @@ def metrics_without_times(run: Run) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def two_worker_config(s3: S3Server, configured: Callable[..., Config]) -> Config:
-    return configured("cluster.workers=2", "training.epochs=4", "training.log_every_steps=1")
+def two_worker_config(s3: S3Server, make_config: Callable[..., Config]) -> Config:
+    return make_config("cluster.workers=2", "training.epochs=4", "training.log_every_steps=1")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_run(two: Config, ray_session: RayCluster) -> tuple[Run, list[TrainingProgress]]:
-    """A run of two workers from its start to its end, and what was seen of it."""
-    return run_on_ray(two, f"{BUCKET}/whole")
+def uninterrupted_run(
+    two_worker_config: Config, ray_session: RayCluster
+) -> tuple[Run, list[TrainingProgress]]:
+    """A run of two workers from start to end, and its progress."""
+    return run_on_ray(two_worker_config, f"{BUCKET}/whole")
 
 
-def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
-    whole: tuple[Run, list[TrainingProgress]],
+def test_a_run_writes_its_description_metrics_and_checkpoints(
+    uninterrupted_run: tuple[Run, list[TrainingProgress]],
 ) -> None:
-    run, seen = whole
-    # 4 x 42 rows at 8 a step; the loop itself asserts at each checkpoint that ranks are equal.
+    run, seen = uninterrupted_run
+    # 4 x 42 rows, 8 per step. The trainer checks at each checkpoint that the ranks are equal.
     steps = [line["step"] for line in run.metrics() if line["kind"] == "step"]
     assert steps == list(range(1, 22))
     assert seen[-1].samples == seen[-1].total_samples == 21 * 8
@@ -73,115 +75,115 @@ def test_a_run_leaves_what_it_was_its_metrics_and_its_checkpoints(
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 
-def test_two_workers_give_the_same_weights_twice(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+def test_two_workers_are_reproducible(
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
-    again, _ = run_on_ray(two, f"{bucket}/again")
-    assert weight_checksums(again) == weight_checksums(whole[0])
-    assert metrics_without_times(again) == metrics_without_times(whole[0])
+    again, _ = run_on_ray(two_worker_config, f"{bucket}/again")
+    assert weight_checksums(again) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(again) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_killed_worker_is_started_again_where_the_checkpoint_stands(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+def test_a_killed_worker_is_restarted_from_the_checkpoint(
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
     killed = []
 
-    def kill_once(status: TrainingProgress) -> None:
-        if status.num_validations >= 2 and not killed:
+    def kill_once(progress: TrainingProgress) -> None:
+        if progress.num_validations >= 2 and not killed:
             killed.append(kill_worker())
 
     run = Run(f"{bucket}/killed")
-    train(two, run, kill_once)
+    train(two_worker_config, run, kill_once)
     assert killed == [True]
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_wish_stops_the_workers_in_order_and_the_run_goes_on(
-    two: Config, whole: tuple[Run, list[TrainingProgress]], bucket: str
+def test_a_stop_request_stops_the_workers_and_the_run_resumes(
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
-    run, wish = Run(f"{bucket}/stopped"), StopRequest()
+    run, stop_request = Run(f"{bucket}/stopped"), StopRequest()
 
-    def wish_once(status: TrainingProgress) -> None:
-        if status.samples >= 4 * 8:
-            wish.set(signal.SIGTERM)
+    def stop_once(progress: TrainingProgress) -> None:
+        if progress.samples >= 4 * 8:
+            stop_request.set(signal.SIGTERM)
 
     with pytest.raises(StoppedError, match="stopped after step"):
-        train(two, run, wish_once, stop_request=wish)
+        train(two_worker_config, run, stop_once, stop_request=stop_request)
     latest = run.latest_checkpoint()
     assert latest is not None
     assert 4 * 8 < latest.samples < 21 * 8
     assert len({line["samples"] for line in run.metrics()}) == latest.samples // 8
-    train(two, run, lambda status: None)
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
+    train(two_worker_config, run, lambda progress: None)
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
-def test_a_torn_checkpoint_is_passed_over_by_all_workers(
-    two: Config,
-    whole: tuple[Run, list[TrainingProgress]],
+def test_a_damaged_checkpoint_is_skipped_by_all_workers(
+    two_worker_config: Config,
+    uninterrupted_run: tuple[Run, list[TrainingProgress]],
     bucket: str,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Torn before the worker group is started again, which takes seconds; the driver is told."""
-    run, torn = Run(f"{bucket}/torn"), []
+    """It is damaged before the worker group restarts; the driver logs a warning."""
+    run, damaged = Run(f"{bucket}/damaged"), []
 
-    def kill_and_tear(status: TrainingProgress) -> None:
-        if status.num_validations >= 2 and not torn:
+    def kill_and_damage(progress: TrainingProgress) -> None:
+        if progress.num_validations >= 2 and not damaged:
             kill_worker()
             latest = run.latest_checkpoint()
             assert latest is not None
             content = storage.read_bytes(f"{latest.uri}/trainer.pt")
             storage.write_bytes(f"{latest.uri}/trainer.pt", content[:-1])
-            torn.append(latest.name)
+            damaged.append(latest.name)
 
-    train(two, run, kill_and_tear)
-    assert weight_checksums(run) == weight_checksums(whole[0])
-    assert metrics_without_times(run) == metrics_without_times(whole[0])
-    assert f"{run}: checkpoint {torn[0]} is not whole and passed over" in capsys.readouterr().err
+    train(two_worker_config, run, kill_and_damage)
+    assert weight_checksums(run) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
+    assert f"{run}: checkpoint {damaged[0]} is skipped: " in caplog.text
 
 
-def test_what_is_not_finite_is_not_tried_again(
-    bucket: str, configured: Callable[..., Config]
+def test_a_loss_that_is_not_finite_is_not_retried(
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
     before = len(list_workers())
-    # Beyond float32, so the first loss is infinite.
-    config = configured("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
+    # Larger than float32 allows, so the first loss is infinite.
+    config = make_config("cluster.workers=2", "loss.level_weights=[1e39,1,1,1,1,1,1]")
     with pytest.raises(NonFiniteError, match=r"at step 1 is not finite, on rank 0 .*; rank 1 "):
         run_on_ray(config, f"{bucket}/wild")
     assert len(list_workers()) - before == 2
 
 
-def test_a_finished_run_started_again_has_nothing_to_do(
-    two: Config, whole: tuple[Run, list[TrainingProgress]]
+def test_a_finished_run_has_nothing_left_to_do(
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]]
 ) -> None:
-    run, _ = whole
+    run, _ = uninterrupted_run
     before = (weight_checksums(run), run.metrics())
-    _, seen = run_on_ray(two, run.uri)
+    _, seen = run_on_ray(two_worker_config, run.uri)
     assert seen == []
     assert (weight_checksums(run), run.metrics()) == before
 
 
-def test_one_worker_on_the_cluster_is_the_same_as_local(
-    bucket: str, configured: Callable[..., Config]
+def test_one_worker_on_the_cluster_equals_local_training(
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    config = configured()
+    config = make_config()
     on_ray, _ = run_on_ray(config, f"{bucket}/ray")
-    here = Run(f"{bucket}/here")
-    train_local(config, here)
-    assert weight_checksums(on_ray) == weight_checksums(here)
-    assert metrics_without_times(on_ray) == metrics_without_times(here)
+    local = Run(f"{bucket}/local")
+    train_local(config, local)
+    assert weight_checksums(on_ray) == weight_checksums(local)
+    assert metrics_without_times(on_ray) == metrics_without_times(local)
 
 
 def list_workers() -> list[Any]:
-    """The workers that there are and were."""
+    """All workers, alive or not."""
     from ray.util.state import list_actors
 
     return list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000)
 
 
 def kill_worker() -> bool:
-    """Ends one process of the worker group, as a machine that fails would."""
+    """Kills one process of the worker group."""
     pid = next(worker.pid for worker in list_workers() if worker.state == "ALIVE")
 
     @ray.remote(num_cpus=0)
@@ -195,25 +197,27 @@ def kill_worker() -> bool:
     return True
 
 
-def test_what_does_not_fit_the_cluster_is_said_at_once(
-    bucket: str, configured: Callable[..., Config]
+def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(
+    bucket: str, make_config: Callable[..., Config]
 ) -> None:
-    with pytest.raises(UsageError, match="8 workers of 1 CPU and 1 for reading data need 9 CPU"):
-        run_on_ray(configured("cluster.workers=8"), f"{bucket}/run")
-    with pytest.raises(UsageError, match="need 1 GPU, the cluster has 0"):
-        run_on_ray(configured("cluster.gpus_per_worker=1"), f"{bucket}/run")
+    with pytest.raises(
+        UsageError, match="8 workers of 1 CPU plus 1 CPU for reading data: 9 CPUs required, 4"
+    ):
+        run_on_ray(make_config("cluster.workers=8"), f"{bucket}/run")
+    with pytest.raises(UsageError, match="1 GPU required, 0 available"):
+        run_on_ray(make_config("cluster.gpus_per_worker=1"), f"{bucket}/run")
     assert not Run(f"{bucket}/run").metrics()
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_shard_is_named(
-    split: str, bucket: str, records: str, configured: Callable[..., Config]
+def test_a_damaged_shard_is_reported(
+    split: str, bucket: str, records: str, make_config: Callable[..., Config]
 ) -> None:
     for file in storage.list_files(records):
         content = bytearray(storage.read_bytes(f"{records}/{file.name}"))
         if file.name.startswith(split):
             content[len(content) // 2] ^= 1
         storage.write_bytes(f"{bucket}/records/{file.name}", bytes(content))
-    config = configured(f"data.records={bucket}/records", "cluster.max_failures=0")
+    config = make_config(f"data.records={bucket}/records", "cluster.max_failures=0")
     with pytest.raises(SeganError, match=rf"{split}-\d+.*checksum mismatch"):
         run_on_ray(config, f"{bucket}/run")

@@ -1,4 +1,4 @@
-"""A job's code comes with it: uploaded from here, or as an archive in the bucket."""
+"""A job brings its code: uploaded from a checkout, or as an archive in the bucket."""
 
 from __future__ import annotations
 
@@ -23,29 +23,27 @@ LOCATION_PROGRAM = 'import os, segan; print(segan.__file__, os.environ["PYTHONUN
 
 
 def job_output(cluster: RayCluster, working_dir: str) -> str:
-    """What a job that says where its code lies has printed."""
+    """The logs of a job that prints the location of its code."""
     client = JobSubmissionClient(cluster.dashboard)
     environment = yaml.safe_load((ROOT / RUNTIME_ENV).read_text())
     job = client.submit_job(
         entrypoint=shlex.join([sys.executable, "-c", LOCATION_PROGRAM]),
         runtime_env={**environment, "working_dir": working_dir},
     )
-    until = time.monotonic() + 120
-    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+    deadline = time.monotonic() + 120
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < deadline:
         time.sleep(0.5)
     logs = client.get_job_logs(job)
     assert status == JobStatus.SUCCEEDED, logs
     return logs
 
 
-def test_it_is_uploaded_from_here(ray_session: RayCluster) -> None:
+def test_the_checkout_is_uploaded(ray_session: RayCluster) -> None:
     logs = job_output(ray_session, str(ROOT))
     assert re.search(r"/working_dir_files/_ray_pkg_\w+/segan/__init__.py 1\n", logs), logs
 
 
-def test_it_is_an_archive_in_the_bucket(
-    ray_session: RayCluster, bucket: str, tmp_path: Path
-) -> None:
+def test_an_archive_in_the_bucket(ray_session: RayCluster, bucket: str, tmp_path: Path) -> None:
     """With one folder at its top, as `git archive --prefix=segan/` makes it."""
     packed, archive = package_working_dir(ROOT, tmp_path / "packed.zip"), tmp_path / "segan.zip"
     with zipfile.ZipFile(packed) as old, zipfile.ZipFile(archive, "w") as new:

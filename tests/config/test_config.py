@@ -1,4 +1,4 @@
-"""The configuration: the paper's defaults, YAML below overrides, and mistakes named plainly."""
+"""The configuration: the paper's defaults, YAML files, overrides, and error messages."""
 
 import json
 import math
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import ray_jobs
 from segan.config import Config, iter_fields, load_config, parse_config
+from segan.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from segan.errors import UsageError
 
-FIELDS = dict(iter_fields())
+FIELDS = dict(iter_fields(Config))
 NUMERIC_KEYS = [key for key, field in FIELDS.items() if field.annotation in (int, float)]
 CONFIG_FILES = sorted((Path(ray_jobs.__file__).parent / "configs").glob("*.yaml"))
 
@@ -124,7 +125,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert load_config() == Config()
 
 
-def test_every_knob_is_described() -> None:
+def test_every_key_is_described() -> None:
     assert len(FIELDS) > 30
     assert [key for key, field in FIELDS.items() if len(field.description or "") < 10] == []
 
@@ -132,9 +133,11 @@ def test_every_knob_is_described() -> None:
 # Files and overrides
 
 
-def test_an_override_wins_over_the_file_and_the_file_over_the_default(file: Path) -> None:
-    file.write_text("network: {width: 16, global_from: 9}\ntraining: {epochs: 3}\n")
-    config = load_config(file, ["network.width=8", "augment.crop=64"])
+def test_an_override_wins_over_the_file_and_the_file_over_the_default(config_file: Path) -> None:
+    config_file.write_text(
+        "network: {width: 16, global_conv_min_kernel: 9}\ntraining: {epochs: 3}\n"
+    )
+    config = load_config(config_file, ["network.width=8", "augment.crop=64"])
     assert (config.network.width, config.augment.crop) == (8, 64)
     assert (config.network.global_conv_min_kernel, config.training.epochs) == (9, 3)
     assert config.training.batch_size == 25
@@ -149,7 +152,7 @@ def test_of_two_overrides_the_last_wins() -> None:
     [
         ("loss.level_weights=[1,1,2,2,2,2,4]", (1, 1, 2, 2, 2, 2, 4)),
         ("optimizer.betas=[0.9, 0.99]", (0.9, 0.99)),
-        ("optimizer.learning_rate=1e-4", 1e-4),  # a string to YAML 1.1
+        ("optimizer.learning_rate=1e-4", 1e-4),
         ("logistic.stretch_to_run=true", True),
         ("data.records=s3://bucket/a=b", "s3://bucket/a=b"),
         ("loss.reduction=per_level", "per_level"),
@@ -157,6 +160,40 @@ def test_of_two_overrides_the_last_wins() -> None:
 )
 def test_the_value_of_an_override_is_yaml(override: str, expected: Any) -> None:
     assert get_value(load_config(None, [override]), override.partition("=")[0]) == expected
+
+
+@pytest.mark.parametrize("word", ["off", "on", "yes", "no", "y", "n", "Off", "YES", "1:30", "1_0"])
+def test_words_of_yaml_1_1_stay_strings(word: str, config_file: Path) -> None:
+    config_file.write_text(
+        f"data: {{train: {word}}}\nablation: {{variants: {{paper: {{a.b: {word}}}}}}}"
+    )
+    config = load_config(config_file)
+    assert (config.data.train, config.ablation.variants) == (word, {"paper": {"a.b": word}})
+    assert load_config(None, [f"data.train={word}"]).data.train == word
+
+
+@pytest.mark.parametrize("text", ["2017-01-01", "2017-01-01 10:00:00", "0o_7", "=", "<<"])
+def test_dates_and_the_like_stay_strings(text: str) -> None:
+    assert load_config(None, [f"data.train={text}"]).data.train == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-3", 0.001),
+        ("1.5E+2", 150.0),
+        ("-.5", -0.5),
+        ("017", 17),
+        ("true", True),
+        ("null", None),
+    ],
+)
+def test_numbers_booleans_and_null_are_those_of_yaml_1_2(text: str, expected: Any) -> None:
+    variants = load_config(
+        None, [f"ablation.variants={{paper: {{a.b: {text}}}}}"]
+    ).ablation.variants
+    found = variants["paper"]["a.b"]
+    assert (found, type(found)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
@@ -170,9 +207,9 @@ def test_the_papers_file_keeps_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "network: {}\n"])
-def test_a_file_may_say_nothing(file: Path, text: str) -> None:
-    file.write_text(text)
-    assert load_config(file) == Config()
+def test_a_file_may_be_empty(config_file: Path, text: str) -> None:
+    config_file.write_text(text)
+    assert load_config(config_file) == Config()
 
 
 def test_a_config_does_not_change() -> None:
@@ -188,18 +225,44 @@ def test_a_config_does_not_change() -> None:
     [
         ("network.widht", "network.width"),
         ("netwrk.width", "network"),
-        ("optimiser.clamp", "optimizer"),
+        ("optimiser.rate", "optimizer"),
         ("training.learning_rate", "optimizer.learning_rate"),
         ("augment.crop_size", "augment.crop"),
         ("data.train.name", "data.train"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(file: Path, key: str, nearest: str) -> None:
+def test_an_unknown_key_names_the_nearest(config_file: Path, key: str, nearest: str) -> None:
     section, leaf = key.split(".", 1)
-    file.write_text(yaml.safe_dump({section: {leaf: 1}}))
-    for said in (error_message(f"{key}=1"), error_message(path=file)):
+    config_file.write_text(yaml.safe_dump({section: {leaf: 1}}))
+    for said in (error_message(f"{key}=1"), error_message(path=config_file)):
         assert "unknown key" in said
         assert said.endswith(f"the nearest known one is {nearest}")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_renamed_key_names_the_new_one(old: str, new: str, config_file: Path) -> None:
+    assert new in FIELDS
+    section, leaf = old.split(".")
+    config_file.write_text(f"{section}: {{{leaf}: 1}}\n")
+    expected = f"configuration {old}: renamed to {new}"
+    assert error_message(f"{old}=1") == error_message(path=config_file) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [(key, old, new) for key, values in RENAMED_VALUES.items() for old, new in values.items()],
+)
+def test_a_renamed_value_names_the_new_one(key: str, old: str, new: str) -> None:
+    message = f"configuration {key}: the value {old!r} was renamed to {new!r}"
+    assert error_message(f"{key}={old}") == message
+    assert get_value(Config().with_overrides({key: new}), key) == new
+
+
+def test_a_renamed_key_with_a_renamed_value_names_both() -> None:
+    assert error_message("performance.compile=off") == (
+        "configuration performance.compile: renamed to performance.compile_mode, and its value "
+        "'off' to 'none'"
+    )
 
 
 def test_a_key_without_its_last_letter_names_itself() -> None:
@@ -241,21 +304,24 @@ def test_no_level_weighs_less_than_nothing() -> None:
         ("network.width=1.5", "found 1.5"),
         ("network.residual_activation=beside", "'after' or 'before', found 'beside'"),
         ("evaluation.resize_mode=crop", "'native', 'pad' or 'resize', found 'crop'"),
-        ("loss.level_weights=[1,2]", "needs 7 factors (the masked image and C1 to C6), found 2"),
+        (
+            "loss.level_weights=[1,2]",
+            "expected 7 weights (of the masked image and C1 to C6), found 2",
+        ),
         ("logistic.final_k=2", "final_k 2.0 is above initial_k 1.0"),
         ("cluster.min_workers=2", "min_workers 2 is above workers 1; choose"),
         (
             "search.weight_clip=[0.1,0.01]",
-            "clamp [0.1, 0.01]: expected two positive numbers, the lesser",
+            "weight_clip [0.1, 0.01]: expected two positive numbers, the smaller",
         ),
-        ("search.learning_rate=[0,0.1]", "expected two positive numbers, the lesser first"),
+        ("search.learning_rate=[0,0.1]", "expected two positive numbers, the smaller first"),
         ("search.final_k=[0.3,0]", "final_k [0.3, 0.0]: expected positive numbers"),
         ("search.final_k=[]", "at least 1 item"),
-        ("loss.critic=none", "without an adversary, give loss.dice_weight or"),
-        ("loss.adversarial_weight=0", "S would learn from nothing"),
-        ("ablation.variants={Paper: {}}", "'Paper': a variant's name is of small letters"),
-        ("ablation.variants={../up: {}}", "'../up': a variant's name is of small letters"),
-        ("ablation.variants={a: {}}", "baseline 'paper' is none of the variants a"),
+        ("loss.critic=none", "without an adversarial term, set loss.dice_weight or"),
+        ("loss.adversarial_weight=0", "S has no loss"),
+        ("ablation.variants={Paper: {}}", "'Paper': a variant's name is lower-case letters"),
+        ("ablation.variants={../up: {}}", "'../up': a variant's name is lower-case letters"),
+        ("ablation.variants={a: {}}", "baseline 'paper': expected a variant, one of a"),
     ],
 )
 def test_a_wrong_value_says_what_is_expected_and_found(override: str, said: str) -> None:
@@ -267,7 +333,7 @@ def test_several_mistakes_are_all_named() -> None:
     assert all(key in said for key in ("network.width", "training.epochs", "augment.corp"))
 
 
-def test_one_value_a_channel_is_too_few_to_normalise() -> None:
+def test_batch_norm_needs_two_values_per_channel() -> None:
     said = error_message("training.batch_size=1", "augment.crop=64")
     assert said.startswith("configuration training.batch_size 1 with augment.crop 64 leaves one")
     assert load_config(None, ["training.batch_size=1", "augment.crop=97"]).training.batch_size == 1
@@ -297,12 +363,12 @@ def test_an_override_whose_value_is_not_yaml_is_refused() -> None:
         (b"network: {width: !!python/object:os.system 1}", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_named(
-    file: Path, content: bytes, expected: str
+def test_a_file_without_a_configuration_is_named(
+    config_file: Path, content: bytes, expected: str
 ) -> None:
-    file.write_bytes(content)
-    said = error_message(path=file)
-    assert said.startswith(f"configuration {file}: {expected}")
+    config_file.write_bytes(content)
+    said = error_message(path=config_file)
+    assert said.startswith(f"configuration {config_file}: {expected}")
     assert "\n" not in said
 
 
@@ -313,12 +379,44 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, reason: 
     assert reason in said
 
 
-def test_a_section_is_keys_and_values(file: Path) -> None:
-    file.write_text("network: 8")
-    assert error_message(path=file).startswith("configuration network: ")
-    assert error_message("network.width=8", path=file) == (
+def test_a_section_has_keys_and_values(config_file: Path) -> None:
+    config_file.write_text("network: 8")
+    assert error_message(path=config_file).startswith("configuration network: ")
+    assert error_message("network.width=8", path=config_file) == (
         "configuration network: expected keys and values, found 8"
     )
+
+
+# Overrides of a configuration
+
+
+def test_overrides_leave_the_other_values() -> None:
+    config = load_config(
+        None, ["network.width=8", "ablation.variants={paper: {loss.critic: none}}"]
+    )
+    changed = config.with_overrides({"training.epochs": 3, "optimizer.weight_clip": None})
+    assert (changed.training.epochs, changed.optimizer.weight_clip) == (3, None)
+    assert changed.with_overrides({"training.epochs": 300, "optimizer.weight_clip": 0.05}) == config
+    assert config.training.epochs == 300
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"network.widht": 8}, "configuration network.widht: unknown key; the nearest"),
+        ({"network.width": 0}, "configuration network.width: "),
+        ({"loss.reading": "per_level"}, "configuration loss.reading: renamed to loss.reduction"),
+        ({"network": 8}, "configuration network.: unknown key"),
+        (
+            {"training.batch_size": 1, "augment.crop": 64},
+            "configuration training.batch_size 1 with",
+        ),
+    ],
+)
+def test_invalid_overrides_are_named(overrides: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Config().with_overrides(overrides)
+    assert str(caught.value).startswith(expected)
 
 
 # Round trip
@@ -361,7 +459,7 @@ def tree_strategy() -> st.SearchStrategy[dict[str, Any]]:
 
 
 @given(tree_strategy())
-def test_what_is_dumped_is_parsed_to_the_same(tree: dict[str, Any]) -> None:
+def test_a_dumped_config_parses_to_the_same(tree: dict[str, Any]) -> None:
     config = parse_config(tree)
     dumped = config.model_dump(mode="json")
     assert parse_config(dumped) == config
@@ -373,10 +471,9 @@ def test_what_is_dumped_is_parsed_to_the_same(tree: dict[str, Any]) -> None:
 
 
 @given(tree_strategy())
-def test_overrides_say_the_same_as_a_tree(tree: dict[str, Any]) -> None:
-    overrides = [
-        f"{section}.{key}={yaml.safe_dump(given_value, default_flow_style=True)}"
-        for section, branch in tree.items()
-        for key, given_value in branch.items()
-    ]
-    assert load_config(None, overrides) == parse_config(tree)
+def test_overrides_give_the_same_as_a_tree(tree: dict[str, Any]) -> None:
+    values = {f"{s}.{key}": value for s, branch in tree.items() for key, value in branch.items()}
+    overrides = [f"{key}={yaml.safe_dump(v, default_flow_style=True)}" for key, v in values.items()]
+    expected = parse_config(tree)
+    assert load_config(None, overrides) == expected
+    assert Config().with_overrides(values) == expected

@@ -1,4 +1,4 @@
-"""What processes are there and where they listen, as the kernel has it."""
+"""Processes and the addresses they listen on, from /proc."""
 
 import socket
 import subprocess
@@ -14,24 +14,24 @@ LISTENING = "0A"
 def child_process(
     command: list[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program that a test talks to, and that does not hold the test up when that fails."""
+    """A program with pipes for stdin and stdout, which is killed after the block."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
     ) as process:
         try:
             yield process
         finally:
-            process.kill()  # nothing, if it has ended and was waited for
+            process.kill()  # does nothing if it has ended
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """The next line it prints."""
+    """The next line of its stdout."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether it comes true in time."""
+    """Whether the condition becomes true in time."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -48,7 +48,7 @@ def _is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"  # ended, and its new parent, not one of ours, is slow to look
+    return state != "Z"  # a zombie, whose new parent has not reaped it yet
 
 
 def listening_addresses(pids: Iterable[int]) -> set[tuple[str, int]]:
@@ -70,14 +70,14 @@ def _socket_inodes(pid: int) -> set[str]:
         try:
             target = str(descriptor.readlink())
         except OSError:
-            continue  # closed while we were reading
+            continue  # closed in the meantime
         if target.startswith("socket:["):
             inodes.add(target.removeprefix("socket:[").removesuffix("]"))
     return inodes
 
 
 def _format_address(address: str) -> str:
-    # The kernel prints 32-bit words, each in the byte order of the machine.
+    # 32-bit words in the machine's byte order.
     raw = b"".join(bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
     family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
     return socket.inet_ntop(family, raw).removeprefix("::ffff:")

@@ -1,4 +1,4 @@
-"""`make cluster`: up in the background, a file that points a shell at it, and down again."""
+"""`make cluster`: starts in the background, writes a file to use it from a shell, and stops."""
 
 import os
 import stat
@@ -31,11 +31,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def run_background(action: str, folder: Path) -> str:
-    """What it says; it has to succeed, and says all to people."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_A"))}
+    """The stderr of the command, which must succeed."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_A"))}
     done = subprocess.run(
         [sys.executable, "-m", "infra.local.background", action, "--folder", str(folder)],
-        env=kept,
+        env=inherited,
         capture_output=True,
         text=True,
     )
@@ -43,15 +43,15 @@ def run_background(action: str, folder: Path) -> str:
     return done.stderr
 
 
-def test_it_starts_once_and_ends_whole(folder: Path) -> None:
+def test_it_starts_once_and_stops_completely(folder: Path) -> None:
     assert run_background("stop", folder) == "not running\n"
-    said = run_background("start", folder)
-    assert said.startswith("started\n")
+    output = run_background("start", folder)
+    assert output.startswith("started\n")
     pid, environment = running_pid(folder), folder / "environment"
     assert pid is not None
-    assert f"source {environment}" in said
+    assert f"source {environment}" in output
     assert stat.S_IMODE(environment.stat().st_mode) == 0o600
-    assert run_background("start", folder) == said.replace("started", "already running")
+    assert run_background("start", folder) == output.replace("started", "already running")
     assert running_pid(folder) == pid
     bare = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     script = f'. {environment}; exec {sys.executable} -c "$0"'
@@ -66,7 +66,7 @@ def test_it_starts_once_and_ends_whole(folder: Path) -> None:
     assert run_background("stop", folder) == "not running\n"
 
 
-def test_a_pid_that_is_now_another_programs_is_left_alone(folder: Path) -> None:
+def test_a_stale_pid_of_another_program_is_ignored(folder: Path) -> None:
     folder.mkdir()
     with child_process(["sleep", "1000"], os.environ) as other:
         (folder / "pid").write_text(f"{other.pid}\n")

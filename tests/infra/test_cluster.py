@@ -1,4 +1,4 @@
-"""The Ray head takes jobs from the holder of its token only, and leaves nothing behind."""
+"""The Ray head requires its token, and leaves no processes behind."""
 
 import os
 import signal
@@ -26,7 +26,9 @@ from tests.infra.process_utils import (
 pytestmark = pytest.mark.cluster
 
 
-def test_workers_have_the_keys_and_the_endpoint(ray_session: RayCluster, s3: S3Server) -> None:
+def test_workers_have_the_s3_credentials_and_endpoint(
+    ray_session: RayCluster, s3: S3Server
+) -> None:
     @ray.remote
     def environment_of_a_worker() -> dict[str, str]:
         return dict(os.environ)
@@ -41,11 +43,11 @@ def test_it_has_the_logical_cpus_asked_for(ray_session: RayCluster) -> None:
 
 
 def test_it_listens_on_loopback_only(ray_session: RayCluster) -> None:
-    everything = [ray_session.pid, *descendants(ray_session.pid)]
-    assert {address for address, _ in listening_addresses(everything)} == {"127.0.0.1"}
+    pids = [ray_session.pid, *descendants(ray_session.pid)]
+    assert {address for address, _ in listening_addresses(pids)} == {"127.0.0.1"}
 
 
-def test_the_token_and_the_logs_are_for_their_owner_only(ray_session: RayCluster) -> None:
+def test_only_the_owner_can_read_the_token_and_the_logs(ray_session: RayCluster) -> None:
     assert stat.S_IMODE(ray_session.token_path.stat().st_mode) == 0o600
     assert stat.S_IMODE(ray_session.folder.parent.stat().st_mode) == 0o700
 
@@ -56,8 +58,8 @@ def test_a_driver_without_the_token_is_refused(
 ) -> None:
     environment = {
         **os.environ,
-        "HOME": str(tmp_path),  # and so no token there
-        "RAY_NUM_REDIS_GET_RETRIES": "1",  # or else it tries for 20 seconds
+        "HOME": str(tmp_path),  # without a token
+        "RAY_NUM_REDIS_GET_RETRIES": "1",  # with the default it retries for 20 s
     }
     del environment["RAY_AUTH_TOKEN_PATH"]
     if token is None:
@@ -75,7 +77,7 @@ def test_a_driver_without_the_token_is_refused(
     assert "InvalidAuthToken" in driver.stderr
 
 
-def test_the_dashboard_asks_for_the_token(ray_session: RayCluster) -> None:
+def test_the_dashboard_requires_the_token(ray_session: RayCluster) -> None:
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(f"{ray_session.dashboard}/api/v0/nodes")
     assert refusal.value.code == 401
@@ -109,7 +111,7 @@ with ray_cluster(Path(sys.argv[1]), 1, {}) as cluster:
 def test_no_process_is_left(tmp_path_factory: pytest.TempPathFactory, end: str) -> None:
     folder = tmp_path_factory.mktemp("ray")
     if end == "in good order":
-        folder = folder / ("long" * 10)  # and so Ray's own folder has to be elsewhere
+        folder = folder / ("long" * 10)  # too long for Ray's own folder
     command = [sys.executable, "-c", HEAD_AND_DRIVER, str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
     with child_process(command, environment) as parent:

@@ -1,5 +1,5 @@
-"""What is under infra/ for real clusters: rendered by kustomize, held to the schemas of KubeRay and
-of Ray's launcher, and checked against the code, the configurations and the pins it goes with."""
+"""The manifests under infra/, rendered by kustomize: they match the schemas of KubeRay and of Ray's
+launcher, and fit the code, the configurations and the pinned versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from infra.check_manifests import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not render_command(), reason="neither kustomize nor kubectl is here"
+    not render_command(), reason="neither kustomize nor kubectl is installed"
 )
 
 Tree = dict[str, Any]
@@ -43,7 +43,7 @@ MEBIBYTE = 2**20
 
 @pytest.fixture(scope="session")
 def schemas() -> dict[str, Tree]:
-    """KubeRay's definitions by kind, unknown fields refused; without them, the test is skipped."""
+    """KubeRay's JSON schemas by kind, without unknown fields; skips the test if there are none."""
     beside = Path(__file__).parents[3] / "shared" / "schemas"
     folder = Path(os.environ.get("SEGAN_SCHEMAS", beside))
     if not folder.is_dir():
@@ -61,12 +61,12 @@ def deployment() -> Deployment:
 
 @pytest.fixture
 def deployment_copy(deployment: Deployment) -> Deployment:
-    """A copy to make mistakes in."""
+    """A copy that a test can change."""
     return copy.deepcopy(deployment)
 
 
 def schema_errors(resources: list[Tree], schemas: dict[str, Tree]) -> list[str]:
-    """What KubeRay's API would say."""
+    """The errors that KubeRay's API would report."""
     return [
         f"{resource['kind']} {'.'.join(map(str, error.absolute_path))}: {error.message}"
         for resource in resources
@@ -75,19 +75,21 @@ def schema_errors(resources: list[Tree], schemas: dict[str, Tree]) -> list[str]:
     ]
 
 
-def test_everything_fits_together(deployment: Deployment) -> None:
+def test_there_are_no_problems(deployment: Deployment) -> None:
     assert sorted(deployment.kuberay) == sorted([*CLUSTERS, *JOBS, SERVICE])
     assert find_problems(deployment) == []
 
 
-def test_a_job_that_waits_counts_the_nodes_that_may_come(changed: Deployment) -> None:
-    small_train_spec(changed)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
-    small_train_spec(changed)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
-    assert find_problems(changed) == []
+def test_a_job_that_waits_counts_the_maximum_of_nodes(deployment_copy: Deployment) -> None:
+    small_train_spec(deployment_copy)["entrypoint"] += (
+        " cluster.workers=2 cluster.resource_timeout_s=900"
+    )
+    small_train_spec(deployment_copy)["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] = 2
+    assert find_problems(deployment_copy) == []
 
 
 @pytest.mark.parametrize("overlay", [*CLUSTERS, *JOBS, SERVICE])
-def test_kuberay_knows_every_field(
+def test_the_resources_match_kuberays_schemas(
     overlay: str, deployment: Deployment, schemas: dict[str, Tree]
 ) -> None:
     resources = deployment.kuberay[overlay]
@@ -97,7 +99,7 @@ def test_kuberay_knows_every_field(
     assert schema_errors(resources, schemas) == []
 
 
-def test_a_job_brings_the_cluster_of_its_overlay(deployment: Deployment) -> None:
+def test_a_job_has_the_cluster_of_its_overlay(deployment: Deployment) -> None:
     for size in ("small", "large"):
         (cluster,) = resources_of_kind(deployment, f"infra/kuberay/{size}", "RayCluster")
         (job,) = resources_of_kind(deployment, f"infra/kuberay/jobs/{size}-train", "RayJob")
@@ -105,32 +107,32 @@ def test_a_job_brings_the_cluster_of_its_overlay(deployment: Deployment) -> None
 
 
 def test_with_the_optional_components(
-    tmp_path: Path, changed: Deployment, schemas: dict[str, Tree]
+    tmp_path: Path, deployment_copy: Deployment, schemas: dict[str, Tree]
 ) -> None:
     shutil.copytree(ROOT / "infra/kuberay", tmp_path / "kuberay")
     job = tmp_path / "kuberay/jobs/small-train/kustomization.yaml"
     tree = yaml.safe_load(job.read_text())
     tree["components"] = [f"../../components/{name}" for name in ("irsa", "job", "kueue")]
     job.write_text(yaml.safe_dump(tree))
-    changed.kuberay = {"with components": render(job.parent)}
-    assert find_problems(changed) == []
-    assert schema_errors(changed.kuberay["with components"], schemas) == []
-    (rendered,) = resources_of_kind(changed, "with components", "RayJob")
+    deployment_copy.kuberay = {"with components": render(job.parent)}
+    assert find_problems(deployment_copy) == []
+    assert schema_errors(deployment_copy.kuberay["with components"], schemas) == []
+    (rendered,) = resources_of_kind(deployment_copy, "with components", "RayJob")
     assert rendered["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "segan"}
     assert "segan-s3" not in yaml.safe_dump(rendered)
 
 
-def test_the_launcher_takes_its_configuration(deployment: Deployment) -> None:
+def test_rays_launcher_accepts_its_configuration(deployment: Deployment) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(copy.deepcopy(deployment.aws))
     validate_config(prepared)
-    # Nothing of Ray's defaults, such as the installation of a nightly build, has slipped in.
+    # Ray's defaults, such as the installation of a nightly build, are all overridden.
     for field in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         assert prepared[field] == []
 
 
-def test_ray_takes_the_runtime_environment(deployment: Deployment) -> None:
+def test_ray_accepts_the_runtime_environment(deployment: Deployment) -> None:
     from ray.runtime_env import RuntimeEnv
 
     assert RuntimeEnv(**deployment.runtime_env)["env_vars"] == deployment.runtime_env["env_vars"]
@@ -140,12 +142,12 @@ def test_the_working_directory_is_small(tmp_path: Path) -> None:
     packed = package_working_dir(ROOT, tmp_path / "working_dir.zip")
     names = zipfile.ZipFile(packed).namelist()
     assert packed.stat().st_size < MEBIBYTE
-    assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli.py"} <= set(names)
+    assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli/main.py"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"segan", "ray_jobs"}
     assert not any("__pycache__" in name for name in names)
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_reports_nothing() -> None:
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if not (hadolint := shutil.which("hadolint", path=places)):
         pytest.skip("hadolint is not installed")
@@ -155,7 +157,7 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-# Mistakes that people make, each with a part of the line that has to name it.
+# Common mistakes, each with a part of the line that reports it.
 
 Mistake = Callable[[Deployment], None]
 Table = dict[str, tuple[Mistake, str]]
@@ -176,7 +178,7 @@ def resources_of_kind(deployment: Deployment, where: str, kind: str) -> list[Tre
 
 
 def small_cluster_spec(deployment: Deployment) -> Tree:
-    """Of the small cluster."""
+    """The spec of the small cluster."""
     (cluster,) = resources_of_kind(deployment, CLUSTERS[0], "RayCluster")
     return cluster["spec"]
 
@@ -186,7 +188,7 @@ def worker_pod_spec(deployment: Deployment) -> Tree:
 
 
 def small_train_spec(deployment: Deployment) -> Tree:
-    """Of small-train."""
+    """The spec of the job small-train."""
     (found,) = resources_of_kind(deployment, "infra/kuberay/jobs/small-train", "RayJob")
     return found["spec"]
 
@@ -215,36 +217,38 @@ def a_mode_that_does_not_exist(d: Deployment) -> None:
     small_cluster_spec(d)["authOptions"]["mode"] = "tokens"
 
 
-@mistake("infra/kuberay/small: RayCluster spec.headGroupSpec.rayStartParams.num-cpus: expected")
+@mistake("infra/kuberay/small: RayCluster spec.headGroupSpec.rayStartParams.num-cpus: expected 0")
 def a_head_that_takes_work(d: Deployment) -> None:
     del small_cluster_spec(d)["headGroupSpec"]["rayStartParams"]["num-cpus"]
 
 
-@mistake("infra/kuberay/small: RayCluster spec.authOptions: expected mode token")
+@mistake("infra/kuberay/small: RayCluster spec.authOptions.mode: expected token, found None")
 def a_cluster_without_a_token(d: Deployment) -> None:
     del small_cluster_spec(d)["authOptions"]
 
 
-@mistake("spec.rayVersion: 2.59.0, constraints.txt has 2.60.0")
+@mistake("spec.rayVersion: expected 2.60.0, found 2.59.0")
 def an_older_ray(d: Deployment) -> None:
     small_cluster_spec(d)["rayVersion"] = "2.59.0"
 
 
 @mistake(
-    "containers[0].image: registry.example.com/segan:2.59.0-gpu, expected .../segan:2.60.0-gpu"
+    "containers[0].image: expected .../segan:2.60.0-gpu, "
+    "found registry.example.com/segan:2.59.0-gpu"
 )
 def an_older_image(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["image"] = "registry.example.com/segan:2.59.0-gpu"
 
 
 @mistake(
-    "containers[0].image: registry.example.com/segan:2.60.0-cpu, expected .../segan:2.60.0-gpu"
+    "containers[0].image: expected .../segan:2.60.0-gpu, "
+    "found registry.example.com/segan:2.60.0-cpu"
 )
 def the_cpu_image_on_a_gpu(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["image"] = "registry.example.com/segan:2.60.0-cpu"
 
 
-@mistake("workerGroupSpecs[0].template.spec.securityContext: expected runAsNonRoot")
+@mistake("workerGroupSpecs[0].template.spec.securityContext.runAsNonRoot: expected True")
 def a_pod_that_may_be_root(d: Deployment) -> None:
     del worker_pod_spec(d)["securityContext"]["runAsNonRoot"]
 
@@ -261,17 +265,17 @@ def a_small_dev_shm(d: Deployment) -> None:
     worker_pod_spec(d)["volumes"][0]["emptyDir"]["sizeLimit"] = "64Mi"
 
 
-@mistake("containers[0].resources: limits")
+@mistake("containers[0].resources.requests: expected {")
 def fewer_gpus_requested_than_the_limit(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["resources"]["requests"]["nvidia.com/gpu"] = "0"
 
 
-@mistake("secret segan-bucket: docs/cluster.md does not say how to make it")
+@mistake("secret segan-bucket: docs/cluster.md does not describe how to create it")
 def a_secret_that_nobody_makes(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["envFrom"] = [{"secretRef": {"name": "segan-bucket"}}]
 
 
-@mistake("containers[0].env AWS_SECRET_ACCESS_KEY: a key in clear")
+@mistake("containers[0].env AWS_SECRET_ACCESS_KEY: credentials in plain text")
 def a_key_in_clear(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["env"] = [{"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}]
 
@@ -281,7 +285,7 @@ def an_account_that_nobody_makes(d: Deployment) -> None:
     worker_pod_spec(d)["serviceAccountName"] = "ray"
 
 
-@mistake("no NetworkPolicy beside it")
+@mistake("RayCluster spec: no NetworkPolicy")
 def ports_open_to_all_pods(d: Deployment) -> None:
     resources = d.kuberay[CLUSTERS[0]]
     resources[:] = [r for r in resources if r["kind"] != "NetworkPolicy"]
@@ -298,20 +302,20 @@ def more_replicas_than_the_most(d: Deployment) -> None:
 
 
 @mistake(
-    "small-train: RayJob spec.entrypoint: 2 workers of 1 nvidia.com/gpu and 0 for reading data "
-    "need 2, minReplicas of the worker groups hold 1"
+    "small-train: RayJob spec.entrypoint: 2 workers of 1 nvidia.com/gpu: 2 required, 1 in "
+    "minReplicas of the worker groups"
 )
 def more_gpus_than_there_are(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] += " cluster.workers=2"
 
 
-@mistake("0 for reading data need 2, maxReplicas of the worker groups hold 1")
+@mistake("2 workers of 1 nvidia.com/gpu: 2 required, 1 in maxReplicas")
 def more_gpus_than_can_come(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] += " cluster.workers=2 cluster.resource_timeout_s=900"
 
 
 @mistake(
-    "1 workers of 7 cpu and 1 for reading data need 8, minReplicas of the worker groups hold 7"
+    "1 worker of 7 cpu plus 1 for reading data: 8 required, 7 in minReplicas of the worker groups"
 )
 def no_cpu_left_for_reading_data(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] += " cluster.cpus_per_worker=7"
@@ -339,7 +343,7 @@ def a_command_of_another_package(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] = "python train.py"
 
 
-@mistake("shutdownAfterJobFinishes: expected true")
+@mistake("shutdownAfterJobFinishes: expected True, found False")
 def a_cluster_that_outlives_its_job(d: Deployment) -> None:
     small_train_spec(d)["shutdownAfterJobFinishes"] = False
 
@@ -349,12 +353,12 @@ def a_job_that_is_tried_once(d: Deployment) -> None:
     del small_train_spec(d)["backoffLimit"]
 
 
-@mistake("runtimeEnvYAML env_vars.AWS_SECRET_ACCESS_KEY: keys have no place here")
+@mistake("runtimeEnvYAML env_vars.AWS_SECRET_ACCESS_KEY: Ray shows these; no credentials here")
 def a_key_in_a_runtime_environment(d: Deployment) -> None:
     small_train_spec(d)["runtimeEnvYAML"] += '  AWS_SECRET_ACCESS_KEY: "abc"\n'
 
 
-@mistake("runtimeEnvYAML env_vars: not all that ray_jobs/runtime_env.yaml has")
+@mistake("runtimeEnvYAML env_vars: expected all variables of ray_jobs/runtime_env.yaml")
 def two_runtime_environments(d: Deployment) -> None:
     d.runtime_env["env_vars"]["OMP_NUM_THREADS"] = "1"
 
@@ -379,7 +383,7 @@ def an_application_that_is_not_there(d: Deployment) -> None:
     service_spec(d)["serveConfigV2"] = config.replace("ray_jobs.serve:", "ray_jobs.service:")
 
 
-@mistake("ray_jobs/runtime_env.yaml: env_vars.WANDB_API_KEY: keys have no place here")
+@mistake("ray_jobs/runtime_env.yaml: env_vars.WANDB_API_KEY: Ray shows these; no credentials here")
 def a_key_in_the_file(d: Deployment) -> None:
     d.runtime_env["env_vars"]["WANDB_API_KEY"] = "abc"
 
@@ -389,7 +393,7 @@ def a_base_of_another_ray(d: Deployment) -> None:
     d.dockerfile = d.dockerfile.replace("BASE=rayproject/ray:2.60.0", "BASE=rayproject/ray:2.59.0")
 
 
-@mistake("infra/docker/Dockerfile: USER: expected one that is not root")
+@mistake("infra/docker/Dockerfile: USER: expected a user that is not root")
 def an_image_that_runs_as_root(d: Deployment) -> None:
     d.dockerfile += "USER root\n"
 
@@ -414,22 +418,26 @@ def ssh_open_to_the_world(d: Deployment) -> None:
     del gpu_node_config(d)["SecurityGroupIds"]
 
 
-@mistake("available_node_types.gpu.node_config.InstanceMarketOptions: expected spot")
+@mistake(
+    "available_node_types.gpu.node_config.InstanceMarketOptions: expected {'MarketType': 'spot'}"
+)
 def workers_at_full_price(d: Deployment) -> None:
     del gpu_node_config(d)["InstanceMarketOptions"]
 
 
 @pytest.mark.parametrize("name", SCHEMA_MISTAKES)
-def test_kuberay_would_refuse(name: str, changed: Deployment, schemas: dict[str, Tree]) -> None:
-    make, said = SCHEMA_MISTAKES[name]
-    make(changed)
-    found = schema_errors(changed.kuberay[CLUSTERS[0]], schemas)
-    assert any(said in line for line in found), found
+def test_kuberays_schema_reports_the_mistake(
+    name: str, deployment_copy: Deployment, schemas: dict[str, Tree]
+) -> None:
+    make, message = SCHEMA_MISTAKES[name]
+    make(deployment_copy)
+    found = schema_errors(deployment_copy.kuberay[CLUSTERS[0]], schemas)
+    assert any(message in line for line in found), found
 
 
 @pytest.mark.parametrize("name", CHECK_MISTAKES)
-def test_a_mistake_is_named(name: str, changed: Deployment) -> None:
-    make, said = CHECK_MISTAKES[name]
-    make(changed)
-    found = find_problems(changed)
-    assert any(said in line for line in found), found
+def test_the_check_reports_the_mistake(name: str, deployment_copy: Deployment) -> None:
+    make, message = CHECK_MISTAKES[name]
+    make(deployment_copy)
+    found = find_problems(deployment_copy)
+    assert any(message in line for line in found), found

@@ -1,4 +1,4 @@
-"""Figures, dashboard and scrape config agree with each other by name."""
+"""Exported metrics, dashboard and scrape configuration agree."""
 
 from __future__ import annotations
 
@@ -12,52 +12,56 @@ import pytest
 import yaml
 
 from infra.check_manifests import ROOT, render, render_command
-from infra.observability.dashboard import DASHBOARD_FILE, dashboard, dashboard_json
 from ray_jobs.training.metrics import MAX_TAG_LENGTH, METRICS, run_tags
 from segan.training.trainer import TrainingProgress
-from tests.infra.dashboards import expressions, metric_names
+from tests.infra.dashboards import DASHBOARD_FILE, expressions, load_dashboard, metric_names
 
 OBSERVABILITY = ROOT / "infra/observability"
 
 
-def test_the_file_is_what_the_table_gives() -> None:
-    assert DASHBOARD_FILE.read_text() == dashboard_json(), (
-        "python -m infra.observability.dashboard writes it"
-    )
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    return load_dashboard()
 
 
-def test_the_dashboard_draws_every_figure_and_no_other() -> None:
-    drawn = {name for name in metric_names(dashboard()) if name.startswith("ray_segan_")}
-    assert drawn == {figure.prometheus_name for figure in METRICS}
+def test_the_dashboard_shows_exactly_the_exported_metrics(dashboard: dict[str, Any]) -> None:
+    shown = {name for name in metric_names(dashboard) if name.startswith("ray_segan_")}
+    assert shown == {metric.prometheus_name for metric in METRICS}
 
 
-@pytest.mark.parametrize("figure", METRICS, ids=lambda figure: figure.name)
-def test_a_figure_says_what_it_is_in_what_unit(figure: Any) -> None:
-    assert figure.what[0].isupper()
-    assert figure.unit
+def test_the_file_is_formatted(dashboard: dict[str, Any]) -> None:
+    assert DASHBOARD_FILE.read_text() == json.dumps(dashboard, indent=2) + "\n"
 
 
-def test_what_a_status_has_of_figures_are_its_fields() -> None:
-    """The others come with a validation's report, or from the board."""
-    reported = {"wait_share", "validation_seconds", "checkpoint_seconds", "retries"}
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_metric_has_a_description_and_a_unit(metric: Any) -> None:
+    assert metric.description[0].isupper()
+    assert metric.unit
+
+
+def test_metrics_that_are_no_field_of_the_progress() -> None:
+    """These are in a validation's metrics, or come from the coordinator."""
+    reported = {"data_wait_fraction", "validation_seconds", "checkpoint_seconds", "restarts"}
     fields = {field.name for field in dataclasses.fields(TrainingProgress)}
-    assert {figure.name for figure in METRICS} - fields == reported
+    assert {metric.name for metric in METRICS} - fields == reported
 
 
-def test_panels_have_units_legends_and_places_of_their_own() -> None:
-    places = []
-    for panel in dashboard()["panels"]:
-        places.append((panel["gridPos"]["x"], panel["gridPos"]["y"]))
+def test_panels_have_units_legends_and_distinct_positions(dashboard: dict[str, Any]) -> None:
+    positions, ids = [], []
+    for panel in dashboard["panels"]:
+        ids.append(panel["id"])
+        positions.append((panel["gridPos"]["x"], panel["gridPos"]["y"]))
         assert panel["title"]
         if panel["type"] != "row":
             assert panel["fieldConfig"]["defaults"]["unit"]
             assert all(target["legendFormat"] for target in panel["targets"])
-    assert len(set(places)) == len(places)
+    assert len(set(positions)) == len(positions)
+    assert len(set(ids)) == len(ids)
 
 
-def test_variables_are_those_that_the_expressions_use() -> None:
-    names = {variable["name"] for variable in dashboard()["templating"]["list"]} - {"datasource"}
-    used = {name for e in expressions(dashboard()) for name in re.findall(r"\$([a-z]+)", e)}
+def test_variables_are_those_that_the_expressions_use(dashboard: dict[str, Any]) -> None:
+    names = {variable["name"] for variable in dashboard["templating"]["list"]} - {"datasource"}
+    used = {name for e in expressions(dashboard) for name in re.findall(r"\$([a-z]+)", e)}
     assert used == names == {"study", "run"}
 
 
@@ -74,7 +78,7 @@ def test_the_tags_of_a_run(uri: str, tags: tuple[str, str, str]) -> None:
     assert tuple(run_tags(uri).values()) == tags
 
 
-def test_prometheus_reads_the_list_that_ray_keeps() -> None:
+def test_prometheus_reads_the_target_list_that_ray_writes() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     (job,) = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())["scrape_configs"]
@@ -82,11 +86,13 @@ def test_prometheus_reads_the_list_that_ray_keeps() -> None:
     assert [Path(file).name for file in found["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
 
 
-@pytest.mark.skipif(not render_command(), reason="neither kustomize nor kubectl is here")
-def test_beside_kuberay_pods_are_found_and_the_dashboard_comes_along() -> None:
+@pytest.mark.skipif(not render_command(), reason="neither kustomize nor kubectl is installed")
+def test_on_kubernetes_pods_are_found_and_the_dashboard_is_installed(
+    dashboard: dict[str, Any],
+) -> None:
     found = {resource["kind"]: resource for resource in render(OBSERVABILITY)}
     policy = next(r for r in render(ROOT / "infra/kuberay/small") if r["kind"] == "NetworkPolicy")
     monitor, config = found["PodMonitor"], found["ConfigMap"]
     assert monitor["metadata"]["namespace"] == policy["metadata"]["namespace"]
     assert monitor["spec"]["selector"] == policy["spec"]["podSelector"]
-    assert json.loads(config["data"]["segan.json"]) == dashboard()
+    assert json.loads(config["data"]["segan.json"]) == dashboard

@@ -1,4 +1,4 @@
-"""Programs of ours end with all that they started, whatever they and we do."""
+"""Supervised programs end with all processes they started, however they or their parents end."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from infra.local.processes import (
 from infra.local.supervise import descendants
 from tests.infra.process_utils import all_exited, child_process, read_line, wait_for
 
-# Deaf to SIGTERM; with a child in a session of its own, whose own child is left an orphan.
+# Ignores SIGTERM; has a child in its own session, whose child becomes an orphan.
 SIGTERM_IGNORING_SCRIPT = """
 trap '' TERM
 setsid sh -c 'trap "" TERM; (sleep 1000 &) ; sleep 1000' &
@@ -34,10 +34,10 @@ sleep 1000
 PARENT_PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from infra.local.processes import running
+from infra.local.processes import run_supervised
 
 command = ["sleep", "1000"]
-with running(command, folder=Path(sys.argv[1]), environment=os.environ,
+with run_supervised(command, folder=Path(sys.argv[1]), environment=os.environ,
     grace_period_s=1) as program:
     print(program.supervisor.pid, program.pid, flush=True)
     time.sleep(1000)
@@ -45,14 +45,14 @@ with running(command, folder=Path(sys.argv[1]), environment=os.environ,
 
 
 def start(
-    folder: Path, script: str, grace: float = 0.2
+    folder: Path, script: str, grace_period_s: float = 0.2
 ) -> AbstractContextManager[SupervisedProcess]:
     return run_supervised(
-        ["sh", "-c", script], folder=folder, environment=os.environ, grace_period_s=grace
+        ["sh", "-c", script], folder=folder, environment=os.environ, grace_period_s=grace_period_s
     )
 
 
-def test_a_stubborn_tree_is_gone_afterwards(tmp_path: Path) -> None:
+def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
     with start(tmp_path, SIGTERM_IGNORING_SCRIPT) as program:
         assert wait_for(lambda: len(descendants(program.supervisor.pid)) == 5)
         pids = [program.supervisor.pid, *descendants(program.supervisor.pid)]
@@ -61,12 +61,12 @@ def test_a_stubborn_tree_is_gone_afterwards(tmp_path: Path) -> None:
 
 def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path: Path) -> None:
     with start(tmp_path, "exec sleep 1000", grace_period_s=60) as program:
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 5
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
     assert all_exited([program.pid])
 
 
-def test_a_program_that_ends_by_itself_takes_its_children_along(tmp_path: Path) -> None:
+def test_the_children_of_a_program_that_ends_are_killed(tmp_path: Path) -> None:
     with start(tmp_path, "setsid sleep 1000 & echo $! > child", grace_period_s=60) as program:
         assert wait_for(lambda: program.supervisor.poll() is not None)
         assert all_exited([int((tmp_path / "child").read_text())])
@@ -81,7 +81,7 @@ def test_nothing_outlives_a_sigkill(tmp_path: Path, victim: str) -> None:
         assert wait_for(lambda: all_exited([program, supervisor]))
 
 
-def test_a_program_that_never_starts_tells_why(tmp_path: Path) -> None:
+def test_a_program_that_does_not_start_reports_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(EarlyExitError, match="the disk is on fire"),
         start(tmp_path, "echo the disk is on fire; exit 1") as program,
@@ -89,7 +89,7 @@ def test_a_program_that_never_starts_tells_why(tmp_path: Path) -> None:
         program.wait_until(lambda: False, seconds=10)
 
 
-def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
+def test_a_program_that_does_not_become_ready_times_out(tmp_path: Path) -> None:
     with (
         pytest.raises(StartError, match="sh is not ready after"),
         start(tmp_path, "sleep 1000") as program,
@@ -97,12 +97,12 @@ def test_a_program_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
         program.wait_until(lambda: False, seconds=0.3)
 
 
-def test_a_missing_program_is_named() -> None:
+def test_a_missing_program_is_reported() -> None:
     with pytest.raises(StartError, match="no-such-program"):
         find_executable("no-such-program")
 
 
-def test_insisting_tries_again_only_after_an_early_end() -> None:
+def test_only_an_early_exit_is_retried() -> None:
     outcomes: list[StartError | str] = [
         EarlyExitError("taken"),
         EarlyExitError("taken"),
@@ -121,7 +121,7 @@ def test_insisting_tries_again_only_after_an_early_end() -> None:
         retry_start(attempt)
 
 
-def test_free_ports_are_different_and_out_of_the_way() -> None:
+def test_free_ports_are_distinct_and_below_the_ephemeral_range() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
     lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""The S3 server is real, closed to all but the holder of its keys, and leaves nothing behind."""
+"""The S3 server requires its credentials, and leaves no processes behind."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def bucket_names(server: S3Server) -> list[str]:
 
 def test_boto3_and_pyarrow_need_only_the_environment(bucket: str) -> None:
     name = bucket.removeprefix("s3://")
-    client = boto3.session.Session().client("s3")  # boto3.client would remember earlier keys
+    client = boto3.session.Session().client("s3")  # boto3.client caches earlier credentials
     client.put_object(Bucket=name, Key="by/boto3", Body=b"one")
     files, path = fs.FileSystem.from_uri(bucket)
     with files.open_output_stream(f"{path}/by/pyarrow") as out:
@@ -56,18 +56,18 @@ def test_boto3_and_pyarrow_need_only_the_environment(bucket: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"secret_key": "wrong"}, {"access_key": "who"}])
-def test_wrong_keys_are_refused(s3: S3Server, keys: dict[str, Any]) -> None:
+def test_wrong_credentials_are_rejected(s3: S3Server, keys: dict[str, Any]) -> None:
     with pytest.raises(ClientError) as refusal:
         s3_client(replace(s3, **keys)).list_buckets()
     assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
-def test_a_bucket_is_not_made_by_writing_to_it(s3: S3Server) -> None:
+def test_writing_does_not_create_a_bucket(s3: S3Server) -> None:
     with pytest.raises(ClientError, match="NoSuchBucket"):
         s3_client(s3).put_object(Bucket="never-made", Key="key", Body=b"")
 
 
-def test_making_a_bucket_twice_keeps_what_is_in_it(s3: S3Server, bucket: str) -> None:
+def test_creating_a_bucket_twice_keeps_its_objects(s3: S3Server, bucket: str) -> None:
     name = bucket.removeprefix("s3://")
     s3_client(s3).put_object(Bucket=name, Key="key", Body=b"kept")
     s3.create_bucket(name)
@@ -91,18 +91,16 @@ def test_it_is_not_ready_before_objects_can_be_read(s3: S3Server) -> None:
     assert not replace(s3, master=closed).is_ready()
 
 
-def test_two_servers_keep_apart(s3: S3Server, tmp_path: Path) -> None:
+def test_two_servers_are_independent(s3: S3Server, tmp_path: Path) -> None:
     with s3_server(tmp_path) as second:
-        assert second.secret_key == s3.secret_key  # the one in the environment
+        assert second.secret_key == s3.secret_key  # from the environment
         second.create_bucket("of-the-second")
         assert bucket_names(second) == ["of-the-second"]
         assert "of-the-second" not in bucket_names(s3)
     assert all_exited([second.pid])
 
 
-def test_a_taken_port_is_exchanged_for_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_port_replaces_one_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = s3_module.free_ports(8)
     choices = [free[:4], free[4:]]
     with socket.create_server(("127.0.0.1", free[0])):
@@ -112,13 +110,13 @@ def test_a_taken_port_is_exchanged_for_another(
     assert not choices
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "MINIMUM_FREE_MIB", 2**40)
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "MIN_FREE_MIB", 2**40)
     with pytest.raises(StartError, match="free disk"), s3_server(tmp_path):
         pass
 
 
-def test_the_command_line_says_how_to_use_it_and_keeps_what_is_stored(tmp_path: Path) -> None:
+def test_the_command_prints_its_environment_and_keeps_objects(tmp_path: Path) -> None:
     with cli_server(tmp_path, signal.SIGKILL) as first:
         first.put_object(Bucket="mine", Key="key", Body=b"value")
     with cli_server(tmp_path, signal.SIGTERM) as second:
@@ -127,7 +125,7 @@ def test_the_command_line_says_how_to_use_it_and_keeps_what_is_stored(tmp_path: 
 
 @contextmanager
 def cli_server(folder: Path, end: signal.Signals) -> Iterator[Any]:
-    """A client of a server started from the command line, with keys of its own."""
+    """A client of a server that the command starts, with its own credentials."""
     command = [sys.executable, "-m", "infra.local.s3", "--folder", str(folder), "--bucket", "mine"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     with child_process(command, environment) as terminal:
@@ -146,7 +144,7 @@ def cli_server(folder: Path, end: signal.Signals) -> Iterator[Any]:
         terminal.wait()
     assert terminal.returncode == (0 if end == signal.SIGTERM else -end)
     assert wait_for(lambda: all_exited(pids))
-    for port in ports:  # nobody could tidy up after the SIGKILL
+    for port in ports:  # not deleted after a SIGKILL
         for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
             assert end == signal.SIGKILL
             left.unlink()

@@ -19,10 +19,10 @@ from segan.networks.segmentor import Segmentor, build_segmentor
 
 VARIANTS = {
     "paper": {},
-    "global from 9": {"global_from": 9},
-    "no global": {"global_from": 14},
-    "narrow residual": {"residual_width": 0.5},
-    "capped residual": {"residual_cap": 1},
+    "global from 9": {"global_conv_min_kernel": 9},
+    "no global": {"global_conv_min_kernel": 14},
+    "narrow residual": {"residual_expansion": 0.5},
+    "capped residual": {"residual_max_width": 1},
     "activation before": {"residual_activation": "before"},
     "two classes": {"classes": 2},
     "spectral norm": {"spectral_norm": True},
@@ -166,14 +166,14 @@ class TestSegmentor(Architecture):
         assert count_macs(segmentor) == pytest.approx(19.6e9, rel=1e-3)
 
     @pytest.mark.parametrize(
-        ("global_from", "expected"),
+        ("global_conv_min_kernel", "expected"),
         # U1 to U6 have kernels 3, 7, 7, 9, 9, 11.
         [(3, [0, 1, 2, 3, 4, 5]), (7, [1, 2, 3, 4, 5]), (9, [3, 4, 5]), (11, [5]), (12, [])],
     )
     def test_global_convolutions_are_the_decoders(
-        self, global_from: int, expected: list[int]
+        self, global_conv_min_kernel: int, expected: list[int]
     ) -> None:
-        segmentor = build_segmentor(narrow_config(global_from=global_from))
+        segmentor = build_segmentor(narrow_config(global_conv_min_kernel=global_conv_min_kernel))
         assert [i for i, b in enumerate(segmentor.up) if is_global(b[0])] == expected
         assert not any(is_global(module) for module in segmentor.down.modules())
 
@@ -198,10 +198,10 @@ class TestSegmentor(Architecture):
             # Channels are w times 1 2 4 8 16 32 down and 16 8 4 2 1 1 up, here w = 2. Twice as
             # many, but never more than 16 w = 32:
             ({}, [4, 8, 16, 32, 32, 32, 32, 32, 16, 8, 4, 4]),
-            ({"residual_width": 0.5}, [1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1, 1]),
-            ({"residual_cap": 1}, [2] * 12),
+            ({"residual_expansion": 0.5}, [1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1, 1]),
+            ({"residual_max_width": 1}, [2] * 12),
             # A quarter of 2 channels rounds to 0, and one is the least.
-            ({"residual_width": 0.25}, [1, 1, 2, 4, 8, 16, 8, 4, 2, 1, 1, 1]),
+            ({"residual_expansion": 0.25}, [1, 1, 2, 4, 8, 16, 8, 4, 2, 1, 1, 1]),
         ],
     )
     def test_width_inside_residual_blocks(
@@ -256,12 +256,12 @@ class TestCritic(Architecture):
         assert count_macs(critic) == pytest.approx(2.37e9, rel=2e-3)
 
     @pytest.mark.parametrize(
-        ("global_from", "expected"),
+        ("global_conv_min_kernel", "expected"),
         # C1 to C6 have kernels 13, 11, 9, 7, 4, 3; an even one is never global.
         [(3, [0, 1, 2, 3, 5]), (4, [0, 1, 2, 3]), (7, [0, 1, 2, 3]), (9, [0, 1, 2]), (14, [])],
     )
-    def test_global_convolutions(self, global_from: int, expected: list[int]) -> None:
-        critic = build_critic(narrow_config(global_from=global_from))
+    def test_global_convolutions(self, global_conv_min_kernel: int, expected: list[int]) -> None:
+        critic = build_critic(narrow_config(global_conv_min_kernel=global_conv_min_kernel))
         assert [i for i, b in enumerate(critic.blocks) if is_global(b[0])] == expected
 
     def test_every_block_but_the_first_is_normalised(self) -> None:

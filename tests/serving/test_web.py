@@ -1,4 +1,4 @@
-"""The HTTP API over a real model in memory, asked over HTTP; Ray is not in it."""
+"""The HTTP API of a real model in memory, over HTTP and without Ray."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ import uvicorn
 from PIL import Image
 
 from infra.local.processes import free_ports
-from ray_jobs.serving.web import (
-    MAX_BYTES,
-    TOKEN_VARIABLE,
-    ModelInfo,
-    configured_token_digest,
-    create_app,
-    digest,
-)
+from ray_jobs.serving.api import MAX_BYTES, ModelInfo
+from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest, digest
+from ray_jobs.serving.web import create_app
 from segan.cli.main import main
 from segan.data.archive.images import decode_image
 from segan.errors import UsageError
@@ -34,14 +29,16 @@ from segan.inference.view import Dimensions, ImageSegmentation, encode_preview
 from segan.runs.run import Run
 from tests.inference.models import FRAME, save_checkpoint, small_config, untrained_predictor
 
-SECRET = "a token that nobody guesses"
+SECRET = "a token long enough"
 predictor = untrained_predictor()
 
 
-async def segment_image(name: str, content: bytes, for_view: bool) -> ImageSegmentation:
+async def segment_image(name: str, content: bytes, with_preview: bool) -> ImageSegmentation:
     image = decode_image(name, content)
     maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-    return ImageSegmentation(predictor, maps, image.size, encode_preview(image) if for_view else "")
+    return ImageSegmentation(
+        predictor, maps, image.size, encode_preview(image) if with_preview else ""
+    )
 
 
 async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -50,7 +47,7 @@ async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextlib.contextmanager
 def running_app(token: str) -> Iterator[str]:
-    """The application on a port of its own; yields its address."""
+    """Serves the application on a free port; yields its address."""
     size = Dimensions(width=FRAME[0], height=FRAME[1])
     app = create_app(
         segment_image,
@@ -86,7 +83,7 @@ def guarded_address() -> Iterator[str]:
 @pytest.fixture
 def session() -> requests.Session:
     session = requests.Session()
-    session.trust_env = False  # no proxy of the person who runs the tests
+    session.trust_env = False  # no proxy from the environment
     return session
 
 
@@ -109,7 +106,7 @@ def decode_mask(answer: requests.Response) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [None, 0.43])
-def test_a_body_is_answered_with_the_mask(
+def test_an_image_in_the_body_returns_the_mask(
     address: str,
     session: requests.Session,
     image: Image.Image,
@@ -121,7 +118,7 @@ def test_a_body_is_answered_with_the_mask(
     np.testing.assert_array_equal(decode_mask(found), expected * np.uint8(255))
 
 
-def test_a_forms_file_is_answered_alike(
+def test_an_image_in_a_form_returns_the_same_mask(
     address: str, session: requests.Session, content: bytes
 ) -> None:
     url = f"{address}/v1/segment"
@@ -139,7 +136,7 @@ def test_a_forms_file_is_answered_alike(
         ("?format=json", "image/png", "application/json"),
     ],
 )
-def test_query_or_accept_say_what_comes(
+def test_query_or_accept_header_select_the_format(
     address: str, session: requests.Session, content: bytes, query: str, accept: str, kind: str
 ) -> None:
     headers = {"Accept": accept} if accept else {}
@@ -147,7 +144,7 @@ def test_query_or_accept_say_what_comes(
     assert found.headers["content-type"] == kind
 
 
-def test_json_holds_the_contour(
+def test_json_contains_the_contour(
     address: str, session: requests.Session, image: Image.Image, content: bytes
 ) -> None:
     found = session.post(f"{address}/v1/segment?format=json&threshold=0.45", content).json()
@@ -166,14 +163,14 @@ def test_json_holds_the_contour(
     ],
     ids=["text", "empty", "large"],
 )
-def test_what_is_no_image_is_refused_with_a_reason(
+def test_content_that_is_no_image_is_rejected_with_a_reason(
     address: str, session: requests.Session, body: bytes, status: int, reason: str
 ) -> None:
     found = session.post(f"{address}/v1/segment", files={"image": ("lesion.jpg", body)})
     assert (found.status_code, found.json()["detail"]) == (status, reason)
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(address: str, session: requests.Session) -> None:
+def test_a_decompression_bomb_is_rejected(address: str, session: requests.Session) -> None:
     sink = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(sink, "PNG")
     found = session.post(f"{address}/v1/segment", sink.getvalue())
@@ -181,7 +178,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(address: str, session: requests
     assert "too large for a photograph (100000000 pixels" in found.json()["detail"]
 
 
-def test_an_endless_body_without_a_length_is_cut_off(address: str) -> None:
+def test_an_endless_body_without_a_length_is_aborted(address: str) -> None:
     host = address.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=30)
     sent = 0
@@ -198,14 +195,14 @@ def test_an_endless_body_without_a_length_is_cut_off(address: str) -> None:
     connection.close()
 
 
-def test_a_form_without_the_image_is_refused(address: str, session: requests.Session) -> None:
+def test_a_form_without_the_image_is_rejected(address: str, session: requests.Session) -> None:
     found = session.post(f"{address}/v1/segment", files={"photo": ("a.png", b"")})
     assert found.status_code == 422
-    assert found.json()["detail"] == "expected a file in the form's field image, found none"
+    assert found.json()["detail"] == "expected a file in form field 'image', found none"
 
 
 @pytest.mark.parametrize("threshold", ["0", "1", "nan", "-1", "half"])
-def test_a_threshold_lies_between_0_and_1(
+def test_a_threshold_is_between_0_and_1(
     address: str, session: requests.Session, content: bytes, threshold: str
 ) -> None:
     found = session.post(f"{address}/v1/segment?threshold={threshold}", content)
@@ -215,28 +212,30 @@ def test_a_threshold_lies_between_0_and_1(
 @pytest.mark.parametrize(
     ("given", "status"), [(None, 401), ("another", 401), (SECRET + "!", 401), (SECRET, 200)]
 )
-def test_a_server_with_a_token_asks_for_it(
-    guarded: str, session: requests.Session, content: bytes, given: str | None, status: int
+def test_a_server_with_a_token_requires_it(
+    guarded_address: str, session: requests.Session, content: bytes, given: str | None, status: int
 ) -> None:
     headers = {"Authorization": f"Bearer {given}"} if given else {}
     paths = ("/v1/segment", "/v1/view")
-    answers = [session.post(f"{guarded}{path}", content, headers=headers) for path in paths]
-    answers.append(session.get(f"{guarded}/v1/model", headers=headers))
+    answers = [session.post(f"{guarded_address}{path}", content, headers=headers) for path in paths]
+    answers.append(session.get(f"{guarded_address}/v1/model", headers=headers))
     assert [answer.status_code for answer in answers] == [status] * 3
     if status == 401:
         assert all(answer.headers["www-authenticate"] == "Bearer" for answer in answers)
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz"])
-def test_the_page_itself_needs_no_token(guarded: str, session: requests.Session, path: str) -> None:
-    found = session.get(guarded + path)
+def test_the_page_itself_needs_no_token(
+    guarded_address: str, session: requests.Session, path: str
+) -> None:
+    found = session.get(guarded_address + path)
     assert found.status_code == 200
     assert "http:" not in found.text.replace("http://www.w3.org/2000/svg", "")
     assert "https:" not in found.text
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/model", "/nowhere"])
-def test_every_answer_forbids_what_comes_from_elsewhere(
+def test_every_response_forbids_other_hosts(
     address: str, session: requests.Session, path: str
 ) -> None:
     headers = session.get(address + path).headers
@@ -247,7 +246,7 @@ def test_every_answer_forbids_what_comes_from_elsewhere(
     assert headers["cache-control"] == "no-store"
 
 
-def test_the_description_names_what_can_be_sent_and_what_comes(
+def test_the_openapi_description_lists_requests_and_responses(
     address: str, session: requests.Session
 ) -> None:
     paths = session.get(f"{address}/openapi.json").json()["paths"]
@@ -258,26 +257,26 @@ def test_the_description_names_what_can_be_sent_and_what_comes(
     assert {"401", "408", "413", "422", "503"} <= set(segment["responses"])
 
 
-def test_a_token_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert configured_token_digest() == ""
     monkeypatch.setenv(TOKEN_VARIABLE, "fifteen letters")
-    with pytest.raises(UsageError, match="expected 16 characters or more, found 15"):
+    with pytest.raises(UsageError, match="expected at least 16 characters, found 15"):
         configured_token_digest()
     monkeypatch.setenv(TOKEN_VARIABLE, SECRET)
     assert configured_token_digest() == digest(SECRET)
 
 
 @pytest.mark.parametrize("token", ["", " "], ids=["none", "blank"])
-def test_what_others_can_reach_needs_a_token(
+def test_a_public_address_needs_a_token(
     token: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     assert main(["serve", "./model", "--host", "0.0.0.0"]) == 2
-    assert f"0.0.0.0: others can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
+    assert f"0.0.0.0: other machines can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_said_before_anything_starts(
+def test_a_port_in_use_is_reported_before_anything_starts(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(str(tmp_path / "run"))
@@ -286,5 +285,5 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(
     joined = ray.is_initialized()  # by tests that ran before, where these run with all others
     assert main(["serve", run.uri, "--port", port]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"segan: 127.0.0.1:{port}: cannot listen there (Address already in use)")
+    assert said.startswith(f"segan: 127.0.0.1:{port}: cannot listen (Address already in use)")
     assert ray.is_initialized() == joined

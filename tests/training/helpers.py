@@ -27,7 +27,7 @@ def configure(records: str, **sections: dict[str, Any]) -> Config:
         "network": {"width": 2},
         "optimizer": {"learning_rate": 0.001},
         "augment": {"crop": 64},
-        "training": {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "log_every": 1},
+        "training": {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "log_every_steps": 1},
         "cluster": {"threads_per_worker": 1},
     }
     for name, section in sections.items():

@@ -46,11 +46,11 @@ def train_args(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def training_process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+def training_process(train_args: list[str]) -> Iterator[subprocess.Popen[str]]:
     """It, in a process of its own, an epoch after it began."""
-    run = Run(words[1])
+    run = Run(train_args[1])
     before = len(run.metrics())
-    command = [sys.executable, "-m", "segan", *words]
+    command = [sys.executable, "-m", "segan", *train_args]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             until = time.monotonic() + 60
@@ -64,36 +64,38 @@ def training_process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_another_start_is_refused_and_the_first_goes_on(
-    words: list[str], training: subprocess.Popen[str], capfd: pytest.CaptureFixture[str]
+    train_args: list[str],
+    training_process: subprocess.Popen[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(words) == 2
+    assert main(train_args) == 2
     said = capfd.readouterr().err
-    assert said.startswith(f"segan: {words[1]}: locked by process {training.pid} on ")
+    assert said.startswith(f"segan: {train_args[1]}: locked by process {training_process.pid} on ")
     assert said.count("\n") == 1
-    (summary,) = find_runs(str(Path(words[1]).parent))
+    (summary,) = find_runs(str(Path(train_args[1]).parent))
     assert (summary.state, summary.host) == ("unfinished", socket.gethostname())
-    assert describe_run(Run(words[1]))["summary"]["host"] == socket.gethostname()
-    assert training.poll() is None
-    training.send_signal(signal.SIGINT)
-    assert "stopped after step" in training.communicate()[1].splitlines()[-1]
-    assert training.returncode == 130
-    assert read_holder(words[1]) is None
-    assert not Path(words[1], LEASE_FILE).exists()
+    assert describe_run(Run(train_args[1]))["summary"]["host"] == socket.gethostname()
+    assert training_process.poll() is None
+    training_process.send_signal(signal.SIGINT)
+    assert "stopped after step" in training_process.communicate()[1].splitlines()[-1]
+    assert training_process.returncode == 130
+    assert read_holder(train_args[1]) is None
+    assert not Path(train_args[1], LEASE_FILE).exists()
 
 
 def test_after_a_kill_the_same_command_goes_on_at_once_and_stops_when_it_has_lost_the_run(
-    words: list[str], training: subprocess.Popen[str]
+    train_args: list[str], training_process: subprocess.Popen[str]
 ) -> None:
-    training.kill()
-    training.wait()
-    lease = Path(words[1], LEASE_FILE)
+    training_process.kill()
+    training_process.wait()
+    lease = Path(train_args[1], LEASE_FILE)
     assert Holder.current_process().host_id in lease.read_text()
-    (summary,) = find_runs(words[1])
+    (summary,) = find_runs(train_args[1])
     assert summary.host is None
-    again = [sys.executable, "-m", "segan", *words]
+    again = [sys.executable, "-m", "segan", *train_args]
     with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as second:
         until = time.monotonic() + 30  # less than the lease's time
-        while not ((found := read_holder(words[1])) and found.pid == second.pid):
+        while not ((found := read_holder(train_args[1])) and found.pid == second.pid):
             assert second.poll() is None
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -103,5 +105,5 @@ def test_after_a_kill_the_same_command_goes_on_at_once_and_stops_when_it_has_los
         storage.write_json(str(lease), vars(other))
         said = second.communicate(timeout=60)[1]
     assert second.returncode == 1
-    assert f"segan: {words[1]}: lease lost to process {os.getpid()} on far-away at " in said
-    assert read_holder(words[1]) == other
+    assert f"segan: {train_args[1]}: lease lost to process {os.getpid()} on far-away at " in said
+    assert read_holder(train_args[1]) == other

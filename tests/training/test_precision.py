@@ -162,7 +162,8 @@ def test_on_cuda_a_step_waits_for_nothing(performance: dict[str, object]) -> Non
 def test_on_cuda_compiled_networks_have_the_gradients_of_those_as_written(how: str) -> None:
     device = torch.device("cuda", 0)
     plain, compiled = (
-        SegAN(configure(performance={"compile": compile_}), device) for compile_ in ("none", how)
+        SegAN(configure(performance={"compile_mode": compile_}), device)
+        for compile_ in ("none", how)
     )
     # At a rate of zero all steps are of the same weights; graphs are recorded in the second.
     for both in (plain, compiled):

@@ -40,15 +40,15 @@ STOP_STEPS = (2, 5, 6, 12)  # 6 ends an epoch, 12 begins one
 def configure_ranks(records: str, steps: int) -> Config:
     return configure(
         records,
-        training={"batch_size": BATCH_SIZE // RANKS, "checkpoint_every": steps},
+        training={"batch_size": BATCH_SIZE // RANKS, "checkpoint_every_steps": steps},
         cluster={"workers": RANKS},
     )
 
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "averaged": {"training": {"ema": 0.9}},
-    "no-critic": {"loss": {"adversary": "none", "dice_weight": 1.0}},
-    "scalar": {"loss": {"adversary": "scalar", "cross_entropy_weight": 1.0}},
+    "averaged": {"training": {"ema_decay": 0.9}},
+    "no-critic": {"loss": {"critic": "none", "dice_weight": 1.0}},
+    "scalar": {"loss": {"critic": "scalar", "cross_entropy_weight": 1.0}},
 }
 
 
@@ -207,7 +207,7 @@ def test_the_segmentor_for_use_has_the_mean_of_the_statistics(ranks: Ranks, fold
     run = Run(f"{folder}/stopped")
     within = next(c for c in run.checkpoints() if not c.is_validated)
     trainer = torch.load(io.BytesIO(within.read(state.TRAINER)), weights_only=True)
-    rows = trainer["running_statistics"]
+    rows = trainer["segmentor_stats"]
     assert rows.shape[0] == RANKS
     assert not torch.equal(rows[0], rows[1])
     with single_process_group():

@@ -46,7 +46,7 @@ class AbortError(Exception):
 
 
 def configure_checkpoints(records: str, steps: int) -> Config:
-    return configure(records, training={"checkpoint_every": steps})
+    return configure(records, training={"checkpoint_every_steps": steps})
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +66,24 @@ def killed_run_folder(records: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def killed_run(killed_once: Path, tmp_path: Path) -> Run:
+def killed_run(killed_run_folder: Path, tmp_path: Path) -> Run:
     """A run that saved every second step and was killed in step 11."""
-    return Run(str(shutil.copytree(killed_once, tmp_path / "killed")))
+    return Run(str(shutil.copytree(killed_run_folder, tmp_path / "killed")))
 
 
 def kill_at(step: int) -> Callbacks:
-    def observe(status: TrainingProgress) -> None:
-        if status.samples == step * BATCH_SIZE:
+    def on_step_end(progress: TrainingProgress) -> None:
+        if progress.samples == step * BATCH_SIZE:
             raise AbortError
 
-    return Callbacks(on_step_end=observe)
+    return Callbacks(on_step_end=on_step_end)
 
 
 def request_stop_at(step: int) -> Callbacks:
     """Wishes an end from the end of a step on."""
     seen = [0]
     return Callbacks(
-        on_step_end=lambda status: seen.append(status.samples),
+        on_step_end=lambda progress: seen.append(progress.samples),
         should_stop=lambda: seen[-1] >= step * BATCH_SIZE,
     )
 
@@ -105,16 +105,16 @@ def assert_same(run: Run, other: Run) -> None:
 
 
 def test_checkpoints_within_epochs_change_nothing(
-    undisturbed: Run, records: str, tmp_path: Path
+    uninterrupted_run: Run, records: str, tmp_path: Path
 ) -> None:
     run, saved = Run(str(tmp_path / "run")), []
 
-    def observe(status: TrainingProgress) -> None:
+    def on_step_end(progress: TrainingProgress) -> None:
         latest = run.latest_checkpoint()
         saved.append(latest.name if latest else None)
 
-    train_local(configure_checkpoints(records, 5), run, Callbacks(on_step_end=observe))
-    assert_same(run, undisturbed)
+    train_local(configure_checkpoints(records, 5), run, Callbacks(on_step_end=on_step_end))
+    assert_same(run, uninterrupted_run)
     # After steps 5, 10 and 15; epochs end with steps 6, 11 and 16.
     names = ["step_0000005", "epoch_00001", "step_0000010", "epoch_00002", "step_0000015"]
     assert list(dict.fromkeys(saved)) == [None, *names, "epoch_00003"]
@@ -127,20 +127,24 @@ def test_a_step_that_ends_a_validated_epoch_is_saved_once(records: str, tmp_path
     assert [c.name for c in run.checkpoints()] == ["epoch_00001"]
 
 
-def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed: Run) -> None:
-    latest = killed.latest_checkpoint()
+def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed_run: Run) -> None:
+    latest = killed_run.latest_checkpoint()
     assert latest is not None
     assert (latest.name, latest.samples, latest.info.epochs) == ("step_0000010", 40, 1)
     assert not latest.is_validated
     assert latest.info.metrics["step"] == 10
-    best = killed.best_checkpoint()
+    best = killed_run.best_checkpoint()
     assert best is not None
     assert best.name == "epoch_00001"
-    assert [c.name for c in killed.checkpoints()] == ["epoch_00001", "step_0000008", "step_0000010"]
+    assert [c.name for c in killed_run.checkpoints()] == [
+        "epoch_00001",
+        "step_0000008",
+        "step_0000010",
+    ]
 
 
-def test_how_often_is_saved_may_change(killed: Run, records: str) -> None:
-    train_local(configure_checkpoints(records, 0), killed)
+def test_how_often_is_saved_may_change(killed_run: Run, records: str) -> None:
+    train_local(configure_checkpoints(records, 0), killed_run)
 
 
 # Going on
@@ -150,7 +154,11 @@ def test_how_often_is_saved_may_change(killed: Run, records: str) -> None:
 @settings(max_examples=5)
 @given(stops=st.lists(st.integers(1, STEPS), min_size=1, max_size=2), steps=st.integers(0, 7))
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
-    undisturbed: Run, records: str, tmp_path_factory: pytest.TempPathFactory, stops: Any, steps: int
+    uninterrupted_run: Run,
+    records: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    stops: Any,
+    steps: int,
 ) -> None:
     run = Run(str(tmp_path_factory.mktemp("stopped") / "run"))
     config = configure_checkpoints(records, steps)
@@ -164,41 +172,43 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
         assert latest is not None
         assert latest.samples == expected * BATCH_SIZE
     train_local(config, run)
-    assert_same(run, undisturbed)
+    assert_same(run, uninterrupted_run)
 
 
 @pytest.mark.parametrize(
     ("steps", "killed_in", "kept"), [(1, 5, 4), (3, 3, 0), (3, 5, 3), (4, 10, 8), (7, 16, 14)]
 )
 def test_a_run_killed_anywhere_goes_on_from_its_last_checkpoint(
-    steps: int, killed_in: int, kept: int, undisturbed: Run, records: str, tmp_path: Path
+    steps: int, killed_in: int, kept: int, uninterrupted_run: Run, records: str, tmp_path: Path
 ) -> None:
     run, config = Run(str(tmp_path / "run")), configure_checkpoints(records, steps)
     with pytest.raises(AbortError):
         train_local(config, run, kill_at(killed_in))
     assert resolve_resume(config, run).start == kept * BATCH_SIZE
     train_local(config, run)
-    assert_same(run, undisturbed)
+    assert_same(run, uninterrupted_run)
 
 
 def test_a_kill_between_metrics_and_manifest_leaves_both_consistent(
-    killed: Run, undisturbed: Run, records: str
+    killed_run: Run, uninterrupted_run: Run, records: str
 ) -> None:
     """The save of step 10 got as far as its files: metrics are further than the checkpoints."""
-    assert metric_lines(killed)[-1]["step"] == 10
-    storage.delete_file(f"{killed}/checkpoints/step_0000010/manifest.json")
-    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
-    train_local(configure_checkpoints(records, 2), killed)
-    assert_same(killed, undisturbed)
+    assert metric_lines(killed_run)[-1]["step"] == 10
+    storage.delete_file(f"{killed_run}/checkpoints/step_0000010/manifest.json")
+    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    train_local(configure_checkpoints(records, 2), killed_run)
+    assert_same(killed_run, uninterrupted_run)
 
 
-def test_what_is_shown_goes_on_too(killed: Run, undisturbed: Run, records: str) -> None:
+def test_what_is_shown_goes_on_too(killed_run: Run, uninterrupted_run: Run, records: str) -> None:
     seen: list[TrainingProgress] = []
-    train_local(configure_checkpoints(records, 2), killed, Callbacks(on_step_end=seen.append))
-    by_step = {line["step"]: line for line in metric_lines(undisturbed) if line["kind"] == "step"}
+    train_local(configure_checkpoints(records, 2), killed_run, Callbacks(on_step_end=seen.append))
+    by_step = {
+        line["step"]: line for line in metric_lines(uninterrupted_run) if line["kind"] == "step"
+    }
     first = seen[0]
     assert (first.samples, first.num_validations) == (44, 1)
-    best = undisturbed.metrics()[EPOCH_END_SAMPLES[1] // BATCH_SIZE][
+    best = uninterrupted_run.metrics()[EPOCH_END_SAMPLES[1] // BATCH_SIZE][
         "jaccard"
     ]  # the line after six steps
     assert (first.jaccard, first.best_jaccard) == (best, best)
@@ -207,7 +217,7 @@ def test_what_is_shown_goes_on_too(killed: Run, undisturbed: Run, records: str) 
 
 def test_losses_are_shown_before_the_next_is_logged(records: str, tmp_path: Path) -> None:
     run, seen = Run(str(tmp_path / "run")), []
-    config = configure(records, training={"checkpoint_every": 5, "log_every": 4})
+    config = configure(records, training={"checkpoint_every_steps": 5, "log_every_steps": 4})
     with pytest.raises(AbortError):
         train_local(config, run, kill_at(6))
     train_local(config, run, Callbacks(on_step_end=seen.append))
@@ -249,85 +259,87 @@ def corrupt(uri: str, corruption: Callable[[bytes], bytes]) -> None:
 def test_a_damaged_latest_is_passed_over_and_named(
     file: str,
     how: str,
-    killed: Run,
-    undisturbed: Run,
+    killed_run: Run,
+    uninterrupted_run: Run,
     records: str,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = configure_checkpoints(records, 2)
-    corrupt(f"{killed}/checkpoints/step_0000010/{file}", CORRUPTIONS[how])
-    assert resolve_resume(config, killed).start == 8 * BATCH_SIZE
-    said = capsys.readouterr().err
-    assert f"{killed}: checkpoint step_0000010 is not whole and passed over: " in said
+    corrupt(f"{killed_run}/checkpoints/step_0000010/{file}", CORRUPTIONS[how])
+    assert resolve_resume(config, killed_run).start == 8 * BATCH_SIZE
+    said = caplog.text
+    assert f"{killed_run}: checkpoint step_0000010 is not whole and passed over: " in said
     assert file in said
-    train_local(config, killed)
-    assert_same(killed, undisturbed)
+    train_local(config, killed_run)
+    assert_same(killed_run, uninterrupted_run)
 
 
 def test_a_missing_file_is_damage(
-    killed: Run, records: str, capsys: pytest.CaptureFixture[str]
+    killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage.delete_file(f"{killed}/checkpoints/step_0000010/trainer.pt")
-    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
-    assert "found no such file" in capsys.readouterr().err
+    storage.delete_file(f"{killed_run}/checkpoints/step_0000010/trainer.pt")
+    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert "found no such file" in caplog.text
 
 
 def test_a_changed_number_in_a_manifest_is_damage(
-    killed: Run, records: str, capsys: pytest.CaptureFixture[str]
+    killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    corrupt(f"{killed}/checkpoints/step_0000010/manifest.json", change_samples)
-    assert resolve_resume(configure_checkpoints(records, 2), killed).start == 8 * BATCH_SIZE
-    assert "step_0000010" in capsys.readouterr().err
+    corrupt(f"{killed_run}/checkpoints/step_0000010/manifest.json", change_samples)
+    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert "step_0000010" in caplog.text
 
 
-def test_what_was_passed_over_goes_with_the_next_save(killed: Run, records: str) -> None:
-    corrupt(f"{killed}/checkpoints/step_0000010/manifest.json", CORRUPTIONS["torn"])
-    storage.write_bytes(f"{killed}/checkpoints/step_0000009/half", b"")
+def test_what_was_passed_over_goes_with_the_next_save(killed_run: Run, records: str) -> None:
+    corrupt(f"{killed_run}/checkpoints/step_0000010/manifest.json", CORRUPTIONS["torn"])
+    storage.write_bytes(f"{killed_run}/checkpoints/step_0000009/half", b"")
     with pytest.raises(AbortError):
         train_local(
-            configure_checkpoints(records, 1), killed, kill_at(10)
+            configure_checkpoints(records, 1), killed_run, kill_at(10)
         )  # after the save of step 9
-    folders = {n.split("/")[0] for n in storage.iter_names(f"{killed}/checkpoints", "")}
+    folders = {n.split("/")[0] for n in storage.iter_names(f"{killed_run}/checkpoints", "")}
     assert folders == {"epoch_00001", "step_0000008", "step_0000009"}
 
 
 def test_two_damaged_ones_fall_back_to_the_third(
-    killed: Run, undisturbed: Run, records: str, capsys: pytest.CaptureFixture[str]
+    killed_run: Run, uninterrupted_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("step_0000008", "step_0000010"):
-        corrupt(f"{killed}/checkpoints/{name}/critic.safetensors", flip_middle_byte)
-    assert resolve_resume(configure_checkpoints(records, 2), killed).start == EPOCH_END_SAMPLES[1]
-    said = capsys.readouterr().err
+        corrupt(f"{killed_run}/checkpoints/{name}/critic.safetensors", flip_middle_byte)
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).start == EPOCH_END_SAMPLES[1]
+    )
+    said = caplog.text
     assert "step_0000008" in said
     assert "step_0000010" in said
-    train_local(configure_checkpoints(records, 2), killed)
-    assert_same(killed, undisturbed)
+    train_local(configure_checkpoints(records, 2), killed_run)
+    assert_same(killed_run, uninterrupted_run)
 
 
-def test_where_none_is_whole_nothing_begins_from_zero(killed: Run, records: str) -> None:
-    before = killed.metrics()
-    corrupt(f"{killed}/checkpoints/epoch_00001/trainer.pt", flip_middle_byte)
-    corrupt(f"{killed}/checkpoints/step_0000008/manifest.json", CORRUPTIONS["torn"])
-    storage.delete_file(f"{killed}/checkpoints/step_0000010/critic.safetensors")
+def test_where_none_is_whole_nothing_begins_from_zero(killed_run: Run, records: str) -> None:
+    before = killed_run.metrics()
+    corrupt(f"{killed_run}/checkpoints/epoch_00001/trainer.pt", flip_middle_byte)
+    corrupt(f"{killed_run}/checkpoints/step_0000008/manifest.json", CORRUPTIONS["torn"])
+    storage.delete_file(f"{killed_run}/checkpoints/step_0000010/critic.safetensors")
     with pytest.raises(StorageError) as caught:
-        train_local(configure_checkpoints(records, 2), killed)
+        train_local(configure_checkpoints(records, 2), killed_run)
     said = str(caught.value)
-    assert said.startswith(f"{killed}: none of its checkpoints is whole (")
+    assert said.startswith(f"{killed_run}: none of its checkpoints is whole (")
     for word in ("epoch_00001: trainer.pt: expected sha256", "step_0000008: ", "no such file"):
         assert word in said
-    assert killed.metrics() == before
+    assert killed_run.metrics() == before
 
 
-def test_an_older_segans_checkpoints_are_named(killed: Run, records: str) -> None:
+def test_an_older_segans_checkpoints_are_named(killed_run: Run, records: str) -> None:
     def older(content: bytes) -> bytes:
         manifest = json.loads(content)
         del manifest["info_sha256"], manifest["info"]["progress"]
         return json.dumps(manifest).encode()
 
     for name in ("epoch_00001", "step_0000008", "step_0000010"):
-        corrupt(f"{killed}/checkpoints/{name}/manifest.json", older)
+        corrupt(f"{killed_run}/checkpoints/{name}/manifest.json", older)
     with pytest.raises(StorageError, match="epoch_00001: an older segan's, which this one cannot"):
-        resolve_resume(configure_checkpoints(records, 2), killed)
+        resolve_resume(configure_checkpoints(records, 2), killed_run)
 
 
 def test_half_a_first_save_is_no_checkpoint(records: str, tmp_path: Path) -> None:
@@ -339,10 +351,10 @@ def test_half_a_first_save_is_no_checkpoint(records: str, tmp_path: Path) -> Non
 # With everything that a training can hold
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "averaged": {"training": {"ema": 0.9}, "optimizer": {"warmup": 0.3}},
-    "spectral norm": {"network": {"spectral_norm": True}, "optimizer": {"clamp": None}},
-    "no critic": {"loss": {"adversary": "none", "cross_entropy_weight": 1.0}},
-    "scalar critic": {"loss": {"adversary": "scalar"}, "augment": {"resize_probability": 0.5}},
+    "averaged": {"training": {"ema_decay": 0.9}, "optimizer": {"warmup_fraction": 0.3}},
+    "spectral norm": {"network": {"spectral_norm": True}, "optimizer": {"weight_clip": None}},
+    "no critic": {"loss": {"critic": "none", "cross_entropy_weight": 1.0}},
+    "scalar critic": {"loss": {"critic": "scalar"}, "augment": {"resize_probability": 0.5}},
 }
 
 
@@ -362,7 +374,7 @@ def test_a_variant_that_was_stopped_ends_as_one_that_was_not(
 def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path) -> None:
     plain, averaged = Run(str(tmp_path / "plain")), Run(str(tmp_path / "averaged"))
     train_local(configure(records), plain)
-    train_local(configure(records, training={"ema": 0.9}), averaged)
+    train_local(configure(records, training={"ema_decay": 0.9}), averaged)
     own, mean = load_weights(plain), load_weights(averaged)
     assert not torch.equal(own["out.weight"], mean["out.weight"])
     trainer = torch.load(
@@ -370,7 +382,7 @@ def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path)
     )
     # Beside the average S itself is trained as if there were none.
     assert all(torch.equal(trainer["segmentor"][name], own[name]) for name in own)
-    assert trainer["average_steps"] == STEPS
+    assert trainer["ema_num_updates"] == STEPS
 
 
 # Signals

@@ -87,9 +87,9 @@ def train_reference(
     "sections",
     [
         {},
-        {"loss": {"reading": "per_level"}},
+        {"loss": {"reduction": "per_level"}},
         {"loss": {"level_weights": [1, 1, 2, 2, 2, 2, 4], "dice_weight": 0.5}},
-        {"optimizer": {"clamp_scope": "convolutions", "clamp": 0.01}},
+        {"optimizer": {"weight_clip_scope": "convolutions", "weight_clip": 0.01}},
         {"network": {"width": 2, "classes": 2}},
     ],
     ids=["paper", "per level", "weighted", "convolutions", "two classes"],
@@ -131,7 +131,7 @@ def test_losses_are_those_before_each_update() -> None:
 
 @pytest.mark.parametrize("scope", ["all", "convolutions"])
 def test_the_critic_stays_in_its_box(scope: str) -> None:
-    both = build_segan(optimizer={"clamp": 0.03, "clamp_scope": scope})
+    both = build_segan(optimizer={"weight_clip": 0.03, "weight_clip_scope": scope})
     both.train_step(*random_batch(0))
     both.train_step(*random_batch(1))
     norms = [m for m in both.critic.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -183,7 +183,7 @@ def test_a_perfect_map_leaves_the_segmentor_nothing_to_learn() -> None:
 
 
 def test_the_critic_raises_the_loss() -> None:
-    both = build_segan(optimizer={"learning_rate": 1e-4, "clamp": 10.0})
+    both = build_segan(optimizer={"learning_rate": 1e-4, "weight_clip": 10.0})
     for group in both.segmentor_optimizer.param_groups:
         group["lr"] = 0.0
     frozen = clone_parameters(both.segmentor)
@@ -252,7 +252,7 @@ def is_unchanged(network: nn.Module, before: list[Tensor]) -> bool:
 
 
 def test_without_an_adversary_the_critic_takes_no_part() -> None:
-    both = build_segan(loss={"adversary": "none", "cross_entropy_weight": 1.0})
+    both = build_segan(loss={"critic": "none", "cross_entropy_weight": 1.0})
     start, critic = clone_parameters(both.segmentor), clone_parameters(both.critic)
     image, truth = random_batch(0)
     expected = cross_entropy(copy.deepcopy(both.segmentor)(image), truth).item()
@@ -267,7 +267,7 @@ def test_without_an_adversary_the_critic_takes_no_part() -> None:
 
 def test_a_step_of_the_classic_game() -> None:
     both = build_segan(
-        loss={"adversary": "scalar", "cross_entropy_weight": 0.5}, optimizer={"clamp": None}
+        loss={"critic": "scalar", "cross_entropy_weight": 0.5}, optimizer={"weight_clip": None}
     )
     image, truth = random_batch(0)
     S, C = copy.deepcopy(both.segmentor), copy.deepcopy(both.critic)
@@ -286,8 +286,8 @@ def test_a_step_of_the_classic_game() -> None:
 
 
 def test_pixels_alone_leave_the_critic_nothing_to_learn() -> None:
-    one = {"reading": "per_level", "level_weights": [1, 0, 0, 0, 0, 0, 0]}
-    both = build_segan(loss=one, optimizer={"clamp": None})
+    one = {"reduction": "per_level", "level_weights": [1, 0, 0, 0, 0, 0, 0]}
+    both = build_segan(loss=one, optimizer={"weight_clip": None})
     critic = clone_parameters(both.critic)
     image, truth = random_batch(0)
     distance = (mask_image(image, copy.deepcopy(both.segmentor)(image)) - image * truth).abs()

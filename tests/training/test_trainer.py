@@ -51,7 +51,7 @@ def config(records: str) -> Config:
 
 @dataclass
 class CallbackRecorder:
-    """What the watchers of a training were told."""
+    """What the watchers of a training were recorder."""
 
     progress: list[TrainingProgress] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -71,11 +71,11 @@ def recorder() -> CallbackRecorder:
 
 @pytest.fixture(scope="module")
 def finished_run(
-    config: Config, told: CallbackRecorder, tmp_path_factory: pytest.TempPathFactory
+    config: Config, recorder: CallbackRecorder, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run that went through without a stop, `told` along the way."""
+    """A run that went through without a stop, `recorder` along the way."""
     run = Run(str(tmp_path_factory.mktemp("runs") / "finished"))
-    train_local(config, run, told.callbacks())
+    train_local(config, run, recorder.callbacks())
     return run
 
 
@@ -88,35 +88,35 @@ def stopped_run_folder(config: Config, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def stopped_run(stopped_once: Path, tmp_path: Path) -> Run:
+def stopped_run(stopped_run_folder: Path, tmp_path: Path) -> Run:
     """A run that was broken off when epoch 1 was saved, to do with as one likes."""
-    return Run(str(shutil.copytree(stopped_once, tmp_path / "stopped")))
+    return Run(str(shutil.copytree(stopped_run_folder, tmp_path / "stopped")))
 
 
 def stop_at(step: int) -> Callbacks:
-    def observe(status: TrainingProgress) -> None:
-        if status.samples == step * BATCH_SIZE:
+    def on_step_end(progress: TrainingProgress) -> None:
+        if progress.samples == step * BATCH_SIZE:
             raise AbortError
 
-    return Callbacks(on_step_end=observe)
+    return Callbacks(on_step_end=on_step_end)
 
 
 def stop_after_epoch(epoch: int) -> Callbacks:
-    def report(metrics: dict[str, Any]) -> bool:
+    def on_validation_end(metrics: dict[str, Any]) -> bool:
         if metrics["epoch"] == epoch:
             raise AbortError
         return True
 
-    return Callbacks(on_validation_end=report)
+    return Callbacks(on_validation_end=on_validation_end)
 
 
 # What a run leaves
 
 
 def test_what_it_takes_to_do_it_again_is_written_down(
-    finished: Run, config: Config, records: str
+    finished_run: Run, config: Config, records: str
 ) -> None:
-    found = finished.description()
+    found = finished_run.description()
     assert parse_config(found["config"]) == config
     assert found["identity"]["fingerprint"] == read_manifest(records).fingerprint
     assert {"torch", "ray", "segan"} <= set(found["packages"])
@@ -124,19 +124,19 @@ def test_what_it_takes_to_do_it_again_is_written_down(
     assert "CPU cores" in found["hardware"]
 
 
-def test_metrics_have_every_step_and_epoch_once(finished: Run) -> None:
-    steps = [line for line in finished.metrics() if line["kind"] == "step"]
+def test_metrics_have_every_step_and_epoch_once(finished_run: Run) -> None:
+    steps = [line for line in finished_run.metrics() if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["samples"] for line in steps] == [BATCH_SIZE * n for n in range(1, STEPS + 1)]
-    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+    epochs = [line for line in finished_run.metrics() if line["kind"] == "epoch"]
     assert {line["epoch"]: line["samples"] for line in epochs} == EPOCH_END_SAMPLES
-    assert [line["samples"] for line in finished.metrics()] == sorted(
-        line["samples"] for line in finished.metrics()
+    assert [line["samples"] for line in finished_run.metrics()] == sorted(
+        line["samples"] for line in finished_run.metrics()
     )
 
 
-def test_steps_follow_the_schedules(finished: Run) -> None:
-    for line in (line for line in finished.metrics() if line["kind"] == "step"):
+def test_steps_follow_the_schedules(finished_run: Run) -> None:
+    for line in (line for line in finished_run.metrics() if line["kind"] == "step"):
         # The rate of a step is that of the samples before it, of 66 in all.
         before = line["samples"] - BATCH_SIZE
         assert line["learning_rate"] == pytest.approx(0.001 * (1 - before / 66))
@@ -145,8 +145,8 @@ def test_steps_follow_the_schedules(finished: Run) -> None:
         assert line["critic_loss"] > 0
 
 
-def test_epochs_bring_scores_and_times(finished: Run) -> None:
-    for line in (line for line in finished.metrics() if line["kind"] == "epoch"):
+def test_epochs_bring_scores_and_times(finished_run: Run) -> None:
+    for line in (line for line in finished_run.metrics() if line["kind"] == "epoch"):
         assert len(line["jaccard_curve"]) == 199
         assert line["jaccard"] == pytest.approx(max(line["jaccard_curve"]), abs=1e-6)
         assert line["jaccard_at_config_threshold"] == pytest.approx(
@@ -154,36 +154,41 @@ def test_epochs_bring_scores_and_times(finished: Run) -> None:
         )
         assert 0 < line["threshold"] < 1
         assert set(TIMING_KEYS) <= set(line)
-        assert 0 <= line["wait_share"] <= 1
-        assert 0 <= line["run_wait_share"] <= 1
+        assert 0 <= line["data_wait_fraction"] <= 1
+        assert 0 <= line["run_data_wait_fraction"] <= 1
 
 
-def test_tensorboard_has_the_same_points(finished: Run) -> None:
-    assert scalar_steps(finished, "epoch/jaccard") == [24, 44, 64]
-    assert scalar_steps(finished, "step/critic_loss") == [
+def test_tensorboard_has_the_same_points(finished_run: Run) -> None:
+    assert scalar_steps(finished_run, "epoch/jaccard") == [24, 44, 64]
+    assert scalar_steps(finished_run, "step/critic_loss") == [
         BATCH_SIZE * n for n in range(1, STEPS + 1)
     ]
 
 
-def test_the_best_the_latest_and_the_one_before_are_kept(finished: Run) -> None:
-    epochs = [line for line in finished.metrics() if line["kind"] == "epoch"]
+def test_the_best_the_latest_and_the_one_before_are_kept(finished_run: Run) -> None:
+    epochs = [line for line in finished_run.metrics() if line["kind"] == "epoch"]
     scores = {line["epoch"]: line["jaccard"] for line in epochs}
     best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
     kept = {best, EPOCHS - 1, EPOCHS}
-    assert {c.info.epochs for c in finished.checkpoints()} == kept
-    assert finished.best_checkpoint().info.epochs == best
-    assert (finished.latest_checkpoint().info.epochs, finished.latest_checkpoint().samples) == (
+    assert {c.info.epochs for c in finished_run.checkpoints()} == kept
+    assert finished_run.best_checkpoint().info.epochs == best
+    assert (
+        finished_run.latest_checkpoint().info.epochs,
+        finished_run.latest_checkpoint().samples,
+    ) == (
         EPOCHS,
         64,
     )
-    folders = {name.split("/")[0] for name in storage.iter_names(f"{finished.uri}/checkpoints", "")}
+    folders = {
+        name.split("/")[0] for name in storage.iter_names(f"{finished_run.uri}/checkpoints", "")
+    }
     assert folders == {f"epoch_{epoch:05d}" for epoch in kept}
 
 
 def test_the_predictor_has_the_best_weights_and_their_threshold(
-    finished: Run, config: Config, records: str
+    finished_run: Run, config: Config, records: str
 ) -> None:
-    predictor, best = Predictor.load(finished.uri), finished.best_checkpoint()
+    predictor, best = Predictor.load(finished_run.uri), finished_run.best_checkpoint()
     assert (predictor.frame_size, predictor.threshold) == (FRAME, best.info.metrics["threshold"])
     # Scored by hand, the validation frames have the Jaccard that the checkpoint was chosen by.
     manifest = read_manifest(records)
@@ -194,44 +199,44 @@ def test_the_predictor_has_the_best_weights_and_their_threshold(
     assert float(scores["jaccard"].mean()) == pytest.approx(best.jaccard, abs=1e-4)
 
 
-@pytest.mark.usefixtures("finished")
-def test_watchers_are_told_of_each_step_and_validation(told: CallbackRecorder) -> None:
+@pytest.mark.usefixtures("finished_run")
+def test_watchers_are_told_of_each_step_and_validation(recorder: CallbackRecorder) -> None:
     samples = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
-    assert sorted({status.samples for status in told.progress}) == samples
-    assert {(s.total_epochs, s.total_samples) for s in told.progress} == {
+    assert sorted({status.samples for status in recorder.progress}) == samples
+    assert {(s.total_epochs, s.total_samples) for s in recorder.progress} == {
         (EPOCHS, STEPS * BATCH_SIZE)
     }
-    assert told.progress[0].jaccard is None
-    assert told.progress[-1].jaccard == told.metrics[-1]["jaccard"]
-    assert [metrics["epoch"] for metrics in told.metrics] == [1, 2, 3]
+    assert recorder.progress[0].jaccard is None
+    assert recorder.progress[-1].jaccard == recorder.metrics[-1]["jaccard"]
+    assert [metrics["epoch"] for metrics in recorder.metrics] == [1, 2, 3]
 
 
 # Doing it again
 
 
 def test_the_same_seed_gives_the_same_weights(
-    finished: Run, config: Config, tmp_path: Path
+    finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     again = Run(str(tmp_path / "again"))
     train_local(config, again)
-    assert same_weights(finished, again)
-    assert metric_lines(finished) == metric_lines(again)
+    assert same_weights(finished_run, again)
+    assert metric_lines(finished_run) == metric_lines(again)
 
 
-def test_another_seed_gives_others(finished: Run, records: str, tmp_path: Path) -> None:
+def test_another_seed_gives_others(finished_run: Run, records: str, tmp_path: Path) -> None:
     other = Run(str(tmp_path / "other"))
     train_local(configure(records, training={"seed": 1, "epochs": 1}), other)
-    assert not same_weights(finished, other)
+    assert not same_weights(finished_run, other)
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(
-    stopped: Run, finished: Run, config: Config
+    stopped_run: Run, finished_run: Run, config: Config
 ) -> None:
-    assert resolve_resume(config, stopped).start == EPOCH_END_SAMPLES[1]
-    train_local(config, stopped)
-    assert same_weights(finished, stopped)
-    assert metric_lines(finished) == metric_lines(stopped)
-    assert scalar_steps(stopped, "epoch/jaccard") == [24, 44, 64]
+    assert resolve_resume(config, stopped_run).start == EPOCH_END_SAMPLES[1]
+    train_local(config, stopped_run)
+    assert same_weights(finished_run, stopped_run)
+    assert metric_lines(finished_run) == metric_lines(stopped_run)
+    assert scalar_steps(stopped_run, "epoch/jaccard") == [24, 44, 64]
 
 
 @pytest.mark.parametrize(
@@ -240,54 +245,54 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     [(3, 0), (9, 24)],
 )
 def test_a_run_stopped_within_an_epoch_begins_it_again(
-    step: int, kept: int, finished: Run, config: Config, tmp_path: Path
+    step: int, kept: int, finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
     with pytest.raises(AbortError):
         train_local(config, run, stop_at(step))
     assert resolve_resume(config, run).start == kept
     train_local(config, run)
-    assert same_weights(finished, run)
-    assert metric_lines(finished) == metric_lines(run)
+    assert same_weights(finished_run, run)
+    assert metric_lines(finished_run) == metric_lines(run)
 
 
 def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
-    finished: Run, config: Config, tmp_path: Path
+    finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
     train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics["epoch"] < 2))
     assert run.latest_checkpoint().info.epochs == 2
     assert metric_lines(run) == [
-        line for line in metric_lines(finished) if line["samples"] <= EPOCH_END_SAMPLES[2]
+        line for line in metric_lines(finished_run) if line["samples"] <= EPOCH_END_SAMPLES[2]
     ]
     train_local(config, run)
-    assert same_weights(finished, run)
-    assert metric_lines(run) == metric_lines(finished)
+    assert same_weights(finished_run, run)
+    assert metric_lines(run) == metric_lines(finished_run)
 
 
 def test_a_row_is_augmented_as_its_own_epoch_says(
-    finished: Run, config: Config, tmp_path: Path
+    finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    plan = resolve_resume(config, run)
-    batches = list(local_batches(plan))
+    spec = resolve_resume(config, run)
+    batches = list(local_batches(spec))
     assert [b.epochs for b in batches[4:7]] == [[0] * 4, [0, 0, 1, 1], [1] * 4]
     batches[5] = dataclasses.replace(batches[5], epochs=[0] * 4)
     with single_process_group():
-        build_trainer(config, run, plan, Callbacks()).train(batches)
-    assert not same_weights(finished, run)
+        build_trainer(config, run, spec, Callbacks()).train(batches)
+    assert not same_weights(finished_run, run)
 
 
-def test_a_finished_run_has_nothing_left_to_do(finished: Run, config: Config) -> None:
-    before, told = finished.metrics(), CallbackRecorder()
-    train_local(config, finished, told.callbacks())
-    assert told == CallbackRecorder()
-    assert finished.metrics() == before
+def test_a_finished_run_has_nothing_left_to_do(finished_run: Run, config: Config) -> None:
+    before, recorder = finished_run.metrics(), CallbackRecorder()
+    train_local(config, finished_run, recorder.callbacks())
+    assert recorder == CallbackRecorder()
+    assert finished_run.metrics() == before
 
 
 def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
-    config = configure(records, training={"validate_every": 2})
+    config = configure(records, training={"validate_every_epochs": 2})
     with pytest.raises(AbortError):
         train_local(config, run, stop_at(8))  # in epoch 2, with no checkpoint behind it
     assert run.latest_checkpoint() is None
@@ -306,14 +311,14 @@ def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -
     ],
 )
 def test_a_name_in_use_takes_no_other_configuration(
-    sections: dict[str, dict[str, Any]], said: str, finished: Run, records: str
+    sections: dict[str, dict[str, Any]], said: str, finished_run: Run, records: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        train_local(configure(records, **sections), finished)
+        train_local(configure(records, **sections), finished_run)
 
 
-def test_how_it_lies_on_the_machine_may_change(finished: Run, records: str) -> None:
-    train_local(configure(records, cluster={"cpus_per_worker": 2}), finished)
+def test_how_it_lies_on_the_machine_may_change(finished_run: Run, records: str) -> None:
+    train_local(configure(records, cluster={"cpus_per_worker": 2}), finished_run)
 
 
 # What may go wrong
@@ -324,14 +329,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     network: str, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    plan = resolve_resume(config, run)
-    batches = list(local_batches(plan))
+    spec = resolve_resume(config, run)
+    batches = list(local_batches(spec))
     with single_process_group():
-        training = build_trainer(config, run, plan, Callbacks())
+        trainer = build_trainer(config, run, spec, Callbacks())
         with torch.no_grad():
-            next(getattr(training.model, network).parameters()).fill_(torch.nan)
+            next(getattr(trainer.model, network).parameters()).fill_(torch.nan)
         with pytest.raises(NonFiniteError) as caught:
-            training.train(batches)
+            trainer.train(batches)
     said = str(caught.value)
     assert said.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
     assert (
@@ -341,32 +346,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert run.checkpoints() == []
 
 
-@pytest.mark.parametrize("log_every", [1, 100])
+@pytest.mark.parametrize("log_every_steps", [1, 100])
 @pytest.mark.parametrize("where", ["weight", "gradient"])
 def test_what_is_not_finite_touches_no_weight(
-    where: str, log_every: int, records: str, tmp_path: Path
+    where: str, log_every_steps: int, records: str, tmp_path: Path
 ) -> None:
     """After 7 steps something of S is broken, so the 8th is not finite: in all, or in S's half."""
     run = Run(str(tmp_path / "run"))
-    config = configure(records, training={"log_every": log_every})
-    plan = resolve_resume(config, run)
+    config = configure(records, training={"log_every_steps": log_every_steps})
+    spec = resolve_resume(config, run)
     before: list[dict[str, torch.Tensor]] = []
 
     def everything() -> dict[str, torch.Tensor]:
-        both = training.model
+        model = trainer.model
         moments = {
             f"{optimizer}.{i}.{key}": value.clone()
             for optimizer in ("segmentor_optimizer", "critic_optimizer")
-            for i, state in getattr(both, optimizer).state_dict()["state"].items()
+            for i, state in getattr(model, optimizer).state_dict()["state"].items()
             for key, value in state.items()
         }
         networks = ("segmentor", "critic")
-        named = {f"{n}.{k}": p for n in networks for k, p in getattr(both, n).named_parameters()}
+        named = {f"{n}.{k}": p for n in networks for k, p in getattr(model, n).named_parameters()}
         return {name: parameter.detach().clone() for name, parameter in named.items()} | moments
 
-    def spoil(status: TrainingProgress) -> None:
-        if status.samples == 7 * BATCH_SIZE and not before:
-            first = next(training.model.segmentor.parameters())
+    def spoil(progress: TrainingProgress) -> None:
+        if progress.samples == 7 * BATCH_SIZE and not before:
+            first = next(trainer.model.segmentor.parameters())
             if where == "weight":
                 with torch.no_grad():
                     first.fill_(torch.inf)
@@ -375,10 +380,10 @@ def test_what_is_not_finite_touches_no_weight(
             before.append(everything())
 
     with single_process_group():
-        training = build_trainer(config, run, plan, Callbacks(on_step_end=spoil))
+        trainer = build_trainer(config, run, spec, Callbacks(on_step_end=spoil))
         of = "critic and segmentor" if where == "weight" else "segmentor"
         with pytest.raises(NonFiniteError, match=f"gradient of {of} at step 8 is not finite"):
-            training.train(local_batches(plan))
+            trainer.train(local_batches(spec))
         after = everything()
     (then,) = before
     assert then.keys() == after.keys()
@@ -422,12 +427,12 @@ def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
 
 
 def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
-    plan = resolve_resume(config, Run(str(tmp_path / "run")))
+    spec = resolve_resume(config, Run(str(tmp_path / "run")))
     with single_process_group():
-        training = build_trainer(config, Run(str(tmp_path / "run")), plan, Callbacks())
-        batches = list(local_batches(plan))
+        trainer = build_trainer(config, Run(str(tmp_path / "run")), spec, Callbacks())
+        batches = list(local_batches(spec))
         with pytest.raises(AssertionError, match="row 8 came where 4 was due"):
-            training.train([batches[0], batches[2]])
+            trainer.train([batches[0], batches[2]])
 
 
 def test_trainings_that_share_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,5 +441,5 @@ def test_trainings_that_share_a_node_share_its_cores(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = Config()
     assert [_num_threads(config, runs) for runs in (1, 2, 3, 9)] == [4, 2, 1, 1]
-    told = config.model_copy(update={"cluster": ClusterConfig(threads_per_worker=5)})
-    assert _num_threads(told, 2) == 5
+    fixed = config.model_copy(update={"cluster": ClusterConfig(threads_per_worker=5)})
+    assert _num_threads(fixed, 2) == 5

@@ -1,4 +1,4 @@
-"""Who is given up: trials by the epochs behind them, at rungs worked out by hand."""
+"""Which trials ASHA prunes, against rungs computed by hand."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from segan.runs.trial import Trial
 
 @pytest.fixture
 def scheduler() -> CooperativeASHAScheduler:
-    """Rungs at epochs 1 and 2; at each, the better half goes on."""
+    """Rungs at epochs 1 and 2; at each, the better half continues."""
     return CooperativeASHAScheduler(
-        None, lambda *_: None, max_t=4, grace_period=1, reduction_factor=2
+        None, lambda *_: None, max_epochs=4, grace_period=1, reduction_factor=2
     )
 
 
 def make_trial(folder: Path, *jaccards: float) -> Trial:
-    """One with these validations behind it."""
+    """A trial with these validations."""
     run = folder / f"trial_{len(list(folder.iterdir()))}"
     run.mkdir()
     lines = [{"kind": "epoch", "epoch": n, "jaccard": j} for n, j in enumerate(jaccards, 1)]
@@ -27,13 +27,13 @@ def make_trial(folder: Path, *jaccards: float) -> Trial:
     return Trial(run.name, {}, Run(str(run)))
 
 
-def test_the_better_half_goes_on(scheduler: CooperativeASHAScheduler, tmp_path: Path) -> None:
-    assert scheduler.replay(make_trial(tmp_path, 0.4))  # the first of all
+def test_the_better_half_continues(scheduler: CooperativeASHAScheduler, tmp_path: Path) -> None:
+    assert scheduler.replay(make_trial(tmp_path, 0.4))  # the first one
     assert not scheduler.replay(make_trial(tmp_path, 0.3))  # below the median of 0.4
-    assert scheduler.replay(make_trial(tmp_path, 0.35))  # that of 0.4 and 0.3
+    assert scheduler.replay(make_trial(tmp_path, 0.35))  # the median of 0.4 and 0.3
 
 
-def test_a_trial_is_worth_its_best_epoch_so_far(
+def test_a_trial_is_judged_by_its_best_epoch_so_far(
     scheduler: CooperativeASHAScheduler, tmp_path: Path
 ) -> None:
     assert scheduler.replay(make_trial(tmp_path, 0.4, 0.6))
@@ -43,7 +43,7 @@ def test_a_trial_is_worth_its_best_epoch_so_far(
     )  # 0.7 is above the median of 0.6 and 0.55
 
 
-def test_at_its_last_epoch_a_trial_is_not_given_up(
+def test_a_trial_is_not_pruned_at_its_last_epoch(
     scheduler: CooperativeASHAScheduler, tmp_path: Path
 ) -> None:
     assert scheduler.replay(make_trial(tmp_path, 0.4, 0.6, 0.6, 0.6))

@@ -1,256 +1,255 @@
-// The page: one upload brings the picture and the maps; from there on the threshold, the outlines
-// and the layers are drawn here. Only the mask's download asks the server again.
+// One upload returns a preview and the probability maps; the threshold, the contours and the layers
+// are then drawn in the browser. Only the download of the mask calls the server again.
 
-import { outline } from "./outline.js";
+import { contourPath } from "./contour.js";
 
-const LINE = { whole: "#ffd60a", members: ["#00e5ff", "#ff7ad9", "#8cff66"] };
+const OUTLINE_COLORS = { model: "#ffd60a", members: ["#00e5ff", "#ff7ad9", "#8cff66"] };
 const LAYERS = {
-  probability: { colour: [0, 90, 255], low: "probability 0", high: "1", strength: 0.8 },
-  disagreement: { colour: [230, 0, 126], low: "members agree", high: "disagree", strength: 0.9 },
+  probability: { color: [0, 90, 255], low: "probability 0", high: "1", opacity: 0.8 },
+  uncertainty: { color: [230, 0, 126], low: "members agree", high: "members differ", opacity: 0.9 },
 };
-const HIGHEST = 65535;
-const WIDEST_DEVIATION = Math.SQRT2 / 3; // of three numbers in [0, 1]
+const MAX_UINT16 = 65535;
+const MAX_STD = 0.5; // the largest standard deviation of numbers between 0 and 1
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("canvas");
-let about = null; // what the server says of the model
+let modelInfo = null; // the answer of /v1/model
 let token = "";
-let shown = null; // { file, picture, found, map, maps, paths, layers }
-let asked = 0; // uploads so far: of two, the later one counts
+let current = null; // { file, preview, result, probability, layers, memberPaths, path, index }
+let uploadCount = 0; // only the answer to the latest upload is shown
 
-const whole = (number) => number.toLocaleString("en");
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const formatInteger = (number) => number.toLocaleString("en");
+const formatPercent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
-async function ask(path, body) {
+async function request(path, body) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { method: body ? "POST" : "GET", body, headers });
+    response = await fetch(path, { method: body ? "POST" : "GET", body, headers });
   } catch {
-    throw new Error("The server does not answer.");
+    throw new Error("The server does not respond.");
   }
-  if (answer.ok) return answer;
-  if (answer.status === 401) throw new Error("That is not the server's token.");
-  const text = await answer.text();
+  if (response.ok) return response;
+  if (response.status === 401) throw new Error("Invalid token.");
+  const text = await response.text();
   let reason = text;
   try {
     const { detail } = JSON.parse(text);
     reason = typeof detail === "string" ? detail : text;
   } catch {
-    // Serve's own refusals are plain text.
+    // Ray Serve's own errors are plain text.
   }
-  throw new Error(reason || `The server answers ${answer.status}.`);
+  throw new Error(reason || `The server returned status ${response.status}.`);
 }
 
-async function begin() {
+async function loadModel() {
   try {
-    about = await (await ask("v1/model")).json();
+    modelInfo = await (await request("v1/model")).json();
   } catch (error) {
-    return say("", error.message);
+    return setStatus("", error.message);
   }
-  const members = about.members > 1 ? `, ${about.members} members` : "";
-  $("about").textContent = `${about.model}${members}`;
+  const isEnsemble = modelInfo.num_members > 1;
+  $("model").textContent = modelInfo.model + (isEnsemble ? `, ${modelInfo.num_members} members` : "");
   $("limits").textContent =
-    `${about.formats.join(", ")}; at most ${about.max_bytes / 2 ** 20} MiB and ` +
-    `${about.max_pixels / 1e6} megapixels`;
-  $("who").textContent = about.members > 1 ? "All together" : "The model";
-  for (const part of [$("disagreeing"), ...document.querySelectorAll(".many")])
-    part.hidden = about.members < 2;
-  if ($("unlock")) $("unlock").hidden = true;
-  $("choose").hidden = false;
-  say("");
+    `${modelInfo.formats.join(", ")}; at most ${modelInfo.max_bytes / 2 ** 20} MiB and ` +
+    `${modelInfo.max_pixels / 1e6} megapixels`;
+  $("model-name").textContent = isEnsemble ? "Ensemble" : "Model";
+  for (const element of [$("disagreement-row"), ...document.querySelectorAll(".ensemble-only")])
+    element.hidden = !isEnsemble;
+  if ($("login")) $("login").hidden = true;
+  $("upload").hidden = false;
+  setStatus("");
   if (token) $("file").focus();
 }
 
-function say(status, error = "") {
+function setStatus(status, error = "") {
   $("status").textContent = status;
   $("error").textContent = error;
 }
 
 async function segment(file) {
-  const turn = ++asked;
-  clear();
-  if (file.size > about.max_bytes)
-    return say("", `${file.name}: larger than ${about.max_bytes / 2 ** 20} MiB.`);
-  say(`Segmenting ${file.name} …`);
+  const upload = ++uploadCount;
+  clearResult();
+  if (file.size > modelInfo.max_bytes)
+    return setStatus("", `${file.name}: larger than ${modelInfo.max_bytes / 2 ** 20} MiB.`);
+  setStatus(`Segmenting ${file.name} …`);
   try {
-    const found = await (await ask("v1/view", form(file))).json();
-    const picture = await createImageBitmap(new Blob([bytes(found.picture)]));
-    if (turn !== asked) return;
-    show(file, found, picture);
-    say(`${file.name} is outlined.`);
+    const result = await (await request("v1/view", imageForm(file))).json();
+    const preview = await createImageBitmap(new Blob([decodeBase64(result.preview)]));
+    if (upload !== uploadCount) return;
+    showResult(file, result, preview);
+    setStatus(`${file.name}: segmented.`);
   } catch (error) {
-    if (turn === asked) say("", error.message);
+    if (upload === uploadCount) setStatus("", error.message);
   }
 }
 
-function form(file) {
-  const body = new FormData();
-  body.append("image", file);
-  return body;
+function imageForm(file) {
+  const form = new FormData();
+  form.append("image", file);
+  return form;
 }
 
-const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const decodeBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-function decode(text) {
-  const view = new DataView(bytes(text).buffer);
-  return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => view.getUint16(2 * i, true) / HIGHEST);
+function decodeMap(text) {
+  const view = new DataView(decodeBase64(text).buffer);
+  return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => view.getUint16(2 * i, true) / MAX_UINT16);
 }
 
-function clear() {
-  shown = null;
+function clearResult() {
+  current = null;
   $("result").hidden = true;
-  document.body.classList.remove("seen");
+  document.body.classList.remove("has-result");
 }
 
-function show(file, found, picture) {
-  const [map, maps] = [decode(found.map), found.maps.map(decode)];
-  const { width, height } = found.frame;
-  shown = { file, picture, found, map };
-  shown.layers = { probability: layer("probability", map), disagreement: layer("disagreement", deviation(maps)) };
-  shown.paths = maps.map((own, i) => outline(own, width, height, found.members[i].threshold));
-  $("name").textContent = `${file.name}, ${found.width} x ${found.height} pixels`;
-  $("threshold").max = found.thresholds.length - 1;
-  $("own").textContent = `Back to the model's ${about.threshold}`;
-  $("disagreement").textContent = `${percent(found.disagreement)} of what any calls lesion`;
-  listMembers(found.members);
-  document.body.classList.add("seen");
+function showResult(file, result, preview) {
+  const probability = decodeMap(result.probability);
+  const memberMaps = result.member_probabilities.map(decodeMap);
+  const uncertainty = result.uncertainty ? decodeMap(result.uncertainty) : []; // null for one member
+  const { width, height } = result.frame;
+  current = { file, preview, result, probability };
+  current.layers = {
+    probability: renderLayer("probability", probability),
+    uncertainty: renderLayer("uncertainty", uncertainty.map((std) => std / MAX_STD)),
+  };
+  current.memberPaths = memberMaps.map((memberMap, i) =>
+    contourPath(memberMap, width, height, result.members[i].threshold));
+  $("name").textContent = `${file.name}, ${result.width} x ${result.height} pixels`;
+  $("threshold").max = result.thresholds.length - 1;
+  $("reset-threshold").textContent = `Reset to the model's ${modelInfo.threshold}`;
+  $("disagreement").textContent = `${formatPercent(result.disagreement)} of the pixels marked by any`;
+  listMembers(result.members);
+  document.body.classList.add("has-result");
   $("result").hidden = false;
-  choose(found.thresholds.indexOf(found.threshold));
+  selectThreshold(result.thresholds.indexOf(result.threshold));
 }
 
 function listMembers(members) {
-  const kept = [...$("members").querySelectorAll("input")].map((box) => box.checked);
+  const checked = [...$("members").querySelectorAll("input")].map((box) => box.checked);
   const rows = members.length < 2 ? [] : members.map((member, i) => {
     const row = document.createElement("label");
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: kept[i] ?? false });
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: checked[i] ?? false });
     const line = document.createElement("i");
-    line.className = `line m${i % LINE.members.length}`;
+    line.className = `line m${i % OUTLINE_COLORS.members.length}`;
     line.ariaHidden = "true";
     const [text, area] = [document.createElement("span"), document.createElement("span")];
     text.textContent = `Member ${i + 1}, above ${member.threshold}`;
-    area.textContent = `${whole(member.area)} px`;
+    area.textContent = `${formatInteger(member.area)} px`;
     row.append(box, " ", line, " ", text, " ", area);
     return row;
   });
   $("members").replaceChildren(...rows);
 }
 
-function choose(index) {
-  const { found, map } = shown;
-  const threshold = found.thresholds[index];
-  const { width, height } = found.frame;
-  shown.index = index;
-  shown.path = outline(map, width, height, threshold);
-  const area = found.areas[index];
-  const share = percent(area / (found.width * found.height));
+function selectThreshold(index) {
+  const { result, probability } = current;
+  const threshold = result.thresholds[index];
+  const { width, height } = result.frame;
+  current.index = index;
+  current.path = contourPath(probability, width, height, threshold);
+  const area = `${formatInteger(result.areas[index])} px`;
+  const fraction = formatPercent(result.areas[index] / (result.width * result.height));
   $("threshold").value = index;
   $("threshold").ariaValueText = String(threshold);
-  $("chosen").textContent = threshold;
-  $("area").textContent = `${whole(area)} px`;
-  $("share").textContent = share;
-  $("own").disabled = threshold === about.threshold;
-  canvas.ariaLabel = `${shown.file.name} with its outline: ${whole(area)} pixels, ${share} of the image`;
+  $("threshold-value").textContent = threshold;
+  $("area").textContent = area;
+  $("area-fraction").textContent = fraction;
+  $("reset-threshold").disabled = threshold === modelInfo.threshold;
+  canvas.ariaLabel = `${current.file.name} with the lesion's outline: ${area}, ${fraction} of the image`;
   draw();
 }
 
-// The standard deviation between members, of 1 where it is the widest that there is.
-function deviation(maps) {
-  return maps[0].map((_, i) => {
-    const mean = maps.reduce((sum, map) => sum + map[i], 0) / maps.length;
-    const square = maps.reduce((sum, map) => sum + (map[i] - mean) ** 2, 0) / maps.length;
-    return Math.min(1, Math.sqrt(square) / WIDEST_DEVIATION);
-  });
-}
-
-function layer(name, values) {
-  const { width, height } = shown.found.frame;
-  const { colour, strength } = LAYERS[name];
+function renderLayer(name, values) {
+  const { width, height } = current.result.frame;
+  const { color, opacity } = LAYERS[name];
   const pixels = new ImageData(width, height);
-  values.forEach((value, i) => pixels.data.set([...colour, 255 * strength * value], 4 * i));
-  const small = new OffscreenCanvas(width, height);
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  return small;
+  values.forEach((value, i) => pixels.data.set([...color, 255 * opacity * value], 4 * i));
+  const layer = new OffscreenCanvas(width, height);
+  layer.getContext("2d").putImageData(pixels, 0, 0);
+  return layer;
 }
 
 function draw() {
-  if (!shown) return;
-  const { found, picture } = shown;
-  const place = canvas.parentElement;
-  const style = getComputedStyle(place);
-  const room = place.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-  const tallest = innerHeight * (getComputedStyle(place).position === "sticky" ? 0.45 : 0.8);
-  const width = Math.min(room, (tallest * found.width) / found.height);
-  const height = (width * found.height) / found.width;
+  if (!current) return;
+  const { result, preview } = current;
+  const container = canvas.parentElement;
+  const style = getComputedStyle(container);
+  const available = container.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  const maxHeight = innerHeight * (style.position === "sticky" ? 0.45 : 0.8);
+  const width = Math.min(available, (maxHeight * result.width) / result.height);
+  const height = (width * result.height) / result.width;
   canvas.style.width = `${width}px`;
   canvas.style.height = `${height}px`;
   canvas.width = Math.round(width * devicePixelRatio);
   canvas.height = Math.round(height * devicePixelRatio);
 
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(preview, 0, 0, canvas.width, canvas.height);
   const name = document.querySelector("[name=layer]:checked").value;
   $("scale").hidden = name === "none";
   if (name !== "none") {
-    pen.drawImage(shown.layers[name], 0, 0, canvas.width, canvas.height);
+    context.drawImage(current.layers[name], 0, 0, canvas.width, canvas.height);
     $("scale").className = name;
     [$("low").textContent, $("high").textContent] = [LAYERS[name].low, LAYERS[name].high];
   }
-  const boxes = [...$("members").querySelectorAll("input")];
-  boxes.forEach((box, i) => box.checked && line(pen, shown.paths[i], LINE.members[i % LINE.members.length], 1.5));
-  if ($("whole").checked) line(pen, shown.path, LINE.whole, 2.5);
+  const { model, members } = OUTLINE_COLORS;
+  $("members").querySelectorAll("input").forEach((box, i) =>
+    box.checked && strokePath(context, current.memberPaths[i], members[i % members.length], 1.5));
+  if ($("model-contour").checked) strokePath(context, current.path, model, 2.5);
 }
 
-function line(pen, path, colour, width) {
-  const { frame } = shown.found;
-  const there = new Path2D();
-  there.addPath(path, new DOMMatrix([canvas.width / frame.width, 0, 0, canvas.height / frame.height, 0, 0]));
-  pen.lineCap = pen.lineJoin = "round";
-  for (const [stroke, extra] of [["#000", 2], [colour, 0]]) {
-    pen.strokeStyle = stroke;
-    pen.lineWidth = (width + extra) * devicePixelRatio;
-    pen.stroke(there);
+function strokePath(context, path, color, width) {
+  const { frame } = current.result;
+  const scaledPath = new Path2D();
+  scaledPath.addPath(path, new DOMMatrix([canvas.width / frame.width, 0, 0, canvas.height / frame.height, 0, 0]));
+  context.lineCap = context.lineJoin = "round";
+  for (const [stroke, extra] of [["#000", 2], [color, 0]]) {
+    context.strokeStyle = stroke;
+    context.lineWidth = (width + extra) * devicePixelRatio;
+    context.stroke(scaledPath);
   }
 }
 
 async function download() {
-  const { file, found, index } = shown;
+  const { file, result, index } = current;
   $("download").disabled = true;
   try {
-    const answer = await ask(`v1/segment?format=png&threshold=${found.thresholds[index]}`, form(file));
+    const response = await request(`v1/segment?format=png&threshold=${result.thresholds[index]}`, imageForm(file));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await answer.blob());
+    link.href = URL.createObjectURL(await response.blob());
     link.download = `${file.name.replace(/\.[^.]*$/, "")}_segmentation.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    say(`${link.download} is downloaded.`);
+    setStatus(`${link.download}: downloaded.`);
   } catch (error) {
-    say("", error.message);
+    setStatus("", error.message);
   } finally {
     $("download").disabled = false;
   }
 }
 
-$("unlock")?.addEventListener("submit", (event) => {
+$("login")?.addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value;
-  begin();
+  loadModel();
 });
 $("file").addEventListener("change", () => $("file").files[0] && segment($("file").files[0]));
-$("threshold").addEventListener("input", () => choose($("threshold").valueAsNumber));
-$("own").addEventListener("click", () => choose(shown.found.thresholds.indexOf(about.threshold)));
+$("threshold").addEventListener("input", () => selectThreshold($("threshold").valueAsNumber));
+$("reset-threshold").addEventListener("click", () =>
+  selectThreshold(current.result.thresholds.indexOf(modelInfo.threshold)));
 $("panel").addEventListener("change", draw);
 $("download").addEventListener("click", download);
 addEventListener("resize", draw);
 addEventListener("dragover", (event) => {
   event.preventDefault();
-  $("choose").classList.add("over");
+  $("upload").classList.add("drag-over");
 });
-addEventListener("dragleave", (event) => event.relatedTarget || $("choose").classList.remove("over"));
+addEventListener("dragleave", (event) => event.relatedTarget || $("upload").classList.remove("drag-over"));
 addEventListener("drop", (event) => {
   event.preventDefault();
-  $("choose").classList.remove("over");
-  if (about && event.dataTransfer.files[0]) segment(event.dataTransfer.files[0]);
+  $("upload").classList.remove("drag-over");
+  if (modelInfo && event.dataTransfer.files[0]) segment(event.dataTransfer.files[0]);
 });
-if (!$("unlock")) begin();
+if (!$("login")) loadModel();

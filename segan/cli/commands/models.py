@@ -61,10 +61,10 @@ def evaluate(
     if local:
         results: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
     else:
-        from ray_jobs.batch.evaluate import score
+        from ray_jobs.batch.inference import map_images
 
         join_cluster(debug)
-        results = score(pairs, predictor.name, threshold, tta)
+        results = map_images(ScoreTask(), pairs, predictor.name, threshold, tta)
     with progress_bar("scoring", len(pairs)) as advance:
         rows = sorted(
             (advance_and_return(row, advance) for row in results), key=lambda row: str(row["id"])
@@ -144,10 +144,10 @@ def predict(
         if local or not missing:
             results = run_image_task(predictor, missing, task)
         else:
-            from ray_jobs.batch.predict import predict as predict_on_ray
+            from ray_jobs.batch.inference import map_images
 
             join_cluster(debug)
-            results = predict_on_ray(missing, predictor.name, task, threshold, tta)
+            results = map_images(task, missing, predictor.name, threshold, tta)
         with progress_bar("predicting", len(found), num_present) as advance:
             for result in results:
                 table.add(result)

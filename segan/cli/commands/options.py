@@ -56,8 +56,7 @@ def load_cli_config(config: Path | None, overrides: list[str] | None) -> Config:
     settings = load_config(config, overrides or [])
     if not settings.data.records:
         return settings
-    data = settings.data.model_copy(update={"records": storage.normalise(settings.data.records)})
-    return settings.model_copy(update={"data": data})
+    return settings.with_overrides({"data.records": storage.normalise(settings.data.records)})
 
 
 def join_cluster(debug: bool) -> None:

@@ -19,7 +19,6 @@ app = typer.Typer()
 LocalRay = Annotated[
     bool, typer.Option("--local", help="Start a separate Ray instance on this machine.")
 ]
-LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # see infra.local.cluster
 
 
 @app.command(epilog="segan serve s3://bucket/ensembles/first --local")
@@ -39,7 +38,9 @@ def serve(
     """
     _check_token(host)
     if local:
-        os.environ.update(LOOPBACK_ENV)  # before Ray is imported
+        from ray_jobs import LOOPBACK_ENV
+
+        os.environ.update(LOOPBACK_ENV)  # read when Ray is imported
     from ray_jobs.serving import runtime
     from ray_jobs.serving.deployment import build_application
     from segan.cli.console import echo, redirect_stdout_to_stderr
@@ -69,7 +70,7 @@ def serve(
 def _check_token(host: str) -> None:
     """Raises UsageError if other machines could reach the server without a token."""
     try:
-        from ray_jobs.serving.web import TOKEN_VARIABLE, configured_token_digest
+        from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
     except ModuleNotFoundError as error:
         raise UsageError(
             f"serve needs {error.name}; in the checkout, run pip install -e '.[serve]'"

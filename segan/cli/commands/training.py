@@ -108,8 +108,7 @@ def tune(
     settings, place = load_cli_config(config, overrides), Study(study)
     studies = [(place, settings)]
     if compare_full:
-        full_search = settings.search.model_copy(update={"early_stopping": False})
-        full_config = settings.model_copy(update={"search": full_search})
+        full_config = settings.with_overrides({"search.early_stopping": False})
         studies.append((Study(f"{place.uri}-full"), full_config))
 
     def on_validation(trial: str, metrics: dict[str, Any], should_continue: bool) -> None:
@@ -139,13 +138,13 @@ def show_config(
 ) -> None:
     """List every configuration key with its value and meaning."""
     from segan.cli.console import print_json, print_table
-    from segan.config import iter_fields, load_config
+    from segan.config import Config, iter_fields, load_config
 
     tree = load_config(config, overrides or []).model_dump(mode="json")
     if as_json:
         print_json(tree)
         return
-    rows = [(key, *key.split("."), field.description) for key, field in iter_fields()]
+    rows = [(key, *key.split("."), field.description) for key, field in iter_fields(Config)]
     shown = [[key, json.dumps(tree[section][leaf]), text] for key, section, leaf, text in rows]
     print_table(
         "Source of a default: (P) the paper, (F) its Figure 1, (C) the authors' code, (O) our own",

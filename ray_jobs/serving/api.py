@@ -1,0 +1,80 @@
+"""The HTTP API's limits, response bodies and OpenAPI descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from segan.data.archive.images import FORMATS, MAX_PIXELS
+from segan.inference.view import ContourResponse, Dimensions, ViewResponse
+
+MAX_BYTES = 32 * 2**20
+FORM_FIELD = "image"
+
+Threshold = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        lt=1,
+        description="Pixels with a higher probability are marked as lesion; default: the model's.",
+    ),
+]
+Format = Annotated[
+    Literal["png", "json"] | None,
+    Query(description="`png` or `json`; default: by the `Accept` header, else `png`."),
+]
+
+
+class ModelInfo(BaseModel):
+    """The model and the limits of an upload."""
+
+    model: str
+    threshold: float = Field(description="The model's decision threshold.")
+    num_members: int
+    input_size: Dimensions = Field(description="Size in pixels that images are resized to.")
+    formats: tuple[str, ...] = FORMATS
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+
+
+_BINARY = {"type": "string", "format": "binary"}
+UPLOAD_OPENAPI = {
+    "requestBody": {
+        "required": True,
+        "description": f"An image ({', '.join(FORMATS)}) as the body or in form field "
+        f"`{FORM_FIELD}`.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FORM_FIELD],
+                    "properties": {FORM_FIELD: _BINARY},
+                }
+            },
+            "image/*": {"schema": _BINARY},
+        },
+    }
+}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {"description": "Missing or invalid token."},
+    408: {"description": "Request timed out."},
+    413: {"description": f"Image larger than {MAX_BYTES} bytes."},
+    422: {"description": "Not a usable image; `detail` has the reason."},
+    503: {"description": "Server overloaded."},
+}
+MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The model's name, threshold and input size."},
+    401: ERROR_RESPONSES[401],
+}
+SEGMENT_RESPONSES = ERROR_RESPONSES | {
+    200: {
+        "description": "The mask at the image's size, 0 or 255; or areas and contour.",
+        "content": {"image/png": {"schema": _BINARY}},
+        "model": ContourResponse,
+    }
+}
+VIEW_RESPONSES = ERROR_RESPONSES | {
+    200: {"description": "Areas, probability maps and a preview.", "model": ViewResponse}
+}

@@ -1,0 +1,101 @@
+"""The metrics of steps and epochs, and the state of the training loop in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossValues:
+    """The losses of one step, as means over the ranks; None before the first logged step."""
+
+    critic_loss: float | None = None
+    segmentor_loss: float | None = None
+    dice_loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values by name, without those that are None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics(LossValues):
+    """Metrics of a step: a line of metrics.jsonl, or the metrics of a mid-epoch checkpoint.
+
+    Attributes:
+        step, epoch: from 1.
+        images_per_second: of all workers since the epoch began.
+    """
+
+    kind: ClassVar[str] = "step"
+    step: int
+    epoch: int
+    learning_rate: float | None = None
+    k: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics(LossValues):
+    """Metrics of an epoch: a line of metrics.jsonl. Those from `accuracy` on need a validation.
+
+    Attributes:
+        step, epoch: from 1; the losses are those of the epoch's last step.
+        images_per_second: of all workers.
+        data_wait_fraction: part of the epoch that this rank waited for data.
+        run_data_wait_fraction: the same, of all epochs since this process started.
+        jaccard_at_config_threshold: at `evaluation.threshold`; the other scores are at
+            `threshold`, the best one.
+        jaccard_curve: at each threshold of `segan.evaluation.sweep.THRESHOLDS`.
+        checkpoint_seconds, best_jaccard: known after the checkpoint, so not in metrics.jsonl.
+    """
+
+    kind: ClassVar[str] = "epoch"
+    step: int
+    epoch: int
+    seconds: float
+    images_per_second: float
+    data_wait_fraction: float
+    run_data_wait_fraction: float
+    first_batch_ms: float
+    workers: int
+    k: float
+    accuracy: float | None = None
+    dice: float | None = None
+    jaccard: float | None = None
+    threshold: float | None = None
+    jaccard_at_config_threshold: float | None = None
+    jaccard_curve: list[float] | None = None
+    validation_seconds: float | None = None
+    checkpoint_seconds: float | None = None
+    best_jaccard: float | None = None
+
+
+@dataclass
+class LoopState:
+    """What the training loop resumes with, beside weights, optimisers and the samples seen.
+
+    Attributes:
+        step: steps done.
+        num_validations: validations done.
+        jaccard: of the last validation.
+        losses: of the last step that was logged.
+    """
+
+    step: int = 0
+    num_validations: int = 0
+    jaccard: float | None = None
+    best_jaccard: float | None = None
+    losses: LossValues = field(default_factory=LossValues)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the state as JSON values, for the checkpoint's info."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LoopState:
+        """Restores what `to_dict` gave; raises LookupError, TypeError or ValueError if invalid."""
+        return cls(**{**values, "losses": LossValues(**values["losses"])})

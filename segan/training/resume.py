@@ -1,0 +1,131 @@
+"""Where a run starts: its checkpoint to resume from and the rows that are left. Needs no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from segan import storage
+from segan.config import Config
+from segan.data.records.format import Manifest, read_manifest
+from segan.data.stream.batches import StreamSpec
+from segan.data.stream.sampler import DeterministicSampler
+from segan.errors import StorageError, UsageError
+from segan.runs.checkpoint import Checkpoint
+from segan.runs.run import Run
+from segan.runs.transfer import verify_checkpoint
+from segan.training.metrics import LoopState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a training starts.
+
+    Attributes:
+        spec: the rows that are left of the run.
+        checkpoint: the state to start from, at `spec.start`; None for a new run.
+    """
+
+    spec: StreamSpec
+    checkpoint: Checkpoint | None = None
+
+    def with_world_size(self, world_size: int) -> ResumePoint:
+        """Returns the same start for another number of workers."""
+        return replace(self, spec=self.spec.with_world_size(world_size))
+
+
+def check_config(config: Config, run: Run) -> StreamSpec:
+    """Checks the configuration against the records; returns the rows of the whole run.
+
+    Reads no image and no checkpoint, so a mistake is reported before any long work.
+
+    Raises:
+        UsageError: the configuration does not fit the records.
+        StorageError: the records or the run cannot be read.
+    """
+    storage.check_access(run.uri)
+    manifest = read_manifest(config.data.records)
+    _check_records(config, manifest)
+    return StreamSpec(
+        config.data.records,
+        DeterministicSampler(manifest, config.data.train, config.training.seed),
+        config.training.epochs,
+        0,
+        config.training.batch_size,
+        config.cluster.workers,
+    )
+
+
+def resolve_resume(
+    config: Config, run: Run, warn: Callable[[str], None] = logger.warning
+) -> ResumePoint:
+    """Finds where a run starts: at its newest complete checkpoint, or at the first row.
+
+    Reads that checkpoint's files, so one process calls this and passes the result to the ranks.
+
+    Args:
+        warn: receives a line for each checkpoint that is skipped.
+
+    Raises:
+        UsageError: the configuration does not fit the records.
+        StorageError: storage cannot be read, or the run has checkpoints and none is usable.
+    """
+    spec = check_config(config, run)
+    checkpoint = find_resume_checkpoint(run, warn)
+    start = checkpoint.samples if checkpoint else 0
+    return ResumePoint(replace(spec, start=start), checkpoint)
+
+
+def find_resume_checkpoint(run: Run, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Returns the newest checkpoint whose manifest and files are intact; None if there is none.
+
+    Args:
+        warn: receives a line for each checkpoint that is skipped.
+
+    Raises:
+        StorageError: the run has checkpoints, and none is usable.
+    """
+    complete, errors = run.scan_checkpoints()
+    for checkpoint in reversed(complete):
+        error = _find_error(checkpoint)
+        if not error:
+            for name, reason in errors.items():
+                warn(f"{run}: checkpoint {name} is skipped: {reason}")
+            return checkpoint
+        errors[checkpoint.name] = error
+    if errors:
+        reasons = ", ".join(f"{name}: {reason}" for name, reason in errors.items())
+        raise StorageError(
+            f"{run}: no checkpoint is usable ({reasons}); restore one from a copy, or start again "
+            "under another name"
+        )
+    return None
+
+
+def _find_error(checkpoint: Checkpoint) -> str:
+    """Says why a training cannot resume from a checkpoint; "" if it can."""
+    try:
+        LoopState.from_dict(checkpoint.info.progress or {})
+        checkpoint.config  # noqa: B018 - parses it
+    except (LookupError, TypeError, ValueError, UsageError, StorageError):
+        return "written by an older segan version; cannot be resumed"
+    return "; ".join(file.error for file in verify_checkpoint(checkpoint) if file.error)
+
+
+def _check_records(config: Config, manifest: Manifest) -> None:
+    side, frame = config.augment.crop, min(manifest.height, manifest.width)
+    if side > frame:
+        raise UsageError(
+            f"augment.crop {side}: the records' frames are {manifest.width} x {manifest.height} "
+            f"pixels; use a crop of at most {frame}, or ingest at a larger size"
+        )
+    if config.network.classes != manifest.classes:
+        raise UsageError(
+            f"network.classes {config.network.classes}: the records' masks have {manifest.classes}"
+        )
+    for split in (config.data.train, config.data.validation):
+        if manifest.num_rows(split) == 0:
+            raise UsageError(f"split {split!r}: the records have no image in it")
