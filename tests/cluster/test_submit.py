@@ -126,7 +126,7 @@ def test_a_stopped_job_leaves_only_a_checkpoint(client: JobClient, stopped_epoch
     assert client.get_job("train-1")["status"] == "STOPPED"
     match = re.fullmatch(
         rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
-        "the same command goes on from there",
+        "run the same command to resume",
         client.get_logs("train-1")[-1],
     )
     assert match, client.get_logs("train-1")
