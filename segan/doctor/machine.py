@@ -9,7 +9,7 @@ import resource
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -109,7 +109,8 @@ def check_gpus() -> Outcome:
         product = torch.ones(64, 64, device=f"cuda:{index}") @ torch.ones(64, 1, device=index)
         if product.sum().item() != 64 * 64:
             return failed(f"{names[-1]}: wrong result of a matrix product", "test this GPU")
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
+    nccl = ".".join(map(str, nccl_version()))
     found = f"{'; '.join(names)}; driver {driver}, CUDA {cuda}, NCCL {nccl}"
     if busy:
         return warning(f"{found}; {'; '.join(busy)}", "nvidia-smi shows which processes use it")

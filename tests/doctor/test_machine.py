@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -178,9 +179,9 @@ def test_no_disk(small_disk: Path) -> None:
 def test_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def usage(total: int, free: int) -> None:
         disk = (total * GB, (total - free) * GB, free * GB)
-        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: type(found)(*disk))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: type(found)(*disk))
 
-    found = machine.shutil.disk_usage(tmp_path)
+    found = shutil.disk_usage(tmp_path)
     for total, free, expected in ((100, 11, "ok"), (100, 9, "warning"), (900, 30, "warning")):
         usage(total, free)
         assert status(machine.check_disk(tmp_path)) == expected

@@ -34,6 +34,7 @@ from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
 from segan.errors import StorageError, TransientError
 from segan.storage import files, retry, s3
+from segan.storage.compare_and_swap import conditional_file
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 
 pytestmark = pytest.mark.integration
@@ -130,6 +131,16 @@ def write_large(place: str, _: Path) -> None:
     storage.write_bytes(f"{place}/new", LARGE)
 
 
+def read_version(place: str, _: Path) -> None:
+    version = conditional_file(f"{place}/small").read()
+    assert version is not None
+    assert version.content == SMALL
+
+
+def swap(place: str, _: Path) -> None:
+    conditional_file(f"{place}/new").compare_and_swap(None, SMALL)  # False if a response is lost
+
+
 def list_names(place: str, _: Path) -> None:
     assert {"large", "small"} <= {file.name for file in storage.list_files(place)}
 
@@ -147,11 +158,12 @@ def delete_all(place: str, _: Path) -> None:
     storage.delete_folder(place)
 
 
-READS: list[Call] = [read, read_large, read_range, read_in_chunks, download]
-WRITES: list[Call] = [write, write_large]
+READS: list[Call] = [read, read_version, read_large, read_range, read_in_chunks, download]
+WRITES: list[Call] = [write, swap, write_large]
 CALLS: list[Call] = [*READS, *WRITES, list_names, stat_file, delete, delete_all]
 EXPECTED_CONTENTS: dict[Call, dict[str, bytes]] = {
     write: {"small": SMALL, "large": LARGE, "new": SMALL},
+    swap: {"small": SMALL, "large": LARGE, "new": SMALL},
     write_large: {"small": SMALL, "large": LARGE, "new": LARGE},
     delete: {"large": LARGE},
     delete_all: {},

@@ -106,11 +106,12 @@ function clearResult() {
 function showResult(file, result, preview) {
   const probability = decodeMap(result.probability);
   const memberMaps = result.member_probabilities.map(decodeMap);
+  const uncertainty = result.uncertainty ? decodeMap(result.uncertainty) : []; // null for one member
   const { width, height } = result.frame;
   current = { file, preview, result, probability };
   current.layers = {
     probability: renderLayer("probability", probability),
-    uncertainty: renderLayer("uncertainty", normalizedStd(memberMaps)),
+    uncertainty: renderLayer("uncertainty", uncertainty.map((std) => std / MAX_STD)),
   };
   current.memberPaths = memberMaps.map((memberMap, i) =>
     contourPath(memberMap, width, height, result.members[i].threshold));
@@ -157,15 +158,6 @@ function selectThreshold(index) {
   $("reset-threshold").disabled = threshold === modelInfo.threshold;
   canvas.ariaLabel = `${current.file.name} with the lesion's outline: ${area}, ${fraction} of the image`;
   draw();
-}
-
-// Standard deviation over the members at each pixel, divided by its maximum.
-function normalizedStd(memberMaps) {
-  return memberMaps[0].map((_, i) => {
-    const mean = memberMaps.reduce((sum, map) => sum + map[i], 0) / memberMaps.length;
-    const variance = memberMaps.reduce((sum, map) => sum + (map[i] - mean) ** 2, 0) / memberMaps.length;
-    return Math.sqrt(variance) / MAX_STD;
-  });
 }
 
 function renderLayer(name, values) {

@@ -162,7 +162,8 @@ def _bytes_to_skip(response: Any, version: RemoteVersion, start: int) -> int:
 
 
 def _response_validator(response: Any) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+    validator: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return validator
 
 
 def _response_version(response: Any) -> RemoteVersion | None:

@@ -275,7 +275,9 @@ def test_two_versions_are_never_joined(
         ranges,
         [("drop", 400), ("drop", 300), *[("drop", 0)] * 30],
     )
-    changes = iter([lambda: None, lambda: server.put(FILE, content(size, 1))])
+    changes: Iterator[Callable[[], object]] = iter(
+        [lambda: None, lambda: server.put(FILE, content(size, 1))]
+    )
     server.on_get = lambda: next(changes, lambda: None)()
     error_message(server.base, destination)
     server.interruptions = []
@@ -287,7 +289,9 @@ def test_two_versions_are_never_joined(
 def test_versions_are_not_joined_without_if_range(server: Server, destination: str) -> None:
     server.put(FILE, content(1000))
     server.if_range, server.interruptions = False, [("drop", 400)]
-    changes = iter([lambda: None, lambda: server.put(FILE, content(1000, 1))])
+    changes: Iterator[Callable[[], object]] = iter(
+        [lambda: None, lambda: server.put(FILE, content(1000, 1))]
+    )
     server.on_get = lambda: next(changes, lambda: None)()
     fetch(server.base, destination)
     assert read_only_file(destination) == content(1000, 1)
