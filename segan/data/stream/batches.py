@@ -13,7 +13,6 @@ import pyarrow as pa
 from segan.data.records.format import Manifest, Shard, read_shard, to_samples
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import UsageError
-from segan.runs.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class StreamSpec:
 
     Attributes:
         start: rows seen before; the next step takes rows start to start + batch_size * workers.
-        checkpoint: which the run goes on from, at `start`; None at its beginning.
 
     Raises:
         UsageError: one step would take more than the whole training split.
@@ -52,7 +50,6 @@ class StreamSpec:
     start: int
     batch_size: int
     world_size: int
-    checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         rows = self.sampler.num_rows
