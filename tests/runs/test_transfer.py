@@ -218,7 +218,8 @@ def test_a_folder_without_runs_is_reported(root: str) -> None:
     assert said == f"{root}: no run here or below (no run.json)"
 
 
-def test_a_real_run_is_shown(trained_runs: str, root: str) -> None:
+def test_a_real_run_is_shown(trained_runs: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdout_console, "_width", 200)
     copy_files(trained_runs, root)
     found = run_cli("runs", "show", f"{root}/real", "--json").json
     changed = {key: (v["value"], v["default"]) for key, v in found["non_default"].items()}
