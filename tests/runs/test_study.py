@@ -66,7 +66,7 @@ def test_the_grid_takes_every_final_k() -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("search.learning_rate=[0.01,0.001]", "the lesser first"),
+        ("search.learning_rate=[0.01,0.001]", "the smaller first"),
         ("search.weight_clip=[0,0.1]", "two positive numbers"),
         ("search.final_k=[]", "final_k"),
         ("search.final_k=[-0.1]", "positive"),
