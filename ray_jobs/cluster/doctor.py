@@ -25,7 +25,6 @@ from ray_jobs.cluster.ray_internals import AUTH_HEADERS, DASHBOARD_ADDRESS, RECO
 from segan.doctor.checks import Check, Outcome, failed, ok, skipped, warning
 from segan.utils.text import count_noun
 
-DASHBOARD_UNREACHABLE = "the dashboard does not respond"
 START_HINT = (
     "check that the cluster runs and that the address is right; `make cluster` starts one here"
 )
@@ -40,14 +39,15 @@ def cluster_checks() -> list[Check]:
             "RAY_ADDRESS is not set and no Ray cluster runs here; segan starts its own"
         )
         return [Check("cluster", lambda: outcome)]
+    dashboard, token = "cluster: dashboard", "cluster: token"
     dashboard_timeout_s = RAY_CALL_TIMEOUT_S + 2 * TIMEOUT_S
     return [
         Check("cluster: address", probe.check_address),
-        Check("cluster: dashboard", probe.check_dashboard, timeout_s=dashboard_timeout_s),
-        Check("cluster: token", probe.check_token, timeout_s=RAY_CALL_TIMEOUT_S),
-        Check("cluster: anonymous access", probe.check_anonymous_access),
-        Check("cluster: versions", probe.check_versions),
-        Check("cluster: State API", probe.check_nodes),
+        Check(dashboard, probe.check_dashboard, timeout_s=dashboard_timeout_s),
+        Check(token, probe.check_token, timeout_s=RAY_CALL_TIMEOUT_S, requires=dashboard),
+        Check("cluster: anonymous access", probe.check_anonymous_access, requires=dashboard),
+        Check("cluster: versions", probe.check_versions, requires=token),
+        Check("cluster: State API", probe.check_nodes, requires=token),
     ]
 
 
@@ -58,7 +58,6 @@ class ClusterProbe:
         address: host:port of the GCS, to which drivers connect; empty if only the dashboard's is
             known.
         dashboard: the dashboard's URL; empty until it is found.
-        is_reachable: whether the dashboard responds.
         headers: with the token, for requests to the dashboard.
     """
 
@@ -70,7 +69,6 @@ class ClusterProbe:
         is_configured = configured not in ("", "auto")
         self.recorded_address = "" if is_configured else RECORDED_ADDRESS.load()() or ""
         self.address = configured if is_configured else self.recorded_address
-        self.is_reachable = False
         self.headers: dict[str, str] = {}
 
     def check_address(self) -> Outcome:
@@ -97,12 +95,9 @@ class ClusterProbe:
         if status != 200:
             hint = f"{START_HINT}; on Kubernetes, forward the port"
             return failed(f"{self.dashboard}: {status or body}", hint)
-        self.is_reachable = True
         return ok(self.dashboard)
 
     def check_token(self) -> Outcome:
-        if not self.is_reachable:
-            return skipped(DASHBOARD_UNREACHABLE)
         self.headers = call_in_subprocess(AUTH_HEADERS, {})
         status, body = get(self.dashboard, "/api/version", self.headers)
         if status == 200:
@@ -112,8 +107,6 @@ class ClusterProbe:
         return failed(f"{status}: {body}", START_HINT)
 
     def check_anonymous_access(self) -> Outcome:
-        if not self.is_reachable:
-            return skipped(DASHBOARD_UNREACHABLE)
         status, _ = get(self.dashboard, "/api/version", {})
         if status in UNAUTHORIZED:
             return ok("rejected")
@@ -125,8 +118,6 @@ class ClusterProbe:
     def check_versions(self) -> Outcome:
         """Drivers need the same Ray and Python as the cluster; submitted jobs do not."""
         metadata = self._get_data("/api/v0/cluster_metadata")
-        if metadata is None:
-            return skipped(DASHBOARD_UNREACHABLE)
         remote = (str(metadata["rayVersion"]), str(metadata["pythonVersion"]))
         local = (version("ray"), platform.python_version())
         message = "Ray {}, Python {}".format(*remote)
@@ -139,8 +130,6 @@ class ClusterProbe:
 
     def check_nodes(self) -> Outcome:
         data = self._get_data("/api/v0/nodes?detail=true&limit=1000")
-        if data is None:
-            return skipped(DASHBOARD_UNREACHABLE)
         nodes = [node for node in data["result"]["result"] if node["state"] == "ALIVE"]
         counts = [count_noun(len(nodes), "node")]
         for kind in ("CPU", "GPU"):
@@ -148,12 +137,6 @@ class ClusterProbe:
             counts.append(count_noun(total, kind))
         return ok(", ".join(counts)) if nodes else failed(", ".join(counts), START_HINT)
 
-    def _get_data(self, path: str) -> dict[str, Any] | None:
-        """The `data` of a response; None if the dashboard is unreachable or rejects the token."""
-        if not self.is_reachable:
-            return None
-        status, body = get(self.dashboard, path, self.headers)
-        if status in UNAUTHORIZED:
-            return None
-        data: dict[str, Any] = json.loads(body)["data"]
+    def _get_data(self, path: str) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(get(self.dashboard, path, self.headers)[1])["data"]
         return data

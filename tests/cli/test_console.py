@@ -1,4 +1,4 @@
-"""What goes to people and what to programs."""
+"""Messages on stderr, results on stdout."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -
     assert "[/x]" in out
 
 
-def test_progress_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("predicting", 40, completed=4) as advance:
         for _ in range(36):
             advance(1)
@@ -76,7 +76,7 @@ def test_progress_on_a_terminal(
     assert "exporting" in capsys.readouterr().err
 
 
-def test_waiting_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_spinner_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with spinner("exporting"):
         assert capsys.readouterr().err == "exporting\n"
     assert capsys.readouterr().err == ""

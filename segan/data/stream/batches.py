@@ -35,13 +35,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """The rows of a run: where it stands, where it ends, and how much each step takes.
+    """The rows that a run reads: where it starts, where it stops and how many per step.
 
     Attributes:
-        start: rows seen before; the next step takes rows start to start + batch_size * workers.
+        records: URI of the records.
+        start: rows seen before; the next step takes rows `start` to start + global_batch_size - 1.
+        batch_size: per worker.
 
     Raises:
-        UsageError: one step would take more than the whole training split.
+        UsageError: a step needs more rows than the split has.
     """
 
     records: str
