@@ -17,9 +17,9 @@ __all__ = ["Prediction", "Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Predictor and Prediction when they are first asked for: they need torch, which takes a while.
+    """Imports Predictor and Prediction on first use, since they import torch, which is slow.
 
-    Much of the command, and all of what looks into storage, does without.
+    Commands that only read storage do not need it.
     """
     if name in ("Prediction", "Predictor"):
         from segan.inference import predictor

@@ -1,4 +1,4 @@
-"""What S and C are trained on: the multi-scale L1 loss, Eq. 1 and 2, and its rivals."""
+"""The losses of S and C: the multi-scale L1 loss (Eq. 1 and 2), and those compared with it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from segan.config import LossConfig
 
-EPS = 1e-7  # probability whose logarithm is still taken: below it a pixel has no more to say
+EPS = 1e-7  # lower bound of a probability before its logarithm is taken
 
 
 def multi_scale_l1(
     predicted: Sequence[Tensor], truth: Sequence[Tensor], config: LossConfig
 ) -> Tensor:
-    """Distance between the critic's features of two masked images, over all its levels.
+    """Returns the L1 distance between the critic's features of two masked images (Eq. 1 and 2).
 
-    With reading "concatenated", Eq. 2's norms are sums over one long vector of all levels, taken
-    as its mean; with "per_level", each level's own mean counts the same.
+    The reduction "concatenated" is the mean over the values of all levels together; "per_level" is
+    the mean of the levels' means.
 
     Args:
-        predicted: the L levels of the image under the predicted map, each [B, c, H, W].
-        truth: the levels of the image under the true map, of the same shapes.
+        predicted: the L levels of the image masked by the predicted map, each [B, c, H, W].
+        truth: the levels of the image masked by the true map, of the same shapes.
 
     Returns:
-        A scalar in float32, at least 0; the mean over the B images of Eq. 1.
+        A float32 scalar >= 0, a mean over the B images.
     """
     assert len(predicted) == len(truth), "both sides need the same levels"
     weights = config.level_weights or (1.0,) * len(predicted)
@@ -42,20 +42,22 @@ def multi_scale_l1(
 
 
 def dice_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """1 - 2 |p t| / (|p| + |t|), each image and class apart, then their mean (C adds this to S).
+    """Returns the mean over images and classes of 1 - 2 |p t| / (|p| + |t|).
+
+    Source: the authors' code, which adds it to S's loss.
 
     Args:
         predicted: [B, classes, H, W] in [0, 1].
         truth: [B, classes, H, W], 0 or 1.
     """
     p, t = predicted.float().flatten(2), truth.float().flatten(2)
-    smooth = 1.0  # keeps an empty truth with an empty prediction at loss 0
+    smooth = 1.0  # so that an empty prediction of an empty truth has loss 0
     dice = (2 * (p * t).sum(2) + smooth) / (p.sum(2) + t.sum(2) + smooth)
     return (1 - dice).mean()
 
 
 def cross_entropy(predicted: Tensor, truth: Tensor) -> Tensor:
-    """-log of the probability given to each pixel's truth, the mean over all of them.
+    """Returns the mean over pixels of -log of the probability of the true label.
 
     Args:
         predicted: [B, classes, H, W] in [0, 1].
@@ -67,11 +69,11 @@ def cross_entropy(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 class AdversarialLoss:
-    """What C raises and what S lowers, of what C says of the two masked images.
+    """The critic's objective, which C maximises, and the segmentor's adversarial term, minimised.
 
-    The paper's is one number for both: the distance between the features (Eq. 1). In the classic
-    one (Goodfellow et al. 2014, the non-saturating form; for segmentation Luc et al. 2016, the
-    paper's [12]) C gives each image a score, the log-odds that its mask is the truth.
+    In the paper both are the distance between the features of the two masked images (Eq. 1). With
+    a scalar critic, they are those of the classic GAN in its non-saturating form (Goodfellow et al.
+    2014; for segmentation Luc et al. 2016, the paper's [12]).
     """
 
     def __init__(self, config: LossConfig):
@@ -80,16 +82,16 @@ class AdversarialLoss:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is an adversary at all."""
+        """Whether there is an adversarial loss."""
         return self.config.critic != "none"
 
     def critic_objective(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-        """A scalar in float32.
+        """Returns a float32 scalar.
 
         Args:
-            predicted: what C gives of the image under the predicted map: its L levels, each
-                [B, c, H, W], or one tensor of scores [B].
-            truth: the same of the image under the true map.
+            predicted: C's output for the image masked by the predicted map: L levels, each
+                [B, c, H, W], or one tensor of log-odds [B].
+            truth: C's output for the image masked by the true map.
         """
         if not self.scalar:
             return multi_scale_l1(predicted, truth, self.config)
@@ -98,7 +100,7 @@ class AdversarialLoss:
         return (F.logsigmoid(score_of_truth.float()) + F.logsigmoid(-score.float())).mean()
 
     def segmentor_term(self, predicted: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-        """The same for S, which in the classic game is -log C(predicted)."""
+        """Returns a float32 scalar; -log C(predicted) for a scalar critic."""
         if not self.scalar:
             return multi_scale_l1(predicted, truth, self.config)
         return -F.logsigmoid(predicted[0].float()).mean()
@@ -107,10 +109,10 @@ class AdversarialLoss:
 def weighted_segmentor_loss(
     adversarial: Tensor | None, predicted: Tensor, truth: Tensor, config: LossConfig
 ) -> Tensor:
-    """What S lowers but for the Dice loss: C's word and the cross-entropy by their weights.
+    """Returns the weighted sum of the adversarial and cross-entropy terms, without the Dice term.
 
     Args:
-        adversarial: of `Game.lowered_by_segmentor`; None without an adversary.
+        adversarial: from `AdversarialLoss.segmentor_term`; None without an adversarial loss.
         predicted: [B, classes, H, W] in [0, 1].
         truth: [B, classes, H, W], 0 or 1.
     """

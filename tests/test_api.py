@@ -1,4 +1,4 @@
-"""What a program imports."""
+"""The public Python API."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import segan
 from segan.inference import predictor
 
 
-def test_the_package_gives_the_predictor() -> None:
+def test_the_package_exports_the_predictor() -> None:
     from segan import Prediction, Predictor
 
     assert (Prediction, Predictor) == (predictor.Prediction, predictor.Predictor)
     assert {"Prediction", "Predictor"} <= set(segan.__all__)
 
 
-def test_the_package_alone_is_light() -> None:
+def test_importing_the_package_imports_no_torch() -> None:
     program = (
         "import sys, segan\n"
         "assert 'torch' not in sys.modules\n"
@@ -28,6 +28,6 @@ def test_the_package_alone_is_light() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_it_does_not_have_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'segan' has no attribute 'Predicter'"):
         segan.Predicter  # noqa: B018

@@ -1,4 +1,4 @@
-"""The losses worked out by hand, and what makes one a distance."""
+"""The losses, worked out by hand, and the properties of a distance."""
 
 from __future__ import annotations
 
@@ -143,35 +143,38 @@ def test_cross_entropy_by_hand(predicted: list[float], truth: list[float], expec
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
-def test_the_papers_game_is_one_number_for_both() -> None:
+def test_the_papers_loss_is_the_same_for_both() -> None:
     levels = [make_level(values) for values in LEVELS]
-    game = AdversarialLoss(LossConfig())
-    assert game.enabled
+    loss = AdversarialLoss(LossConfig())
+    assert loss.enabled
     expected = multi_scale_l1(levels, zero_levels(levels), LossConfig())
-    assert torch.equal(game.critic_objective(levels, zero_levels(levels)), expected)
-    assert torch.equal(game.segmentor_term(levels, zero_levels(levels)), expected)
+    assert torch.equal(loss.critic_objective(levels, zero_levels(levels)), expected)
+    assert torch.equal(loss.segmentor_term(levels, zero_levels(levels)), expected)
 
 
-def test_the_classic_game_by_hand() -> None:
+def test_the_classic_gan_loss_by_hand() -> None:
     # C holds two predictions for true with probability 1/2 and 1/4, the truth with 3/4 and 1/2.
     scores = [torch.tensor([0.0, -math.log(3)])], [torch.tensor([math.log(3), 0.0])]
-    game = AdversarialLoss(LossConfig(critic="scalar"))
+    loss = AdversarialLoss(LossConfig(critic="scalar"))
     # (log 3/4 + log 1/2) / 2 of the truth and (log (1 - 1/2) + log (1 - 1/4)) / 2 of the others.
-    raised = game.critic_objective(*scores).item()
+    raised = loss.critic_objective(*scores).item()
     assert raised == pytest.approx(math.log(3 / 4) + math.log(1 / 2), rel=1e-6)
     # -(log 1/2 + log 1/4) / 2.
-    lowered = game.segmentor_term(*scores).item()
+    lowered = loss.segmentor_term(*scores).item()
     assert lowered == pytest.approx(math.log(8) / 2, rel=1e-6)
 
 
-def test_what_the_segmentor_lowers_is_weighed() -> None:
+def test_the_terms_of_the_segmentor_loss_are_weighted() -> None:
     predicted, truth = make_level([0.5, 0.5]), make_level([1.0, 0.0])  # a cross-entropy of log 2
-    word, some = torch.tensor(3.0), LossConfig(adversarial_weight=0.5, cross_entropy_weight=2)
-    assert weighted_segmentor_loss(word, predicted, truth, LossConfig()).item() == 3
-    assert weighted_segmentor_loss(word, predicted, truth, some).item() == pytest.approx(
+    adversarial, config = (
+        torch.tensor(3.0),
+        LossConfig(adversarial_weight=0.5, cross_entropy_weight=2),
+    )
+    assert weighted_segmentor_loss(adversarial, predicted, truth, LossConfig()).item() == 3
+    assert weighted_segmentor_loss(adversarial, predicted, truth, config).item() == pytest.approx(
         1.5 + 2 * math.log(2)
     )
-    assert weighted_segmentor_loss(None, predicted, truth, some).item() == pytest.approx(
+    assert weighted_segmentor_loss(None, predicted, truth, config).item() == pytest.approx(
         2 * math.log(2)
     )
     assert weighted_segmentor_loss(None, predicted, truth, LossConfig()).item() == 0

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
-    from segan.data.stream.batches import StreamSpec
+    from segan.training.resume import ResumePoint
     from segan.utils.signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ STOP_TIMEOUT_S = 15.0  # before the workers are aborted; `ray job stop` kills th
 class RunCoordinator:
     """The actor's class.
 
-    To the workers it passes the stream that a worker group starts with and the driver's request to
+    To the workers it passes the point that a worker group starts from and the driver's request to
     stop; to the driver, the latest progress and warnings to log.
     """
 
@@ -41,13 +41,13 @@ class RunCoordinator:
         self.num_starts = 0
         self.stop_requested = False
 
-    def set_stream_spec(self, stream_spec: StreamSpec, messages: list[str]) -> None:
-        """Stores the stream of the next worker group, and messages for the driver."""
-        self.stream_spec = stream_spec
+    def set_resume_point(self, resume_point: ResumePoint, messages: list[str]) -> None:
+        """Stores where the next worker group starts, and messages for the driver."""
+        self.resume_point = resume_point
         self.messages += messages
 
-    def get_stream_spec(self) -> StreamSpec:
-        return self.stream_spec
+    def get_resume_point(self) -> ResumePoint:
+        return self.resume_point
 
     def register_start(self) -> int:
         """Counts a start of the worker group; returns the number of earlier starts."""

@@ -22,7 +22,8 @@ from segan.config import Config
 from segan.errors import UsageError
 from segan.runs.run import Run
 from segan.storage.lease import hold_lease
-from segan.training.launch import resolve_resume, stopped_error
+from segan.training.launch import stopped_error
+from segan.training.resume import resolve_resume
 from segan.training.trainer import TrainingProgress
 from segan.utils.signals import StopRequest
 
@@ -76,15 +77,15 @@ def _train(
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    spec = resolve_resume(config, run)
-    run.create_or_resume(config, spec.sampler.manifest.fingerprint)
+    resume_point = resolve_resume(config, run)
+    run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
 
     def on_update(progress: dict[str, Any]) -> None:
         on_progress(TrainingProgress(**progress))
 
-    while not spec.is_exhausted:
+    while not resume_point.spec.is_exhausted:
         coordinator = start_coordinator()
-        dataset = ResumingDataset(config, run, coordinator, spec)
+        dataset = ResumingDataset(config, run, coordinator, resume_point)
         with monitor_run(coordinator, on_update, stop_request), preserve_sigint_handler():
             result = _fit(config, run, dataset, trial_context, callbacks)
         if result.error:
@@ -93,7 +94,7 @@ def _train(
             return
         if stop_request():
             raise stopped_error(run)
-        spec = resolve_resume(config, run)
+        resume_point = resolve_resume(config, run)
 
 
 def _fit(

@@ -18,7 +18,9 @@ from segan.config import Config
 from segan.data.stream.batches import StreamSpec
 from segan.errors import NonFiniteError
 from segan.runs.run import Run
-from segan.training.launch import build_trainer, record_hardware, resolve_resume
+from segan.training.launch import build_trainer, record_hardware
+from segan.training.metrics import EpochMetrics
+from segan.training.resume import ResumePoint, resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 
 
@@ -29,22 +31,22 @@ class ResumingDataset:
     once, and the stream is left with the coordinator, so all ranks start from the same state.
     """
 
-    def __init__(self, config: Config, run: Run, coordinator: Any, initial_spec: StreamSpec):
+    def __init__(self, config: Config, run: Run, coordinator: Any, initial: ResumePoint):
         """
         Args:
-            initial_spec: the stream of the first start, which the driver has resolved already.
+            initial: where the first start begins, which the driver has resolved already.
         """
         self.config, self.run, self.coordinator = config, run, coordinator
-        self.initial_spec: StreamSpec | None = initial_spec
+        self.initial: ResumePoint | None = initial
 
     def __call__(self) -> StreamSpec:
         storage.retry_access_checks()  # the driver has checked the access before
         messages: list[str] = []
-        spec, self.initial_spec = self.initial_spec, None
-        if spec is None:
-            spec = resolve_resume(self.config, self.run, messages.append)
-        ray.get(self.coordinator.set_stream_spec.remote(spec, messages))
-        return spec
+        resume_point, self.initial = self.initial, None
+        if resume_point is None:
+            resume_point = resolve_resume(self.config, self.run, messages.append)
+        ray.get(self.coordinator.set_resume_point.remote(resume_point, messages))
+        return resume_point.spec
 
 
 class ProgressPublisher:
@@ -103,8 +105,9 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     config: Config = train_loop_config["config"]
     run, coordinator = Run(train_loop_config["run"]), train_loop_config["coordinator"]
     context = train.get_context()
-    initial_spec: StreamSpec = ray.get(coordinator.get_stream_spec.remote())
-    spec = initial_spec.with_world_size(context.get_world_size())  # fewer in an elastic run
+    resume_point: ResumePoint = ray.get(coordinator.get_resume_point.remote())
+    # An elastic run may have fewer workers.
+    resume_point = resume_point.with_world_size(context.get_world_size())
     rank = context.get_world_rank()
     gauges = Gauges(run.uri, rank)
     if rank == 0:
@@ -119,10 +122,11 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     )
     record_hardware(run)
     stream = train.get_dataset_shard("train")
-    trainer = build_trainer(config, run, spec, callbacks, train_loop_config.get("runs_per_node", 1))
+    runs_per_node = train_loop_config.get("runs_per_node", 1)
+    trainer = build_trainer(config, run, resume_point, callbacks, runs_per_node)
     with gauges.export_in_background():
         try:
-            trainer.train(iter_batches(stream, spec))
+            trainer.train(iter_batches(stream, resume_point.spec))
         except NonFiniteError as error:  # returned, because Ray Train would retry an exception
             return WorkerResult(error=error)
     return WorkerResult(stopped=trainer.stopped)
@@ -137,9 +141,10 @@ class ValidationReporter:
     def __init__(self, gauges: Gauges, trial: str | None, decisions: Any):
         self.gauges, self.trial, self.decisions = gauges, trial, decisions
 
-    def __call__(self, metrics: dict[str, Any]) -> bool:
-        self.gauges.update(metrics)
-        train.report({name: v for name, v in metrics.items() if not isinstance(v, list)})
+    def __call__(self, metrics: EpochMetrics) -> bool:
+        values = metrics.to_dict()
+        self.gauges.update(values)
+        train.report({name: v for name, v in values.items() if not isinstance(v, list)})
         if self.decisions is None:
             return True
-        return bool(ray.get(self.decisions.get.remote(self.trial, metrics["epoch"])))
+        return bool(ray.get(self.decisions.get.remote(self.trial, metrics.epoch)))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-MIN_RUN_SECONDS = 0.1  # of a measurement
+MIN_RUN_SECONDS = 0.5  # of a measurement
 
 
 def count_flops(work: Callable[[], object]) -> int:

@@ -39,18 +39,7 @@ app = typer.Typer(
         "stopped by SIGTERM and saved a checkpoint."
     ),
 )
-for group in (
-    download,
-    data,
-    training,
-    ablation,
-    models,
-    report,
-    serve,
-    runs,
-    doctor,
-    bench,
-):
+for group in (download, data, training, ablation, models, report, serve, runs, doctor, bench):
     app.add_typer(group.app)
 
 

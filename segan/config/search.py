@@ -25,10 +25,10 @@ class SearchConfig(FrozenConfig):
     )
     trials: int = Field(8, ge=1, description="Number of trials; `grid` has one per final_k.")
     learning_rate: tuple[float, float] = Field(
-        (0.0005, 0.01), description="Range [low, high], log-uniform."
+        (0.0005, 0.01), description="Lowest and highest value, log-uniform."
     )
     weight_clip: tuple[float, float] = Field(
-        (0.01, 0.1), description="Range [low, high], log-uniform."
+        (0.01, 0.1), description="Lowest and highest value, log-uniform."
     )
     final_k: tuple[float, ...] = Field(
         (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), min_length=1, description="Values to choose from."

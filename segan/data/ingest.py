@@ -249,12 +249,10 @@ def _write_profile(
     rejects: Sequence[dict[str, str]],
 ) -> None:
     """Writes profile.json and profile.html."""
-    examples = report.choose_examples(stats)
-    thumbnails = read_thumbnails(out, manifest, report.keys_to_show(examples, duplicate_pairs))
-    content, page = report.render_profile(
-        manifest, stats, duplicate_pairs, rejects, examples, thumbnails
-    )
-    storage.write_json(storage.join(out, PROFILE[0]), content)
+    profile = report.build_profile(manifest, stats, duplicate_pairs, rejects)
+    thumbnails = read_thumbnails(out, manifest, report.keys_to_show(profile))
+    page = report.render_profile(profile, thumbnails)
+    storage.write_json(storage.join(out, PROFILE[0]), profile.model_dump(mode="json"))
     storage.write_bytes(storage.join(out, PROFILE[1]), page.encode())
 
 

@@ -1,7 +1,7 @@
-"""The building blocks that segmentor and critic share.
+"""The building blocks of segmentor and critic.
 
-Letters for shapes: B images, c channels, H rows, W columns. Strided convolutions halve a side,
-rounding up for odd kernels and down for even ones, so any input size passes.
+Shapes: B images, c channels, H rows, W columns. A strided convolution halves a side, rounding up
+for odd kernels and down for even ones, so any input size is valid.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-NEGATIVE_SLOPE = 0.2  # slope of every leaky ReLU (C)
+NEGATIVE_SLOPE = 0.2  # of every leaky ReLU (C)
 
 
 class GlobalConvolution(nn.Module):
-    """k x k reach from two separable branches, summed: k x 1 then 1 x k, and 1 x k then k x 1.
+    """The sum of two separable branches, k x 1 then 1 x k and 1 x k then k x 1.
 
-    Source: Peng et al., "Large kernel matters", 2017; the paper's section 2.2. A stride of 2 is
-    taken one axis at a time, each by the kernel that runs along it (O).
+    Source: Peng et al., "Large kernel matters", 2017; the paper's section 2.2. Each kernel has the
+    stride along its own axis (O).
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, bias: bool = True):
@@ -44,7 +44,11 @@ class GlobalConvolution(nn.Module):
 def convolution(
     c_in: int, c_out: int, kernel: int, stride: int, bias: bool, global_conv_min_kernel: int
 ) -> nn.Module:
-    """A plain convolution, or a global one where the kernel is odd and at least `global_from`."""
+    """Returns a global convolution if the kernel is odd and large enough, else a plain one.
+
+    Args:
+        global_conv_min_kernel: the smallest kernel of a global convolution.
+    """
     if kernel >= global_conv_min_kernel and kernel % 2 == 1:
         return GlobalConvolution(c_in, c_out, kernel, stride, bias)
     return nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, bias=bias)
@@ -55,9 +59,10 @@ class Residual(nn.Module):
 
     Args:
         channels: of the input and the output.
-        inner: channels between the three.
-        activation: makes a fresh activation module.
-        after: activation after the sum, or before it on the branch alone.
+        inner_channels: between the three convolutions.
+        activation: builds an activation module.
+        activate_after_sum: whether the last activation follows the sum, or precedes it on the
+            branch.
     """
 
     def __init__(
@@ -91,7 +96,11 @@ class Residual(nn.Module):
 
 
 def init_weights(network: nn.Module) -> None:
-    """Normal weights of variance 2 / (k k c_out), norm gains normal (1, 0.02), biases zero (C)."""
+    """Initialises a network in place (C).
+
+    Convolution weights are normal with variance 2 / (k k c_out), batch-norm gains normal with mean
+    1 and standard deviation 0.02, biases zero.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -108,10 +117,10 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def build_with_seed(build: Callable[[], ModuleT], seed: int, initialise: bool = True) -> ModuleT:
-    """`build()` with initial weights that are a function of the seed, whatever was drawn before.
+    """Returns `build()` with weights that are a function of the seed; keeps torch's random state.
 
     Args:
-        fresh: whether what is built is to be initialised; else it is as `build` leaves it.
+        initialise: whether to call `init_weights`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

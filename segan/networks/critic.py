@@ -1,11 +1,12 @@
-"""The critic C: a masked image in, its features at seven scales out (section 2.2, Figure 1).
+"""The critic C, from a masked image to features at seven scales (section 2.2, Figure 1).
 
-Beside it the rival that the paper argues against (section 2.3): the same C with one number out.
+`ScalarCritic` is the classic GAN's discriminator, which the paper compares with (section 2.3).
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,14 @@ WIDTHS = (1, 2, 4, 8, 8, 8)  # in multiples of w (F)
 
 
 class Critic(nn.Module):
-    """Six blocks of convolution with stride 2, norm (not in C1) and leaky ReLU.
+    """Six blocks: convolution with stride 2, batch norm (not in C1), leaky ReLU.
 
-    C is never evaluated, so its norms keep no running statistics: the same training, no buffers.
+    C is used in training only, so its batch norms track no running statistics.
     """
 
     def __init__(self, config: NetworkConfig, channels: int = 3):
         super().__init__()
-        widths = [config.width * m for m in WIDTHS]
+        widths = [channels * config.classes, *(config.width * m for m in WIDTHS)]
         norm = partial(nn.BatchNorm2d, track_running_stats=False)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -34,13 +35,11 @@ class Critic(nn.Module):
                 norm(c_out) if i > 0 else nn.Identity(),
                 nn.LeakyReLU(NEGATIVE_SLOPE),
             )
-            for i, (c_in, c_out, kernel) in enumerate(
-                zip([channels * config.classes, *widths], widths, KERNELS, strict=False)
-            )
+            for i, ((c_in, c_out), kernel) in enumerate(zip(pairwise(widths), KERNELS, strict=True))
         )
 
     def forward(self, masked: Tensor) -> list[Tensor]:
-        """[B, 3 classes, H, W] to L = 7 levels: the masked image itself, then C1 to C6."""
+        """Maps [B, 3 classes, H, W] to L = 7 levels: the masked image, then C1 to C6."""
         levels = [masked]
         for block in self.blocks:
             levels.append(block(levels[-1]))
@@ -48,11 +47,11 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def clip_weights(self, limit: float, scope: str = "all") -> None:
-        """Brings every parameter into [-limit, limit] (section 3).
+        """Clips parameters to [-limit, limit], in place (section 3).
 
         Args:
             limit: greater than 0.
-            scope: "all" parameters, or the "convolutions" alone.
+            scope: "all" parameters, or those of the "convolutions" only.
         """
         torch._foreach_clamp_min_(self._clipped_parameters(scope), -limit)
         torch._foreach_clamp_max_(self._clipped_parameters(scope), limit)
@@ -64,46 +63,44 @@ class Critic(nn.Module):
 
 
 class ScalarCritic(Critic):
-    """C with a head that makes one number of C6: a classic GAN's word on a whole image (O)."""
+    """Critic with a scalar head: one real/fake score per image, as in a classic GAN (O)."""
 
     def __init__(self, config: NetworkConfig, channels: int = 3):
         super().__init__(config, channels)
         self.head = nn.Linear(config.width * WIDTHS[-1], 1)
 
     def forward(self, masked: Tensor) -> list[Tensor]:
-        """[B, 3 classes, H, W] to one tensor of scores [B], log-odds that the mask is the truth."""
+        """Maps [B, 3 classes, H, W] to one tensor [B]: the log-odds that the mask is the truth."""
         deepest = super().forward(masked)[-1]
         return [self.head(deepest.mean((2, 3))).squeeze(1)]
 
 
 def mask_image(image: Tensor, maps: Tensor) -> Tensor:
-    """The image under each label map, pixel by pixel (Eq. 1): what the critic is shown.
+    """Multiplies the image by each label map (Eq. 1), for the critic.
 
     Args:
         image: [B, 3, H, W] in [0, 1].
         maps: [B, classes, H, W] in [0, 1].
 
     Returns:
-        [B, 3 classes, H, W], one masked image after another.
+        [B, 3 classes, H, W], the masked images of all classes.
     """
     return (image.unsqueeze(1) * maps.unsqueeze(2)).flatten(1, 2)
 
 
 def build_critic(config: NetworkConfig, seed: int = 0, scalar: bool = False) -> Critic:
-    """A critic with initial weights that are a function of (config, seed, scalar)."""
+    """Returns a critic with initial weights that are a function of (config, seed, scalar)."""
     critic = build_with_seed(lambda: (ScalarCritic if scalar else Critic)(config), seed)
-    return (
-        build_with_seed(lambda: _add_spectral_norm(critic), seed, initialise=False)
-        if config.spectral_norm
-        else critic
-    )
+    if config.spectral_norm:
+        return build_with_seed(lambda: _add_spectral_norm(critic), seed, initialise=False)
+    return critic
 
 
 def _add_spectral_norm(critic: Critic) -> Critic:
-    """Every weight of convolutions and head over its greatest singular value (Miyato et al. 2018).
+    """Divides each weight of convolutions and head by its spectral norm (Miyato et al. 2018).
 
-    That value is followed by a power iteration in each forward, whose vectors are buffers: the
-    same on every rank, since they depend on the weights alone.
+    Each forward pass estimates that norm by a power iteration. Its vectors are buffers, equal on
+    every rank, since they depend on the weights only.
     """
     for module in [m for m in critic.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
         spectral_norm(module)

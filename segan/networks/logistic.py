@@ -1,4 +1,4 @@
-"""The adaptive logistic, Eq. 3: a smooth step that k makes steeper as training goes on."""
+"""The adaptive logistic, Eq. 3, which becomes steeper as k decreases during training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class AdaptiveLogistic(nn.Module):
     """f(z) = 1 / (1 + exp(-z / k)).
 
-    k is a buffer, so a network's saved weights carry the steepness that they were trained to.
+    k is a buffer, so it is saved with a network's weights.
     """
 
     k: Tensor
@@ -23,6 +23,6 @@ class AdaptiveLogistic(nn.Module):
         self.k.fill_(k)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Scores of any shape to probabilities in [0, 1] of the same shape."""
-        # At least in k's precision: bfloat16 has no number between 0.996 and 1.
+        """Maps logits of any shape to probabilities in [0, 1] of the same shape."""
+        # In k's precision or higher: bfloat16 has no number between 0.996 and 1.
         return torch.sigmoid(z.to(torch.promote_types(z.dtype, self.k.dtype)) / self.k)

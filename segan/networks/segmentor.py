@@ -1,8 +1,9 @@
-"""The segmentor S: image in, one probability map per class out (section 2.2, Figure 1)."""
+"""The segmentor S, from an image to a probability map per class (section 2.2, Figure 1)."""
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,40 +17,38 @@ DOWN_KERNELS = (7, 5, 5, 5, 5, 4)  # D1 to D6 (F)
 DOWN_WIDTHS = (1, 2, 4, 8, 16, 32)  # in multiples of w (F)
 UP_KERNELS = (3, 7, 7, 9, 9, 11)  # U1 to U6 (F)
 UP_WIDTHS = (16, 8, 4, 2, 1, 1)
-MIN_SIDE = 33  # below it the sixth block would have nothing left to halve
+MIN_SIDE = 33  # pixels; the smallest side that can be halved six times
 
 
 class Segmentor(nn.Module):
-    """Encoder of six halvings, decoder of six resizes, joined by concatenation at each scale.
+    """An encoder and a decoder of six blocks each, with a skip connection at each scale.
 
-    A down block is convolution of stride 2, norm (not in D1), leaky ReLU, residual block; an up
-    block is bilinear resize, convolution, norm, ReLU, residual block. The decoder resizes to the
-    size of the next skip, so any input of 33 pixels a side and more comes back at its own size.
+    A down block is a convolution of stride 2, batch norm (not in D1), leaky ReLU and a residual
+    block; an up block is a bilinear resize, convolution, batch norm, ReLU and a residual block. The
+    decoder resizes to the size of the next skip, so the output has the size of the input, which
+    needs at least MIN_SIDE pixels per side.
     """
 
     def __init__(self, config: NetworkConfig, channels: int = 3):
         super().__init__()
-        w = config.width
-        down = [w * m for m in DOWN_WIDTHS]
-        up = [w * m for m in UP_WIDTHS]
+        down = [channels, *(config.width * m for m in DOWN_WIDTHS)]
+        up = [down[-1], *(config.width * m for m in UP_WIDTHS)]
         self.down = nn.ModuleList(
             _down_block(config, c_in, c_out, kernel, norm=i > 0)
-            for i, (c_in, c_out, kernel) in enumerate(
-                zip([channels, *down], down, DOWN_KERNELS, strict=False)
+            for i, ((c_in, c_out), kernel) in enumerate(
+                zip(pairwise(down), DOWN_KERNELS, strict=True)
             )
         )
-        skips = [0, *reversed(down[:-1])]  # U1 takes D6 alone, U2 takes U1 with D5, ...
+        skips = [0, *reversed(down[1:-1])]  # U1 has no skip, U2 has D5, ...
         self.up = nn.ModuleList(
             _up_block(config, c_in + c_skip, c_out, kernel)
-            for c_in, c_skip, c_out, kernel in zip(
-                [down[-1], *up], skips, up, UP_KERNELS, strict=False
-            )
+            for (c_in, c_out), c_skip, kernel in zip(pairwise(up), skips, UP_KERNELS, strict=True)
         )
         self.out = nn.Conv2d(up[-1], config.classes, 5, padding=2)
         self.logistic = AdaptiveLogistic()
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to what the logistic takes, [B, classes, H, W]."""
+        """Maps [B, 3, H, W] in [0, 1] to [B, classes, H, W], the input of the logistic."""
         assert min(x.shape[-2:]) >= MIN_SIDE, f"S needs {MIN_SIDE} pixels a side: {x.shape}"
         skips = []
         y = x
@@ -67,20 +66,20 @@ class Segmentor(nn.Module):
         return z
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to probabilities [B, classes, H, W]."""
+        """Maps [B, 3, H, W] in [0, 1] to probabilities [B, classes, H, W]."""
         p: Tensor = self.logistic(self.logits(x))
         return p
 
 
 def build_segmentor(config: NetworkConfig, seed: int = 0) -> Segmentor:
-    """A segmentor with initial weights that are a function of (config, seed)."""
+    """Returns a segmentor with initial weights that are a function of (config, seed)."""
     return build_with_seed(lambda: Segmentor(config), seed)
 
 
 def _down_block(
     config: NetworkConfig, c_in: int, c_out: int, kernel: int, norm: bool
 ) -> nn.Sequential:
-    # Plain convolutions whatever the kernel: the global ones are the decoder's (F).
+    # Always plain convolutions; only the decoder has global ones (F).
     activation = partial(nn.LeakyReLU, NEGATIVE_SLOPE)
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel, 2, (kernel - 1) // 2, bias=not norm),

@@ -23,7 +23,7 @@ _CONFIG_COLUMNS = {  # config keys by column name
     "batch": "training.batch_size",
     "workers": "cluster.workers",
     "learning rate": "optimizer.learning_rate",
-    "clamp": "optimizer.weight_clip",
+    "weight clip": "optimizer.weight_clip",
     "seed": "training.seed",
 }
 

@@ -21,25 +21,16 @@ _QUALITY = 82
 
 
 @dataclass(frozen=True)
-class Outline:
-    """The outline of a mask.
+class Case:
+    """An image with the outlines of its masks.
 
     Attributes:
-        source: truth, model, or member 1 to 3.
-        path: SVG path in the frame's pixels.
+        outlines: SVG paths in the frame's pixels by source: truth, model, or member 1 to 3.
     """
-
-    source: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image with the outlines of its masks."""
 
     scores: ImageScores
     image_data_uri: str
-    outlines: tuple[Outline, ...]
+    outlines: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,19 +71,21 @@ def build_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[CaseGroup]:
     """The worst, median and best cases, without empty groups."""
-    kinds = {
+
+    def case(index: int) -> Case:
+        mean = mean_map(torch.tensor(maps.get(member)[index]) for member in members).numpy()
+        masks = {"truth": maps.samples.mask[index] != 0, "model": mean > result.threshold}
+        return _make_case(maps, result, index, masks)
+
+    titles = {
         "worst": ("Worst", "lowest Jaccard first"),
         "median": ("Median", "typical results"),
         "best": ("Best", "highest Jaccard first"),
     }
     chosen = choose_cases(result.images)
     return [
-        CaseGroup(
-            title=title,
-            description=description,
-            cases=tuple(_make_case(maps, result, members, i) for i in chosen[kind]),
-        )
-        for kind, (title, description) in kinds.items()
+        CaseGroup(title, description, tuple(map(case, chosen[kind])))
+        for kind, (title, description) in titles.items()
         if chosen[kind]
     ]
 
@@ -103,36 +96,23 @@ def build_disagreement_cases(
     """The images with the largest disagreement, with the outline of each member's mask."""
     if len(members) < 2:
         return []
-    chosen = choose_disagreement_cases(result.images)
-    return [_make_disagreement_case(maps, result, members, i) for i in chosen]
+
+    def case(index: int) -> Case:
+        masks = {
+            f"member {number}": np.asarray(maps.get(member)[index] > member.threshold)
+            for number, member in enumerate(members, 1)
+        }
+        return _make_case(maps, result, index, masks)
+
+    return [case(index) for index in choose_disagreement_cases(result.images)]
 
 
 def _make_case(
-    maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint], index: int
-) -> Case:
-    mean = mean_map(torch.tensor(maps.get(member)[index]) for member in members).numpy()
-    masks = {"truth": maps.samples.mask[index] != 0, "model": mean > result.threshold}
-    return _outline_case(maps, result, index, masks)
-
-
-def _make_disagreement_case(
-    maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint], index: int
-) -> Case:
-    masks = {
-        f"member {number}": np.asarray(maps.get(member)[index] > member.threshold)
-        for number, member in enumerate(members, 1)
-    }
-    return _outline_case(maps, result, index, masks)
-
-
-def _outline_case(
     maps: ProbabilityCache, result: EvaluationResult, index: int, masks: dict[str, np.ndarray]
 ) -> Case:
+    """The case of one image, with masks bool [classes, H, W]."""
     return Case(
-        scores=result.images[index],
-        image_data_uri=jpeg_data_uri(maps.samples.image[index], quality=_QUALITY),
-        outlines=tuple(
-            Outline(source=source, path=outline_path(np.asarray(mask.any(0))))
-            for source, mask in masks.items()
-        ),
+        result.images[index],
+        jpeg_data_uri(maps.samples.image[index], quality=_QUALITY),
+        {source: outline_path(np.asarray(mask.any(0))) for source, mask in masks.items()},
     )

@@ -45,7 +45,7 @@ class SegAN:
     A process group must be initialised, also for one rank: 1 and n workers share one code path.
 
     Attributes:
-        found_inf: float32 [2], 1 for C and for S once a gradient was not finite, else 0; equal on
+        found_inf: float32 [2], of C and of S: 1 once a gradient was not finite, else 0; equal on
             every rank.
     """
 

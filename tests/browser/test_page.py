@@ -36,7 +36,7 @@ def photograph(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
     try:
         isic2017 = request.getfixturevalue("isic2017")
     except pytest.skip.Exception:
-        folder = tmp_path_factory.mktemp("drawn")
+        folder = tmp_path_factory.mktemp("synthetic")
         generate_archive({"train": 1}, 0, lambda name, body: _write(folder / name, body), 64)
         return min(folder.rglob("*.jpg"))
     return min((isic2017 / "ISIC-2017_Validation_Data").glob("*.jpg"))

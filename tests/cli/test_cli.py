@@ -1,4 +1,4 @@
-"""The command: from drawn pairs to masks in this process, and what wrong use says."""
+"""The command line: a pipeline from synthetic pairs to masks, and the messages for wrong usage."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ TINY_OVERRIDES = [
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left: exit code, stdout, stderr."""
+    """Exit code and output of a command."""
 
     exit_code: int
     stdout: str
@@ -77,7 +77,7 @@ def error_message(code: int, *words: object) -> str:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each command of the whole way left, its output in <command>.json."""
+    """A folder with the results of the pipeline, and each command's stdout in <command>.json."""
     root = tmp_path_factory.mktemp("workspace")
     archive, run = root / "archive", root / "run"
     train = ["train", run, f"data.records={root}/records", *TINY_OVERRIDES]
@@ -96,7 +96,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_output(workspace: Path, command: str) -> Any:
-    """stdout of a command of the whole way: JSON and nothing else."""
+    """stdout of a command of the pipeline, which is JSON alone."""
     return json.loads((workspace / f"{command}.json").read_text())
 
 
@@ -104,7 +104,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
 
 
-# The whole way
+# The pipeline
 
 
 def test_ingest_reports_the_records(workspace: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_scores_are_those_of_the_masks_written(workspace: Path) -> None:
         assert scores[pair.id]["accuracy"] == pytest.approx((found == truth).mean())
 
 
-def test_without_json_a_table_is_for_people(workspace: Path) -> None:
+def test_without_json_a_table_is_printed(workspace: Path) -> None:
     done = run_cli(
         "evaluate", workspace / "run", workspace / "archive", "--local", "--split", "validation"
     )
@@ -208,7 +208,7 @@ def test_a_finished_run_stays_as_it_is(workspace: Path) -> None:
     assert "network.width is 2, expected 4" in error_message(2, *words, "network.width=4")
 
 
-def test_the_same_seed_draws_the_same_archive(workspace: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_archive(workspace: Path, tmp_path: Path) -> None:
     assert (
         run_cli(
             "synth", tmp_path, "--train", 1, "--validation", 0, "--test", 0, "--short-side", 64
@@ -219,7 +219,7 @@ def test_the_same_seed_draws_the_same_archive(workspace: Path, tmp_path: Path) -
     assert (tmp_path / name).read_bytes() == (workspace / "archive" / name).read_bytes()
 
 
-# What is not as it should be
+# Bad input
 
 
 def test_an_unreadable_image_fails_and_the_others_are_written(
@@ -262,7 +262,7 @@ def test_predicting_again_does_what_is_missing(workspace: Path, tmp_path: Path) 
     assert run_cli(*words, "--threshold", 0.999, "--overwrite").json != first.json
 
 
-def test_export_says_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
+def test_export_reports_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
     words = ["export", workspace / "run", tmp_path, "--threshold", 0.3, "--format", "safetensors"]
     about = run_cli(*words, "--json").json
     assert about == json.loads((tmp_path / "model.json").read_text())
@@ -311,7 +311,7 @@ def test_an_ablation_is_a_report_and_then_tables(workspace: Path, tmp_path: Path
     assert "epoch 1" not in shown.stderr  # nothing was trained again
 
 
-def test_an_ablation_says_at_once_what_is_no_variant(workspace: Path, tmp_path: Path) -> None:
+def test_an_invalid_variant_is_refused_at_once(workspace: Path, tmp_path: Path) -> None:
     words = ["ablate", tmp_path / "study", "--local", f"data.records={workspace}/records"]
     assert error_message(2, *words).startswith("ablation.variants: expected variants to compare")
     wrong = "ablation.variants={paper: {}, dice: {loss.dice: 1}}"
@@ -330,7 +330,7 @@ def test_too_many_rejects_stop_the_job(workspace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "records").exists()
 
 
-def test_records_are_not_replaced_unasked(workspace: Path) -> None:
+def test_records_are_not_replaced_without_overwrite(workspace: Path) -> None:
     words = ["ingest", workspace / "archive", workspace / "records", "--local", "--width", 90]
     assert "existing records have 72 x 64 pixels, expected 90 x 135" in error_message(2, *words)
 
@@ -366,7 +366,7 @@ def test_an_empty_folder_has_no_images(workspace: Path, tmp_path: Path, command:
         (["train", "OUT", "data.records=RUN"], "no records found"),
     ],
 )
-def test_what_is_not_there_is_said_in_a_line(
+def test_a_missing_input_is_one_line(
     workspace: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
     places = {
@@ -382,7 +382,7 @@ def test_what_is_not_there_is_said_in_a_line(
     assert put(said) in error_message(1, *map(put, words), "--local")
 
 
-# Wrong use
+# Wrong usage
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_what_is_not_there_is_said_in_a_line(
         (["train", "run", "--local"], "data.records: expected the URI of records"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(
+def test_wrong_usage_is_one_line_and_exit_code_2(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -415,7 +415,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_crop_larger_than_the_frames_is_said(workspace: Path, tmp_path: Path) -> None:
+def test_a_crop_larger_than_the_frames_is_refused(workspace: Path, tmp_path: Path) -> None:
     words = ["train", tmp_path, f"data.records={workspace}/records", "--local"]
     said = error_message(2, *words, "training.batch_size=4")
     assert said.startswith("augment.crop 128: the records' frames are 72 x 64 pixels; use a crop")
@@ -492,7 +492,7 @@ def test_every_command_takes_debug(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_carries_an_example_that_would_be_understood(name: str) -> None:
+def test_help_has_a_valid_example(name: str) -> None:
     done = run_cli(*name.split(), "--help")
     assert (done.exit_code, done.stderr) == (0, "")
     example = COMMANDS[name].epilog
@@ -502,7 +502,7 @@ def test_help_carries_an_example_that_would_be_understood(name: str) -> None:
     COMMANDS[name].make_context(name, shlex.split(example)[1 + len(name.split()) :])
 
 
-def test_every_knob_is_shown_with_its_value() -> None:
+def test_every_key_is_shown_with_its_value() -> None:
     shown = run_cli("config", "network.width=8", "--json")
     assert shown.exit_code == 0
     assert shown.json == load_config(None, ["network.width=8"]).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""What goes to people and what to programs."""
+"""Messages on stderr, results on stdout."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_only_results_reach_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "for people" in err
 
 
-def test_progress_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("predicting", 40, completed=4) as advance:
         for _ in range(36):
             advance(1)
@@ -68,7 +68,7 @@ def test_progress_on_a_terminal(
     assert "exporting" in capsys.readouterr().err
 
 
-def test_waiting_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_spinner_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with spinner("exporting"):
         assert capsys.readouterr().err == "exporting\n"
     assert capsys.readouterr().err == ""

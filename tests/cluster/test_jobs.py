@@ -80,23 +80,23 @@ def test_an_ensemble_on_the_cluster_gives_the_scores_of_this_process(
     build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
     pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)
     expected = [score_pair(predictor, pair) for pair in pairs]
-    there = sorted(map_images(ScoreTask(), pairs, model), key=lambda row: str(row["id"]))
-    assert there == expected
-    assert [len(row["members"]) for row in there] == [3] * len(pairs)
+    scores = sorted(map_images(ScoreTask(), pairs, model), key=lambda row: str(row["id"]))
+    assert scores == expected
+    assert [len(row["members"]) for row in scores] == [3] * len(pairs)
 
 
 def test_predict_on_the_cluster_writes_the_same_masks(
     archive: str, model: str, bucket: str
 ) -> None:
     images = find_images(f"{archive}/ISIC-2017_Test_v2_Data")
-    here, there = f"{bucket}/here", f"{bucket}/there"
-    mine = list(run_image_task(Predictor.load(model), images, MaskWriter(here)))
-    rows = sorted(map_images(MaskWriter(there), images, model), key=lambda row: str(row["id"]))
-    assert rows == mine
+    local, remote = f"{bucket}/local", f"{bucket}/remote"
+    expected = list(run_image_task(Predictor.load(model), images, MaskWriter(local)))
+    rows = sorted(map_images(MaskWriter(remote), images, model), key=lambda row: str(row["id"]))
+    assert rows == expected
     assert len(rows) == len(images) == 4
-    for file in storage.list_files(here):
-        content = storage.read_bytes(f"{there}/{file.name}")
-        assert content == storage.read_bytes(f"{here}/{file.name}")
+    for file in storage.list_files(local):
+        content = storage.read_bytes(f"{remote}/{file.name}")
+        assert content == storage.read_bytes(f"{local}/{file.name}")
         mask = Image.open(io.BytesIO(content))
         image = Image.open(io.BytesIO(storage.read_bytes(find_image(images, file.name))))
         assert mask.size == image.size

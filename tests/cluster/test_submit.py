@@ -103,14 +103,14 @@ def test_requests_without_the_token_are_rejected(client: JobClient, token: str |
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "message"),
     [
         ("train s3://b/run network.widht=8", 2, "network.widht: unknown key"),
         (f"ingest {BUCKET}/nowhere {BUCKET}/out", 1, f"{BUCKET}/nowhere: "),
     ],
 )
 def test_a_user_error_is_one_line_and_an_exit_code(
-    client: JobClient, command: str, code: int, said: str
+    client: JobClient, command: str, code: int, message: str
 ) -> None:
     name = f"mistake-{code}"
     assert client.submit(name, command)[0] == 1  # the client's; the job's is below
@@ -118,20 +118,20 @@ def test_a_user_error_is_one_line_and_an_exit_code(
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", code)
     (line,) = client.get_logs(name)
     assert line.startswith("segan: ")
-    assert said in line
+    assert message in line
 
 
 def test_a_stopped_job_leaves_only_a_checkpoint(client: JobClient, stopped_epochs: int) -> None:
     """The checkpoint is of the current step, not of the end of the last epoch."""
     assert client.get_job("train-1")["status"] == "STOPPED"
-    said = re.fullmatch(
+    match = re.fullmatch(
         rf"segan: {BUCKET}/runs/first: stopped after step (\d+), with a checkpoint; "
-        "the same command goes on from there",
+        "run the same command to resume",
         client.get_logs("train-1")[-1],
     )
-    assert said, client.get_logs("train-1")
+    assert match, client.get_logs("train-1")
     names = [c.name for c in Run(f"{BUCKET}/runs/first").checkpoints()]
-    assert int(said[1]) > 5  # the first epoch's
+    assert int(match[1]) > 5  # the first epoch's
     assert names
     assert 1 <= stopped_epochs < 16
     poll_until(60, lambda: not leaked_actors(client))

@@ -53,7 +53,7 @@ def uninterrupted_run(
     two_worker_config: Config, ray_session: RayCluster
 ) -> tuple[Run, list[TrainingProgress]]:
     """A run of two workers from start to end, and its progress."""
-    return run_on_ray(two_worker_config, f"{BUCKET}/whole")
+    return run_on_ray(two_worker_config, f"{BUCKET}/uninterrupted")
 
 
 def test_a_run_writes_its_description_metrics_and_checkpoints(

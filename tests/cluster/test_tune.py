@@ -155,12 +155,12 @@ def run_and_interrupt(after: str, *arguments: str) -> tuple[int, list[str]]:
     command = [sys.executable, "-m", "segan", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        said: list[str] = []
+        lines: list[str] = []
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if re.search(after, line):
                 process.send_signal(signal.SIGINT)
-        return process.wait(), said
+        return process.wait(), lines
 
 
 def test_an_interrupted_ablation_resumes_and_finishes_every_variant(
@@ -172,9 +172,9 @@ def test_an_interrupted_ablation_resumes_and_finishes_every_variant(
     study, before = Study(f"{bucket}/claims"), alive_actors()
     file = tmp_path / "config.yaml"
     file.write_text(config.model_dump_json())
-    code, said = run_and_interrupt("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
-    assert (code, said[-1]) == (130, "segan: interrupted\n")
-    assert not [line for line in said if line.startswith("scoring")]
+    code, lines = run_and_interrupt("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
+    assert (code, lines[-1]) == (130, "segan: interrupted\n")
+    assert not [line for line in lines if line.startswith("scoring")]
     assert wait_for_cleanup(before, 30) == NO_LEAKS
     run_ablation(config, study, lambda *_: None)
     assert wait_for_cleanup(before) == NO_LEAKS

@@ -271,7 +271,7 @@ def fewer_gpus_requested_than_the_limit(d: Deployment) -> None:
 
 
 @mistake("secret segan-bucket: docs/cluster.md does not describe how to create it")
-def a_secret_that_nobody_makes(d: Deployment) -> None:
+def a_secret_without_instructions(d: Deployment) -> None:
     worker_pod_spec(d)["containers"][0]["envFrom"] = [{"secretRef": {"name": "segan-bucket"}}]
 
 
@@ -281,7 +281,7 @@ def a_key_in_clear(d: Deployment) -> None:
 
 
 @mistake("serviceAccountName: expected one of ['segan']")
-def an_account_that_nobody_makes(d: Deployment) -> None:
+def an_account_that_does_not_exist(d: Deployment) -> None:
     worker_pod_spec(d)["serviceAccountName"] = "ray"
 
 

@@ -1,4 +1,4 @@
-"""What every network of every configuration passes, and what is S's or C's alone."""
+"""Tests of both networks in every configuration, and of S and C by themselves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 
 
 class Architecture:
-    """The part that both networks share; a subclass says how one is built and run."""
+    """Tests of both networks; a subclass builds and runs one of them."""
 
     build: Callable[..., nn.Module]
     convs_with_bias: set[str]  # convolutions that no norm follows
@@ -74,7 +74,7 @@ class Architecture:
         one, other = (dict(type(self).build(narrow_config(), s).named_parameters()) for s in (5, 6))
         assert not any(torch.equal(one[n], other[n]) for n in one if n.endswith("weight"))
 
-    def test_saved_and_loaded_draws_the_same(self, config: NetworkConfig) -> None:
+    def test_a_loaded_network_gives_the_same(self, config: NetworkConfig) -> None:
         network = type(self).build(config, 0)
         x = random_input(2, self.channels(config), 64, 64)
         network(x)  # a training forward moves what running statistics there are
@@ -152,7 +152,7 @@ class TestSegmentor(Architecture):
         with pytest.raises(AssertionError, match="S needs 33 pixels a side"):
             build_segmentor(narrow_config())(random_input(2, 3, *size))
 
-    def test_in_evaluation_an_image_does_not_see_its_neighbours(self) -> None:
+    def test_in_evaluation_images_of_a_batch_are_independent(self) -> None:
         # In double precision, as the sums of single ones depend on how a batch is cut for them.
         segmentor = build_segmentor(narrow_config()).double().eval()
         x = random_input(3, 3, 64, 64).double()
@@ -269,20 +269,20 @@ class TestCritic(Architecture):
         assert normed == [False, True, True, True, True, True]
 
     def test_has_no_buffers(self, config: NetworkConfig) -> None:
-        # But for the vectors of spectral norm, which every rank has the same of.
+        # Except the vectors of spectral norm, which are equal on every rank.
         names = [name for name, _ in build_critic(config).named_buffers()]
         assert [name for name in names if "parametrizations" not in name] == []
         assert bool(names) == config.spectral_norm
 
     @pytest.mark.parametrize("scope", ["all", "convolutions"])
-    def test_clamp(self, scope: str) -> None:
+    def test_clip_weights(self, scope: str) -> None:
         critic = build_critic(narrow_config())
         before = {name: p.clone() for name, p in critic.named_parameters()}
         critic.clip_weights(0.05, scope)
         inside = {f"{name}.weight" for name, _ in convolutions(critic)}
         for name, parameter in critic.named_parameters():
-            clamped = scope == "all" or name in inside or name.startswith("blocks.0.")
-            expected = before[name].clamp(-0.05, 0.05) if clamped else before[name]
+            is_clipped = scope == "all" or name in inside or name.startswith("blocks.0.")
+            expected = before[name].clamp(-0.05, 0.05) if is_clipped else before[name]
             assert torch.equal(parameter, expected), name
         gains = [m.weight for m in critic.modules() if isinstance(m, nn.BatchNorm2d)]
         assert (max(gain.max() for gain in gains) > 0.05) == (scope == "convolutions")
@@ -303,7 +303,7 @@ def is_global(module: nn.Module) -> bool:
 
 
 def build_on_meta(network: Callable[[NetworkConfig], nn.Module]) -> nn.Module:
-    """At the paper's width, with shapes but no numbers."""
+    """Builds a network of the paper's width on the meta device."""
     with torch.device("meta"):
         return network(NetworkConfig())
 

@@ -1,4 +1,4 @@
-"""The blocks by hand: what one pixel becomes."""
+"""The blocks, worked out by hand for single pixels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def ablation_config(seeds: int = 2, **ablation: Any) -> Config:
     return parse_config({"training": {"seed": 5}, "ablation": section})
 
 
-def test_every_variant_has_every_seed_and_a_round_of_seeds_is_whole() -> None:
+def test_every_variant_has_every_seed_in_rounds_of_seeds() -> None:
     assert trial_overrides(ablation_config()) == {
         "paper-seed5": {"training.seed": 5},
         "dice-seed5": {**DICE_OVERRIDES, "training.seed": 5},
@@ -54,7 +54,7 @@ def test_it_grows_by_seeds_and_variants(tmp_path: Path) -> None:
     assert [trial.result().has_ended for trial in again] == [True, False, False, False]
 
 
-def test_what_failed_is_tried_again_and_what_diverged_is_not(tmp_path: Path) -> None:
+def test_failed_trials_are_trained_again_and_diverged_ones_are_not(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
     one, two, *_ = prepare_trials(ablation_config(), study, "data")
     one.mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
@@ -86,7 +86,7 @@ def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
         ("loss", "ablation dice: loss cannot be overridden"),
     ],
 )
-def test_a_variant_that_is_none_is_named(key: str, said: str) -> None:
+def test_an_invalid_variant_is_named(key: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         trial_overrides(ablation_config(variants={"paper": {}, "dice": {key: 1}}))
 
@@ -103,13 +103,13 @@ def test_an_evaluation_changes_the_evaluation_alone() -> None:
         trial_overrides(ablation_config(evaluations={"wide": {"network.width": 8}}))
 
 
-def test_no_variant_is_no_ablation() -> None:
+def test_an_ablation_without_variants_is_refused() -> None:
     with pytest.raises(UsageError, match=r"ablation.variants: expected variants to compare"):
         trial_overrides(Config())
 
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
-def test_the_shipped_ones_are_whole(name: str) -> None:
+def test_the_shipped_configurations_are_valid(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert len(trial_overrides(config)) == config.ablation.seeds * len(config.ablation.variants)
     changed = [str(overrides) for overrides in config.ablation.variants.values()]

@@ -1,4 +1,4 @@
-"""Runs: checkpoints are whole or not there, and a run goes on only with what it began with."""
+"""Runs: incomplete checkpoints are ignored, and only the same configuration resumes a run."""
 
 import pickle
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def test_the_best_the_latest_and_the_one_before_are_kept(
     assert left == set(checkpoint_names(run))
 
 
-def test_what_is_beyond_the_latest_or_half_goes(run: Run) -> None:
+def test_later_and_incomplete_checkpoints_are_pruned(run: Run) -> None:
     """A run that went on from before a damaged checkpoint saves anew on its way to it."""
     save_checkpoints(run, 0.1, 0.2, 0.3, 0.9)
     storage.write_bytes(f"{run.uri}/checkpoints/step_0000001/half", b"")
@@ -131,7 +131,7 @@ def test_a_run_without_a_validation_has_no_best(local_run: Run) -> None:
     assert find_checkpoint(local_run.uri, "latest").samples == 12
 
 
-def test_half_a_checkpoint_is_none(run: Run) -> None:
+def test_an_incomplete_checkpoint_is_ignored(run: Run) -> None:
     save_checkpoints(run, 0.5)
     half = f"{run.uri}/checkpoints/epoch_00002"
     storage.write_bytes(f"{half}/segmentor.safetensors", b"weights of S")
@@ -179,8 +179,8 @@ def test_a_damaged_manifest_is_no_checkpoints(
     assert (
         local_run.best_checkpoint() == local_run.latest_checkpoint() == local_run.checkpoints()[0]
     )
-    whole, damaged = local_run.scan_checkpoints()
-    assert (len(whole), list(damaged)) == (1, ["epoch_00002"])
+    complete, corrupted = local_run.scan_checkpoints()
+    assert (len(complete), list(corrupted)) == (1, ["epoch_00002"])
     with pytest.raises(
         CorruptedError, match=f"{uri}/manifest.json: .* not the manifest of a checkpoint"
     ):
@@ -216,7 +216,7 @@ def test_a_missing_file_is_named(local_run: Run) -> None:
         checkpoint.read("segmentor.safetensors")
 
 
-# Finding one
+# Finding a checkpoint
 
 
 def test_a_checkpoint_is_found_by_its_own_place_or_the_runs(run: Run) -> None:
@@ -226,7 +226,7 @@ def test_a_checkpoint_is_found_by_its_own_place_or_the_runs(run: Run) -> None:
     assert find_checkpoint(f"{run.uri}/checkpoints/epoch_00001/").jaccard == 0.1
 
 
-def test_where_there_is_nothing_that_is_said(run: Run) -> None:
+def test_a_missing_checkpoint_is_reported(run: Run) -> None:
     with pytest.raises(StorageError) as caught:
         find_checkpoint(run.uri)
     assert str(caught.value) == f"{run.uri}: neither a checkpoint nor a run with a complete one"
@@ -240,10 +240,10 @@ def test_a_manifest_of_something_else_is_no_checkpoint(local_run: Run, manifest:
         find_checkpoint(local_run.uri)
 
 
-# Beginning and going on
+# Creating and resuming
 
 
-def test_a_run_says_what_it_was_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stores_its_configuration(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGAN_GIT_COMMIT", "abc123")
     run.create_or_resume(CONFIG, "the fingerprint")
     found = run.description()
@@ -253,14 +253,14 @@ def test_a_run_says_what_it_was_asked_for(run: Run, monkeypatch: pytest.MonkeyPa
     assert {"torch", "numpy", "segan"} <= set(found["packages"])
 
 
-def test_a_run_goes_on_with_the_same_and_keeps_its_description(run: Run) -> None:
+def test_resuming_keeps_the_description(run: Run) -> None:
     run.create_or_resume(CONFIG, "f")
     before = run.description()
     run.create_or_resume(CONFIG, "f")
     assert run.description() == before
 
 
-def test_the_hardware_is_what_the_first_worker_said(run: Run) -> None:
+def test_the_hardware_is_recorded_once(run: Run) -> None:
     run.create_or_resume(CONFIG, "f")
     run.record_hardware("a machine")
     run.record_hardware("another machine")
@@ -288,7 +288,7 @@ def test_another_configuration_is_refused_by_key(local_run: Run, override: str) 
     assert f"expected {value}" in said or f"expected {float(value)}" in said
 
 
-def test_a_run_from_before_a_key_was_there_has_its_default(local_run: Run) -> None:
+def test_a_run_without_a_newer_key_has_its_default(local_run: Run) -> None:
     local_run.create_or_resume(Config(), "f")
     found = local_run.description()
     del found["identity"]["evaluation.tta"]
@@ -328,13 +328,13 @@ def test_a_run_may_move(local_run: Run, override: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{half"])
-def test_a_description_of_something_else_is_said(local_run: Run, content: bytes) -> None:
+def test_an_invalid_run_description_is_refused(local_run: Run, content: bytes) -> None:
     storage.write_bytes(f"{local_run.uri}/run.json", content)
     with pytest.raises(SeganError, match=r"run\.json"):
         local_run.create_or_resume(Config(), "f")
 
 
-def test_where_there_is_no_run_that_is_said(run: Run) -> None:
+def test_a_missing_run_is_reported(run: Run) -> None:
     with pytest.raises(StorageError) as caught:
         run.description()
     assert str(caught.value) == f"{run.uri}: no run here (no run.json)"

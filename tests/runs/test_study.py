@@ -33,7 +33,7 @@ def epoch_metrics(epoch: int, jaccard: float) -> dict[str, Any]:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30))
-def test_random_points_are_a_function_of_the_seed_and_lie_in_their_ranges(
+def test_random_parameters_are_a_function_of_the_seed_within_their_ranges(
     seed: int, trials: int
 ) -> None:
     config = load_config(None, [f"search.seed={seed}", f"search.trials={trials}"])
@@ -46,7 +46,7 @@ def test_random_points_are_a_function_of_the_seed_and_lie_in_their_ranges(
         assert point["logistic.final_k"] in config.search.final_k
 
 
-def test_more_trials_keep_the_first_points() -> None:
+def test_more_trials_keep_the_first_parameters() -> None:
     few, many = (sample_parameters(load_config(None, [f"search.trials={n}"])) for n in (3, 9))
     assert many[:3] == few
 
@@ -77,7 +77,7 @@ def test_ranges_that_cannot_be_searched_are_refused(override: str, named: str) -
         load_config(None, [override])
 
 
-def test_a_study_is_taken_up_with_the_points_that_it_began_with(tmp_path: Path) -> None:
+def test_a_resumed_study_keeps_its_parameters(tmp_path: Path) -> None:
     config, study = load_config(None, ["search.trials=4"]), Study(str(tmp_path / "study"))
     first = study.create_or_resume(config, "data")
     again = study.create_or_resume(
@@ -101,7 +101,7 @@ def test_a_name_in_use_with_another_configuration_is_refused(tmp_path: Path) -> 
     assert (tmp_path / "study/study.json").read_bytes() == before
 
 
-def test_a_study_from_before_a_knob_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+def test_a_study_without_a_newer_key_has_its_default(tmp_path: Path) -> None:
     study, config = Study(str(tmp_path / "study")), load_config(None, ["search.trials=4"])
     first = study.create_or_resume(config, "data")
     name = tmp_path / "study/study.json"

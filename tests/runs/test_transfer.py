@@ -158,7 +158,7 @@ def corrupt(uri: str, corruption: Callable[[bytes], bytes] = flip_last_bit) -> N
 # Runs
 
 
-def test_runs_are_listed_by_name_with_what_became_of_each(root: str) -> None:
+def test_runs_are_listed_by_name_with_their_state(root: str) -> None:
     write_run(f"{root}/runs/b", 0.1, 0.6, 0.3)
     write_run(f"{root}/runs/a", 0.4)
     write_study(f"{root}/studies/k")
@@ -177,7 +177,7 @@ def test_runs_are_listed_by_name_with_what_became_of_each(root: str) -> None:
     assert run_cli("runs", "ls", f"{root}/runs/b/", "--json").json == [found[1] | {"name": "b"}]
 
 
-def test_the_table_of_runs_is_for_people(local_run: Run) -> None:
+def test_runs_are_shown_in_a_table(local_run: Run) -> None:
     write_run(f"{local_run.uri}/../other", 0.25)
     done = run_cli("runs", "ls", str(Path(local_run.uri).parent))
     assert done.exit_code == 0
@@ -213,7 +213,7 @@ def test_neighbours_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> No
     }
 
 
-def test_where_no_run_is_that_is_said(root: str) -> None:
+def test_a_folder_without_runs_is_reported(root: str) -> None:
     said = error_message(1, "runs", "ls", root)
     assert said == f"{root}: no run here or below (no run.json)"
 
@@ -247,7 +247,7 @@ def test_an_epochs_learning_rate_is_that_of_its_last_logged_step(local_run: Run)
     assert [line["learning_rate"] for line in found] == [1, 1 / 2, 1 / 3]
 
 
-def test_what_differs_from_the_defaults_comes_first(local_run: Run) -> None:
+def test_non_default_values_come_first(local_run: Run) -> None:
     shown = run_cli("runs", "show", local_run).stdout
     assert shown.index("optimizer.learning_rate") < shown.index("default values")
     assert shown.index("default values") < shown.index("betas")
@@ -289,7 +289,7 @@ def test_an_ablation_is_shown_as_its_leaderboard(
     ]
 
 
-def test_what_is_no_run_is_named_for_what_it_is(local_run: Run, tmp_path: Path) -> None:
+def test_what_is_there_instead_of_a_run_is_named(local_run: Run, tmp_path: Path) -> None:
     write_test_ensemble(f"{tmp_path}/three", local_run)
     inside = f"{local_run}/checkpoints/epoch_00001"
     assert error_message(2, "runs", "show", inside) == (
@@ -333,7 +333,7 @@ def test_a_checkpoint_between_validations_is_no_model_for_use(local_run: Run) ->
         Predictor.load(f"{local_run}/checkpoints/latest")
 
 
-def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
+def test_incomplete_checkpoints_are_listed_as_such(root: str) -> None:
     run = write_run(f"{root}/run", 0.1, 0.6, 0.3, 0.9)
     corrupt(f"{run}/checkpoints/epoch_00004/trainer.pt", truncate)
     storage.delete_file(f"{run}/checkpoints/epoch_00001/critic.safetensors")
@@ -358,7 +358,7 @@ def test_checkpoints_are_listed_and_half_ones_are_not_whole(root: str) -> None:
     assert (found[1]["epoch"], found[1]["jaccard"]) == (2, 0.6)
 
 
-def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_reported(tmp_path: Path) -> None:
     run = write_run(f"{tmp_path}/run")
     assert run_cli("checkpoints", "ls", run, "--json").json == []
     assert run_cli("checkpoints", "ls", run).stderr == f"{run}: no checkpoint yet\n"
@@ -376,7 +376,7 @@ def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
         ("/checkpoints/best/", ["--name", "epoch_00002"], 2),
     ],
 )
-def test_a_checkpoint_is_pulled_by_any_of_its_names(
+def test_a_checkpoint_is_downloaded_by_any_of_its_names(
     local_run: Run, tmp_path: Path, source: str, words: list[str], epoch: int
 ) -> None:
     assert (
@@ -388,7 +388,7 @@ def test_a_checkpoint_is_pulled_by_any_of_its_names(
     assert read_files(f"{tmp_path}/out") == read_files(f"{local_run}/checkpoints/epoch_0000{epoch}")
 
 
-def test_a_pulled_checkpoint_is_a_model(trained_runs: str, root: str, tmp_path: Path) -> None:
+def test_a_downloaded_checkpoint_is_a_model(trained_runs: str, root: str, tmp_path: Path) -> None:
     copy_files(trained_runs, root)
     out = tmp_path / "out"
     done = run_cli("checkpoints", "download", f"{root}/real", out, "--file", "segmentor", "--json")
@@ -403,7 +403,7 @@ def test_a_pulled_checkpoint_is_a_model(trained_runs: str, root: str, tmp_path: 
     assert read_files(str(out)) == read_files(best.uri)
 
 
-def test_what_is_there_and_right_is_left_alone(local_run: Run, tmp_path: Path) -> None:
+def test_intact_files_are_not_downloaded_again(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["checkpoints", "download", local_run, out]
     assert run_cli(*words).exit_code == 0
@@ -426,7 +426,7 @@ def test_other_files_are_not_overwritten(local_run: Run, tmp_path: Path, name: s
     assert read_files(str(out)) == {name: b'{"mine": 1}'}
 
 
-def test_another_checkpoint_is_not_pulled_over_one(local_run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_downloaded_over_another(local_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_cli("checkpoints", "download", local_run, out)
     before = read_files(str(out))
@@ -437,7 +437,7 @@ def test_another_checkpoint_is_not_pulled_over_one(local_run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", [flip_last_bit, truncate, lambda c: c + b"\0", lambda _: b""])
-def test_a_damaged_file_is_not_put_in_place(
+def test_a_corrupted_file_is_not_kept(
     root: str, tmp_path: Path, how: Callable[[bytes], bytes]
 ) -> None:
     run, out = write_run(f"{root}/run", 0.5), tmp_path / "out"
@@ -481,7 +481,7 @@ def test_no_name_leaves_its_folder(local_run: Run, tmp_path: Path, name: str) ->
         (["RUN", "RUN/run.json"], 1, "run.json"),
     ],
 )
-def test_a_pull_that_cannot_be_is_said(
+def test_an_impossible_download_is_refused(
     local_run: Run, tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
     places = [w.replace("RUN", local_run.uri).replace("OUT", f"{tmp_path}/out") for w in words]
@@ -492,7 +492,7 @@ def test_a_pull_that_cannot_be_is_said(
 # Verifying
 
 
-def test_what_is_as_written_is_verified(root: str) -> None:
+def test_intact_checkpoints_pass_verification(root: str) -> None:
     run = write_run(f"{root}/run", 0.1, 0.6, 0.3)
     found = run_cli("checkpoints", "verify", run, "--json")
     assert found.exit_code == 0
@@ -503,7 +503,7 @@ def test_what_is_as_written_is_verified(root: str) -> None:
     ]
 
 
-def test_every_file_that_is_wrong_is_named(root: str) -> None:
+def test_every_corrupted_file_is_named(root: str) -> None:
     run = write_run(f"{root}/run", 0.1, 0.6, 0.3)
     folder = f"{run}/checkpoints"
     corrupt(f"{folder}/epoch_00001/{SEGMENTOR_FILE}", flip_last_bit)
@@ -520,7 +520,7 @@ def test_every_file_that_is_wrong_is_named(root: str) -> None:
     assert sum(bool(v["error"]) for v in run_cli("checkpoints", "verify", run, "--json").json) == 3
 
 
-def test_half_a_checkpoint_is_left_out_with_a_word(local_run: Run, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_skipped_with_a_message(local_run: Run, tmp_path: Path) -> None:
     storage.write_bytes(f"{local_run}/checkpoints/epoch_00004/{SEGMENTOR_FILE}", b"half")
     done = run_cli("checkpoints", "verify", local_run)
     assert done.exit_code == 0
@@ -592,7 +592,7 @@ def test_a_link_is_signed_with_the_keys_of_the_moment(
 
 @pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, -1, 7 * 24 * 3600 + 1])
-def test_a_links_time_is_bounded(bucket: str, seconds: int) -> None:
+def test_the_expiry_of_a_url_is_bounded(bucket: str, seconds: int) -> None:
     run = write_run(f"{bucket}/run", 0.1)
     said = error_message(2, "checkpoints", "url", run, "--expires-in", seconds)
     assert said == f"{seconds} s: expected 1 to 604800 s (7 days)"
@@ -639,7 +639,7 @@ def run_without_torch_and_ray(*commands: list[str]) -> list[tuple[int, str, str]
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
-def test_storage_alone_is_enough(trained_runs: str, root: str, tmp_path: Path) -> None:
+def test_torch_and_ray_are_not_needed(trained_runs: str, root: str, tmp_path: Path) -> None:
     copy_files(trained_runs, root)
     write_study(f"{root}/k")
     run, out = f"{root}/real", f"{tmp_path}/out"
@@ -668,7 +668,7 @@ def test_storage_alone_is_enough(trained_runs: str, root: str, tmp_path: Path) -
 
 
 @pytest.mark.integration
-def test_the_keys_of_a_reader_are_asked_for(s3: S3Server, bucket: str) -> None:
+def test_wrong_credentials_are_reported(s3: S3Server, bucket: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         for command in (["runs", "ls"], ["runs", "show"], ["checkpoints", "ls"]):

@@ -284,6 +284,6 @@ def test_a_port_in_use_is_reported_before_anything_starts(
     port = address.rsplit(":", 1)[1]
     joined = ray.is_initialized()  # by tests that ran before, where these run with all others
     assert main(["serve", run.uri, "--port", port]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"segan: 127.0.0.1:{port}: cannot listen (Address already in use)")
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"segan: 127.0.0.1:{port}: cannot listen (Address already in use)")
     assert ray.is_initialized() == joined

@@ -1,4 +1,4 @@
-"""The records that these trainings are of."""
+"""The records of these trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.training.helpers import FRAME, ROWS
 
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """22 images to train on in 4 shards, 3 to validate on in one."""
+    """22 training images in 4 shards, 3 validation images in one."""
     folder = tmp_path_factory.mktemp("data")
     source, out = str(folder / "archive"), str(folder / "records")
 

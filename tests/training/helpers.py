@@ -1,4 +1,4 @@
-"""Trainings of seconds: a few drawn images, and what there is to compare of two runs."""
+"""Trainings of seconds on a few synthetic images, and comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def same_weights(one: Run, other: Run) -> bool:
 
 
 def metric_lines(run: Run) -> list[dict[str, Any]]:
-    """Metrics without what depends on the clock."""
+    """Metrics without those that depend on the clock."""
     return without_timing(run.metrics())
 
 

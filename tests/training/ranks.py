@@ -1,4 +1,4 @@
-"""Ranks in processes of their own, and what each of them leaves."""
+"""Ranks in their own processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 def spawn_ranks(
     target: Callable[..., None], nprocs: int, folder: Path, timeout: float, *args: Any
 ) -> list[dict[str, Any]]:
-    """What `as_rank(rank, folder, *more)` has saved of each rank as rank<n>.pt in the folder."""
+    """Runs `target(rank, folder, *args)` per rank; returns what each saved as rank<n>.pt."""
     spawned = torch.multiprocessing.spawn(target, (folder, *args), nprocs=nprocs, join=False)
     deadline = time.monotonic() + timeout
     try:
         while not spawned.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks wait for each other"
+            assert time.monotonic() < deadline, "timeout of the ranks"
     finally:
         for process in spawned.processes:
             process.kill()

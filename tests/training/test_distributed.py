@@ -1,4 +1,4 @@
-"""What ranks say to each other, with one rank in this process and with two in their own."""
+"""Collectives, with one rank in this process and with two in their own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANKS = 2
 
 
 def run_rank(index: int, folder: Path) -> None:
-    """One of two ranks, in a process of its own; leaves what it found in a file."""
+    """One of two ranks; saves its results to a file."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=index, world_size=RANKS)
@@ -52,23 +52,23 @@ def run_rank(index: int, folder: Path) -> None:
         "sum": all_reduce_sum(values),
         "values": values,
         "norm": synced_norm_stats(index),
-        "same": same,
-        "council": run_collectives(index),
-        "apart": max_replica_divergence(model.critic),
+        "no divergence": same,
+        "collectives": run_collectives(index),
+        "divergence": max_replica_divergence(model.critic),
     }
     torch.save(found, folder / f"rank{index}.pt")
     dist.destroy_process_group()
 
 
 def run_collectives(index: int) -> tuple[list[bool], bool, list[Any]]:
-    """Rank 1 alone has a wish, in its third call."""
+    """Only rank 1 sets its flag, in its third call."""
     collectives = HostCollectives()
     answers = [collectives.any_rank_async(index == 1 and call == 3) for call in range(1, 6)]
     return answers, collectives.wait(), collectives.all_gather_object({"rank": index})
 
 
 def synced_norm_stats(index: int) -> tuple[list[float], list[float]]:
-    """A norm whose statistics are set by hand, after the average."""
+    """The statistics of a batch norm, set by hand, after the mean over ranks."""
     norm = nn.BatchNorm2d(2)
     norm.running_mean.copy_(torch.tensor([[1.0, -4.0], [3.0, 8.0]][index]))
     norm.running_var.copy_(torch.tensor([[1.0, 0.25], [2.0, 0.75]][index]))
@@ -88,7 +88,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return spawn_ranks(run_rank, RANKS, folder, 110)
 
 
-def test_ranks_know_their_place(ranks: list[dict[str, Any]]) -> None:
+def test_rank_and_world_size(ranks: list[dict[str, Any]]) -> None:
     assert [found["rank"] for found in ranks] == [(0, 2), (1, 2)]
 
 
@@ -101,7 +101,7 @@ def test_parameters_stay_bit_equal_on_different_data(ranks: list[dict[str, Any]]
         assert torch.equal(one["critic"][name], other["critic"][name]), name
 
 
-def test_running_statistics_differ_until_they_are_averaged(ranks: list[dict[str, Any]]) -> None:
+def test_statistics_differ_until_they_are_synchronised(ranks: list[dict[str, Any]]) -> None:
     one, other = ranks
     assert any(not torch.equal(one["before"][n], other["before"][n]) for n in one["before"])
     for name, mean in one["after"].items():
@@ -109,38 +109,38 @@ def test_running_statistics_differ_until_they_are_averaged(ranks: list[dict[str,
         torch.testing.assert_close(mean, (one["before"][name] + other["before"][name]) / 2)
 
 
-def test_the_average_by_hand(ranks: list[dict[str, Any]]) -> None:
+def test_synchronised_statistics_by_hand(ranks: list[dict[str, Any]]) -> None:
     # (1 + 3) / 2, (-4 + 8) / 2; (1 + 2) / 2, (0.25 + 0.75) / 2.
     assert [found["norm"] for found in ranks] == [([2.0, 2.0], [1.5, 0.5])] * 2
 
 
-def test_the_sum_leaves_its_terms(ranks: list[dict[str, Any]]) -> None:
+def test_the_sum_does_not_change_its_terms(ranks: list[dict[str, Any]]) -> None:
     # 1 + 10 and 2 + 20.
     assert [found["sum"].tolist() for found in ranks] == [[11.0, 22.0]] * 2
     assert [found["values"].tolist() for found in ranks] == [[1.0, 2.0], [10.0, 20.0]]
 
 
-def test_a_wish_of_one_is_heard_by_all_a_call_later(ranks: list[dict[str, Any]]) -> None:
-    said = [{"rank": 0}, {"rank": 1}]
-    assert [found["council"] for found in ranks] == [
-        ([False, False, False, True, False], False, said)
+def test_a_flag_of_one_rank_reaches_all_a_call_later(ranks: list[dict[str, Any]]) -> None:
+    message = [{"rank": 0}, {"rank": 1}]
+    assert [found["collectives"] for found in ranks] == [
+        ([False, False, False, True, False], False, message)
     ] * 2
 
 
-def test_the_last_wish_is_not_lost() -> None:
+def test_wait_returns_the_last_flag() -> None:
     with single_process_group():
-        council = HostCollectives()
-        assert not council.any_rank_async(True)
-        assert council.wait()
-        assert not council.wait()
+        collectives = HostCollectives()
+        assert not collectives.any_rank_async(True)
+        assert collectives.wait()
+        assert not collectives.wait()
 
 
-def test_the_largest_difference_is_found_on_every_rank(ranks: list[dict[str, Any]]) -> None:
-    assert [found["same"] for found in ranks] == [0.0, 0.0]
-    assert [found["apart"] for found in ranks] == [0.5, 0.5]
+def test_the_divergence_is_the_same_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    assert [found["no divergence"] for found in ranks] == [0.0, 0.0]
+    assert [found["divergence"] for found in ranks] == [0.5, 0.5]
 
 
-def test_alone_in_a_group_of_its_own() -> None:
+def test_a_group_of_one_rank() -> None:
     for _ in range(2):  # a second group in the same process does not meet the first
         with single_process_group():
             assert (rank(), world_size()) == (0, 1)

@@ -1,4 +1,4 @@
-"""The average of S's weights, worked out by hand."""
+"""The EMA of S's weights, worked out by hand."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def fill(segmentor: Segmentor, value: float) -> None:
 def test_two_steps_by_hand(decay: float, expected: list[float]) -> None:
     segmentor = build_segmentor(NetworkConfig(width=1))
     fill(segmentor, 0.0)
-    average = EMA(segmentor, decay)
+    ema = EMA(segmentor, decay)
     for value, found in zip((1.0, 3.0), expected, strict=True):
         fill(segmentor, value)
-        average.update_parameters(segmentor)
-        state = average.network.state_dict()
+        ema.update_parameters(segmentor)
+        state = ema.network.state_dict()
         assert state["out.weight"].mean().item() == pytest.approx(found)
         norm = next(name for name in state if name.endswith("running_var"))
         assert state[norm].mean().item() == pytest.approx(found)
         assert state["logistic.k"].item() == value  # S's own
 
 
-def test_the_segmentor_takes_no_notice() -> None:
+def test_the_segmentor_is_not_changed() -> None:
     segmentor = build_segmentor(NetworkConfig(width=1))
     before = {name: tensor.clone() for name, tensor in segmentor.state_dict().items()}
-    average = EMA(segmentor, 0.9)
-    average.update_parameters(segmentor)
+    ema = EMA(segmentor, 0.9)
+    ema.update_parameters(segmentor)
     assert all(torch.equal(before[n], t) for n, t in segmentor.state_dict().items())
     assert all(parameter.requires_grad for parameter in segmentor.parameters())
-    assert not any(parameter.requires_grad for parameter in average.network.parameters())
+    assert not any(parameter.requires_grad for parameter in ema.network.parameters())

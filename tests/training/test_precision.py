@@ -1,4 +1,4 @@
-"""What layout, precision and compilation do to a step's numbers: nothing, or a stated little."""
+"""The effect of memory format, precision and compilation on the numbers of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from segan.networks.logistic import AdaptiveLogistic
 from segan.runs.checkpoint import CheckpointInfo
 from segan.runs.run import Run
-from segan.training import state
+from segan.training.checkpointing import (
+    gather_batch_norm_stats,
+    load_checkpoint,
+    serialise_checkpoint,
+)
 from segan.training.distributed import single_process_group
 from segan.training.precision import to_device
 from segan.training.step import SegAN
@@ -31,10 +35,10 @@ def group() -> Iterator[None]:
 
 
 def train_steps(steps: int = 3, device: torch.device = CPU, **performance: object) -> SegAN:
-    both = SegAN(configure(performance=performance), device)
+    model = SegAN(configure(performance=performance), device)
     for seed in range(steps):
-        both.train_step(*(part.to(device) for part in random_batch(seed)))
-    return both
+        model.train_step(*(part.to(device) for part in random_batch(seed)))
+    return model
 
 
 def flat_gradients(network: nn.Module) -> Tensor:
@@ -63,9 +67,9 @@ def test_channels_last_gives_the_same_gradients_but_for_rounding() -> None:
     assert gradient_distance(planes.segmentor, last.segmentor) <= 1e-9
 
 
-def test_gradients_lie_as_their_weights_do() -> None:
-    both = train_steps(1, channels_last=True)
-    for network in (both.segmentor, both.critic):
+def test_gradients_have_the_memory_format_of_their_weights() -> None:
+    model = train_steps(1, channels_last=True)
+    for network in (model.segmentor, model.critic):
         for parameter in network.parameters():
             assert parameter.grad is not None
             assert parameter.grad.stride() == parameter.stride()
@@ -84,13 +88,13 @@ def test_a_step_in_bfloat16_has_the_losses_of_one_in_float32() -> None:
     assert {p.dtype for p in rough.segmentor.parameters()} == {torch.float32}
 
 
-def test_bfloat16_is_of_the_step_alone() -> None:
-    both = train_steps(1, precision="bfloat16")
+def test_evaluation_ignores_bfloat16() -> None:
+    model = train_steps(1, precision="bfloat16")
     seen: list[torch.dtype] = []
-    both.segmentor.down[2][0].register_forward_hook(lambda _, __, y: seen.append(y.dtype))
+    model.segmentor.down[2][0].register_forward_hook(lambda _, __, y: seen.append(y.dtype))
     image, truth = random_batch(0)
-    both.train_step(image, truth)
-    both.segmentor.eval()(image)
+    model.train_step(image, truth)
+    model.segmentor.eval()(image)
     assert seen == [torch.bfloat16, torch.float32]
 
 
@@ -101,31 +105,31 @@ def test_the_logistic_does_not_round_to_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("performance", [{"precision": "bfloat16"}, {"channels_last": False}])
-def test_going_on_from_a_checkpoint_is_exact(
+def test_resuming_from_a_checkpoint_is_exact(
     performance: dict[str, object], tmp_path: Path
 ) -> None:
     whole = train_steps(2, **performance)
-    statistics = state.gather_batch_norm_stats(whole)
+    statistics = gather_batch_norm_stats(whole)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(whole, statistics), NO_INFO
+        "step_0000002", serialise_checkpoint(whole, statistics), NO_INFO
     )
     later = train_steps(0, **performance)
-    state.load_checkpoint(later, saved, CPU)
-    for both in (whole, later):
-        both.train_step(*random_batch(5))
+    load_checkpoint(later, saved, CPU)
+    for model in (whole, later):
+        model.train_step(*random_batch(5))
     for name in ("segmentor", "critic"):
-        mine, theirs = (clone_parameters(getattr(both, name)) for both in (whole, later))
+        mine, theirs = (clone_parameters(getattr(model, name)) for model in (whole, later))
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_moments_take_the_layout_of_the_weights_that_they_are_of(tmp_path: Path) -> None:
+def test_moments_take_the_memory_format_of_their_weights(tmp_path: Path) -> None:
     planes = train_steps(2, channels_last=False)
-    statistics = state.gather_batch_norm_stats(planes)
+    statistics = gather_batch_norm_stats(planes)
     saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", state.serialise_checkpoint(planes, statistics), NO_INFO
+        "step_0000002", serialise_checkpoint(planes, statistics), NO_INFO
     )
     last = train_steps(0, channels_last=True)
-    state.load_checkpoint(last, saved, CPU)
+    load_checkpoint(last, saved, CPU)
     moved = last.segmentor_optimizer.state
     for parameter, before in zip(
         last.segmentor.parameters(), planes.segmentor.parameters(), strict=True
@@ -135,7 +139,7 @@ def test_moments_take_the_layout_of_the_weights_that_they_are_of(tmp_path: Path)
         assert torch.equal(moments, planes.segmentor_optimizer.state[before]["exp_avg"])
 
 
-def test_a_copy_to_the_device_is_of_its_own() -> None:
+def test_a_tensor_on_the_device_is_a_copy() -> None:
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     tensor = to_device(array, CPU)
     array[0, 0] = 9
@@ -144,14 +148,14 @@ def test_a_copy_to_the_device_is_of_its_own() -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("performance", [{}, {"precision": "bfloat16"}])
-def test_on_cuda_a_step_waits_for_nothing(performance: dict[str, object]) -> None:
+def test_on_cuda_a_step_does_not_synchronise(performance: dict[str, object]) -> None:
     device = torch.device("cuda", 0)
-    both = train_steps(2, device, **performance)
+    model = train_steps(2, device, **performance)
     image, truth = (part.numpy() for part in random_batch(3))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        both.train_step(to_device(image, device), to_device(truth, device))
+        model.train_step(to_device(image, device), to_device(truth, device))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -166,9 +170,9 @@ def test_on_cuda_compiled_networks_have_the_gradients_of_those_as_written(how: s
         for compile_ in ("none", how)
     )
     # At a rate of zero all steps are of the same weights; graphs are recorded in the second.
-    for both in (plain, compiled):
-        both.set_learning_rate(0.0)
+    for model in (plain, compiled):
+        model.set_learning_rate(0.0)
         for _ in range(4):
-            both.train_step(*(part.to(device) for part in random_batch(0)))
+            model.train_step(*(part.to(device) for part in random_batch(0)))
     assert gradient_distance(plain.segmentor, compiled.segmentor) <= 1e-3
     assert gradient_distance(plain.critic, compiled.critic) <= 1e-3

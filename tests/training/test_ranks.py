@@ -1,4 +1,4 @@
-"""Whole trainings of two ranks, each in a process of its own: stopped by one, gone on by both."""
+"""Complete trainings of two ranks, each in its own process, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segan.data.records.format import read_shard
 from segan.data.stream.batches import Batch, StreamSpec, to_batch
 from segan.errors import NonFiniteError
 from segan.runs.run import Run
-from segan.training import state
+from segan.training.checkpointing import TRAINER_FILE, load_checkpoint
 from segan.training.distributed import (
     batch_norm_stats,
     flatten,
@@ -24,7 +24,8 @@ from segan.training.distributed import (
     single_process_group,
     world_size,
 )
-from segan.training.launch import build_trainer, find_resume_checkpoint, resolve_resume
+from segan.training.launch import build_trainer
+from segan.training.resume import find_resume_checkpoint, resolve_resume
 from segan.training.step import SegAN
 from segan.training.trainer import Callbacks, Trainer
 from tests.training.helpers import BATCH_SIZE, configure, metric_lines, same_weights, scalar_steps
@@ -60,7 +61,7 @@ def configure_variant(records: str, sections: dict[str, dict[str, Any]]) -> Conf
 
 
 def rank_batches(spec: StreamSpec) -> Iterator[Batch]:
-    """This rank's, dealt out as Ray Data does."""
+    """This rank's batches, distributed as Ray Data does."""
     manifest = spec.sampler.manifest
     blocks = spec.sampler.blocks(
         spec.start, spec.stop, spec.batch_size, lambda shard: read_shard(spec.records, shard)
@@ -71,7 +72,7 @@ def rank_batches(spec: StreamSpec) -> Iterator[Batch]:
 
 
 def run_rank(index: int, folder: Path, records: str) -> None:
-    """One of two ranks; leaves what it found in a file."""
+    """One of two ranks; saves its results to a file."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=index, world_size=RANKS)
@@ -99,16 +100,17 @@ def run_rank(index: int, folder: Path, records: str) -> None:
 
 
 def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[str, Any]:
-    """A training from where the run stands; rank 0 says where that is, as the driver does."""
+    """Trains from the resume point that rank 0 finds and broadcasts, as the driver does."""
     broadcast: list[Any] = [resolve_resume(config, run) if rank() == 0 else None]
     dist.broadcast_object_list(broadcast, src=0)
-    (spec,) = broadcast
-    trainer = build_trainer(config, run, spec, callbacks or Callbacks())
+    (resume_point,) = broadcast
+    spec = resume_point.spec
+    trainer = build_trainer(config, run, resume_point, callbacks or Callbacks())
     begun = clone_stats(trainer.model)
     trainer.train(rank_batches(spec))
     return {
         "start": spec.start,
-        "step": trainer.step,
+        "step": trainer.state.step,
         "stopped": trainer.stopped,
         "begun": begun,
         "statistics": clone_stats(trainer.model),
@@ -116,7 +118,7 @@ def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[
 
 
 def train_until_stop(config: Config, run: Run, step: int) -> dict[str, Any]:
-    """Rank 1 alone wishes an end, once the step is done."""
+    """Only rank 1 requests a stop, after a step."""
     num_calls = [0]
 
     def should_stop() -> bool:
@@ -129,9 +131,9 @@ def train_until_stop(config: Config, run: Run, step: int) -> dict[str, Any]:
 
 
 def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
-    """A weight of rank 1 becomes infinite after 7 steps, so that it alone meets NaN in the 8th."""
-    spec = resolve_resume(config, run)
-    trainer = build_trainer(config, run, spec, Callbacks())
+    """A weight of rank 1 becomes infinite after step 7, so only that rank has NaN in step 8."""
+    resume_point = resolve_resume(config, run)
+    trainer = build_trainer(config, run, resume_point, Callbacks())
     before: dict[str, Any] = {}
 
     def with_inf_weight(source: Iterator[Batch]) -> Iterator[Batch]:
@@ -144,15 +146,15 @@ def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
             yield batch
 
     try:
-        trainer.train(with_inf_weight(rank_batches(spec)))
+        trainer.train(with_inf_weight(rank_batches(resume_point.spec)))
     except NonFiniteError as error:
         return before | {"said": str(error), "after": clone_weights(trainer)}
     return before
 
 
 def clone_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    both = trainer.model
-    named = [*both.segmentor.named_parameters("S"), *both.critic.named_parameters("C")]
+    model = trainer.model
+    named = [*model.segmentor.named_parameters("S"), *model.critic.named_parameters("C")]
     return {name: parameter.detach().clone() for name, parameter in named}
 
 
@@ -173,13 +175,13 @@ def ranks(folder: Path, records: str) -> list[dict[str, Any]]:
 Ranks = list[dict[str, Any]]
 
 
-def test_one_ranks_wish_stops_both_at_the_same_step(ranks: Ranks) -> None:
+def test_a_request_of_one_rank_stops_both_at_the_same_step(ranks: Ranks) -> None:
     one, other = ([(s["step"], s["stopped"]) for s in found["stopped"]] for found in ranks)
-    # Followed a step later; the wish at 2 stops after 3, and what is at 6 already after 2 more.
+    # One step after the request; a run resumed at step 6 stops after two more steps.
     assert one == other == [(3, True), (6, True), (8, True), (13, True)]
 
 
-def test_each_rank_goes_on_with_its_own_statistics(ranks: Ranks) -> None:
+def test_each_rank_resumes_with_its_own_statistics(ranks: Ranks) -> None:
     one, other = ([*found["stopped"], found["after"]] for found in ranks)
     for before, after in ((0, 1), (2, 3), (3, 4)):  # stopped within an epoch
         assert not torch.equal(one[before]["statistics"], other[before]["statistics"])
@@ -188,7 +190,7 @@ def test_each_rank_goes_on_with_its_own_statistics(ranks: Ranks) -> None:
     assert torch.equal(one[1]["statistics"], other[1]["statistics"])  # averaged at its end
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(ranks: Ranks, folder: Path) -> None:
+def test_a_stopped_run_resumes_exactly(ranks: Ranks, folder: Path) -> None:
     assert [found["after"]["step"] for found in ranks] == [STEPS, STEPS]
     whole, stopped = Run(f"{folder}/undisturbed"), Run(f"{folder}/stopped")
     assert same_weights(whole, stopped)
@@ -202,33 +204,33 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(ranks: Ranks, folder: P
     assert one.files == other.files
 
 
-def test_the_segmentor_for_use_has_the_mean_of_the_statistics(ranks: Ranks, folder: Path) -> None:
-    """And so has each of another number of ranks that goes on: here one, from two."""
+def test_the_saved_segmentor_has_the_mean_of_the_statistics(ranks: Ranks, folder: Path) -> None:
+    """So has a run that is resumed with another number of ranks: here one."""
     run = Run(f"{folder}/stopped")
     within = next(c for c in run.checkpoints() if not c.is_validated)
-    trainer = torch.load(io.BytesIO(within.read(state.TRAINER)), weights_only=True)
+    trainer = torch.load(io.BytesIO(within.read(TRAINER_FILE)), weights_only=True)
     rows = trainer["segmentor_stats"]
     assert rows.shape[0] == RANKS
     assert not torch.equal(rows[0], rows[1])
     with single_process_group():
         alone = SegAN(within.config, torch.device("cpu"))
-        state.load_checkpoint(alone, within, torch.device("cpu"))
+        load_checkpoint(alone, within, torch.device("cpu"))
         torch.testing.assert_close(clone_stats(alone), (rows[0] + rows[1]) / 2)
 
 
-def test_the_rank_that_was_not_finite_is_named_and_all_stop(ranks: Ranks) -> None:
+def test_the_rank_with_nan_is_named_and_all_ranks_stop(ranks: Ranks) -> None:
     one, other = (found["not finite"] for found in ranks)
-    said = one["said"]
-    assert said == other["said"]
-    assert "of critic and segmentor at step 8 is not finite, on rank 1 (critic_loss nan" in said
-    assert f"with the images {', '.join(other['ids'])};" in said
-    assert not any(name in said for name in one["ids"])
+    message = one["said"]
+    assert message == other["said"]
+    assert "of critic and segmentor at step 8 is not finite, on rank 1 (critic_loss nan" in message
+    assert f"with the images {', '.join(other['ids'])};" in message
+    assert not any(name in message for name in one["ids"])
     for found in (one, other):
         before, after = found["weights"], found["after"]
         assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
-def test_variants_go_on_with_two_ranks(ranks: Ranks, folder: Path) -> None:
+def test_variants_resume_exactly_with_two_ranks(ranks: Ranks, folder: Path) -> None:
     for found in ranks:
         for whole, halved, after in found["variants"]:
             assert (whole["step"], halved["step"], after["step"]) == (STEPS, 9, STEPS)

@@ -1,4 +1,4 @@
-"""Nothing lost: a run that was stopped, killed or damaged ends as one that nothing happened to."""
+"""Resuming: a run that was stopped, killed or corrupted ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from segan import storage
 from segan.config import Config
 from segan.errors import StoppedError, StorageError
 from segan.runs.run import Run
-from segan.training.launch import resolve_resume, train_local
+from segan.training.launch import train_local
+from segan.training.resume import resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.training.helpers import (
     BATCH_SIZE,
@@ -42,7 +43,7 @@ FILES = ("segmentor.safetensors", "critic.safetensors", "trainer.pt")
 
 
 class AbortError(Exception):
-    """What a test breaks a training off with."""
+    """Aborts a training in a test."""
 
 
 def configure_checkpoints(records: str, steps: int) -> Config:
@@ -51,7 +52,7 @@ def configure_checkpoints(records: str, steps: int) -> Config:
 
 @pytest.fixture(scope="module")
 def uninterrupted_run(records: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that saved at the ends of epochs alone and never stopped."""
+    """A run that saved at the ends of epochs only and was never stopped."""
     run = Run(str(tmp_path_factory.mktemp("runs") / "undisturbed"))
     train_local(configure(records), run)
     return run
@@ -80,7 +81,7 @@ def kill_at(step: int) -> Callbacks:
 
 
 def request_stop_at(step: int) -> Callbacks:
-    """Wishes an end from the end of a step on."""
+    """Requests a stop at the end of a step."""
     seen = [0]
     return Callbacks(
         on_step_end=lambda progress: seen.append(progress.samples),
@@ -96,7 +97,7 @@ def assert_same(run: Run, other: Run) -> None:
     one, two = run.latest_checkpoint(), other.latest_checkpoint()
     assert one is not None
     assert two is not None
-    # Adam's moments and the running statistics too.
+    # Including Adam's moments and the batch-norm statistics.
     assert one.files == two.files
     assert one.info.progress == two.info.progress
 
@@ -120,14 +121,14 @@ def test_checkpoints_within_epochs_change_nothing(
     assert list(dict.fromkeys(saved)) == [None, *names, "epoch_00003"]
 
 
-def test_a_step_that_ends_a_validated_epoch_is_saved_once(records: str, tmp_path: Path) -> None:
+def test_the_last_step_of_a_validated_epoch_is_saved_once(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
     with pytest.raises(AbortError):
         train_local(configure_checkpoints(records, 6), run, kill_at(7))
     assert [c.name for c in run.checkpoints()] == ["epoch_00001"]
 
 
-def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed_run: Run) -> None:
+def test_the_info_of_a_checkpoint_within_an_epoch(killed_run: Run) -> None:
     latest = killed_run.latest_checkpoint()
     assert latest is not None
     assert (latest.name, latest.samples, latest.info.epochs) == ("step_0000010", 40, 1)
@@ -143,17 +144,17 @@ def test_a_checkpoint_within_an_epoch_says_where_it_stands(killed_run: Run) -> N
     ]
 
 
-def test_how_often_is_saved_may_change(killed_run: Run, records: str) -> None:
+def test_the_interval_of_checkpoints_may_change(killed_run: Run, records: str) -> None:
     train_local(configure_checkpoints(records, 0), killed_run)
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.timeout(300)
 @settings(max_examples=5)
 @given(stops=st.lists(st.integers(1, STEPS), min_size=1, max_size=2), steps=st.integers(0, 7))
-def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
+def test_a_run_stopped_at_any_step_resumes_exactly(
     uninterrupted_run: Run,
     records: str,
     tmp_path_factory: pytest.TempPathFactory,
@@ -163,10 +164,10 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
     run = Run(str(tmp_path_factory.mktemp("stopped") / "run"))
     config = configure_checkpoints(records, steps)
     for step in sorted(stops):
-        began = resolve_resume(config, run).start
+        began = resolve_resume(config, run).spec.start
         with contextlib.suppress(StoppedError):
             train_local(config, run, request_stop_at(step))
-        # A wish is followed a step after it was heard, and heard after a step at the earliest.
+        # A stop takes effect one step after the request, which is read after each step.
         expected = min(max(step + 1, began // BATCH_SIZE + 2), STEPS)
         latest = run.latest_checkpoint()
         assert latest is not None
@@ -178,13 +179,13 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 @pytest.mark.parametrize(
     ("steps", "killed_in", "kept"), [(1, 5, 4), (3, 3, 0), (3, 5, 3), (4, 10, 8), (7, 16, 14)]
 )
-def test_a_run_killed_anywhere_goes_on_from_its_last_checkpoint(
+def test_a_run_killed_at_any_step_resumes_from_its_last_checkpoint(
     steps: int, killed_in: int, kept: int, uninterrupted_run: Run, records: str, tmp_path: Path
 ) -> None:
     run, config = Run(str(tmp_path / "run")), configure_checkpoints(records, steps)
     with pytest.raises(AbortError):
         train_local(config, run, kill_at(killed_in))
-    assert resolve_resume(config, run).start == kept * BATCH_SIZE
+    assert resolve_resume(config, run).spec.start == kept * BATCH_SIZE
     train_local(config, run)
     assert_same(run, uninterrupted_run)
 
@@ -192,15 +193,17 @@ def test_a_run_killed_anywhere_goes_on_from_its_last_checkpoint(
 def test_a_kill_between_metrics_and_manifest_leaves_both_consistent(
     killed_run: Run, uninterrupted_run: Run, records: str
 ) -> None:
-    """The save of step 10 got as far as its files: metrics are further than the checkpoints."""
+    """The save of step 10 wrote its files but no manifest, so the metrics are ahead."""
     assert metric_lines(killed_run)[-1]["step"] == 10
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/manifest.json")
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     train_local(configure_checkpoints(records, 2), killed_run)
     assert_same(killed_run, uninterrupted_run)
 
 
-def test_what_is_shown_goes_on_too(killed_run: Run, uninterrupted_run: Run, records: str) -> None:
+def test_the_progress_is_resumed_too(killed_run: Run, uninterrupted_run: Run, records: str) -> None:
     seen: list[TrainingProgress] = []
     train_local(configure_checkpoints(records, 2), killed_run, Callbacks(on_step_end=seen.append))
     by_step = {
@@ -215,7 +218,7 @@ def test_what_is_shown_goes_on_too(killed_run: Run, uninterrupted_run: Run, reco
     assert first.critic_loss == by_step[11]["critic_loss"]
 
 
-def test_losses_are_shown_before_the_next_is_logged(records: str, tmp_path: Path) -> None:
+def test_the_progress_has_the_losses_of_the_last_logged_step(records: str, tmp_path: Path) -> None:
     run, seen = Run(str(tmp_path / "run")), []
     config = configure(records, training={"checkpoint_every_steps": 5, "log_every_steps": 4})
     with pytest.raises(AbortError):
@@ -225,7 +228,7 @@ def test_losses_are_shown_before_the_next_is_logged(records: str, tmp_path: Path
     assert [s.critic_loss for s in seen if s.samples == 24] == [logged[4], logged[6]]
 
 
-# Damage
+# Corruption
 
 
 def flip_middle_byte(content: bytes) -> bytes:
@@ -256,7 +259,7 @@ def corrupt(uri: str, corruption: Callable[[bytes], bytes]) -> None:
     [(file, how) for file in FILES for how in ("flipped", "torn")]
     + [("manifest.json", how) for how in CORRUPTIONS if how != "flipped"],
 )
-def test_a_damaged_latest_is_passed_over_and_named(
+def test_a_corrupted_latest_checkpoint_is_skipped_and_named(
     file: str,
     how: str,
     killed_run: Run,
@@ -266,31 +269,35 @@ def test_a_damaged_latest_is_passed_over_and_named(
 ) -> None:
     config = configure_checkpoints(records, 2)
     corrupt(f"{killed_run}/checkpoints/step_0000010/{file}", CORRUPTIONS[how])
-    assert resolve_resume(config, killed_run).start == 8 * BATCH_SIZE
-    said = caplog.text
-    assert f"{killed_run}: checkpoint step_0000010 is not whole and passed over: " in said
-    assert file in said
+    assert resolve_resume(config, killed_run).spec.start == 8 * BATCH_SIZE
+    message = caplog.text
+    assert f"{killed_run}: checkpoint step_0000010 is skipped: " in message
+    assert file in message
     train_local(config, killed_run)
     assert_same(killed_run, uninterrupted_run)
 
 
-def test_a_missing_file_is_damage(
+def test_a_checkpoint_with_a_missing_file_is_skipped(
     killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/trainer.pt")
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     assert "found no such file" in caplog.text
 
 
-def test_a_changed_number_in_a_manifest_is_damage(
+def test_a_changed_manifest_is_skipped(
     killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     corrupt(f"{killed_run}/checkpoints/step_0000010/manifest.json", change_samples)
-    assert resolve_resume(configure_checkpoints(records, 2), killed_run).start == 8 * BATCH_SIZE
+    assert (
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
+    )
     assert "step_0000010" in caplog.text
 
 
-def test_what_was_passed_over_goes_with_the_next_save(killed_run: Run, records: str) -> None:
+def test_skipped_checkpoints_are_deleted_at_the_next_save(killed_run: Run, records: str) -> None:
     corrupt(f"{killed_run}/checkpoints/step_0000010/manifest.json", CORRUPTIONS["torn"])
     storage.write_bytes(f"{killed_run}/checkpoints/step_0000009/half", b"")
     with pytest.raises(AbortError):
@@ -301,54 +308,80 @@ def test_what_was_passed_over_goes_with_the_next_save(killed_run: Run, records: 
     assert folders == {"epoch_00001", "step_0000008", "step_0000009"}
 
 
-def test_two_damaged_ones_fall_back_to_the_third(
+def test_two_corrupted_checkpoints_fall_back_to_the_third(
     killed_run: Run, uninterrupted_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("step_0000008", "step_0000010"):
         corrupt(f"{killed_run}/checkpoints/{name}/critic.safetensors", flip_middle_byte)
     assert (
-        resolve_resume(configure_checkpoints(records, 2), killed_run).start == EPOCH_END_SAMPLES[1]
+        resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start
+        == EPOCH_END_SAMPLES[1]
     )
-    said = caplog.text
-    assert "step_0000008" in said
-    assert "step_0000010" in said
+    message = caplog.text
+    assert "step_0000008" in message
+    assert "step_0000010" in message
     train_local(configure_checkpoints(records, 2), killed_run)
     assert_same(killed_run, uninterrupted_run)
 
 
-def test_where_none_is_whole_nothing_begins_from_zero(killed_run: Run, records: str) -> None:
+def test_a_run_without_usable_checkpoints_is_not_restarted(killed_run: Run, records: str) -> None:
     before = killed_run.metrics()
     corrupt(f"{killed_run}/checkpoints/epoch_00001/trainer.pt", flip_middle_byte)
     corrupt(f"{killed_run}/checkpoints/step_0000008/manifest.json", CORRUPTIONS["torn"])
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/critic.safetensors")
     with pytest.raises(StorageError) as caught:
         train_local(configure_checkpoints(records, 2), killed_run)
-    said = str(caught.value)
-    assert said.startswith(f"{killed_run}: none of its checkpoints is whole (")
+    message = str(caught.value)
+    assert message.startswith(f"{killed_run}: no checkpoint is usable (")
     for word in ("epoch_00001: trainer.pt: expected sha256", "step_0000008: ", "no such file"):
-        assert word in said
+        assert word in message
     assert killed_run.metrics() == before
 
 
-def test_an_older_segans_checkpoints_are_named(killed_run: Run, records: str) -> None:
-    def older(content: bytes) -> bytes:
+def without_progress(info: dict[str, Any]) -> None:
+    del info["progress"]
+
+
+def with_old_progress_key(info: dict[str, Any]) -> None:
+    info["progress"]["validated"] = info["progress"].pop("num_validations")
+
+
+def with_old_config_key(info: dict[str, Any]) -> None:
+    info["config"]["loss"]["reading"] = info["config"]["loss"].pop("reduction")
+
+
+@pytest.mark.parametrize("change", [without_progress, with_old_progress_key, with_old_config_key])
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(
+    change: Callable[[dict[str, Any]], None], killed_run: Run, records: str
+) -> None:
+    def as_older_version(content: bytes) -> bytes:
         manifest = json.loads(content)
-        del manifest["info_sha256"], manifest["info"]["progress"]
+        del manifest["info_sha256"]
+        change(manifest["info"])
         return json.dumps(manifest).encode()
 
     for name in ("epoch_00001", "step_0000008", "step_0000010"):
-        corrupt(f"{killed_run}/checkpoints/{name}/manifest.json", older)
-    with pytest.raises(StorageError, match="epoch_00001: an older segan's, which this one cannot"):
+        corrupt(f"{killed_run}/checkpoints/{name}/manifest.json", as_older_version)
+    with pytest.raises(StorageError) as caught:
         resolve_resume(configure_checkpoints(records, 2), killed_run)
+    message = str(caught.value)
+    assert "epoch_00001: written by an older segan version; cannot be resumed" in message
+    assert "\n" not in message
 
 
-def test_half_a_first_save_is_no_checkpoint(records: str, tmp_path: Path) -> None:
+def test_the_resume_point_needs_no_torch() -> None:
+    """The process of the run's coordinator unpickles one and would take seconds for torch."""
+    program = "import sys, segan.training.resume; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_incomplete_first_checkpoint_is_ignored(records: str, tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"))
     storage.write_bytes(f"{run}/checkpoints/step_0000002/critic.safetensors", b"half")
-    assert resolve_resume(configure_checkpoints(records, 2), run).start == 0
+    assert resolve_resume(configure_checkpoints(records, 2), run).spec.start == 0
 
 
-# With everything that a training can hold
+# All kinds of state that a training can have
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "averaged": {"training": {"ema_decay": 0.9}, "optimizer": {"warmup_fraction": 0.3}},
@@ -359,9 +392,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_that_was_stopped_ends_as_one_that_was_not(
-    name: str, records: str, tmp_path: Path
-) -> None:
+def test_a_stopped_variant_resumes_exactly(name: str, records: str, tmp_path: Path) -> None:
     config = configure(records, **VARIANTS[name])
     whole, stopped = Run(str(tmp_path / "whole")), Run(str(tmp_path / "stopped"))
     train_local(config, whole)
@@ -371,7 +402,7 @@ def test_a_variant_that_was_stopped_ends_as_one_that_was_not(
     assert_same(stopped, whole)
 
 
-def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path) -> None:
+def test_the_saved_segmentor_is_the_ema(records: str, tmp_path: Path) -> None:
     plain, averaged = Run(str(tmp_path / "plain")), Run(str(tmp_path / "averaged"))
     train_local(configure(records), plain)
     train_local(configure(records, training={"ema_decay": 0.9}), averaged)
@@ -380,7 +411,7 @@ def test_the_segmentor_for_use_is_the_averaged_one(records: str, tmp_path: Path)
     trainer = torch.load(
         io.BytesIO(averaged.latest_checkpoint().read("trainer.pt")), weights_only=True
     )
-    # Beside the average S itself is trained as if there were none.
+    # S itself is trained as without an EMA.
     assert all(torch.equal(trainer["segmentor"][name], own[name]) for name in own)
     assert trainer["ema_num_updates"] == STEPS
 
@@ -396,7 +427,7 @@ LONG_RUN_OVERRIDES = (
 
 @contextlib.contextmanager
 def cli_training(records: str, run: Run) -> Any:
-    """`segan train --local` in a process of its own, once it has saved something."""
+    """`segan train --local` in its own process, after its first checkpoint."""
     overrides = ["network.width=2", "augment.crop=64", "training.batch_size=4"]
     run_overrides = [f"data.records={records}", "cluster.threads_per_worker=1", *LONG_RUN_OVERRIDES]
     command = [
@@ -425,22 +456,22 @@ def cli_training(records: str, run: Run) -> Any:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_a_signal_stops_a_training_in_order(
+def test_a_signal_stops_a_training_gracefully(
     number: int, code: int, records: str, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
     with cli_training(records, run) as process:
         process.send_signal(number)
         began = time.monotonic()
-        said = process.communicate(timeout=20)[1]
+        message = process.communicate(timeout=20)[1]
         assert time.monotonic() - began < 20
     latest = run.latest_checkpoint()
     assert latest is not None
     step = latest.samples // BATCH_SIZE
     assert process.returncode == code
-    assert said.splitlines()[-1] == (
+    assert message.splitlines()[-1] == (
         f"segan: {run}: stopped after step {step}, with a checkpoint; "
-        "the same command goes on from there"
+        "run the same command to resume"
     )
     assert [line["step"] for line in run.metrics() if line["kind"] == "step"] == [
         *range(1, step + 1)

@@ -29,7 +29,7 @@ STRETCHED = LogisticConfig(stretch_to_run=True)
         (1000, 0.3),
     ],
 )
-def test_steepness_of_the_paper(epoch: int, k: float) -> None:
+def test_k_of_the_paper(epoch: int, k: float) -> None:
     assert logistic_k(epoch, 300, LogisticConfig()) == pytest.approx(k, abs=1e-12)
 
 
@@ -44,7 +44,7 @@ def test_steepness_of_the_paper(epoch: int, k: float) -> None:
         (13, list(range(13))),
     ],
 )
-def test_steepness_scaled_to_the_run(epochs: int, decays: list[int]) -> None:
+def test_k_stretched_to_the_run(epochs: int, decays: list[int]) -> None:
     ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     assert ks == pytest.approx([max(0.3, 0.9**n) for n in decays])
 
@@ -54,7 +54,7 @@ def test_steepness_scaled_to_the_run(epochs: int, decays: list[int]) -> None:
     # 0.9 ** needed is reached by that many decays, whatever the logarithms' last bit says.
     range(1, 8),
 )
-def test_scaled_counts_no_decay_too_many(needed: int) -> None:
+def test_rounding_adds_no_decay(needed: int) -> None:
     config = LogisticConfig(stretch_to_run=True, final_k=round(0.9**needed, 7))
     ks = [logistic_k(epoch, needed + 1, config) for epoch in range(needed + 1)]
     assert ks == pytest.approx([0.9**n for n in range(needed + 1)])
@@ -63,7 +63,7 @@ def test_scaled_counts_no_decay_too_many(needed: int) -> None:
 @given(st.integers(1, 400))
 @example(13)
 @settings(max_examples=60)
-def test_scaled_falls_from_first_to_least_k(epochs: int) -> None:
+def test_stretched_k_falls_from_initial_to_final_k(epochs: int) -> None:
     ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     assert ks[0] == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(ks))
@@ -76,16 +76,16 @@ def test_scaled_falls_from_first_to_least_k(epochs: int) -> None:
 @given(st.integers(13, 400))
 @example(25)
 @settings(max_examples=60)
-def test_scaled_spreads_evenly(epochs: int) -> None:
+def test_stretched_decays_are_spread_evenly(epochs: int) -> None:
     ks = [logistic_k(epoch, epochs, STRETCHED) for epoch in range(epochs)]
     # The first and last k have half a stretch each.
     between = [ks.count(k) for k in set(ks) - {ks[0], ks[-1]}]
     assert max(between) - min(between) <= 1
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_a_constant_k(scaled: bool) -> None:
-    config = LogisticConfig(initial_k=0.5, final_k=0.5, stretch_to_run=scaled)
+@pytest.mark.parametrize("stretch", [False, True])
+def test_a_constant_k(stretch: bool) -> None:
+    config = LogisticConfig(initial_k=0.5, final_k=0.5, stretch_to_run=stretch)
     assert {logistic_k(epoch, 60, config) for epoch in range(60)} == {0.5}
 
 
@@ -115,7 +115,7 @@ def test_constant_learning_rate() -> None:
 
 
 @pytest.mark.parametrize(("rule", "rate"), [("none", 0.003), ("linear", 0.012), ("sqrt", 0.006)])
-def test_what_four_workers_do_to_the_learning_rate(rule: str, rate: float) -> None:
+def test_lr_scaling_with_four_workers(rule: str, rate: float) -> None:
     config = OptimizerConfig(lr_scaling=rule)
     assert learning_rate(0, 100, 4, config) == pytest.approx(rate)
     assert learning_rate(50, 100, 4, config) == pytest.approx(rate / 2)

@@ -1,4 +1,4 @@
-"""The alternating step against the method written out plainly, and what may not happen in it."""
+"""The alternating step compared with a plain implementation, and its invariants."""
 
 from __future__ import annotations
 
@@ -95,49 +95,49 @@ def train_reference(
     ids=["paper", "per level", "weighted", "convolutions", "two classes"],
 )
 def test_four_steps_equal_the_plain_method(sections: dict[str, dict[str, object]]) -> None:
-    both = build_segan(**copy.deepcopy(sections))
-    batches = [random_batch(seed, both.config.network.classes) for seed in range(4)]
-    S, C = train_reference((both.segmentor, both.critic), both.config, batches)
-    start = clone_parameters(both.segmentor)
+    model = build_segan(**copy.deepcopy(sections))
+    batches = [random_batch(seed, model.config.network.classes) for seed in range(4)]
+    S, C = train_reference((model.segmentor, model.critic), model.config, batches)
+    start = clone_parameters(model.segmentor)
     for image, truth in batches:
-        both.train_step(image, truth)
-    for mine, theirs in ((both.segmentor, S), (both.critic, C)):
+        model.train_step(image, truth)
+    for mine, theirs in ((model.segmentor, S), (model.critic, C)):
         worst = max(
             (a - b).abs().max().item()
             for a, b in zip(clone_parameters(mine), clone_parameters(theirs), strict=True)
         )
         assert worst <= 1e-12
     moved = [
-        (a - b).abs().max() for a, b in zip(clone_parameters(both.segmentor), start, strict=True)
+        (a - b).abs().max() for a, b in zip(clone_parameters(model.segmentor), start, strict=True)
     ]
     assert min(moved) > 1e-4
 
 
 def test_losses_are_those_before_each_update() -> None:
-    both = build_segan(optimizer={"learning_rate": 0.01})
+    model = build_segan(optimizer={"learning_rate": 0.01})
     image, truth = random_batch(0)
-    S, C = copy.deepcopy(both.segmentor), copy.deepcopy(both.critic)
-    losses = both.train_step(image, truth)
+    S, C = copy.deepcopy(model.segmentor), copy.deepcopy(model.critic)
+    losses = model.train_step(image, truth)
 
     def distance(critic: nn.Module) -> float:
         features = critic(mask_image(image, S(image))), critic(mask_image(image, truth))
-        return multi_scale_l1(*features, both.config.loss).item()
+        return multi_scale_l1(*features, model.config.loss).item()
 
     # C is judged before its update, S against the C that was just updated and clamped.
     assert losses.critic_loss.item() == pytest.approx(distance(C), rel=1e-5)
-    assert losses.segmentor_loss.item() == pytest.approx(distance(both.critic), rel=1e-5)
+    assert losses.segmentor_loss.item() == pytest.approx(distance(model.critic), rel=1e-5)
     assert losses.dice_loss.item() == pytest.approx(dice_loss(S(image), truth).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["all", "convolutions"])
-def test_the_critic_stays_in_its_box(scope: str) -> None:
-    both = build_segan(optimizer={"weight_clip": 0.03, "weight_clip_scope": scope})
-    both.train_step(*random_batch(0))
-    both.train_step(*random_batch(1))
-    norms = [m for m in both.critic.modules() if isinstance(m, nn.BatchNorm2d)]
+def test_the_critics_weights_are_clipped(scope: str) -> None:
+    model = build_segan(optimizer={"weight_clip": 0.03, "weight_clip_scope": scope})
+    model.train_step(*random_batch(0))
+    model.train_step(*random_batch(1))
+    norms = [m for m in model.critic.modules() if isinstance(m, nn.BatchNorm2d)]
     free = {id(p) for norm in norms for p in norm.parameters()}
     limit = torch.tensor(0.03)
-    greatest = {id(p): p.abs().max() for p in both.critic.parameters()}
+    greatest = {id(p): p.abs().max() for p in model.critic.parameters()}
     assert all(v <= limit for key, v in greatest.items() if key not in free or scope == "all")
     assert any(v == limit for v in greatest.values())
     # Gains begin near 1.
@@ -145,17 +145,17 @@ def test_the_critic_stays_in_its_box(scope: str) -> None:
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 1.0])
-def test_each_network_gets_one_gradient_and_the_critic_its_first(dice_weight: float) -> None:
-    both = build_segan(loss={"dice_weight": dice_weight})
+def test_each_parameter_gets_one_gradient_and_the_critic_first(dice_weight: float) -> None:
+    model = build_segan(loss={"dice_weight": dice_weight})
     reached: list[tuple[str, int]] = []
-    for name, network in (("C", both.critic), ("S", both.segmentor)):
+    for name, network in (("C", model.critic), ("S", model.segmentor)):
         for i, parameter in enumerate(network.parameters()):
             parameter.register_post_accumulate_grad_hook(
                 lambda _, key=(name, i): reached.append(key)
             )
-    both.train_step(*random_batch(0))
+    model.train_step(*random_batch(0))
     assert len(reached) == len(set(reached))
-    sizes = {"C": len(clone_parameters(both.critic)), "S": len(clone_parameters(both.segmentor))}
+    sizes = {"C": len(clone_parameters(model.critic)), "S": len(clone_parameters(model.segmentor))}
     assert "".join(name for name, _ in reached) == "C" * sizes["C"] + "S" * sizes["S"]
 
 
@@ -165,7 +165,7 @@ def max_segmentor_gradient(model: SegAN, image: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("dice_weight", "reached"), [(0.0, False), (1.0, True)])
-def test_the_segmentor_learns_through_the_critic_alone(dice_weight: float, reached: bool) -> None:
+def test_the_segmentor_learns_through_the_critic_only(dice_weight: float, reached: bool) -> None:
     # Under any map a black image stays black, so no level can tell the two apart.
     image, truth = random_batch(0)
     found = max_segmentor_gradient(
@@ -175,65 +175,65 @@ def test_the_segmentor_learns_through_the_critic_alone(dice_weight: float, reach
 
 
 def test_a_perfect_map_leaves_the_segmentor_nothing_to_learn() -> None:
-    both = build_segan()
+    model = build_segan()
     image, truth = random_batch(0)
-    perfect = both.segmentor(image).detach()
-    assert max_segmentor_gradient(both, image, perfect) == 0
-    assert max_segmentor_gradient(both, image, truth) > 0
+    perfect = model.segmentor(image).detach()
+    assert max_segmentor_gradient(model, image, perfect) == 0
+    assert max_segmentor_gradient(model, image, truth) > 0
 
 
 def test_the_critic_raises_the_loss() -> None:
-    both = build_segan(optimizer={"learning_rate": 1e-4, "weight_clip": 10.0})
-    for group in both.segmentor_optimizer.param_groups:
+    model = build_segan(optimizer={"learning_rate": 1e-4, "weight_clip": 10.0})
+    for group in model.segmentor_optimizer.param_groups:
         group["lr"] = 0.0
-    frozen = clone_parameters(both.segmentor)
-    losses = [both.train_step(*random_batch(0)).critic_loss.item() for _ in range(8)]
+    frozen = clone_parameters(model.segmentor)
+    losses = [model.train_step(*random_batch(0)).critic_loss.item() for _ in range(8)]
     assert all(later > earlier for earlier, later in itertools.pairwise(losses))
     assert all(
-        torch.equal(a, b) for a, b in zip(clone_parameters(both.segmentor), frozen, strict=True)
+        torch.equal(a, b) for a, b in zip(clone_parameters(model.segmentor), frozen, strict=True)
     )
 
 
 def test_the_segmentor_lowers_the_loss() -> None:
-    both = build_segan(optimizer={"learning_rate": 1e-3})
-    both.train_step(*random_batch(0))
-    for group in both.critic_optimizer.param_groups:
+    model = build_segan(optimizer={"learning_rate": 1e-3})
+    model.train_step(*random_batch(0))
+    for group in model.critic_optimizer.param_groups:
         group["lr"] = 0.0
-    losses = [both.train_step(*random_batch(0)).segmentor_loss.item() for _ in range(8)]
+    losses = [model.train_step(*random_batch(0)).segmentor_loss.item() for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
 def test_running_statistics_are_updated_once_a_step() -> None:
-    both = build_segan()
-    norm = next(m for m in both.segmentor.modules() if isinstance(m, nn.BatchNorm2d))
+    model = build_segan()
+    norm = next(m for m in model.segmentor.modules() if isinstance(m, nn.BatchNorm2d))
     seen: list[Tensor] = []
     norm.register_forward_hook(
         lambda _, inputs, __: seen.append(inputs[0].detach().mean((0, 2, 3)))
     )
     for seed in range(3):
-        both.train_step(*random_batch(seed))
+        model.train_step(*random_batch(seed))
     assert len(seen) == 3
     # 0 at first, then 0.9 of the old and 0.1 of the new.
     expected = 0.1 * (0.81 * seen[0] + 0.9 * seen[1] + seen[2])
     torch.testing.assert_close(norm.running_mean, expected)
-    counts = [m.num_batches_tracked for m in both.segmentor.modules() if hasattr(m, "momentum")]
+    counts = [m.num_batches_tracked for m in model.segmentor.modules() if hasattr(m, "momentum")]
     assert {int(count) for count in counts} == {3}
 
 
-def test_the_learning_rate_is_set_for_both() -> None:
-    both = build_segan()
-    both.set_learning_rate(0.0)
-    before = clone_parameters(both.segmentor), clone_parameters(both.critic)
-    both.critic.clip_weights(0.05)
-    clamped = clone_parameters(both.critic)
-    both.train_step(*random_batch(0))
+def test_the_learning_rate_is_set_for_both_optimisers() -> None:
+    model = build_segan()
+    model.set_learning_rate(0.0)
+    before = clone_parameters(model.segmentor), clone_parameters(model.critic)
+    model.critic.clip_weights(0.05)
+    clamped = clone_parameters(model.critic)
+    model.train_step(*random_batch(0))
     assert all(
-        torch.equal(a, b) for a, b in zip(before[0], clone_parameters(both.segmentor), strict=True)
+        torch.equal(a, b) for a, b in zip(before[0], clone_parameters(model.segmentor), strict=True)
     )
     assert all(
-        torch.equal(a, b) for a, b in zip(clamped, clone_parameters(both.critic), strict=True)
+        torch.equal(a, b) for a, b in zip(clamped, clone_parameters(model.critic), strict=True)
     )
-    assert [g["lr"] for g in both.critic_optimizer.param_groups] == [0.0]
+    assert [g["lr"] for g in model.critic_optimizer.param_groups] == [0.0]
 
 
 def test_weights_follow_the_seed_and_the_two_networks_differ() -> None:
@@ -244,34 +244,34 @@ def test_weights_follow_the_seed_and_the_two_networks_differ() -> None:
         assert not torch.equal(first[0], else_[0])
 
 
-# What the paper argues against
+# The losses that the paper compares with
 
 
 def is_unchanged(network: nn.Module, before: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(clone_parameters(network), before, strict=True))
 
 
-def test_without_an_adversary_the_critic_takes_no_part() -> None:
-    both = build_segan(loss={"critic": "none", "cross_entropy_weight": 1.0})
-    start, critic = clone_parameters(both.segmentor), clone_parameters(both.critic)
+def test_without_an_adversarial_loss_the_critic_is_not_used() -> None:
+    model = build_segan(loss={"critic": "none", "cross_entropy_weight": 1.0})
+    start, critic = clone_parameters(model.segmentor), clone_parameters(model.critic)
     image, truth = random_batch(0)
-    expected = cross_entropy(copy.deepcopy(both.segmentor)(image), truth).item()
-    losses = both.train_step(image, truth)
+    expected = cross_entropy(copy.deepcopy(model.segmentor)(image), truth).item()
+    losses = model.train_step(image, truth)
     assert losses.segmentor_loss.item() == pytest.approx(expected, rel=1e-5)
     assert losses.critic_loss.item() == 0
-    assert is_unchanged(both.critic, critic)
-    assert not is_unchanged(both.segmentor, start)
-    assert both.is_finite_on_this_rank(image, truth)
-    assert not both.found_inf.any()
+    assert is_unchanged(model.critic, critic)
+    assert not is_unchanged(model.segmentor, start)
+    assert model.is_finite_on_this_rank(image, truth)
+    assert not model.found_inf.any()
 
 
-def test_a_step_of_the_classic_game() -> None:
-    both = build_segan(
+def test_a_step_with_a_scalar_critic() -> None:
+    model = build_segan(
         loss={"critic": "scalar", "cross_entropy_weight": 0.5}, optimizer={"weight_clip": None}
     )
     image, truth = random_batch(0)
-    S, C = copy.deepcopy(both.segmentor), copy.deepcopy(both.critic)
-    losses = both.train_step(image, truth)
+    S, C = copy.deepcopy(model.segmentor), copy.deepcopy(model.critic)
+    losses = model.train_step(image, truth)
     maps = S(image)
 
     def chance(critic: nn.Module, shown: Tensor) -> Tensor:
@@ -279,18 +279,18 @@ def test_a_step_of_the_classic_game() -> None:
 
     raised = (chance(C, truth).log() + (1 - chance(C, maps)).log()).mean()
     assert losses.critic_loss.item() == pytest.approx(raised.item(), rel=1e-4)
-    lowered = -chance(both.critic, maps).log().mean() + 0.5 * cross_entropy(maps, truth)
+    lowered = -chance(model.critic, maps).log().mean() + 0.5 * cross_entropy(maps, truth)
     assert losses.segmentor_loss.item() == pytest.approx(lowered.item(), rel=1e-4)
-    assert max(p.abs().max().item() for p in both.critic.parameters()) > 0.9  # nothing clamped
-    assert both.is_finite_on_this_rank(image, truth)
+    assert max(p.abs().max().item() for p in model.critic.parameters()) > 0.9  # nothing clamped
+    assert model.is_finite_on_this_rank(image, truth)
 
 
 def test_pixels_alone_leave_the_critic_nothing_to_learn() -> None:
     one = {"reduction": "per_level", "level_weights": [1, 0, 0, 0, 0, 0, 0]}
-    both = build_segan(loss=one, optimizer={"weight_clip": None})
-    critic = clone_parameters(both.critic)
+    model = build_segan(loss=one, optimizer={"weight_clip": None})
+    critic = clone_parameters(model.critic)
     image, truth = random_batch(0)
-    distance = (mask_image(image, copy.deepcopy(both.segmentor)(image)) - image * truth).abs()
-    losses = both.train_step(image, truth)
+    distance = (mask_image(image, copy.deepcopy(model.segmentor)(image)) - image * truth).abs()
+    losses = model.train_step(image, truth)
     assert losses.segmentor_loss.item() == pytest.approx(distance.mean().item() / 7, rel=1e-5)
-    assert is_unchanged(both.critic, critic)
+    assert is_unchanged(model.critic, critic)

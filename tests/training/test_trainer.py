@@ -1,4 +1,4 @@
-"""Whole trainings in this process on a few drawn images: what a run leaves, and how it goes on."""
+"""Complete trainings in this process on a few synthetic images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Predictor
 from segan.runs.run import Run
 from segan.training.distributed import single_process_group
-from segan.training.launch import _num_threads, build_trainer, resolve_resume, train_local
+from segan.training.launch import _num_threads, build_trainer, train_local
+from segan.training.metrics import EpochMetrics
+from segan.training.resume import resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.timing import TIMING_KEYS
 from tests.training.helpers import (
@@ -37,11 +39,11 @@ from tests.training.helpers import (
     scalar_steps,
 )
 
-DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # the critic is no part of it
+DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # it does not depend on the critic
 
 
 class AbortError(Exception):
-    """What a test breaks a training off with."""
+    """Aborts a training in a test."""
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +53,12 @@ def config(records: str) -> Config:
 
 @dataclass
 class CallbackRecorder:
-    """What the watchers of a training were recorder."""
+    """Records the calls of a training's callbacks."""
 
     progress: list[TrainingProgress] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[EpochMetrics] = field(default_factory=list)
 
-    def on_validation_end(self, metrics: dict[str, Any]) -> bool:
+    def on_validation_end(self, metrics: EpochMetrics) -> bool:
         self.metrics.append(metrics)
         return True
 
@@ -73,7 +75,7 @@ def recorder() -> CallbackRecorder:
 def finished_run(
     config: Config, recorder: CallbackRecorder, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run that went through without a stop, `recorder` along the way."""
+    """An uninterrupted run, with its callbacks recorded."""
     run = Run(str(tmp_path_factory.mktemp("runs") / "finished"))
     train_local(config, run, recorder.callbacks())
     return run
@@ -89,7 +91,7 @@ def stopped_run_folder(config: Config, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def stopped_run(stopped_run_folder: Path, tmp_path: Path) -> Run:
-    """A run that was broken off when epoch 1 was saved, to do with as one likes."""
+    """A copy of a run that was aborted after the checkpoint of epoch 1."""
     return Run(str(shutil.copytree(stopped_run_folder, tmp_path / "stopped")))
 
 
@@ -102,18 +104,18 @@ def stop_at(step: int) -> Callbacks:
 
 
 def stop_after_epoch(epoch: int) -> Callbacks:
-    def on_validation_end(metrics: dict[str, Any]) -> bool:
-        if metrics["epoch"] == epoch:
+    def on_validation_end(metrics: EpochMetrics) -> bool:
+        if metrics.epoch == epoch:
             raise AbortError
         return True
 
     return Callbacks(on_validation_end=on_validation_end)
 
 
-# What a run leaves
+# The files of a run
 
 
-def test_what_it_takes_to_do_it_again_is_written_down(
+def test_run_json_has_what_reproduces_the_run(
     finished_run: Run, config: Config, records: str
 ) -> None:
     found = finished_run.description()
@@ -145,7 +147,7 @@ def test_steps_follow_the_schedules(finished_run: Run) -> None:
         assert line["critic_loss"] > 0
 
 
-def test_epochs_bring_scores_and_times(finished_run: Run) -> None:
+def test_epochs_have_scores_and_times(finished_run: Run) -> None:
     for line in (line for line in finished_run.metrics() if line["kind"] == "epoch"):
         assert len(line["jaccard_curve"]) == 199
         assert line["jaccard"] == pytest.approx(max(line["jaccard_curve"]), abs=1e-6)
@@ -200,18 +202,18 @@ def test_the_predictor_has_the_best_weights_and_their_threshold(
 
 
 @pytest.mark.usefixtures("finished_run")
-def test_watchers_are_told_of_each_step_and_validation(recorder: CallbackRecorder) -> None:
+def test_callbacks_are_called_after_each_step_and_validation(recorder: CallbackRecorder) -> None:
     samples = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
     assert sorted({status.samples for status in recorder.progress}) == samples
     assert {(s.total_epochs, s.total_samples) for s in recorder.progress} == {
         (EPOCHS, STEPS * BATCH_SIZE)
     }
     assert recorder.progress[0].jaccard is None
-    assert recorder.progress[-1].jaccard == recorder.metrics[-1]["jaccard"]
-    assert [metrics["epoch"] for metrics in recorder.metrics] == [1, 2, 3]
+    assert recorder.progress[-1].jaccard == recorder.metrics[-1].jaccard
+    assert [metrics.epoch for metrics in recorder.metrics] == [1, 2, 3]
 
 
-# Doing it again
+# Repeating and resuming
 
 
 def test_the_same_seed_gives_the_same_weights(
@@ -223,16 +225,16 @@ def test_the_same_seed_gives_the_same_weights(
     assert metric_lines(finished_run) == metric_lines(again)
 
 
-def test_another_seed_gives_others(finished_run: Run, records: str, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(finished_run: Run, records: str, tmp_path: Path) -> None:
     other = Run(str(tmp_path / "other"))
     train_local(configure(records, training={"seed": 1, "epochs": 1}), other)
     assert not same_weights(finished_run, other)
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(
+def test_a_run_aborted_after_an_epoch_resumes_exactly(
     stopped_run: Run, finished_run: Run, config: Config
 ) -> None:
-    assert resolve_resume(config, stopped_run).start == EPOCH_END_SAMPLES[1]
+    assert resolve_resume(config, stopped_run).spec.start == EPOCH_END_SAMPLES[1]
     train_local(config, stopped_run)
     assert same_weights(finished_run, stopped_run)
     assert metric_lines(finished_run) == metric_lines(stopped_run)
@@ -241,26 +243,26 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 
 @pytest.mark.parametrize(
     ("step", "kept"),
-    # Epoch 1 is saved after 6 steps; what follows it, or came before it, is done again.
+    # Epoch 1 is saved after 6 steps.
     [(3, 0), (9, 24)],
 )
-def test_a_run_stopped_within_an_epoch_begins_it_again(
+def test_a_run_aborted_within_an_epoch_repeats_it(
     step: int, kept: int, finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
     with pytest.raises(AbortError):
         train_local(config, run, stop_at(step))
-    assert resolve_resume(config, run).start == kept
+    assert resolve_resume(config, run).spec.start == kept
     train_local(config, run)
     assert same_weights(finished_run, run)
     assert metric_lines(finished_run) == metric_lines(run)
 
 
-def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
+def test_a_pruned_run_keeps_its_checkpoint_and_can_be_resumed(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics["epoch"] < 2))
+    train_local(config, run, Callbacks(on_validation_end=lambda metrics: metrics.epoch < 2))
     assert run.latest_checkpoint().info.epochs == 2
     assert metric_lines(run) == [
         line for line in metric_lines(finished_run) if line["samples"] <= EPOCH_END_SAMPLES[2]
@@ -270,16 +272,16 @@ def test_a_run_that_is_given_up_keeps_its_checkpoint_and_can_go_on(
     assert metric_lines(run) == metric_lines(finished_run)
 
 
-def test_a_row_is_augmented_as_its_own_epoch_says(
+def test_a_row_is_augmented_by_its_own_epoch(
     finished_run: Run, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    spec = resolve_resume(config, run)
-    batches = list(local_batches(spec))
+    resume_point = resolve_resume(config, run)
+    batches = list(local_batches(resume_point.spec))
     assert [b.epochs for b in batches[4:7]] == [[0] * 4, [0, 0, 1, 1], [1] * 4]
     batches[5] = dataclasses.replace(batches[5], epochs=[0] * 4)
     with single_process_group():
-        build_trainer(config, run, spec, Callbacks()).train(batches)
+        build_trainer(config, run, resume_point, Callbacks()).train(batches)
     assert not same_weights(finished_run, run)
 
 
@@ -303,25 +305,25 @@ def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
-        ({"training": {"seed": 1}}, r"training\.seed 0, now asked for 1"),
-        ({"training": {"epochs": 9}}, r"training\.epochs 3, now asked for 9"),
-        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight 0\.0, now asked for 1\.0"),
+        ({"training": {"seed": 1}}, r"training\.seed is 0, expected 1"),
+        ({"training": {"epochs": 9}}, r"training\.epochs is 3, expected 9"),
+        ({"loss": {"dice_weight": 1.0}}, r"loss\.dice_weight is 0\.0, expected 1\.0"),
     ],
 )
-def test_a_name_in_use_takes_no_other_configuration(
-    sections: dict[str, dict[str, Any]], said: str, finished_run: Run, records: str
+def test_a_run_is_not_resumed_with_another_configuration(
+    sections: dict[str, dict[str, Any]], message: str, finished_run: Run, records: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         train_local(configure(records, **sections), finished_run)
 
 
-def test_how_it_lies_on_the_machine_may_change(finished_run: Run, records: str) -> None:
+def test_the_resources_of_a_run_may_change(finished_run: Run, records: str) -> None:
     train_local(configure(records, cluster={"cpus_per_worker": 2}), finished_run)
 
 
-# What may go wrong
+# Errors
 
 
 @pytest.mark.parametrize("network", ["segmentor", "critic"])
@@ -329,32 +331,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     network: str, config: Config, tmp_path: Path
 ) -> None:
     run = Run(str(tmp_path / "run"))
-    spec = resolve_resume(config, run)
-    batches = list(local_batches(spec))
+    resume_point = resolve_resume(config, run)
+    batches = list(local_batches(resume_point.spec))
     with single_process_group():
-        trainer = build_trainer(config, run, spec, Callbacks())
+        trainer = build_trainer(config, run, resume_point, Callbacks())
         with torch.no_grad():
             next(getattr(trainer.model, network).parameters()).fill_(torch.nan)
         with pytest.raises(NonFiniteError) as caught:
             trainer.train(batches)
-    said = str(caught.value)
-    assert said.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
-    assert (
-        f"rank 0 (critic_loss nan, segmentor_loss nan, dice_loss {DICE_LOSS_TEXT[network]}" in said
-    )
-    assert f"with the images {', '.join(batches[0].ids)};" in said
+    message = str(caught.value)
+    assert message.startswith(f"{run}: a loss or gradient of critic and segmentor at step 1 is not")
+    losses = f"critic_loss nan, segmentor_loss nan, dice_loss {DICE_LOSS_TEXT[network]}"
+    assert f"rank 0 ({losses}" in message
+    assert f"with the images {', '.join(batches[0].ids)};" in message
     assert run.checkpoints() == []
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 100])
 @pytest.mark.parametrize("where", ["weight", "gradient"])
-def test_what_is_not_finite_touches_no_weight(
+def test_a_step_that_is_not_finite_changes_no_weight(
     where: str, log_every_steps: int, records: str, tmp_path: Path
 ) -> None:
-    """After 7 steps something of S is broken, so the 8th is not finite: in all, or in S's half."""
+    """After step 7 a weight or gradient of S is made infinite, so step 8 is not finite."""
     run = Run(str(tmp_path / "run"))
     config = configure(records, training={"log_every_steps": log_every_steps})
-    spec = resolve_resume(config, run)
+    resume_point = resolve_resume(config, run)
     before: list[dict[str, torch.Tensor]] = []
 
     def everything() -> dict[str, torch.Tensor]:
@@ -380,15 +381,15 @@ def test_what_is_not_finite_touches_no_weight(
             before.append(everything())
 
     with single_process_group():
-        trainer = build_trainer(config, run, spec, Callbacks(on_step_end=spoil))
+        trainer = build_trainer(config, run, resume_point, Callbacks(on_step_end=spoil))
         of = "critic and segmentor" if where == "weight" else "segmentor"
         with pytest.raises(NonFiniteError, match=f"gradient of {of} at step 8 is not finite"):
-            trainer.train(local_batches(spec))
+            trainer.train(local_batches(resume_point.spec))
         after = everything()
     (then,) = before
     assert then.keys() == after.keys()
     changed = {name.split(".")[0] for name in then if not torch.equal(then[name], after[name])}
-    # C's half comes first, and where it was finite it was as any other.
+    # C is updated first, and if its gradients are finite, the update happens.
     assert changed == (set() if where == "weight" else {"critic", "critic_optimizer"})
     assert {int(v) for name, v in after.items() if name.endswith(".step")} <= {7, 8}
     assert [c.samples for c in run.checkpoints()] == [EPOCH_END_SAMPLES[1]]  # the last good one
@@ -398,12 +399,12 @@ def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -
     before = set(threading.enumerate())
     with pytest.raises(AbortError):
         train_local(config, Run(str(tmp_path / "run")), stop_at(1))
-    # TensorBoard's would go on to write into a folder that is gone.
+    # TensorBoard's thread would write to a deleted folder.
     assert [type(thread) for thread in threading.enumerate() if thread not in before] == []
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"augment": {"crop": 136}}, "augment.crop 136: the records' frames are 180 x 135"),
         ({"network": {"classes": 2}}, "network.classes 2: the records' masks have 1"),
@@ -412,12 +413,12 @@ def test_a_stopped_run_leaves_no_thread_behind(config: Config, tmp_path: Path) -
         ({"data": {"records": ""}}, "data.records: expected the URI of records"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_written(
-    sections: dict[str, dict[str, Any]], said: str, records: str, tmp_path: Path
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
+    sections: dict[str, dict[str, Any]], message: str, records: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
         train_local(configure(records, **sections), Run(str(tmp_path / "run")))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -426,17 +427,17 @@ def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
         train_local(configure(records, cluster={"workers": 2}), Run(str(tmp_path / "run")))
 
 
-def test_batches_out_of_turn_are_refused(config: Config, tmp_path: Path) -> None:
-    spec = resolve_resume(config, Run(str(tmp_path / "run")))
+def test_batches_in_another_order_are_refused(config: Config, tmp_path: Path) -> None:
+    resume_point = resolve_resume(config, Run(str(tmp_path / "run")))
     with single_process_group():
-        trainer = build_trainer(config, Run(str(tmp_path / "run")), spec, Callbacks())
-        batches = list(local_batches(spec))
-        with pytest.raises(AssertionError, match="row 8 came where 4 was due"):
+        trainer = build_trainer(config, Run(str(tmp_path / "run")), resume_point, Callbacks())
+        batches = list(local_batches(resume_point.spec))
+        with pytest.raises(AssertionError, match="expected row 4, found 8"):
             trainer.train([batches[0], batches[2]])
 
 
 def test_trainings_that_share_a_node_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials with as many threads as cores each were four times slower than with half."""
+    """Two trials with a thread per core each are four times slower than with half as many."""
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = Config()

@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import FOLDER, OUT, Debug, Json, Local, join_cluster
+from segan.cli.commands.options import (
+    ArchiveArgument,
+    Debug,
+    Json,
+    Local,
+    OutArgument,
+    Overwrite,
+    join_cluster,
+)
 
 app = typer.Typer()
 
 
 @app.command(epilog="segan synth s3://bucket/synthetic --train 400 --validation 60 --test 60")
 def synth(
-    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the archive.")],
+    out: OutArgument,
     train: Annotated[int, typer.Option(min=0, help="Training pairs.")] = 400,
     validation: Annotated[int, typer.Option(min=0, help="Validation pairs.")] = 60,
     test: Annotated[int, typer.Option(min=0, help="Test pairs.")] = 60,
@@ -46,11 +54,8 @@ def synth(
 
 @app.command(epilog="segan ingest ./isic2017 s3://bucket/records/isic2017")
 def ingest(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="ARCHIVE", help="Archive: a folder, an s3:// prefix, a zip or CSV."),
-    ],
-    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the records.")],
+    source: ArchiveArgument,
+    out: OutArgument,
     width: Annotated[int, typer.Option(min=64, help="Width of the frames, pixels.")] = 180,
     height: Annotated[int, typer.Option(min=64, help="Height of the frames, pixels.")] = 135,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs per Parquet file.")] = 250,
@@ -68,9 +73,7 @@ def ingest(
             "--drop-duplicates", help="Drop training pairs that duplicate validation or test."
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing records.")
-    ] = False,
+    overwrite: Overwrite = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes with --local; 0: one per core.")
     ] = 0,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import FOLDER, OUT, Debug, Json
+from segan.cli.commands.options import Debug, Json, OutOption
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 @app.command(epilog="segan download isic2017 --out s3://bucket/isic2017")
 def download(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="isic2016, isic2017 or isic2018.")],
-    out: Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the files.")],
+    out: OutOption,
     mirror: Annotated[
         str | None,
         typer.Option(help="Download from this https://, http:// or s3:// address instead."),

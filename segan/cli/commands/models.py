@@ -10,12 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from segan.cli.commands.options import (
-    FOLDER,
-    OUT,
+    ArchiveArgument,
     Debug,
     Json,
     Local,
     ModelArgument,
+    OutArgument,
+    OutOption,
+    Overwrite,
+    RecordsOption,
     Threshold,
     Tta,
     advance_and_return,
@@ -38,9 +41,7 @@ app.add_typer(ensembles, name="ensemble")
 @app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
 def evaluate(
     model: ModelArgument,
-    archive: Annotated[
-        str, typer.Argument(metavar="ARCHIVE", help="Archive: a folder, s3:// prefix, zip or CSV.")
-    ],
+    archive: ArchiveArgument,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     threshold: Threshold = None,
     tta: Tta = None,
@@ -96,7 +97,7 @@ def predict(
     images: Annotated[
         str, typer.Argument(metavar="IMAGES", help="An image, a folder or an s3:// prefix.")
     ],
-    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the masks.")],
+    out: OutArgument,
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write maps of the probability.")
     ] = False,
@@ -109,10 +110,7 @@ def predict(
     ] = False,
     threshold: Threshold = None,
     tta: Tta = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Write existing masks again, even those of other models."),
-    ] = False,
+    overwrite: Overwrite = False,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -168,7 +166,7 @@ def predict(
 @app.command(epilog="segan export s3://bucket/ensembles/first ./exported --format onnx")
 def export(
     model: ModelArgument,
-    out: Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the files.")],
+    out: OutArgument,
     export_format: Annotated[
         ExportFormat,
         typer.Option("--format", help="ONNX, torch.export's .pt2, or the weights alone."),
@@ -202,7 +200,7 @@ def export(
 
 @ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
 def build_ensemble(
-    out: Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the ensemble.")],
+    out: OutOption,
     study: Annotated[
         str | None,
         typer.Option(metavar="STUDY", help="URI of a study; its trials are the candidates."),
@@ -213,9 +211,7 @@ def build_ensemble(
             metavar="RUN", help="URI of a run or checkpoint as a candidate; can be repeated."
         ),
     ] = None,
-    records: Annotated[
-        str, typer.Option(metavar="URI", help="URI of the records; default: those of the runs.")
-    ] = "",
+    records: RecordsOption = "",
     greedy: Annotated[
         bool,
         typer.Option(
@@ -223,9 +219,7 @@ def build_ensemble(
             help="Add members one by one, each the best complement; default: the best 3.",
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing ensemble.")
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -18,6 +18,17 @@ FOLDER = "A local folder or an s3:// prefix"
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="URI of a run, a checkpoint or an ensemble.")
 ]
+ArchiveArgument = Annotated[
+    str,
+    typer.Argument(metavar="ARCHIVE", help="Archive: a folder, an s3:// prefix, a zip or a CSV."),
+]
+OutArgument = Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the output.")]
+OutOption = Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+RecordsOption = Annotated[
+    str,
+    typer.Option(metavar="URI", help="URI of the records; default: those that were trained on."),
+]
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help=f"{FOLDER} for the study.")]
 OverrideArgs = Annotated[
     list[str] | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from segan.cli.commands.options import OUT, Debug, Json
+from segan.cli.commands.options import OUT, Debug, Json, RecordsOption
 
 app = typer.Typer()
 
@@ -19,12 +19,7 @@ def report(
     out: Annotated[
         str, typer.Option(metavar=OUT, help="File for the page; default: URI/report.html.")
     ] = "",
-    records: Annotated[
-        str,
-        typer.Option(
-            metavar="URI", help="URI of the records; default: those that were trained on."
-        ),
-    ] = "",
+    records: RecordsOption = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

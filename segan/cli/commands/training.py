@@ -72,7 +72,7 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
             train_local(settings, place, Callbacks(on_step_end=display, should_stop=stop_request))
     else:
         from ray_jobs.training.driver import train as train_on_ray
-        from segan.training.launch import check_config
+        from segan.training.resume import check_config
 
         check_config(settings, place)  # fail before joining a cluster
         join_cluster(debug)
@@ -144,13 +144,17 @@ def show_config(
     if as_json:
         print_json(tree)
         return
-    rows = [(key, *key.split("."), field.description) for key, field in iter_fields(Config)]
-    shown = [[key, json.dumps(tree[section][leaf]), text] for key, section, leaf, text in rows]
+    rows = []
+    for key, field in iter_fields(Config):
+        section, leaf = key.split(".")
+        value = tree[section][leaf]
+        is_word = isinstance(value, str) and value
+        rows.append([key, value if is_word else json.dumps(value), field.description])
     print_table(
         "Source of a default: (P) the paper, (F) its Figure 1, (C) the authors' code, (O) our own",
         ["key", "value", "meaning"],
-        shown,
-        left_columns=(0, 2),
+        rows,
+        left_columns=(0, 1, 2),
     )
 
 

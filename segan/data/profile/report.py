@@ -136,48 +136,19 @@ def choose_examples(stats: pa.Table, seed: int = 0) -> dict[str, list[SampleKey]
     return {title: chosen for title, chosen in groups.items() if chosen}
 
 
-def keys_to_show(
-    examples: Mapping[str, Sequence[SampleKey]], duplicates: Sequence[DuplicatePair]
-) -> list[SampleKey]:
-    """Every image that the page shows, without repetitions."""
-    shown = [key for chosen in examples.values() for key in chosen]
-    for pair in duplicates[:MAX_SHOWN_DUPLICATES]:
-        shown += [(pair.split, pair.id), (pair.other_split, pair.other_id)]
-    return list(dict.fromkeys(shown))
-
-
-def render_profile(
-    manifest: Manifest,
-    stats: pa.Table,
-    duplicates: Sequence[DuplicatePair],
-    rejects: Sequence[Mapping[str, str]],
-    examples: Mapping[str, Sequence[SampleKey]],
-    thumbnails: Mapping[SampleKey, str],
-) -> tuple[dict[str, Any], str]:
-    """The content of profile.json, and profile.html.
-
-    Args:
-        stats: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
-        duplicates: of `find_duplicates`.
-        rejects: rows of name, split, reason.
-        examples: of `choose_examples`.
-        thumbnails: data URIs of the images in `keys_to_show`; a missing image is not shown.
-    """
-    profile = build_profile(manifest, stats, duplicates, rejects, examples)
-    return profile.model_dump(mode="json"), _render_html(profile, thumbnails)
-
-
 def build_profile(
     manifest: Manifest,
     stats: pa.Table,
     duplicates: Sequence[DuplicatePair],
     rejects: Sequence[Mapping[str, str]],
-    examples: Mapping[str, Sequence[SampleKey]],
 ) -> DataProfile:
-    """The content of profile.json; arguments as for `render_profile`."""
-    stats_by_split = {
-        split: stats.filter(pc.equal(stats["split"], split)) for split in manifest.splits
-    }
+    """The content of profile.json.
+
+    Args:
+        stats: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
+        duplicates: of `find_duplicates`.
+        rejects: rows of name, split, reason.
+    """
     sizes = Counter(
         zip(stats["original_width"].to_pylist(), stats["original_height"].to_pylist(), strict=True)
     )
@@ -185,7 +156,10 @@ def build_profile(
         source=manifest.source,
         fingerprint=manifest.fingerprint,
         frame={"width": manifest.width, "height": manifest.height},
-        splits={split: _profile_split(rows) for split, rows in stats_by_split.items()},
+        splits={
+            split: _profile_split(stats.filter(pc.equal(stats["split"], split)))
+            for split in manifest.splits
+        },
         sizes=tuple(
             OriginalSize(width=w, height=h, num_images=n)
             for (w, h), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -193,8 +167,50 @@ def build_profile(
         duplicates=tuple(duplicates),
         rejects=tuple(dict(reject) for reject in rejects),
         examples=tuple(
-            ExampleGroup(title=title, keys=tuple(keys)) for title, keys in examples.items()
+            ExampleGroup(title=title, keys=tuple(keys))
+            for title, keys in choose_examples(stats).items()
         ),
+    )
+
+
+def keys_to_show(profile: DataProfile) -> list[SampleKey]:
+    """Every image that the page shows, without repetitions."""
+    keys = [key for group in profile.examples for key in group.keys]
+    for pair in profile.duplicates[:MAX_SHOWN_DUPLICATES]:
+        keys += [(pair.split, pair.id), (pair.other_split, pair.other_id)]
+    return list(dict.fromkeys(keys))
+
+
+def render_profile(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) -> str:
+    """The content of profile.html.
+
+    Args:
+        thumbnails: data URIs of the images in `keys_to_show`; a missing image is not shown.
+    """
+    return render(
+        "segan/data/profile/report.html.j2",
+        profile=profile,
+        name=profile.source.rstrip("/").rpartition("/")[2],
+        thumbnails=thumbnails,
+        max_duplicates=MAX_SHOWN_DUPLICATES,
+        max_rejects=MAX_SHOWN_REJECTS,
+        max_sizes=MAX_SHOWN_SIZES,
+        tone_categories=TONE_CATEGORIES,
+        lesion_charts=_histograms(
+            {name: split for name, split in profile.splits.items() if split.lesion_fraction},
+            "lesion_histogram",
+            "fraction of the frame",
+            (0, 1),
+            format_x=charts.format_percent,
+        ),
+        ita_charts=_histograms(
+            {name: split for name, split in profile.splits.items() if split.ita},
+            "ita_histogram",
+            "typology angle, degrees",
+            (-90, 90),
+            marks=[(lower, f"{lower:g}") for _, lower in TONE_CATEGORIES[:-1]],
+        ),
+        aspect_ratios=[size.width / size.height for size in profile.sizes],
     )
 
 
@@ -255,34 +271,6 @@ def _palette(colours: np.ndarray) -> tuple[str, ...]:
     ordered = colours[np.argsort(colours.sum(1), kind="stable")]
     parts = np.array_split(ordered, min(_PALETTE_SIZE, len(ordered))) if len(ordered) else []
     return tuple(colour for part in parts if (colour := _mean_hex(part)))
-
-
-def _render_html(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) -> str:
-    return render(
-        "segan/data/profile/report.html.j2",
-        profile=profile,
-        name=profile.source.rstrip("/").rpartition("/")[2],
-        thumbnails=thumbnails,
-        max_duplicates=MAX_SHOWN_DUPLICATES,
-        max_rejects=MAX_SHOWN_REJECTS,
-        max_sizes=MAX_SHOWN_SIZES,
-        tone_categories=TONE_CATEGORIES,
-        lesion_charts=_histograms(
-            {name: split for name, split in profile.splits.items() if split.lesion_fraction},
-            "lesion_histogram",
-            "fraction of the frame",
-            (0, 1),
-            format_x=charts.format_percent,
-        ),
-        ita_charts=_histograms(
-            {name: split for name, split in profile.splits.items() if split.ita},
-            "ita_histogram",
-            "typology angle, degrees",
-            (-90, 90),
-            marks=[(lower, f"{lower:g}") for _, lower in TONE_CATEGORIES[:-1]],
-        ),
-        aspect_ratios=[size.width / size.height for size in profile.sizes],
-    )
 
 
 def _histograms(

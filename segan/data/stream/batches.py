@@ -13,7 +13,6 @@ import pyarrow as pa
 from segan.data.records.format import Manifest, Shard, read_shard, to_samples
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import UsageError
-from segan.runs.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """The rows of a run: where it stands, where it ends, and how much each step takes.
+    """The rows that a run reads: where it starts, where it stops and how many per step.
 
     Attributes:
-        start: rows seen before; the next step takes rows start to start + batch_size * workers.
-        checkpoint: which the run goes on from, at `start`; None at its beginning.
+        records: URI of the records.
+        start: rows seen before; the next step takes rows `start` to start + global_batch_size - 1.
+        batch_size: per worker.
 
     Raises:
-        UsageError: one step would take more than the whole training split.
+        UsageError: a step needs more rows than the split has.
     """
 
     records: str
@@ -52,7 +52,6 @@ class StreamSpec:
     start: int
     batch_size: int
     world_size: int
-    checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         rows = self.sampler.num_rows

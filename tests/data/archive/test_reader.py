@@ -368,7 +368,7 @@ def test_what_is_neither_file_nor_folder_is_a_reject(archive_of_one_pair: Path) 
     assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/pipe.jpg": "neither file nor folder"
     }
-    with pytest.raises(StorageError, match="expected a file"):
+    with pytest.raises(StorageError, match="expected a regular file"):
         read_file(f"{archive_of_one_pair}/{TRAIN}/pipe.jpg")
 
 

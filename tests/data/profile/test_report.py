@@ -109,16 +109,14 @@ def render(
     rejects: list[dict[str, str]] = REJECTS,
     source: str = "s3://bucket/archive",
 ) -> tuple[dict[str, Any], str]:
-    examples = choose_examples(stats)
-    thumbnails = dict.fromkeys(keys_to_show(examples, duplicates), "data:image/jpeg;base64,AAAA")
     splits = dict.fromkeys(stats["split"].to_pylist())
-    return render_profile(
-        make_manifest(*splits, source=source), stats, duplicates, rejects, examples, thumbnails
-    )
+    profile = build_profile(make_manifest(*splits, source=source), stats, duplicates, rejects)
+    thumbnails = dict.fromkeys(keys_to_show(profile), "data:image/jpeg;base64,AAAA")
+    return profile.model_dump(mode="json"), render_profile(profile, thumbnails)
 
 
 def test_profile_by_hand() -> None:
-    found = build_profile(make_manifest("train", "validation"), STATS, DUPLICATES, REJECTS, {})
+    found = build_profile(make_manifest("train", "validation"), STATS, DUPLICATES, REJECTS)
     train = found.splits["train"]
     assert (
         found.num_images,
@@ -205,9 +203,8 @@ def test_examples_leave_out_unknown_angles() -> None:
 
 def test_one_id_in_two_splits_is_two_images() -> None:
     stats = make_table(make_row("train", "a"), make_row("validation", "a"))
-    shown = keys_to_show(
-        choose_examples(stats), [DuplicatePair("a", "train", "a", "validation", 0)]
-    )
+    pairs = [DuplicatePair("a", "train", "a", "validation", 0)]
+    shown = keys_to_show(build_profile(make_manifest("train", "validation"), stats, pairs, []))
     assert sorted(shown) == [("train", "a"), ("validation", "a")]
 
 
