@@ -204,7 +204,8 @@ def print_table(
             no_wrap=i == 0,
         )
     for row in rows:
-        shown.add_row(*map(_format_cell, row))
+        # As Text, since a string with brackets would be read as markup.
+        shown.add_row(*(Text(_format_cell(value)) for value in row))
     stdout_console.print(shown)
 
 

@@ -139,7 +139,7 @@ _EPOCH_COLUMNS = {  # heading: key of metrics.jsonl, format
     "k": ("k", ".3g"),
     "rate": ("learning_rate", ".3g"),
     "images/s": ("images_per_second", ".0f"),
-    "data wait": ("data_wait_fraction", ".1%"),
+    "wait": ("data_wait_fraction", ".1%"),
 }
 
 

@@ -1,6 +1,6 @@
 """The configuration of a run: its schema with the paper's defaults, and how it is loaded."""
 
-from segan.config.load import load_config, parse_config
+from segan.config.load import format_value, load_config, parse_config
 from segan.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "PerformanceConfig",
     "SearchConfig",
     "TrainingConfig",
+    "format_value",
     "iter_fields",
     "load_config",
     "parse_config",

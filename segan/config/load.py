@@ -5,6 +5,8 @@ config = load_config("ray_jobs/configs/paper.yaml", ["training.epochs=14", "netw
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +69,15 @@ def parse_config(tree: dict[str, Any]) -> Config:
         UsageError: with one line for each mistake.
     """
     return validate(Config, tree)
+
+
+def format_value(value: Any) -> str:
+    """Returns a JSON value as YAML text that an override reads as the same value."""
+    if isinstance(value, str):
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            if _parse_yaml(value) == value:
+                return value
+    return json.dumps(value)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

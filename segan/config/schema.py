@@ -130,9 +130,7 @@ class OptimizerConfig(FrozenConfig):
     learning_rate: float = Field(
         0.003, gt=0, lt=1, description="Adam's learning rate at the start (P)."
     )
-    betas: tuple[Beta, Beta] = Field(
-        (0.5, 0.999), description="Adam's betas; the paper gives none (C)."
-    )
+    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's; not in the paper (C).")
     schedule: Literal["linear", "constant"] = Field(
         "linear",
         description="`linear`: the learning rate falls to 0 at the end of the run (P); `constant`.",
@@ -170,15 +168,9 @@ class AugmentConfig(FrozenConfig):
     )
     flip_horizontal: float = Field(0.5, ge=0, le=1, description="Probability (P).")
     flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability (P).")
-    brightness: float = Field(
-        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
-    )
-    contrast: float = Field(
-        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
-    )
-    saturation: float = Field(
-        0.4, ge=0, lt=1, description="Factor within 1 +- this value (P; strength C)."
-    )
+    brightness: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
+    contrast: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
+    saturation: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
     hue: float = Field(
         0.1,
         ge=0,
@@ -232,9 +224,7 @@ class EvaluationConfig(FrozenConfig):
         description="Test-time augmentation: mean of the maps of the frame and its three mirror "
         "images (O).",
     )
-    threshold: float = Field(
-        0.4, gt=0, lt=1, description="A pixel of a higher probability is lesion (P)."
-    )
+    threshold: float = Field(0.4, gt=0, lt=1, description="Probability above it is lesion (P).")
     batch_size: int = Field(25, ge=1, description="Frames per forward pass.")
     report: bool = Field(True, description="Write report.html at the end.")
 
@@ -257,9 +247,7 @@ class ClusterConfig(FrozenConfig):
         description="Seconds that a job waits for nodes, which it requests from an autoscaler if "
         "there is one.",
     )
-    max_failures: int = Field(
-        2, ge=0, description="Restarts of the worker group before a run fails."
-    )
+    max_failures: int = Field(2, ge=0, description="Restarts of the workers before a run fails.")
 
     @property
     def elastic(self) -> bool:

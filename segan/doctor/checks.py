@@ -68,7 +68,7 @@ def run_checks(checks: Iterable[Check]) -> Iterator[tuple[str, Outcome]]:
         if passed.get(check.requires, True):
             outcome = _run_check(check)
         else:
-            outcome = skipped(f"needs a passed check {check.requires!r}")
+            outcome = skipped(f"not run, because {check.requires!r} did not pass")
         passed[check.name] = outcome.status in (CheckStatus.OK, CheckStatus.WARNING)
         message, advice = map(_redact_secrets, (outcome.message, outcome.advice))
         yield check.name, Outcome(outcome.status, message, advice)

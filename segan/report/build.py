@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -10,10 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import yaml
-
 from segan import storage
-from segan.config import Config
+from segan.config import Config, format_value
 from segan.errors import UsageError
 from segan.evaluation.result import EvaluationResult
 from segan.report.search import SearchSummary, summarise_search
@@ -197,7 +194,7 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
         verb = target.study.command() if target.study else "train"
         arguments = [f"segan {verb} {shlex.quote(target.uri)}"]
         arguments += [
-            shlex.quote(f"{key}={_to_argument(values['value'])}") for key, values in config.items()
+            shlex.quote(f"{key}={format_value(values['value'])}") for key, values in config.items()
         ]
     return Provenance(
         command=" \\\n    ".join(arguments),
@@ -211,10 +208,3 @@ def _make_provenance(target: ReportTarget, records: str) -> Provenance:
 def _requested_config(target: ReportTarget) -> dict[str, Any]:
     """The configuration that the command was given: the study's, not that of its best trial."""
     return target.study.config() if target.study else target.config.model_dump(mode="json")
-
-
-def _to_argument(value: Any) -> str:
-    """A configuration value as a command-line argument, which is parsed as YAML."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value)

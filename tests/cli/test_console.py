@@ -37,6 +37,14 @@ def test_only_results_reach_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "for people" in err
 
 
+def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with preserve_stdout():
+        print_table("title", ["a"], [["[low, high]"], ["[/x]"]])
+    out = capsys.readouterr().out
+    assert "[low, high]" in out
+    assert "[/x]" in out
+
+
 def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("predicting", 40, completed=4) as advance:
         for _ in range(36):

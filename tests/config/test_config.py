@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ray_jobs
-from segan.config import Config, iter_fields, load_config, parse_config
+from segan.config import Config, format_value, iter_fields, load_config, parse_config
 from segan.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from segan.errors import UsageError
 
@@ -194,6 +194,17 @@ def test_numbers_booleans_and_null_are_those_of_yaml_1_2(text: str, expected: An
     ).ablation.variants
     found = variants["paper"]["a.b"]
     assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["off", "a b", "", "true", "1e-3", "null", "[x", "a: b", "é", 1e-5, None, [1, 2.5], True],
+)
+def test_a_formatted_value_is_read_as_the_same(value: Any) -> None:
+    override = f"ablation.variants={{paper: {{a.b: {format_value([value])}}}}}"
+    assert load_config(None, [override]).ablation.variants["paper"]["a.b"] == [value]
+    if isinstance(value, str):
+        assert load_config(None, [f"data.train={format_value(value)}"]).data.train == value
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)

@@ -111,7 +111,7 @@ def test_a_check_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
         ("bug", failed("LookupError: two lines")),
         ("slow", failed("not finished after 0.2 s", "try again later")),
         ("well", ok("all")),
-        ("after a failure", skipped("needs a passed check 'slow'")),
+        ("after a failure", skipped("not run, because 'slow' did not pass")),
         ("after a success", ok("all")),
     ]
     assert time.monotonic() - began < 10

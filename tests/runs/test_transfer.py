@@ -239,7 +239,7 @@ def test_a_real_run_is_shown(trained_runs: str, root: str, monkeypatch: pytest.M
     epochs = {alias: row["epoch"] for row in found["checkpoints"] for alias in row["aliases"]}
     assert epochs == {"best": best["epoch"], "latest": 3}
     table = run_cli("runs", "show", f"{root}/real").stdout
-    for word in ("network.width", "default values", "C loss", "data wait", "epoch_00003", "latest"):
+    for word in ("network.width", "default values", "C loss", "wait", "epoch_00003", "latest"):
         assert word in table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,7 +137,7 @@ def show_config(
 ) -> None:
     """List every configuration key with its value and meaning."""
     from segan.cli.console import print_json, print_table
-    from segan.config import Config, iter_fields, load_config
+    from segan.config import Config, format_value, iter_fields, load_config
 
     tree = load_config(config, overrides or []).model_dump(mode="json")
     if as_json:
@@ -147,9 +146,7 @@ def show_config(
     rows = []
     for key, field in iter_fields(Config):
         section, leaf = key.split(".")
-        value = tree[section][leaf]
-        is_word = isinstance(value, str) and value
-        rows.append([key, value if is_word else json.dumps(value), field.description])
+        rows.append([key, format_value(tree[section][leaf]), field.description])
     print_table(
         "Source of a default: (P) the paper, (F) its Figure 1, (C) the authors' code, (O) our own",
         ["key", "value", "meaning"],
