@@ -130,7 +130,9 @@ class OptimizerConfig(FrozenConfig):
     learning_rate: float = Field(
         0.003, gt=0, lt=1, description="Adam's learning rate at the start (P)."
     )
-    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="Adam's; not in the paper (C).")
+    betas: tuple[Beta, Beta] = Field(
+        (0.5, 0.999), description="Adam's beta 1 and beta 2; not in the paper (C)."
+    )
     schedule: Literal["linear", "constant"] = Field(
         "linear",
         description="`linear`: the learning rate falls to 0 at the end of the run (P); `constant`.",
@@ -166,16 +168,24 @@ class AugmentConfig(FrozenConfig):
         description="Probability of resizing the whole frame to the crop size instead of cropping "
         "(C has 0.5).",
     )
-    flip_horizontal: float = Field(0.5, ge=0, le=1, description="Probability (P).")
-    flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability (P).")
-    brightness: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
-    contrast: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
-    saturation: float = Field(0.4, ge=0, lt=1, description="Factor in 1 +- this (P; strength C).")
+    flip_horizontal: float = Field(
+        0.5, ge=0, le=1, description="Probability of a horizontal flip (P)."
+    )
+    flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability of a vertical flip (P).")
+    brightness: float = Field(
+        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
+    )
+    contrast: float = Field(
+        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
+    )
+    saturation: float = Field(
+        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
+    )
     hue: float = Field(
         0.1,
         ge=0,
         le=0.5,
-        description="Shift within +- this part of the hue circle (P; strength C).",
+        description="Random shift within +- this part of the hue circle (P; strength C).",
     )
 
 
@@ -224,7 +234,9 @@ class EvaluationConfig(FrozenConfig):
         description="Test-time augmentation: mean of the maps of the frame and its three mirror "
         "images (O).",
     )
-    threshold: float = Field(0.4, gt=0, lt=1, description="Probability above it is lesion (P).")
+    threshold: float = Field(
+        0.4, gt=0, lt=1, description="A pixel whose probability is above it is lesion (P)."
+    )
     batch_size: int = Field(25, ge=1, description="Frames per forward pass.")
     report: bool = Field(True, description="Write report.html at the end.")
 
