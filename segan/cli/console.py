@@ -195,7 +195,7 @@ def print_table(
 ) -> None:
     """Prints a table on stdout; `left_columns` are left-aligned, the others right-aligned."""
     stdout_console.print(title, soft_wrap=True, highlight=False, markup=False)
-    shown = Table()
+    shown = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
         shown.add_column(
             column,

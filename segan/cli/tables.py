@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from segan.runs.study import TrialRow
 
 _SEARCHED_KEYS = {  # of `segan tune`: key, heading
-    "optimizer.weight_clip": "weight clip",
-    "optimizer.learning_rate": "learning rate",
-    "logistic.final_k": "final k",
+    "optimizer.weight_clip": "clip",
+    "optimizer.learning_rate": "rate",
+    "logistic.final_k": "k",
 }
 
 
@@ -209,7 +209,7 @@ def show_study(uri: str, rows: Sequence[TrialRow]) -> None:
             *([] if columns else [_format_overrides(row.parameters)]),
             row.jaccard,
             None if row.threshold is None else f"{row.threshold:g}",
-            f"{row.best_epoch} of {row.epochs}",
+            f"{row.best_epoch}/{row.epochs}",
             row.status if row.status is TrialStatus.PRUNED else _format_status(row),
         ]
         for row in rows
@@ -217,7 +217,7 @@ def show_study(uri: str, rows: Sequence[TrialRow]) -> None:
     headings = list(columns.values()) or ["overrides"]
     print_table(
         f"{uri}, best first",
-        ["trial", *headings, "jaccard", "threshold", "epoch", "status"],
+        ["trial", *headings, "jaccard", "thresh.", "epoch", "status"],
         shown,
         left_columns=(0,) if columns else (0, 1),
     )
