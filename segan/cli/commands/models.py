@@ -25,6 +25,7 @@ from segan.cli.commands.options import (
     join_cluster,
 )
 from segan.errors import SeganError, UsageError
+from segan.utils.text import count_noun
 
 
 class ExportFormat(enum.StrEnum):
@@ -158,7 +159,8 @@ def predict(
         print_json([dataclasses.asdict(row) for row in rows])
     else:
         flagged = sum(bool(row.flags) for row in rows)
-        echo(f"{len(missing) - len(rejects)} masks written to {place}; {flagged} images have flags")
+        written = count_noun(len(missing) - len(rejects), "mask")
+        echo(f"{written} written to {place}; flags on {count_noun(flagged, 'image')}")
     if rejects:
         raise SeganError(f"{len(rejects)} of {len(rows)} images could not be read")
 
