@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo cluster cluster-stop test quick lint format docs clean
+.PHONY: setup demo cluster cluster-stop test test-all quick lint format docs clean
 
 setup: $(READY)
 
@@ -25,6 +25,9 @@ cluster-stop: $(READY)
 	$(BIN)/python -m infra.local.background stop
 
 test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint
 	$(BIN)/pytest
 
 quick: $(READY)

@@ -1,8 +1,12 @@
-"""Shared fixtures: a clean environment, a real S3 server, a real Ray head and the real data."""
+"""Shared fixtures: a clean environment, a real S3 server, a real Ray head and the real data.
+
+Quick tests run first. With SEGAN_TEST_BUDGET=1, a test fails that takes longer than BUDGET_S
+without a `slow` mark.
+"""
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +37,43 @@ RAY_CONNECTION_VARIABLES = (
     "RAY_AUTH_TOKEN_PATH",
 )
 
+# The order of the tests: those without a mark, then those with each of these.
+MARKS_BY_COST = ("integration", "browser", "cluster")
+BUDGET_S = 60.0
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that start less first, each kind in the order of its files."""
+
+    def cost(item: pytest.Item) -> int:
+        return max(
+            (i for i, m in enumerate(MARKS_BY_COST, 1) if item.get_closest_marker(m)), default=0
+        )
+
+    items.sort(key=cost)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test over the budget, if asked to."""
+    report = yield
+    is_over = report.when == "call" and report.passed and call.duration > BUDGET_S
+    if (
+        is_over
+        and os.environ.get("SEGAN_TEST_BUDGET") == "1"
+        and not item.get_closest_marker("slow")
+    ):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{call.duration:.0f} s, over {BUDGET_S:.0f} s: shorten it or mark it slow"
+        )
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

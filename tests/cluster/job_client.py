@@ -16,6 +16,8 @@ from infra.check_manifests import ROOT, RUNTIME_ENV
 from infra.local.cluster import RayCluster
 from infra.local.processes import find_executable
 
+NEXT_COMMAND = "-- the next command --"  # a line in the logs of a job
+
 
 @dataclass(frozen=True)
 class JobClient:
@@ -23,8 +25,13 @@ class JobClient:
 
     cluster: RayCluster
 
-    def start(self, name: str, command: str) -> subprocess.Popen[str]:
-        entrypoint = shlex.split(f"python -m ray_jobs.{command}")
+    def start(self, name: str, *commands: str) -> subprocess.Popen[str]:
+        """Submits a job that runs one command after another until one of them fails."""
+        entrypoint = shlex.split(f"python -m ray_jobs.{commands[0]}")
+        if len(commands) > 1:
+            programs = [f"python -m ray_jobs.{command}" for command in commands]
+            script = f" && echo {NEXT_COMMAND} && ".join(programs)
+            entrypoint = ["sh", "-c", script]
         options = ["--working-dir", ".", "--runtime-env", RUNTIME_ENV, "--submission-id", name]
         return subprocess.Popen(
             [find_executable("ray"), "job", "submit", *options, "--", *entrypoint],
@@ -35,9 +42,9 @@ class JobClient:
             text=True,
         )
 
-    def submit(self, name: str, command: str) -> tuple[int, str]:
-        """The client's exit code and output, after the job has ended."""
-        with self.start(name, command) as client:
+    def submit(self, name: str, *commands: str) -> tuple[int, str]:
+        """The client's exit code (1 for any failure) and output, after the job has ended."""
+        with self.start(name, *commands) as client:
             output, _ = client.communicate()
         return client.returncode, output
 
@@ -59,6 +66,16 @@ class JobClient:
         lines = self.request_api(f"jobs/{name}/logs")["logs"].splitlines()
         began = next(i for i, line in enumerate(lines) if line.startswith("Running entrypoint"))
         return lines[began + 1 :]
+
+    def get_logs_by_command(self, name: str) -> list[list[str]]:
+        """The lines of each command that the job has started."""
+        logs: list[list[str]] = [[]]
+        for line in self.get_logs(name):
+            if line == NEXT_COMMAND:
+                logs.append([])
+            else:
+                logs[-1].append(line)
+        return logs
 
     def list_alive(self, kind: str, end_state: str) -> list[str]:
         """The names of the resources of a kind that are not in their end state."""

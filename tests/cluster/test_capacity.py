@@ -84,6 +84,7 @@ def test_refused_at_once_or_waited_for(
 DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.workers=8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nodes", "code", "output"),
     [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU: 8 GPUs required, 2 available")],

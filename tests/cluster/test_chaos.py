@@ -15,7 +15,7 @@ import pytest
 from infra.check_manifests import ROOT
 from infra.local.namespaces import Namespace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(autouse=True)

@@ -25,15 +25,23 @@ from segan.inference.predictor import Predictor
 from segan.report.ensemble import build_ensemble
 from segan.runs.run import Run
 from segan.training.launch import train_local
+from tests.cluster.conftest import BUCKET
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
+@pytest.fixture(scope="module")
+def runs(make_config: Callable[..., Config]) -> list[str]:
+    """The URIs of three runs, which no test changes."""
+    runs = [Run(f"{BUCKET}/jobs/run-{seed}") for seed in range(3)]
+    for seed, run in enumerate(runs):
+        train_local(make_config("training.epochs=1", f"training.seed={seed}"), run)
+    return [run.uri for run in runs]
+
+
 @pytest.fixture
-def model(bucket: str, make_config: Callable[..., Config]) -> str:
-    run = Run(f"{bucket}/run")
-    train_local(make_config("training.epochs=1"), run)
-    return run.uri
+def model(runs: list[str]) -> str:
+    return runs[0]
 
 
 def test_ingest_on_the_cluster_writes_the_same_records(
@@ -71,13 +79,10 @@ def test_evaluation_on_the_cluster_gives_the_scores_of_this_process(
 
 
 def test_an_ensemble_on_the_cluster_gives_the_scores_of_this_process(
-    archive: str, bucket: str, make_config: Callable[..., Config]
+    archive: str, bucket: str, runs: list[str]
 ) -> None:
-    runs = [Run(f"{bucket}/{seed}") for seed in range(3)]
-    for seed, run in enumerate(runs):
-        train_local(make_config("training.epochs=1", f"training.seed={seed}"), run)
     model = f"{bucket}/ensemble"
-    build_ensemble(model, find_candidates(None, [run.uri for run in runs]))
+    build_ensemble(model, find_candidates(None, runs))
     pairs, predictor = open_archive(archive).split("test"), Predictor.load(model)
     expected = [score_pair(predictor, pair) for pair in pairs]
     scores = sorted(map_images(ScoreTask(), pairs, model), key=lambda row: str(row["id"]))

@@ -61,9 +61,13 @@ def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[J
 
 @pytest.fixture(scope="module")
 def records(client: JobClient, archive: str) -> str:
-    """The URI of the archive's records, which a job ingests."""
-    code, output = client.submit("ingest", f"ingest {archive} {BUCKET}/records --rows-per-shard 12")
-    assert code == 0, output
+    """The URI of the archive's records, which a job ingests before it makes a mistake."""
+    code, output = client.submit(
+        "ingest",
+        f"ingest {archive} {BUCKET}/records --rows-per-shard 12",
+        f"ingest {BUCKET}/nowhere {BUCKET}/out",
+    )
+    assert (code, storage.exists(f"{BUCKET}/records/manifest.json")) == (1, True), output
     return f"{BUCKET}/records"
 
 
@@ -89,9 +93,11 @@ def trained_run(client: JobClient, stopped_epochs: int) -> Run:
 
 @pytest.fixture(scope="module")
 def study(client: JobClient, records: str) -> Study:
-    code, output = client.submit("tune", TUNE)
-    assert code == 0, output
-    return Study(f"{BUCKET}/studies/first")
+    """The study of a job that makes a mistake after it."""
+    code, output = client.submit("tune", TUNE, "train s3://b/run network.widht=8")
+    study = Study(f"{BUCKET}/studies/first")
+    assert (code, storage.exists(f"{study.uri}/leaderboard.json")) == (1, True), output
+    return study
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64])
@@ -102,21 +108,22 @@ def test_requests_without_the_token_are_rejected(client: JobClient, token: str |
         assert refusal.value.code in (401, 403)
 
 
+@pytest.mark.usefixtures("records", "study")
 @pytest.mark.parametrize(
-    ("command", "code", "message"),
+    ("job", "code", "message"),
     [
-        ("train s3://b/run network.widht=8", 2, "network.widht: unknown key"),
-        (f"ingest {BUCKET}/nowhere {BUCKET}/out", 1, f"{BUCKET}/nowhere: "),
+        ("ingest", 1, f"{BUCKET}/nowhere: "),
+        ("tune", 2, "network.widht: unknown key"),
     ],
 )
 def test_a_user_error_is_one_line_and_an_exit_code(
-    client: JobClient, command: str, code: int, message: str
+    client: JobClient, job: str, code: int, message: str
 ) -> None:
-    name = f"mistake-{code}"
-    assert client.submit(name, command)[0] == 1  # the client's; the job's is below
-    job = client.get_job(name)
-    assert (job["status"], job["driver_exit_code"]) == ("FAILED", code)
-    (line,) = client.get_logs(name)
+    """The second command of the job is a mistake; the first has succeeded."""
+    details = client.get_job(job)
+    assert (details["status"], details["driver_exit_code"]) == ("FAILED", code)
+    _, logs = client.get_logs_by_command(job)
+    (line,) = logs
     assert line.startswith("segan: ")
     assert message in line
 
@@ -164,15 +171,16 @@ def test_a_study(study: Study) -> None:
 
 
 def test_evaluate_and_predict(client: JobClient, trained_run: Run, archive: str) -> None:
+    images = f"{archive}/ISIC-2017_Test_v2_Data"
     code, output = client.submit(
-        "evaluate", f"evaluate {trained_run} {archive} --split test --json"
+        "scores",
+        f"evaluate {trained_run} {archive} --split test --json",
+        f"predict {trained_run} {images} {BUCKET}/masks",
     )
     assert code == 0, output
-    scores = json.loads(client.get_logs("evaluate")[-1])
+    evaluated, _ = client.get_logs_by_command("scores")
+    scores = json.loads(evaluated[-1])
     assert scores["num_images"] == len(scores["scores"]) == 4
-    images = f"{archive}/ISIC-2017_Test_v2_Data"
-    code, output = client.submit("predict", f"predict {trained_run} {images} {BUCKET}/masks")
-    assert code == 0, output
     names = [file.name for file in storage.list_files(f"{BUCKET}/masks")]
     assert len([name for name in names if name.endswith("_segmentation.png")]) == 4
     assert {"predictions.csv", "predictions.json"} < set(names)
