@@ -24,7 +24,7 @@ class StudyOptunaSearch(Searcher):
     def __init__(self, study: Study, search: SearchConfig, trials: list[Trial]):
         super().__init__(metric="jaccard", mode="max")
         self._study = study
-        self._optuna = _build_optuna(search)
+        self._optuna = _build_optuna(search, len(trials))
         self._suggested_ids: set[str] = set()
         self._unfinished = [trial for trial in trials if not trial.result().has_ended]
         for trial in trials:
@@ -48,14 +48,15 @@ class StudyOptunaSearch(Searcher):
             self._optuna.on_trial_complete(trial_id, result, error)
 
 
-def _build_optuna(search: SearchConfig) -> OptunaSearch:
+def _build_optuna(search: SearchConfig, num_trials: int) -> OptunaSearch:
+    """A search whose seed depends on the earlier trials, so that it does not suggest them again."""
     space = {
         "optimizer.learning_rate": tune.loguniform(*search.learning_rate),
         "optimizer.weight_clip": tune.loguniform(*search.weight_clip),
         "logistic.final_k": tune.choice(list(search.final_k)),
     }
     try:
-        return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed)
+        return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed + num_trials)
     except (ImportError, AssertionError):  # Ray asserts that the module is there
         raise UsageError(
             "search.algorithm=optuna: Optuna is not installed; in the checkout, run "
