@@ -97,7 +97,10 @@ def _report_error(message: str, code: int, debug: bool = False) -> int:
 def _describe_internal_error(error: Exception, debug: bool) -> str:
     """One line for an error that segan does not expect, with the file that has its traceback."""
     lines = str(error).strip().splitlines() or ["no message"]
-    line = f"internal error: {type(error).__name__}: {lines[0]}"
+    message = lines.pop(0)
+    while message.endswith(":") and lines:  # Ray names the cause on the next line
+        message += f" {lines.pop(0).strip()}"
+    line = f"internal error: {type(error).__name__}: {message}"
     if debug:
         return line
     try:

@@ -467,6 +467,14 @@ def test_an_internal_error_is_one_line_with_the_place_of_its_traceback(
     Path(match[1]).unlink()
 
 
+def test_a_cause_on_the_second_line_is_part_of_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_config_command(monkeypatch, "controller error:\n  timed out waiting for 2 workers\nmore")
+    message = error_message(1, "config")
+    start = "internal error: BrokenError: controller error: timed out waiting for 2 workers; "
+    assert message.startswith(f"{start}traceback in ")
+    Path(message.split("traceback in ")[1].split(";")[0]).unlink()
+
+
 def test_debug_shows_the_traceback_of_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     break_config_command(monkeypatch, "")
     done = run_cli("config", "--debug")
