@@ -26,10 +26,12 @@ class StudyOptunaSearch(Searcher):
         self._study = study
         self._optuna = _build_optuna(search, len(trials))
         self._suggested_ids: set[str] = set()
-        self._unfinished = [trial for trial in trials if not trial.result().has_ended]
+        self._unfinished: list[Trial] = []
         for trial in trials:
-            if trial.result().has_ended and trial.epoch_metrics():
-                best = max(line["jaccard"] for line in trial.epoch_metrics())
+            if not trial.result().has_ended:
+                self._unfinished.append(trial)
+            elif epochs := trial.epoch_metrics():
+                best = max(line["jaccard"] for line in epochs)
                 self._optuna.add_evaluated_point(trial.parameters, best)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from segan import storage
 from segan.errors import StorageError, UsageError
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.run import REPORT_FILES
+from segan.utils.models import FrozenModel
 
 ENSEMBLE_FILE = "ensemble.json"
 CARD_FILE = "card.md"
@@ -25,7 +26,7 @@ CARD_FILE = "card.md"
 Rule = Literal["best", "greedy"]
 
 
-class EnsembleMember(BaseModel):
+class EnsembleMember(FrozenModel):
     """A member: the manifest of its checkpoint, reduced to the segmentor.
 
     Attributes:
@@ -34,15 +35,13 @@ class EnsembleMember(BaseModel):
         files: checksum and size of the segmentor's weights.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     uri: str
     k: float
     files: dict[str, dict[str, Any]]
     info: CheckpointInfo
 
 
-class Choice(BaseModel):
+class Choice(FrozenModel):
     """The three members that a rule selects, by the URIs of their checkpoints.
 
     Attributes:
@@ -50,14 +49,12 @@ class Choice(BaseModel):
         jaccard: on validation at that threshold.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     members: tuple[str, ...]
     threshold: float
     jaccard: float
 
 
-class Ensemble(BaseModel):
+class Ensemble(FrozenModel):
     """The content of ensemble.json.
 
     Attributes:
@@ -71,8 +68,6 @@ class Ensemble(BaseModel):
         splits: number of images in each split.
         frame: `width` and `height` in pixels.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     members: tuple[EnsembleMember, ...] = Field(min_length=1)
     threshold: float = Field(gt=0, lt=1)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from segan.data.records.format import Manifest, Shard, read_shard, to_samples
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import UsageError
+from segan.utils.text import count_noun
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class StreamSpec:
     def __post_init__(self) -> None:
         rows = self.sampler.num_rows
         if self.global_batch_size > rows:
-            workers = f"{self.world_size} worker{'' if self.world_size == 1 else 's'}"
+            workers = count_noun(self.world_size, "worker")
             raise UsageError(
                 f"training.batch_size {self.batch_size} with {workers} needs "
                 f"{self.global_batch_size} images per step, but split {self.sampler.split!r} has "
