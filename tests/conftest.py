@@ -22,6 +22,7 @@ os.environ.update(
     {
         **LOOPBACK_ENV,
         "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "RAY_AUTH_MODE": "token",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

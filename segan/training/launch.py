@@ -21,6 +21,7 @@ from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
 from segan.training.trainer import Callbacks, Trainer
+from segan.utils.memory import keep_freed_memory
 
 
 def build_trainer(
@@ -38,6 +39,7 @@ def build_trainer(
         runs_per_node: trainings that share the node's cores.
     """
     torch.set_num_threads(_num_threads(config, runs_per_node))
+    keep_freed_memory()
     spec = resume_point.spec
     validation = read_samples(
         spec.records, spec.sampler.manifest, config.data.validation, rank(), world_size()
