@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import secrets
 import signal
 import threading
@@ -16,16 +17,26 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from segan.errors import SeganError
+from segan.errors import SeganError, UsageError
+
+# What a cluster needs of this project.
+PACKAGES = ("segan", "ray_jobs")
+# Ray sets it in the driver of a submitted job.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def connect(debug: bool = False) -> None:
     """Connects to the cluster of RAY_ADDRESS or of the current job, or starts a local one.
 
-    Does nothing if this process is connected already.
+    Its processes run this process's code: a cluster that RAY_ADDRESS names gets a copy of the
+    packages, whatever its nodes have installed, and needs only their dependencies. Does nothing if
+    this process is connected already.
 
     Args:
         debug: print the output of Ray's processes and its warnings on this terminal.
+
+    Raises:
+        UsageError: the cluster runs another version of Ray or Python.
     """
     if ray.is_initialized():
         return
@@ -37,7 +48,14 @@ def connect(debug: bool = False) -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         ensure_auth_token()
-    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    try:
+        ray.init(
+            runtime_env=_code_environment(),
+            log_to_driver=debug,
+            logging_level=logging.INFO if debug else logging.ERROR,
+        )
+    except RuntimeError as error:
+        raise restate_version_mismatch(error) from None
     # Ray's own handler ends the process at once; `ray job stop` has to work like Ctrl-C.
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if not debug:
@@ -45,6 +63,34 @@ def connect(debug: bool = False) -> None:
         for name in ("ray.data", "ray.train"):
             importlib.import_module(name)
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _code_environment() -> dict[str, Any]:
+    """The runtime environment that brings the packages to a cluster of other machines.
+
+    The processes of a Ray that this process starts inherit its import path, and a submitted job
+    has the code that it was submitted with.
+    """
+    if not os.environ.get("RAY_ADDRESS") or JOB_VARIABLE in os.environ:
+        return {}
+    packages = [Path(next(iter(importlib.import_module(name).__path__))) for name in PACKAGES]
+    return {
+        "py_modules": [str(package) for package in packages],
+        "excludes": ["__pycache__"],
+    }
+
+
+def restate_version_mismatch(error: RuntimeError) -> Exception:
+    """Ray's error about versions, of several lines, as one line; any other error as it is."""
+    versions = re.findall(r"^\s*(?:Ray|Python): (\S+)$", str(error), flags=re.MULTILINE)
+    if len(versions) != 4:
+        return error
+    cluster_ray, cluster_python, ray_version, python = versions
+    return UsageError(
+        f"the cluster {os.environ['RAY_ADDRESS']} runs Ray {cluster_ray} on Python "
+        f"{cluster_python}, this process Ray {ray_version} on Python {python}; both must be the "
+        "same, so install the cluster's versions here, or use `ray job submit`"
+    )
 
 
 def ensure_auth_token() -> None:

@@ -77,9 +77,8 @@ def join_cluster(debug: bool) -> None:
 
     address = os.environ.get("RAY_ADDRESS")
     redirect_stdout_to_stderr()
-    with spinner(
-        f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
-    ):
+    joining = f"joining the Ray cluster {address}, whose processes get this machine's segan"
+    with spinner(joining if address else "starting Ray on this machine"):
         connect(debug)
 
 
