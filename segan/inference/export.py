@@ -261,6 +261,6 @@ def _import_optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"{package} is not installed, which --format onnx needs; in the checkout, run "
-            "pip install -e '.[export]'"
+            f"{package} is not installed, which --format onnx needs; install segan with "
+            "its extra export (in the checkout: pip install -e '.[export]')"
         ) from None

@@ -44,8 +44,8 @@ def trial_overrides(config: Config) -> dict[str, Overrides]:
     ablation, first_seed = config.ablation, config.training.seed
     if not ablation.variants:
         raise UsageError(
-            "ablation.variants: expected variants to compare, found none; see "
-            "ray_jobs/configs/ablation.yaml"
+            "ablation.variants: expected variants to compare, found none; --config ablation has "
+            "all that this project compares"
         )
     for name, overrides in ablation.variants.items():
         _with_overrides(config, name, overrides)

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-import ray_jobs
 from segan.config import Config, load_config, parse_config
 from segan.errors import UsageError
 from segan.runs.ablation import evaluation_config, prepare_trials, trial_overrides
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
 
-CONFIGS = Path(ray_jobs.__file__).parent / "configs"
 DICE_OVERRIDES = {"loss.dice_weight": 1.0}
 
 
@@ -110,7 +108,7 @@ def test_an_ablation_without_variants_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
-    config = load_config(CONFIGS / f"{name}.yaml")
+    config = load_config(name)
     assert len(trial_overrides(config)) == config.ablation.seeds * len(config.ablation.variants)
     changed = [str(overrides) for overrides in config.ablation.variants.values()]
     assert len(set(changed)) == len(changed), "two variants are the same"

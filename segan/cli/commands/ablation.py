@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from segan.cli.commands.options import (
-    ConfigFile,
+    ConfigSource,
     Debug,
     Json,
     Local,
@@ -23,11 +23,11 @@ from segan.errors import SeganError
 app = typer.Typer()
 
 
-@app.command(epilog="segan ablate s3://b/studies/claims --config ray_jobs/configs/ablation.yaml")
+@app.command(epilog="segan ablate s3://b/studies/claims --config ablation")
 def ablate(
     study: StudyArgument,
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,

@@ -10,7 +10,7 @@ import typer
 
 from segan.cli.commands.options import (
     FOLDER,
-    ConfigFile,
+    ConfigSource,
     Debug,
     Json,
     Local,
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="segan train ./runs/first --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command(epilog="segan train ./runs/first --config demo network.width=8")
 def train(
     run: Annotated[str, typer.Argument(metavar="RUN", help=f"{FOLDER} for the run.")],
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -79,11 +79,11 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
             train_on_ray(settings, place, display, stop_request=stop_request)
 
 
-@app.command(epilog="segan tune s3://bucket/studies/first --config ray_jobs/configs/demo.yaml")
+@app.command(epilog="segan tune s3://bucket/studies/first --config demo")
 def tune(
     study: StudyArgument,
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     compare_full: Annotated[
         bool,
         typer.Option(
@@ -128,10 +128,10 @@ def tune(
         _write_report(settings, uri)
 
 
-@app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command("config", epilog="segan config --config demo network.width=8")
 def show_config(
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
