@@ -130,6 +130,13 @@ class OptimizerConfig(FrozenConfig):
     learning_rate: float = Field(
         0.003, gt=0, lt=1, description="Adam's learning rate at the start (P)."
     )
+    critic_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Adam's learning rate of C at the start, for two time-scales (O); null: S's "
+        "(P).",
+    )
     betas: tuple[Beta, Beta] = Field(
         (0.5, 0.999), description="Adam's beta 1 and beta 2; not in the paper (C)."
     )

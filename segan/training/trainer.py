@@ -37,7 +37,7 @@ from segan.training.metrics_log import MetricsLog
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
 from segan.training.precision import to_device
 from segan.training.resume import ResumePoint
-from segan.training.schedule import learning_rate, logistic_k
+from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import Losses, SegAN
 from segan.training.timer import EpochTimer
 
@@ -50,7 +50,9 @@ class TrainingProgress:
         epoch: the current one, from 1.
         samples: images that all workers together have trained on, of `total_samples`.
         critic_loss, segmentor_loss, dice_loss: of the last logged step; None before the first.
-        jaccard, best_jaccard: on validation; None before the first.
+        jaccard, best_jaccard, saturated_fraction, wrong_saturated_fraction: on validation; None
+            before the first.
+        learning_rate, critic_learning_rate: of S and of C.
         images_per_second: of all workers in this epoch.
         num_validations: done so far.
     """
@@ -66,6 +68,9 @@ class TrainingProgress:
     best_jaccard: float | None
     k: float
     learning_rate: float
+    critic_learning_rate: float
+    saturated_fraction: float | None
+    wrong_saturated_fraction: float | None
     images_per_second: float
     num_validations: int
 
@@ -115,7 +120,7 @@ class Trainer:
         self.callbacks = callbacks or Callbacks()
         self.rows_per_epoch = self.spec.sampler.num_rows
         self.samples, self.state = self.spec.start, LoopState()
-        self.k = self.learning_rate = 0.0
+        self.k = self.learning_rate = self.critic_learning_rate = 0.0
         # Of all completed epochs since this process started.
         self.data_wait_seconds = self.epoch_seconds = 0.0
         self.should_continue, self.stopped = True, False
@@ -184,10 +189,10 @@ class Trainer:
     def _train_step(self, batch: Batch, epoch: int) -> Losses:
         config, total_samples = self.config, self.rows_per_epoch * self.config.training.epochs
         self.k = logistic_k(epoch, config.training.epochs, config.logistic)
-        self.learning_rate = learning_rate(
+        self.learning_rate, self.critic_learning_rate = learning_rates(
             self.samples, total_samples, world_size(), config.optimizer
         )
-        self.model.set_learning_rate(self.learning_rate)
+        self.model.set_learning_rates(self.learning_rate, self.critic_learning_rate)
         augment_batch = functools.partial(self._augment_batch, batch, self.k)
         losses = self.model.train_step(*augment_batch())
         if self.model.ema:
@@ -222,7 +227,8 @@ class Trainer:
             **self.state.losses.to_dict(),
             step=self.state.step,
             epoch=epoch + 1,
-            learning_rate=self.model.segmentor_optimizer.param_groups[0]["lr"],
+            learning_rate=self.learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
             k=float(self.model.segmentor.logistic.k),
         )
         if self.metrics_log:
@@ -241,6 +247,9 @@ class Trainer:
             best_jaccard=self.state.best_jaccard,
             k=self.k,
             learning_rate=self.learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
+            saturated_fraction=self.state.saturated_fraction,
+            wrong_saturated_fraction=self.state.wrong_saturated_fraction,
             images_per_second=timer.images_per_second,
             num_validations=self.state.num_validations,
         )
@@ -304,12 +313,16 @@ class Trainer:
         sweep = validate(segmentor, self.validation, self.config, self.device)
         threshold = sweep.best_threshold()
         scores = sweep.scores_at(threshold)
+        saturation = sweep.saturation_at(threshold)
         at_config_threshold = sweep.scores_at(self.config.evaluation.threshold)
         self.state.jaccard = scores["jaccard"]
         self.state.best_jaccard = max(scores["jaccard"], self.state.best_jaccard or 0.0)
+        self.state.saturated_fraction = saturation["saturated_fraction"]
+        self.state.wrong_saturated_fraction = saturation["wrong_saturated_fraction"]
         self.state.num_validations += 1
         return {
             **scores,
+            **saturation,
             "threshold": threshold,
             "jaccard_at_config_threshold": at_config_threshold["jaccard"],
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
@@ -333,4 +346,5 @@ def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torc
     segmentor.train()
     sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))
     count = all_reduce_sum(torch.tensor(sweep.count, device=device))
-    return Sweep(sums.cpu().numpy(), int(count))
+    pixels = all_reduce_sum(torch.from_numpy(sweep.pixels).to(device))
+    return Sweep(sums.cpu().numpy(), int(count), pixels.cpu().numpy())

@@ -144,6 +144,7 @@ def test_steps_follow_the_schedules(finished_run: Run) -> None:
         assert line["learning_rate"] == pytest.approx(0.001 * (1 - before / 66))
         assert line["epoch"] == before // ROWS + 1
         assert line["k"] == 1.0
+        assert line["critic_learning_rate"] == line["learning_rate"]
         assert line["critic_loss"] > 0
 
 
@@ -155,6 +156,8 @@ def test_epochs_have_scores_and_times(finished_run: Run) -> None:
             line["jaccard_curve"][79], abs=1e-6
         )
         assert 0 < line["threshold"] < 1
+        assert 0 <= line["saturated_fraction"] <= 1
+        assert 0 <= line["wrong_saturated_fraction"] <= 1
         assert set(TIMING_KEYS) <= set(line)
         assert 0 <= line["data_wait_fraction"] <= 1
         assert 0 <= line["run_data_wait_fraction"] <= 1
@@ -209,7 +212,10 @@ def test_callbacks_are_called_after_each_step_and_validation(recorder: CallbackR
         (EPOCHS, STEPS * BATCH_SIZE)
     }
     assert recorder.progress[0].jaccard is None
-    assert recorder.progress[-1].jaccard == recorder.metrics[-1].jaccard
+    last, metrics = recorder.progress[-1], recorder.metrics[-1]
+    assert last.jaccard == metrics.jaccard
+    assert last.saturated_fraction == metrics.saturated_fraction
+    assert last.wrong_saturated_fraction == metrics.wrong_saturated_fraction
     assert [metrics.epoch for metrics in recorder.metrics] == [1, 2, 3]
 
 
