@@ -47,7 +47,7 @@ def train(
     Args:
         on_progress: called with the workers' progress a few times a second.
         trial_context: in a study, the `trial`, `decisions` and `runs_per_node` of
-            `ray_jobs.training.worker.train_loop_per_worker`.
+            `ray_jobs.training.worker.train_loop_per_worker`, and the `fingerprint` of its records.
         callbacks: additional callbacks for Ray Train.
         stop_request: stops the workers after a checkpoint; they are aborted if that takes too long.
 
@@ -77,7 +77,8 @@ def _train(
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    resume_point = resolve_resume(config, run)
+    fingerprint = (trial_context or {}).get("fingerprint")
+    resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
 
     def on_update(progress: dict[str, Any]) -> None:

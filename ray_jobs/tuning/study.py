@@ -19,7 +19,7 @@ from ray_jobs.tuning.optuna import StudyOptunaSearch
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decisions_actor
 from segan import storage
 from segan.config import Config
-from segan.data.records.format import read_manifest
+from segan.data.records.versions import read_version
 from segan.errors import NonFiniteError, SeganError, StoppedError
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
@@ -41,7 +41,8 @@ def run_study(config: Config, study: Study, on_validation: OnValidation) -> None
     """
     with hold_lease(study.uri):
         capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
-        trials = study.create_or_resume(config, read_manifest(config.data.records).fingerprint)
+        manifest = read_version(config.data.records, study.fingerprint())
+        trials = study.create_or_resume(config, manifest.fingerprint)
         run_trials(config, study, trials, on_validation, capacity)
 
 
@@ -85,6 +86,7 @@ def _run_tuner(
     if tune_options["num_samples"] == 0:
         return
     trial_context = {
+        "fingerprint": study.fingerprint(),
         "decisions": decisions,
         "runs_per_node": math.ceil(max_concurrent_trials / num_worker_nodes()),
     }

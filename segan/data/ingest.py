@@ -26,6 +26,7 @@ from segan.data.records.format import (
     write_table,
 )
 from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, write_task
+from segan.data.records.versions import EARLIER_MANIFESTS, earlier_versions, keep_version
 from segan.errors import UsageError
 from segan.utils import processes
 
@@ -50,7 +51,7 @@ class IngestOptions:
         size: (width, height) of the frames in pixels.
         rows_per_shard: approximate maximum of pairs in a shard.
         max_rejects: fraction of the archive's pairs; more rejects fail the ingest.
-        overwrite: deletes existing records first.
+        overwrite: deletes existing records first, with their earlier versions.
         drop_duplicates: rejects near-duplicates of validation and test images from training, and
             those of test images from validation.
     """
@@ -124,7 +125,7 @@ def check_output(out: str, source: str, size: tuple[int, int]) -> None:
 
 
 def clear_output(out: str) -> None:
-    """Deletes the records at `out`, but no other files.
+    """Deletes the records at `out` and their earlier versions, but no other files.
 
     Raises:
         StorageError: the manifest at `out` is not of records, or storage cannot be reached.
@@ -133,6 +134,7 @@ def clear_output(out: str) -> None:
     if storage.exists(manifest := storage.join(out, MANIFEST)):
         read_manifest(out)  # raises if it is another manifest, which must be kept
         storage.delete_file(manifest)  # first, so that partly deleted records look incomplete
+    storage.delete_folder(storage.join(out, EARLIER_MANIFESTS))
     _delete_shards(out, keep=())
     for name in (REJECTS, IMAGE_STATS, *PROFILE):
         if storage.exists(storage.join(out, name)):
@@ -236,8 +238,10 @@ def _write_outputs(
     stats = _concat_stats(results)
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
+    keep_version(out, manifest)
     write_manifest(out, manifest, rejects)
-    _delete_shards(out, keep={shard.name for shards in splits.values() for shard in shards})
+    versions = [manifest, *earlier_versions(out)]
+    _delete_shards(out, keep={shard.name for version in versions for shard in version.all_shards})
     return manifest
 
 

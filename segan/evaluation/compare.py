@@ -16,7 +16,8 @@ import torch
 
 from segan import storage
 from segan.config import Config, EvaluationConfig
-from segan.data.records.format import Samples, read_manifest, read_samples
+from segan.data.records.format import Samples, read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.boundary import perimeter_ratio, roughness
 from segan.evaluation.metrics import confusion
@@ -191,7 +192,7 @@ def compare_variants(
     Args:
         log: called with a message before the segmentors of each row run.
     """
-    manifest = read_manifest(config.data.records)
+    manifest = read_version(config.data.records, study.fingerprint())
     samples = read_samples(config.data.records, manifest, config.data.validation)
     trials = {trial.name: trial for trial in study.trials()}
     ablation, variant_runs = config.ablation, {}

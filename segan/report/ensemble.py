@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segan import storage
-from segan.data.records.format import read_manifest, read_samples
+from segan.data.records.format import read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
 from segan.evaluation.select import NUM_MEMBERS, check_compatible, make_choice, select_members
@@ -44,8 +45,9 @@ def build_ensemble(
     check_output(out, overwrite, NUM_MEMBERS)
     data = candidates[0].config.data
     records = records or data.records
-    manifest = read_manifest(records)
-    check_compatible(candidates, manifest, records)
+    check_compatible(candidates)
+    advice = "pass the records that the runs were trained on with --records"
+    manifest = read_version(records, candidates[0].info.fingerprint, advice)
     rule: Rule = "greedy" if greedy else "best"
     with tempfile.TemporaryDirectory() as folder:
         samples = read_samples(records, manifest, data.validation)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segan import storage
-from segan.data.records.format import Manifest, read_manifest, read_samples
+from segan.data.records.format import read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult, evaluate_members
-from segan.report.build import Report, ReportTarget, build_report, find_target
+from segan.report.build import Report, build_report, find_target
 from segan.report.cases import build_cases, build_disagreement_cases
 from segan.report.page import render_page
-from segan.runs.identity import require_same
 from segan.runs.run import REPORT_FILES
 
 Log = Callable[[str], None]
@@ -49,8 +49,8 @@ def write_report(
     """
     target = find_target(uri)
     records = storage.normalise(records or target.records)
-    manifest = read_manifest(records)
-    _check_records(target, manifest, records)
+    advice = f"pass the records that {target.uri} was trained on with --records"
+    manifest = read_version(records, target.members[0].info.fingerprint, advice)
     split = target.config.data.validation
     with tempfile.TemporaryDirectory() as folder:
         if cached is None:
@@ -86,12 +86,3 @@ def try_write_report(uri: str, log: Log, cached: CachedEvaluation | None = None)
 def page_uri(uri: str, out: str = "") -> str:
     """URI of the report's page: `out`, or by default report.html in the folder `uri`."""
     return storage.normalise(out) if out else storage.join(storage.normalise(uri), REPORT_FILES[1])
-
-
-def _check_records(target: ReportTarget, manifest: Manifest, records: str) -> None:
-    require_same(
-        {"data fingerprint": target.members[0].info.fingerprint},
-        {"data fingerprint": manifest.fingerprint},
-        records,
-        f"pass the records that {target.uri} was trained on with --records",
-    )

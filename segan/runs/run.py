@@ -55,12 +55,9 @@ class Run:
         """
         name = storage.join(self.uri, RUN_FILE)
         identity = _identity(config) | {"fingerprint": fingerprint}
-        if storage.exists(name):
-            description = storage.read_json(name)
-            if not (isinstance(description, dict) and "identity" in description):
-                raise StorageError(f"{name}: not the description of a run; use another URI")
+        if (recorded := self._recorded_identity()) is not None:
             # A key that the run was started without has its default value.
-            found = _identity(type(config)()) | description["identity"]
+            found = _identity(type(config)()) | recorded
             advice = "resume with the same values, or use another URI"
             require_same(identity, found, self.uri, advice)
             return
@@ -76,6 +73,22 @@ class Run:
                 "hardware": None,  # recorded by the workers
             },
         )
+
+    def fingerprint(self) -> str | None:
+        """Of the records that the run began with, which are those of its later starts too.
+
+        None before the first start; raises StorageError where run.json is not readable.
+        """
+        return (self._recorded_identity() or {}).get("fingerprint")
+
+    def _recorded_identity(self) -> dict[str, Any] | None:
+        name = storage.join(self.uri, RUN_FILE)
+        if not storage.exists(name):
+            return None
+        description = storage.read_json(name)
+        if not (isinstance(description, dict) and isinstance(description.get("identity"), dict)):
+            raise StorageError(f"{name}: not the description of a run; use another URI")
+        return dict(description["identity"])
 
     def record_hardware(self, hardware: str) -> None:
         """Adds the workers' hardware to run.json, unless it is there from the first start."""

@@ -105,6 +105,13 @@ class Study:
         command: StudyCommand = self._read()["identity"]["command"]
         return command
 
+    def fingerprint(self) -> str | None:
+        """Of the records that the study began with; None before its first start."""
+        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
+            return None
+        fingerprint: str | None = self._read()["identity"].get("fingerprint")
+        return fingerprint
+
     def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
         """Stores more trials, numbered after the existing ones; returns the new ones."""
         study = self._read()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from segan import storage
 from segan.config import Config
-from segan.data.records.format import Manifest, read_manifest
+from segan.data.records.format import Manifest
+from segan.data.records.versions import read_version
 from segan.data.stream.batches import StreamSpec
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import StorageError, UsageError
@@ -37,17 +38,21 @@ class ResumePoint:
         return replace(self, spec=self.spec.with_world_size(world_size))
 
 
-def check_config(config: Config, run: Run) -> StreamSpec:
+def check_config(config: Config, run: Run, fingerprint: str | None = None) -> StreamSpec:
     """Checks the configuration against the records; returns the rows of the whole run.
 
-    Reads no image and no checkpoint, so a mistake is reported before any long work.
+    Reads no image and no checkpoint, so a mistake is reported before any long work. A run that has
+    begun reads the records that it began with, whatever has been ingested since.
+
+    Args:
+        fingerprint: of the records of a run that has not begun; None for the newest.
 
     Raises:
         UsageError: the configuration does not fit the records.
         StorageError: the records or the run cannot be read.
     """
     storage.check_access(run.uri)
-    manifest = read_manifest(config.data.records)
+    manifest = read_version(config.data.records, run.fingerprint() or fingerprint)
     _check_records(config, manifest)
     return StreamSpec(
         config.data.records,
@@ -60,7 +65,10 @@ def check_config(config: Config, run: Run) -> StreamSpec:
 
 
 def resolve_resume(
-    config: Config, run: Run, warn: Callable[[str], None] = logger.warning
+    config: Config,
+    run: Run,
+    warn: Callable[[str], None] = logger.warning,
+    fingerprint: str | None = None,
 ) -> ResumePoint:
     """Finds where a run starts: at its newest complete checkpoint, or at the first row.
 
@@ -68,12 +76,13 @@ def resolve_resume(
 
     Args:
         warn: receives a line for each checkpoint that is skipped.
+        fingerprint: see `check_config`.
 
     Raises:
         UsageError: the configuration does not fit the records.
         StorageError: storage cannot be read, or the run has checkpoints and none is usable.
     """
-    spec = check_config(config, run)
+    spec = check_config(config, run, fingerprint)
     checkpoint = find_resume_checkpoint(run, warn)
     start = checkpoint.samples if checkpoint else 0
     return ResumePoint(replace(spec, start=start), checkpoint)

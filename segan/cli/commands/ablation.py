@@ -39,7 +39,7 @@ def ablate(
     """
     from segan.cli.console import echo, echo_validation, print_json
     from segan.cli.tables import show_ablation
-    from segan.data.records.format import read_manifest
+    from segan.data.records.versions import read_version
     from segan.evaluation.compare import compare_variants
     from segan.runs.ablation import prepare_trials, trial_overrides
     from segan.runs.study import Study
@@ -56,10 +56,10 @@ def ablate(
 
     with hold_lease(place.uri):
         if local:
-            fingerprint = read_manifest(settings.data.records).fingerprint
-            trials = prepare_trials(settings, place, fingerprint)
+            manifest = read_version(settings.data.records, place.fingerprint())
+            trials = prepare_trials(settings, place, manifest.fingerprint)
             with graceful_shutdown(signal.SIGINT, signal.SIGTERM) as stop_request:
-                train_all_local(settings, trials, on_validation, stop_request)
+                train_all_local(settings, trials, on_validation, stop_request, manifest.fingerprint)
         else:
             from ray_jobs.tuning.ablation import run_ablation
 
