@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_jobs.cluster.address import check_ray_address
 from segan.errors import SeganError
 
 
@@ -26,18 +27,32 @@ def connect(debug: bool = False) -> None:
 
     Args:
         debug: print the output of Ray's processes and its warnings on this terminal.
+
+    Raises:
+        UsageError: there is no Ray cluster at RAY_ADDRESS.
+        SeganError: the cluster there rejects this process.
     """
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    check_ray_address(address)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         if not debug:
             # Warnings of this process's core worker about Ray's own libraries.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         ensure_auth_token()
-    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    try:
+        ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SeganError(
+            f"RAY_ADDRESS={address}: {reason}; `segan doctor` checks the cluster"
+        ) from error
     # Ray's own handler ends the process at once; `ray job stop` has to work like Ctrl-C.
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if not debug:
@@ -95,6 +110,7 @@ def unwrap_user_error(error: BaseException) -> BaseException:
             return current
         causes = [
             *getattr(current, "worker_failures", {}).values(),
+            getattr(current, "controller_failure", None),
             getattr(current, "cause", None),
             current.__cause__,
         ]
