@@ -28,6 +28,7 @@ from segan.data.records.format import (
 from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, write_task
 from segan.data.records.versions import EARLIER_MANIFESTS, earlier_versions, keep_version
 from segan.errors import UsageError
+from segan.storage.lease import current_fence, hold_lease
 from segan.utils import processes
 
 FRAME_SIZE = (180, 135)  # width, height of the paper's frames in pixels
@@ -80,11 +81,19 @@ def ingest(
         on_progress: called with the number of pairs of each completed task.
 
     Raises:
-        UsageError: records of another archive or frame size are at `out`.
+        UsageError: records of another archive or frame size are at `out`, or another process
+            writes there.
         SeganError: too many rejects; the existing manifest is kept.
         StorageError: the archive or the records cannot be read or written.
     """
     check_rejects(archive.rejects, archive.num_inputs, options.max_rejects, archive.uri)
+    with hold_lease(out):
+        return _ingest(archive, out, options, executor, on_progress)
+
+
+def _ingest(
+    archive: Archive, out: str, options: IngestOptions, executor: Executor, on_progress: OnProgress
+) -> Manifest:
     if options.overwrite:
         clear_output(out)
     check_output(out, archive.uri, options.size)
@@ -236,6 +245,7 @@ def _write_outputs(
     manifest = make_manifest((height, width, 1), splits, rejects, archive.uri)
     assert manifest.num_inputs == archive.num_inputs, "each pair is a record or a reject"
     stats = _concat_stats(results)
+    current_fence(out)()
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
     keep_version(out, manifest)

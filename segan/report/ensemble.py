@@ -16,6 +16,7 @@ from segan.report.card import render_card
 from segan.report.write import CachedEvaluation, try_write_report
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.ensemble import Ensemble, Rule, check_output, describe_member, write_ensemble
+from segan.storage.lease import current_fence, hold_lease
 
 
 def build_ensemble(
@@ -38,10 +39,22 @@ def build_ensemble(
         log: called with a message before each model runs and after the report.
 
     Raises:
-        UsageError: `out` is not free, or the candidates were not trained on the same records.
+        UsageError: `out` is not free, another process writes there, or the candidates were not
+            trained on the same records.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
-    out = storage.normalise(out)
+    with hold_lease(out):
+        return _build_ensemble(storage.normalise(out), candidates, records, greedy, overwrite, log)
+
+
+def _build_ensemble(
+    out: str,
+    candidates: Sequence[Checkpoint],
+    records: str,
+    greedy: bool,
+    overwrite: bool,
+    log: Callable[[str], None],
+) -> Ensemble:
     check_output(out, overwrite, NUM_MEMBERS)
     data = candidates[0].config.data
     records = records or data.records
@@ -72,6 +85,7 @@ def build_ensemble(
             classes=manifest.classes,
         )
         result = evaluate_members(maps, data.validation, members, threshold)
+        current_fence(out)()
         write_ensemble(out, ensemble, members, render_card(out, ensemble, result), overwrite)
         if candidates[0].config.evaluation.report:
             try_write_report(out, log, CachedEvaluation(maps, result))

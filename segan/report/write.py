@@ -16,6 +16,7 @@ from segan.report.build import Report, build_report, find_target
 from segan.report.cases import build_cases, build_disagreement_cases
 from segan.report.page import render_page
 from segan.runs.run import REPORT_FILES
+from segan.storage.lease import current_fence, hold_lease
 
 Log = Callable[[str], None]
 
@@ -44,9 +45,18 @@ def write_report(
         cached: an evaluation to use instead of running the models.
 
     Raises:
-        UsageError: there is no validated checkpoint yet, or the records are different ones.
+        UsageError: there is no validated checkpoint yet, the records are different ones, or
+            another process writes there.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
+    # A page elsewhere may share its folder with others, and be written while the run is trained.
+    with hold_lease(f"{page_uri(uri, out)}.lock" if out else uri):
+        return _write_report(uri, out, records, log, cached)
+
+
+def _write_report(
+    uri: str, out: str, records: str, log: Log, cached: CachedEvaluation | None
+) -> Report:
     target = find_target(uri)
     records = storage.normalise(records or target.records)
     advice = f"pass the records that {target.uri} was trained on with --records"
@@ -67,6 +77,7 @@ def write_report(
             build_disagreement_cases(*cached, target.members),
         )
     place = page_uri(uri, out)
+    current_fence(uri)()
     storage.write_json(f"{place.removesuffix('.html')}.json", report.model_dump(mode="json"))
     storage.write_bytes(place, page.encode())
     return report

@@ -8,7 +8,7 @@ so a study whose driver died is resumed from these files alone. Imports no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from segan.errors import StorageError
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
+from segan.storage.lease import no_fence
 
 STUDY_FILE = "study.json"
 
@@ -55,8 +56,12 @@ class TrialRow:
 class Study:
     """A study at a URI, which need not exist yet."""
 
-    def __init__(self, uri: str):
-        self.uri = storage.normalise(uri)
+    def __init__(self, uri: str, fence: Callable[[], None] = no_fence):
+        """
+        Args:
+            fence: that of the trials' runs.
+        """
+        self.uri, self.fence = storage.normalise(uri), fence
 
     def create_or_resume(
         self,
@@ -162,8 +167,12 @@ class Study:
 
     def _make_trials(self, entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
         return [
-            Trial(e["name"], e["parameters"], Run(storage.join(self.uri, "trials", e["name"])))
-            for e in entries
+            Trial(
+                entry["name"],
+                entry["parameters"],
+                Run(storage.join(self.uri, "trials", entry["name"]), self.fence),
+            )
+            for entry in entries
         ]
 
 

@@ -74,10 +74,12 @@ class Trial:
     def mark_done(self, status: TrialStatus, seconds: float, reason: str = "") -> None:
         """Writes result.json."""
         result = TrialResult(status, reason, round(seconds, 1))
+        self.run.fence()
         storage.write_json(storage.join(self.run.uri, RESULT_FILE), asdict(result))
 
     def clear_result(self) -> None:
         """Deletes result.json, so that the trial is unfinished again."""
+        self.run.fence()
         storage.delete_file(storage.join(self.run.uri, RESULT_FILE))
 
 

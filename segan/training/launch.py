@@ -16,7 +16,7 @@ from segan.errors import NonFiniteError, StoppedError, StorageError, UsageError
 from segan.runs.ablation import OnValidation
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
-from segan.storage.lease import hold_lease
+from segan.storage.lease import current_fence, hold_lease
 from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
@@ -77,6 +77,7 @@ def train_local(
         NonFiniteError: a loss or gradient is not finite.
     """
     with hold_lease(run.uri):
+        run = Run(run.uri, current_fence(run.uri))
         _train_local(config, run, callbacks or Callbacks(), fingerprint)
 
 

@@ -65,5 +65,6 @@ def write_hyperparameters(
 
 
 def _upload(folder: Path, run: Run) -> None:
+    run.fence()
     for file in folder.iterdir():
         storage.write_bytes(storage.join(run.uri, "tensorboard", file.name), file.read_bytes())

@@ -35,7 +35,9 @@ from segan.data.records.format import (
 from segan.data.records.shards import ShardResult, ShardTask, read_record
 from segan.data.records.versions import read_version
 from segan.data.synthetic import generate_archive
-from segan.errors import SeganError, UsageError
+from segan.errors import LeaseLostError, SeganError, UsageError
+from segan.storage.lease import LEASE_FILE
+from tests.drivers import Driver
 
 FRAME_SIZE = (20, 16)
 COUNTS = {"train": 5, "validation": 2, "test": 2}
@@ -514,6 +516,36 @@ def test_interrupted_ingest_keeps_the_previous_records(source: Path, out: str) -
         write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 2), interrupted)
     assert read_manifest(out) == before
     assert read_ids(out, "train") == frames
+
+
+# Other writers
+
+
+def test_two_ingests_at_one_place_are_refused(source: Path, out: str) -> None:
+    other = Driver.start()
+    try:
+        assert other.hold(out) == "held"
+        with pytest.raises(UsageError, match=f"^{out}: locked by process {other.process.pid} on "):
+            ingest(str(source), out)
+    finally:
+        other.kill()
+    assert ingest(str(source), out).num_inputs == 9  # the other one has exited
+
+
+def test_an_ingest_that_was_taken_over_deletes_nothing(source: Path, out: str) -> None:
+    before = ingest(str(source), out, rows_per_shard=2)
+    others = f"{out}/train-00000-of-00002-{0:016x}.parquet"
+
+    def taken_over(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        yield from local_executor(1)(tasks)
+        storage.write_json(f"{out}/{LEASE_FILE}", {"lease_id": "another", "host": "far-away"})
+        storage.write_bytes(others, b"written by the new holder")
+
+    with pytest.raises(LeaseLostError, match=f"^{out}: lease lost to process 0 on far-away"):
+        write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 250), taken_over)
+    assert read_manifest(out) == before
+    assert storage.exists(others)
+    assert all(storage.exists(f"{out}/{shard.name}") for shard in before.all_shards)
 
 
 # Near-duplicates

@@ -49,11 +49,11 @@ def train(
     settings, place = load_cli_config(config, overrides), Run(run)
     with hold_lease(place.uri):  # before any file of the run is read
         _train(settings, place, local, debug)
-    best = place.best_checkpoint()
-    if best is None:
-        raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
-    _show_best_checkpoint(best, as_json)
-    _write_report(settings, place.uri)
+        best = place.best_checkpoint()
+        if best is None:
+            raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
+        _show_best_checkpoint(best, as_json)
+        _write_report(settings, place.uri)
 
 
 def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
