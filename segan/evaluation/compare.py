@@ -110,8 +110,8 @@ class VariantRow(ScoreRow):
     """A variant's scores, and how stable its trainings were.
 
     Attributes:
-        num_runs, num_ended, num_failed, num_diverged: trials planned, ended (in any way), failed,
-            and diverged: not finite, or a final Jaccard below the report's threshold.
+        num_runs, num_ended, num_failed, num_diverged: trials planned, ended, failed in their last
+            attempt, and diverged: not finite, or a final Jaccard below the report's threshold.
         final_jaccard: on validation after the last epoch, mean over seeds.
         mean_jaccard_over_epochs: mean over all epochs and seeds.
         mean_epoch_change: mean |change| of the Jaccard from one epoch to the next.

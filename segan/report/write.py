@@ -58,6 +58,8 @@ def _write_report(
     uri: str, out: str, records: str, log: Log, cached: CachedEvaluation | None
 ) -> Report:
     target = find_target(uri)
+    if target.study and (unfinished := target.study.unfinished()):
+        log(f"{target.uri}: {unfinished}")
     records = storage.normalise(records or target.records)
     advice = f"pass the records that {target.uri} was trained on with --records"
     manifest = read_version(records, target.members[0].info.fingerprint, advice)

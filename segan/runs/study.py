@@ -8,7 +8,7 @@ so a study whose driver died is resumed from these files alone. Imports no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from segan import storage
 from segan.config import Config
-from segan.errors import StorageError
+from segan.errors import SeganError, StorageError
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
@@ -144,6 +144,32 @@ class Study:
     def trials(self) -> list[Trial]:
         """The trials of an existing study; raises StorageError where there is none."""
         return self._make_trials(self._read()["trials"])
+
+    def unfinished(self, names: Collection[str] | None = None) -> str:
+        """Which trials have not ended, with their errors; "" if the study is over.
+
+        Args:
+            names: of the trials that count; None for all of the study.
+        """
+        trials = [trial for trial in self.trials() if names is None or trial.name in names]
+        results = {trial.name: trial.result() for trial in trials}
+        open_trials = [
+            f"{name} (failed: {result.reason})" if result.reason else name
+            for name, result in results.items()
+            if not result.has_ended
+        ]
+        search, total = self.config()["search"], len(trials)
+        if self.command() == "tune" and search["algorithm"] == "optuna":
+            total = max(total, search["trials"])
+            open_trials += [f"trial_{number:03d}" for number in range(len(trials), total)]
+        if not open_trials:
+            return ""
+        return f"{len(open_trials)} of {total} trials have not ended: {', '.join(open_trials)}"
+
+    def require_finished(self, names: Collection[str] | None = None) -> None:
+        """Raises SeganError, which names them, if trials have not ended; see `unfinished`."""
+        if unfinished := self.unfinished(names):
+            raise SeganError(f"{self.uri}: {unfinished}; run the same command again to go on")
 
     def leaderboard_rows(self) -> list[TrialRow]:
         """A row for each trial, the best first."""

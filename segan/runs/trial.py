@@ -25,7 +25,7 @@ class TrialStatus(enum.StrEnum):
     FINISHED = "finished"
     PRUNED = "pruned"  # stopped early by ASHA
     DIVERGED = "diverged"  # a loss or gradient was NaN or infinite
-    FAILED = "failed"
+    FAILED = "failed"  # its last attempt ended with an error; it is tried again
     UNFINISHED = "unfinished"  # not started, running or interrupted
 
 
@@ -44,7 +44,11 @@ class TrialResult:
 
     @property
     def has_ended(self) -> bool:
-        return self.status is not TrialStatus.UNFINISHED
+        """Whether this is a verdict on the trial's parameters.
+
+        An error of storage, a lost node or a killed process is none: the trial is tried again.
+        """
+        return self.status not in (TrialStatus.UNFINISHED, TrialStatus.FAILED)
 
 
 @dataclass(frozen=True)

@@ -237,10 +237,13 @@ def build_ensemble(
     from segan.cli.tables import show_ensemble
     from segan.evaluation.select import find_candidates
     from segan.report.ensemble import build_ensemble
+    from segan.runs.study import Study
 
     if not (study or member):
         raise UsageError("ensemble build: expected --study URI or --member URI, found neither")
     candidates = find_candidates(study, member or ())
+    if study and (unfinished := Study(study).unfinished()):
+        echo(f"{study}: {unfinished}; the candidates are what there is")
     ensemble = build_ensemble(out, candidates, records, greedy, overwrite, echo)
     if as_json:
         print_json(ensemble.model_dump(mode="json"))
