@@ -90,7 +90,7 @@ def _train_local(config: Config, run: Run, callbacks: Callbacks, fingerprint: st
     resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     spec = resume_point.spec
     run.create_or_resume(config, spec.sampler.manifest.fingerprint)
-    if spec.is_exhausted:
+    if resume_point.is_finished:
         return
     with single_process_group():
         record_hardware(run)

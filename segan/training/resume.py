@@ -13,7 +13,7 @@ from segan.data.records.versions import read_version
 from segan.data.stream.batches import StreamSpec
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import StorageError, UsageError
-from segan.runs.checkpoint import Checkpoint
+from segan.runs.checkpoint import MANIFEST_FILE, Checkpoint
 from segan.runs.run import Run
 from segan.runs.transfer import verify_checkpoint
 from segan.training.metrics import LoopState
@@ -33,6 +33,17 @@ class ResumePoint:
     spec: StreamSpec
     checkpoint: Checkpoint | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left and the last one has been validated.
+
+        An elastic group that grows can find less than one step left that a smaller group, which
+        saved the checkpoint, would still have taken.
+        """
+        return self.spec.is_exhausted and (
+            self.checkpoint is None or "jaccard" in self.checkpoint.info.metrics
+        )
+
     def with_world_size(self, world_size: int) -> ResumePoint:
         """Returns the same start for another number of workers."""
         return replace(self, spec=self.spec.with_world_size(world_size))
@@ -48,7 +59,7 @@ def check_config(config: Config, run: Run, fingerprint: str | None = None) -> St
         fingerprint: of the records of a run that has not begun; None for the newest.
 
     Raises:
-        UsageError: the configuration does not fit the records.
+        UsageError: the configuration does not fit the records, or those of the run are not there.
         StorageError: the records or the run cannot be read.
     """
     storage.check_access(run.uri)
@@ -79,7 +90,7 @@ def resolve_resume(
         fingerprint: see `check_config`.
 
     Raises:
-        UsageError: the configuration does not fit the records.
+        UsageError: the configuration does not fit the records, or those of the run are not there.
         StorageError: storage cannot be read, or the run has checkpoints and none is usable.
     """
     spec = check_config(config, run, fingerprint)
@@ -104,6 +115,8 @@ def find_resume_checkpoint(run: Run, warn: Callable[[str], None]) -> Checkpoint 
             for name, reason in errors.items():
                 warn(f"{run}: checkpoint {name} is skipped: {reason}")
             return checkpoint
+        if not storage.exists(storage.join(checkpoint.uri, MANIFEST_FILE)):
+            return find_resume_checkpoint(run, warn)  # deleted since it was listed
         errors[checkpoint.name] = error
     if errors:
         reasons = ", ".join(f"{name}: {reason}" for name, reason in errors.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.records.format import read_manifest
 from segan.errors import StoppedError, StorageError, UsageError
+from segan.runs.checkpoint import Checkpoint
 from segan.runs.run import Run
 from segan.training.launch import train_local
 from segan.training.resume import resolve_resume
@@ -385,6 +387,33 @@ def test_an_incomplete_first_checkpoint_is_ignored(records: str, tmp_path: Path)
     run = Run(str(tmp_path / "run"))
     storage.write_bytes(f"{run}/checkpoints/step_0000002/critic.safetensors", b"half")
     assert resolve_resume(configure_checkpoints(records, 2), run).spec.start == 0
+
+
+def test_a_checkpoint_that_vanishes_is_passed_over_for_a_newer_one(
+    records: str, killed_run: Run
+) -> None:
+    """Another process deletes the listed checkpoints and saves a newer one."""
+
+    class BusyRun(Run):
+        num_scans = 0
+
+        def scan_checkpoints(self) -> tuple[list[Checkpoint], dict[str, str]]:
+            found = super().scan_checkpoints()
+            self.num_scans += 1
+            if self.num_scans == 1:
+                latest = found[0][-1]
+                files = {name: latest.read(name) for name in latest.files}
+                info = dataclasses.replace(latest.info, samples=latest.samples + BATCH_SIZE)
+                self.save_checkpoint("step_0000011", files, info)
+                for checkpoint in found[0]:
+                    storage.delete_folder(checkpoint.uri)
+            return found
+
+    run, config = BusyRun(killed_run.uri), configure_checkpoints(records, 2)
+    before = killed_run.latest_checkpoint()
+    assert before is not None
+    assert resolve_resume(config, run).spec.start == before.samples + BATCH_SIZE
+    assert run.num_scans == 2
 
 
 # Records that change
