@@ -61,10 +61,10 @@ def write_hyperparameters(
         for name, score in scores.items():
             writer.add_scalar(name, score)
         writer.close()
+        run.fence()
         _upload(Path(folder), run)
 
 
 def _upload(folder: Path, run: Run) -> None:
-    run.fence()
     for file in folder.iterdir():
         storage.write_bytes(storage.join(run.uri, "tensorboard", file.name), file.read_bytes())
