@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_jobs.cluster.address import check_ray_address
 from segan.errors import SeganError, UsageError
 
 # What a cluster needs of this project.
@@ -36,13 +37,16 @@ def connect(debug: bool = False) -> None:
         debug: print the output of Ray's processes and its warnings on this terminal.
 
     Raises:
-        UsageError: the cluster runs another version of Ray or Python.
+        UsageError: there is no Ray cluster at RAY_ADDRESS, or one of another version.
+        SeganError: the cluster there rejects this process.
     """
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    check_ray_address(address)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         if not debug:
             # Warnings of this process's core worker about Ray's own libraries.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -50,12 +54,14 @@ def connect(debug: bool = False) -> None:
         ensure_auth_token()
     try:
         ray.init(
-            runtime_env=_code_environment(),
+            runtime_env=_code_environment(address),
             log_to_driver=debug,
             logging_level=logging.INFO if debug else logging.ERROR,
         )
-    except RuntimeError as error:
-        raise restate_version_mismatch(error) from None
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise restate_connection_error(error, address) from error
     # Ray's own handler ends the process at once; `ray job stop` has to work like Ctrl-C.
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if not debug:
@@ -65,13 +71,13 @@ def connect(debug: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _code_environment() -> dict[str, Any]:
+def _code_environment(address: str) -> dict[str, Any]:
     """The runtime environment that brings the packages to a cluster of other machines.
 
     The processes of a Ray that this process starts inherit its import path, and a submitted job
     has the code that it was submitted with.
     """
-    if not os.environ.get("RAY_ADDRESS") or JOB_VARIABLE in os.environ:
+    if address in ("", "local") or JOB_VARIABLE in os.environ:
         return {}
     packages = [Path(next(iter(importlib.import_module(name).__path__))) for name in PACKAGES]
     return {
@@ -80,17 +86,18 @@ def _code_environment() -> dict[str, Any]:
     }
 
 
-def restate_version_mismatch(error: RuntimeError) -> Exception:
-    """Ray's error about versions, of several lines, as one line; any other error as it is."""
+def restate_connection_error(error: Exception, address: str) -> SeganError:
+    """Ray's error on joining a cluster, which may have several lines, in one line."""
     versions = re.findall(r"^\s*(?:Ray|Python): (\S+)$", str(error), flags=re.MULTILINE)
-    if len(versions) != 4:
-        return error
-    cluster_ray, cluster_python, ray_version, python = versions
-    return UsageError(
-        f"the cluster {os.environ['RAY_ADDRESS']} runs Ray {cluster_ray} on Python "
-        f"{cluster_python}, this process Ray {ray_version} on Python {python}; both must be the "
-        "same, so install the cluster's versions here, or use `ray job submit`"
-    )
+    if len(versions) == 4:
+        cluster_ray, cluster_python, ray_version, python = versions
+        return UsageError(
+            f"RAY_ADDRESS={address}: the cluster runs Ray {cluster_ray} on Python "
+            f"{cluster_python}, this process Ray {ray_version} on Python {python}; both must be "
+            "the same, so install the cluster's versions here, or use `ray job submit`"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SeganError(f"RAY_ADDRESS={address}: {reason}; `segan doctor` checks the cluster")
 
 
 def ensure_auth_token() -> None:
@@ -141,6 +148,7 @@ def unwrap_user_error(error: BaseException) -> BaseException:
             return current
         causes = [
             *getattr(current, "worker_failures", {}).values(),
+            getattr(current, "controller_failure", None),
             getattr(current, "cause", None),
             current.__cause__,
         ]

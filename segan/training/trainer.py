@@ -126,6 +126,7 @@ class Trainer:
         self.should_continue, self.stopped = True, False
         self.model, self.collectives = SegAN(config, device), HostCollectives()
         self.nonfinite_guard = NonFiniteGuard(self.model, self.collectives, str(run))
+        self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
         self.metrics_log = MetricsLog(run, self.spec.start) if rank() == 0 else None
@@ -155,6 +156,9 @@ class Trainer:
 
     def _train(self, batches: Iterator[Batch]) -> None:
         timer, checkpoint_every = EpochTimer(), self.config.training.checkpoint_every_steps
+        if self._lacks_last_validation:
+            self._end_epoch(self.config.training.epochs - 1, None, timer)
+            self._report_progress(self.config.training.epochs - 1, timer)
         while self.samples < self.spec.stop and self.should_continue and not self.stopped:
             batch = self._next_batch(batches, timer)
             epoch = self.samples // self.rows_per_epoch
@@ -258,9 +262,14 @@ class Trainer:
     def _is_epoch_end(self, epoch: int) -> bool:
         return self.samples // self.rows_per_epoch > epoch or self.samples >= self.spec.stop
 
-    def _end_epoch(self, epoch: int, losses: Losses, timer: EpochTimer) -> bool:
-        """Logs the epoch; validates and saves it if due. Returns whether it was saved."""
-        self.state.losses = self._reduce_losses(losses)
+    def _end_epoch(self, epoch: int, losses: Losses | None, timer: EpochTimer) -> bool:
+        """Logs the epoch; validates and saves it if due. Returns whether it was saved.
+
+        Args:
+            losses: of the last step; None if it was taken before this start.
+        """
+        if losses:
+            self.state.losses = self._reduce_losses(losses)
         timer.stop()
         self.data_wait_seconds += timer.data_wait_seconds
         self.epoch_seconds += timer.seconds

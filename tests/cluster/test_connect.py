@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray._private.utils import check_version_info
 
-from ray_jobs.cluster.connect import restate_version_mismatch
+from ray_jobs.cluster.connect import restate_connection_error
 
 
 @pytest.fixture(autouse=True)
@@ -16,20 +16,21 @@ def ray_connection() -> None:
     """These tests connect to no cluster."""
 
 
-def test_another_version_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_refused_in_one_line() -> None:
     """With the error that Ray raises for a cluster of another version."""
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
     metadata = {"ray_version": "2.8.1", "python_version": "3.9.18"}
     with pytest.raises(RuntimeError) as mismatch:
         check_version_info(metadata, "node 10.0.0.7:6379")
-    message = str(restate_version_mismatch(mismatch.value))
+    message = str(restate_connection_error(mismatch.value, "10.0.0.7:6379"))
     assert message.startswith(
-        "the cluster 10.0.0.7:6379 runs Ray 2.8.1 on Python 3.9.18, this process Ray "
+        "RAY_ADDRESS=10.0.0.7:6379: the cluster runs Ray 2.8.1 on Python 3.9.18, this process Ray "
         f"{ray.__version__} on Python {platform.python_version()}; "
     )
     assert "\n" not in message
 
 
-def test_another_error_of_ray_stays_as_it_is() -> None:
+def test_another_error_is_reported_by_its_first_line() -> None:
     error = RuntimeError("Failed to start the GCS\n Ray: no")
-    assert restate_version_mismatch(error) is error
+    message = str(restate_connection_error(error, "10.0.0.7:6379"))
+    assert message.startswith("RAY_ADDRESS=10.0.0.7:6379: Failed to start the GCS; ")
+    assert "\n" not in message

@@ -100,6 +100,7 @@ BOUNDS = [  # a value just outside, and what is expected instead
     ("evaluation.batch_size", 0, "greater than or equal to 1"),
     ("cluster.workers", 0, "greater than or equal to 1"),
     ("cluster.cpus_per_worker", 0, "greater than 0"),
+    ("cluster.step_timeout_s", -1, "greater than or equal to 0"),
     ("search.trials", 0, "greater than or equal to 1"),
     ("search.grace_period", 0, "greater than or equal to 1"),
     ("search.reduction_factor", 1, "greater than 1"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -19,9 +20,17 @@ from hypothesis import strategies as st
 
 from infra.local.s3 import s3_server
 from segan import storage
-from segan.errors import SeganError, StorageError, UsageError
+from segan.errors import LeaseLostError, SeganError, StorageError, UsageError
 from segan.storage.compare_and_swap import FileVersion, conditional_file
-from segan.storage.lease import LEASE_FILE, Holder, LeaseConfig, hold_lease, read_holder
+from segan.storage.lease import (
+    LEASE_FILE,
+    Holder,
+    LeaseConfig,
+    current_fence,
+    hold_lease,
+    no_fence,
+    read_holder,
+)
 from tests.drivers import Driver
 
 ROUNDS = 20
@@ -168,11 +177,32 @@ def test_a_suspended_holder_is_replaced_and_stops_when_resumed(
     assert time.monotonic() - began > TTL_S
     first.send_signal(signal.SIGCONT)
     said = first.read_line()
-    assert said.startswith(f"SeganError {run_uri}: lease lost to process {second.process.pid} on ")
+    message = f"{run_uri}: lease lost to process {second.process.pid} on "
+    assert said.startswith(f"LeaseLostError {message}")
     assert read_lease(run_uri)["pid"] == second.process.pid
     second.send("done")
     assert second.read_line() == "released"
     assert storage.list_files(run_uri) == []
+
+
+def test_a_fence_holds_until_another_driver_has_the_lease(
+    run_uri: str, start_driver: Callable[..., Driver]
+) -> None:
+    assert current_fence(run_uri) is no_fence
+    with hold_lease(run_uri):
+        # In the form in which a worker gets it.
+        fence = pickle.loads(pickle.dumps(current_fence(f"{run_uri}/trials/first")))
+        assert fence == current_fence(run_uri)
+        fence()
+        storage.delete_file(f"{run_uri}/{LEASE_FILE}")
+        fence()  # the next heartbeat writes it again
+    fence()  # its driver has ended, and nobody has the run
+    driver = start_driver()
+    assert driver.hold(run_uri) == "held"
+    with pytest.raises(
+        LeaseLostError, match=f"^{run_uri}: lease lost to process .*{driver.process.pid} on "
+    ):
+        fence()
 
 
 # Holders on another host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,11 +50,11 @@ def train(
     settings, place = load_cli_config(config, overrides), Run(run)
     with hold_lease(place.uri):  # before any file of the run is read
         _train(settings, place, local, debug)
-    best = place.best_checkpoint()
-    if best is None:
-        raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
-    _show_best_checkpoint(best, as_json)
-    _write_report(settings, place.uri)
+        best = place.best_checkpoint()
+        if best is None:
+            raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
+        _show_best_checkpoint(best, as_json)
+        _write_report(settings, place.uri)
 
 
 def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
@@ -114,18 +115,22 @@ def tune(
         last = metrics["epoch"] >= settings.training.epochs
         echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
-    with hold_lease(place.uri):
+    with contextlib.ExitStack() as leases:
+        for member, _ in studies:
+            leases.enter_context(hold_lease(member.uri))
         join_cluster(debug)
         for member, member_config in studies:
             run_study(member_config, member, on_validation)
-    leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
-    if as_json:
-        print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
-    else:
-        for uri, rows in leaderboards.items():
-            show_study(uri, rows)
-    for uri in leaderboards:
-        _write_report(settings, uri)
+        leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
+        if as_json:
+            print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
+        else:
+            for uri, rows in leaderboards.items():
+                show_study(uri, rows)
+        for uri in leaderboards:
+            _write_report(settings, uri)
+    for member, _ in studies:
+        member.require_finished()
 
 
 @app.command("config", epilog="segan config --config demo network.width=8")
