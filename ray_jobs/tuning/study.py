@@ -26,7 +26,6 @@ from segan.errors import NonFiniteError, SeganError, UsageError
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import current_fence, hold_lease
-from segan.training.metrics_log import write_hyperparameters
 
 OnValidation = Callable[[str, dict[str, Any], bool], None]
 
@@ -174,4 +173,7 @@ def _mark_done(trial: Trial, epochs: int, seconds: float) -> None:
     hyperparameters = {
         k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()
     }
+    # Here, so that processes in which no trial ends do not import TensorBoard.
+    from segan.training.metrics_log import write_hyperparameters
+
     write_hyperparameters(trial.run, hyperparameters, {"jaccard": best})

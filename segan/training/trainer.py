@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,13 +33,15 @@ from segan.training.distributed import (
     world_size,
 )
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
-from segan.training.metrics_log import MetricsLog
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
 from segan.training.precision import to_device
 from segan.training.resume import ResumePoint
 from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import Losses, SegAN
 from segan.training.timer import EpochTimer
+
+if TYPE_CHECKING:
+    from segan.training.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Trainer:
         self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
-        self.metrics_log = MetricsLog(run, self.spec.start) if rank() == 0 else None
+        self.metrics_log = _open_metrics_log(run, self.spec.start) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
             config, run, self.spec.sampler.manifest, self.metrics_log
         )
@@ -357,3 +359,11 @@ def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torc
     count = all_reduce_sum(torch.tensor(sweep.count, device=device))
     pixels = all_reduce_sum(torch.from_numpy(sweep.pixels).to(device))
     return Sweep(sums.cpu().numpy(), int(count), pixels.cpu().numpy())
+
+
+def _open_metrics_log(run: Run, samples: int) -> MetricsLog:
+    # TensorBoard is imported by the one process that writes the log, not by every other rank,
+    # controller and trial of a cluster.
+    from segan.training.metrics_log import MetricsLog
+
+    return MetricsLog(run, samples)

@@ -129,7 +129,7 @@ def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
         pid = drivers[winner].process.pid
         pattern = (
             rf"UsageError {place}: locked by process {pid} on {socket.gethostname()} since "
-            r"20\d\d-\S+, last heartbeat \d s ago; use another name, or stop it first"
+            r"20\d\d-\S+, last heartbeat \d+ s ago; use another name, or stop it first"
         )
         assert re.fullmatch(pattern, loser), loser
         drivers[winner].send("done")
@@ -138,15 +138,14 @@ def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
 
 
 def test_a_killed_holder_is_replaced_at_once(
-    run_uri: str, start_driver: Callable[..., Driver]
+    run_uri: str, start_driver: Callable[..., Driver], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = start_driver()
     assert first.hold(run_uri) == "held"
     first.kill()
     assert read_lease(run_uri)["pid"] == first.process.pid
-    began = time.monotonic()
-    with hold_lease(run_uri):  # less than the TTL of 40 s
-        assert time.monotonic() - began < 20
+    with hold_lease(run_uri):
+        assert caplog.messages == []  # it says so when it waits for the TTL
         assert read_lease(run_uri)["pid"] == os.getpid()
 
 
@@ -214,7 +213,7 @@ def test_a_remote_holder_without_heartbeats_is_replaced_after_the_ttl(
     write_lease(run_uri, remote_holder())
     began = time.monotonic()
     with hold_lease(run_uri, SHORT_LEASE):
-        assert TTL_S < time.monotonic() - began < TTL_S + 10  # on a busy machine
+        assert time.monotonic() - began > TTL_S
         assert read_lease(run_uri)["pid"] == os.getpid()
         assert read_lease(run_uri)["host"] == socket.gethostname()
     (said,) = [record.getMessage() for record in caplog.records]
@@ -241,12 +240,10 @@ def test_a_remote_holder_with_heartbeats_keeps_the_lease(run_uri: str) -> None:
 
 def test_a_lease_released_by_a_remote_holder_is_taken_at_once(run_uri: str) -> None:
     write_lease(run_uri, remote_holder())
-    began = time.monotonic()
     timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run_uri, LEASE_FILE)))
     timer.start()
-    with hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=60)):
-        assert time.monotonic() - began < 20
-    timer.join()
+    with hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=1e6)):  # longer than a test may last
+        timer.join()
 
 
 @given(content=st.binary() | st.from_type(dict).map(lambda d: repr(d).encode()))

