@@ -179,9 +179,7 @@ class Demo:
         copy_files(self.ensemble, self.folder / "ensemble")
         report = storage.read_bytes(f"{self.study}/report.html")
         storage.write_bytes(str(self.folder / "study.html"), report)
-        copy_files(
-            f"{self.study}/trials", self.folder / "tensorboard", lambda name: "tfevents" in name
-        )
+        copy_files(f"{self.study}/trials", self.folder / "tensorboard", is_event_file)
 
     def score(self, example: Pair) -> None:
         """Scores the ensemble, and draws its mask of the example beside the first one."""
