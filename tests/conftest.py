@@ -7,6 +7,8 @@ others get the remaining modules, one by one. Each worker has its own folders, H
 With SEGAN_TEST_BUDGET=1, a test fails that takes longer than BUDGET_S without a `slow` mark.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import os
@@ -14,7 +16,7 @@ import secrets
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -23,6 +25,9 @@ from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
 from ray_jobs import LOOPBACK_ENV
 from tests.environment import temporary_environment
+
+if TYPE_CHECKING:
+    from tests.report.tiny_study import TinyStudy
 
 # Ray and torch read these at import, and test modules import them before any fixture runs.
 os.environ.update(
@@ -208,6 +213,14 @@ def ray_session(
             yield cluster
         finally:
             ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    """A study of three short runs and their ensemble; a test that changes them copies them."""
+    from tests.report.tiny_study import build_tiny_study  # imports torch
+
+    return build_tiny_study(str(tmp_path_factory.mktemp("study")))
 
 
 @pytest.fixture(scope="session")
