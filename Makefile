@@ -10,7 +10,7 @@ export TORCH
 
 # Workers that run tests side by side. For one test in a debugger: .venv/bin/pytest tests/...
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo cluster cluster-stop test test-all quick lint format docs clean
 
