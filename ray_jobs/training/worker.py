@@ -17,7 +17,7 @@ from ray_jobs.training.stream import iter_batches
 from segan import storage
 from segan.config import Config
 from segan.data.stream.batches import Batch, StreamSpec
-from segan.errors import NonFiniteError
+from segan.errors import NonFiniteError, SeganError
 from segan.runs.run import Run
 from segan.training.launch import build_trainer, record_hardware
 from segan.training.metrics import EpochMetrics
@@ -83,6 +83,10 @@ class ProgressPublisher:
         return self.stop_requested or preemption.preemption_info is not None
 
 
+class SilentDriverError(SeganError):
+    """The workers stop, since another driver may have taken their study over."""
+
+
 @dataclasses.dataclass(frozen=True)
 class WorkerResult:
     """How a worker group ended, if not by a fault that Ray Train retries.
@@ -93,7 +97,7 @@ class WorkerResult:
     """
 
     stopped: bool = False
-    error: NonFiniteError | None = None
+    error: SeganError | None = None
 
 
 def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
@@ -133,8 +137,8 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     with gauges.export_in_background():
         try:
             trainer.train(_batches(resume_point.spec))
-        except NonFiniteError as error:  # returned, because Ray Train would retry an exception
-            return WorkerResult(error=error)
+        except (NonFiniteError, SilentDriverError) as error:
+            return WorkerResult(error=error)  # Ray Train would retry an exception
     return WorkerResult(stopped=trainer.stopped)
 
 
@@ -159,4 +163,7 @@ class ValidationReporter:
         train.report({name: v for name, v in values.items() if not isinstance(v, list)})
         if self.decisions is None:
             return True
-        return bool(ray.get(self.decisions.get.remote(self.trial, metrics.epoch)))
+        decision = ray.get(self.decisions.get.remote(self.trial, metrics.epoch))
+        if decision is None:
+            raise SilentDriverError(f"trial {self.trial}: the driver of its study does not answer")
+        return bool(decision)

@@ -114,8 +114,8 @@ WRITERS = (
     "predict WORKSPACE/run WORKSPACE/archive/ISIC-2017_Test_v2_Data OUT --local",
     "export WORKSPACE/run OUT --format safetensors",
     "report WORKSPACE/run --out OUT/page.html",
-    "checkpoints pull WORKSPACE/run OUT",
-    "download isic2017 --out OUT --mirror WORKSPACE/archive",
+    "checkpoints download WORKSPACE/run OUT",
+    "download isic2017 --out OUT --mirror http://127.0.0.1:9",
 )
 
 
