@@ -40,7 +40,7 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
         else:
             found.setdefault(run.uri, best)
     # Copies of a run have the same weights and are one candidate.
-    distinct = {c.files[SEGMENTOR_FILE]["sha256"]: c for c in found.values()}.values()
+    distinct = {c.entry(SEGMENTOR_FILE)["sha256"]: c for c in found.values()}.values()
     if len(distinct) < NUM_MEMBERS:
         raise UsageError(
             f"an ensemble needs {NUM_MEMBERS} different runs with a complete checkpoint, found "

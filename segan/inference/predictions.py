@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from segan import storage
-from segan.errors import StorageError
+from segan.errors import CorruptedError, StorageError
 from segan.inference.masks import MaskWriter, image_id
 from segan.inference.predictor import Predictor
 from segan.runs.identity import require_same
@@ -55,9 +53,6 @@ class PredictionRow:
     disagreement: float | None = None
     flags: str = ""
     error: str = ""
-
-
-_ROWS = TypeAdapter(list[PredictionRow])
 
 
 class PredictionTable:
@@ -138,10 +133,10 @@ def read_predictions(out: str) -> list[PredictionRow]:
         return []
     lines = csv.DictReader(io.StringIO(storage.read_bytes(name).decode(errors="replace")))
     try:
-        return _ROWS.validate_python([{k: v for k, v in line.items() if v} for line in lines])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StorageError(f"{name}: not a table of predictions ({first['msg']})") from None
+        rows = [{str(k): v for k, v in line.items() if v} for line in lines]
+    except csv.Error as error:
+        raise CorruptedError(f"{name}: not a table of predictions ({error})") from None
+    return storage.validate_model(name, list[PredictionRow], rows, "a table of predictions")
 
 
 def _describe(predictor: Predictor) -> dict[str, Any]:

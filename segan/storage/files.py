@@ -208,14 +208,6 @@ def _atomic_write(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_json(uri: str) -> Any:
-    content = read_bytes(uri)
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{uri}: expected JSON ({error})") from None
-
-
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 

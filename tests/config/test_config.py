@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,11 @@ PAPER_VALUES = {
 
 BOUNDS = [  # a value just outside, and what is expected instead
     ("network.width", 0, "greater than or equal to 1"),
+    ("network.width", 513, "less than or equal to 512"),
     ("network.classes", 0, "greater than or equal to 1"),
+    ("network.classes", 256, "less than or equal to 255"),
+    ("network.residual_max_width", 65, "less than or equal to 64"),
+    ("augment.crop", 2049, "less than or equal to 2048"),
     ("network.global_conv_min_kernel", 2, "greater than or equal to 3"),
     ("network.residual_expansion", 0, "greater than 0"),
     ("network.residual_expansion", 4.5, "less than or equal to 4"),

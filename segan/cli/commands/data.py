@@ -16,6 +16,7 @@ from segan.cli.commands.options import (
     Overwrite,
     join_cluster,
 )
+from segan.utils.models import MAX_FRAME_SIDE
 
 app = typer.Typer()
 
@@ -56,8 +57,12 @@ def synth(
 def ingest(
     source: ArchiveArgument,
     out: OutArgument,
-    width: Annotated[int, typer.Option(min=64, help="Width of the frames, pixels.")] = 180,
-    height: Annotated[int, typer.Option(min=64, help="Height of the frames, pixels.")] = 135,
+    width: Annotated[
+        int, typer.Option(min=64, max=MAX_FRAME_SIDE, help="Width of the frames, pixels.")
+    ] = 180,
+    height: Annotated[
+        int, typer.Option(min=64, max=MAX_FRAME_SIDE, help="Height of the frames, pixels.")
+    ] = 135,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs per Parquet file.")] = 250,
     max_rejects: Annotated[
         float, typer.Option(min=0, max=1, help="Fail if more than this fraction is rejected.")
