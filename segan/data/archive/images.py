@@ -79,6 +79,12 @@ def decode_image(name: str, content: bytes) -> Image.Image:
         return _apply_orientation(_to_rgb(name, image), orientation)
 
 
+def read_image_size(name: str, content: bytes) -> tuple[int, int]:
+    """(width, height) of an image as it is stored, by its header; raises as `decode_image`."""
+    with _decode_errors(name, content):
+        return _open_image(name, content).size
+
+
 def decode_frame(
     name: str, content: bytes, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
