@@ -27,6 +27,7 @@ from segan.cli.commands import (
 )
 from segan.cli.console import preserve_stdout, show_log_messages
 from segan.errors import SeganError, UsageError
+from segan.utils.text import escape_controls
 
 EXIT_INTERRUPTED = 130  # after Ctrl-C, or a `ray job stop` that could not save a checkpoint in time
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report_error(message: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"segan: {message}", file=sys.stderr)
+    print(f"segan: {escape_controls(message)}", file=sys.stderr)
     return code
 
 

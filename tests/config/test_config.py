@@ -228,6 +228,31 @@ def test_a_file_may_be_empty(config_file: Path, text: str) -> None:
     assert load_config(config_file) == Config()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "training:\n  epochs: 5\nnetwork:\n  width: 2\ntraining:\n  epochs: 6\n",
+            "training",
+        ),
+        ("network:\n  width: 3\n  width: 4\n", "width"),
+        ("network: {width: 3, width: 3}\n", "width"),
+        ("network:\n  width: 3\n  'width': 4\n", "width"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error(config_file: Path, text: str, said: str) -> None:
+    """YAML would take the last and drop the first without a word."""
+    config_file.write_text(text)
+    message = error_message(path=config_file)
+    assert "\n" not in message
+    assert re.search(rf"the key {said} stands twice, on lines \d and \d", message)
+
+
+def test_a_file_nested_without_end_is_an_error(config_file: Path) -> None:
+    config_file.write_text("network: " + "[" * 5000)
+    assert "not YAML" in error_message(path=config_file)
+
+
 def test_a_config_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().network.width = 3  # type: ignore[misc]
