@@ -18,6 +18,7 @@ from segan import storage
 from segan.config import Config
 from segan.errors import CorruptedError
 from segan.inference.frames import mean_map, segment_frames
+from segan.inference.upload import resize_to_frame
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import is_ensemble, read_ensemble
@@ -151,8 +152,7 @@ class Predictor:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The image in RGB as a frame of the model, uint8 [H, W, 3]."""
-        frame = image.convert("RGB").resize(self.frame_size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(frame))
+        return torch.from_numpy(resize_to_frame(image, self.frame_size))
 
     def predict_proba(self, frames: Tensor) -> Tensor:
         """The members' probability maps; independent of the batch, except for rounding.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from segan.cli.commands.options import (
     join_cluster,
 )
 from segan.utils.models import MAX_FRAME_SIDE
+from segan.utils.resources import usable_cpus
 
 app = typer.Typer()
 
@@ -93,7 +93,7 @@ def ingest(
     from segan import storage
     from segan.utils import processes
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     if local and workers > 1:
         processes.preload("segan.data.records.shards")  # while this process lists the archive
     from segan.cli.console import print_json, progress_bar
