@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_jobs.cluster.folders import ray_folder
+from ray_jobs.cluster.ray_internals import RECORDED_ADDRESS
 from segan.errors import SeganError
 
 
@@ -37,7 +39,8 @@ def connect(debug: bool = False) -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         ensure_auth_token()
-    ray.init(log_to_driver=debug, logging_level=logging.INFO if debug else logging.ERROR)
+    level = logging.INFO if debug else logging.ERROR
+    ray.init(log_to_driver=debug, logging_level=level, **_local_options())
     # Ray's own handler ends the process at once; `ray job stop` has to work like Ctrl-C.
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if not debug:
@@ -47,14 +50,36 @@ def connect(debug: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _local_options() -> dict[str, str]:
+    """Options of `ray.init` for a Ray that it starts; none if there is a cluster to join.
+
+    Its folder is one that other users cannot enter; in Ray's own, /tmp/ray, they can write.
+    """
+    if os.environ.get("RAY_ADDRESS") or RECORDED_ADDRESS.load()():
+        return {}
+    return {"address": "local", "_temp_dir": ray_folder()}
+
+
 def ensure_auth_token() -> None:
     """Creates ~/.ray/auth_token for clusters that this machine starts, if no token is configured.
 
-    Only the user can read the file. Ray would create it with the permissions of the umask.
+    Only the user can read the file. Ray would create it with the permissions of the umask. Without
+    a home folder, as in some containers, the token lies beside the folder of the user's Ray.
     """
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
         return
-    path = Path.home() / ".ray" / "auth_token"
+    try:
+        _create_token(Path.home() / ".ray" / "auth_token")
+    except (OSError, RuntimeError):
+        path = Path(ray_folder()).with_name("auth_token")
+        try:
+            _create_token(path)
+        except OSError as error:
+            raise SeganError(f"{path}: {error.strerror}; set RAY_AUTH_TOKEN_PATH") from None
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _create_token(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
