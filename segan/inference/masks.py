@@ -82,10 +82,6 @@ def _is_image(name: str) -> bool:
 
 def _name_error(name: str) -> str:
     """Why no mask can be named after an image; "" if one can."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "the name is not UTF-8; rename the file"
     if "\\" in name or escape_controls(name) != name:
         return "the name contains a backslash or control characters; rename the file"
     size = len(mask_name(name).encode())
