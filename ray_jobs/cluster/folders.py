@@ -19,13 +19,18 @@ MAX_FOLDER_LENGTH = 40
 
 
 def ray_folder() -> str:
-    """The folder of this user's Ray, with the logs of its sessions: below RAY_TMPDIR or /tmp.
+    """The folder of this user's Ray, with the logs of its sessions.
+
+    It is below RAY_TMPDIR, else below TMPDIR if that is short enough, else below /tmp.
 
     Raises:
         SeganError: RAY_TMPDIR is too long, or the folder is another user's or cannot be made.
     """
-    base = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108  checked below
-    private = Path(base).absolute() / f"segan-{os.getuid()}"
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    name = f"segan-{os.getuid()}"
+    if not os.environ.get("RAY_TMPDIR") and len(f"{base}/{name}/ray") > MAX_FOLDER_LENGTH:
+        base = "/tmp"  # noqa: S108  whose owner and permissions are checked below
+    private = Path(base).absolute() / name
     folder = private / "ray"
     if len(str(folder)) > MAX_FOLDER_LENGTH:
         raise SeganError(
