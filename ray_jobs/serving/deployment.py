@@ -32,7 +32,7 @@ from segan.utils.sandbox import LimitExceededError, Sandbox
 MAX_BATCH_SIZE = 8  # images
 BATCH_WAIT_TIMEOUT_S = 0.01  # how long an image waits for others to fill a batch
 # Of decoding one image. One of 80 megapixels takes about 2 s and 1 GB, also of 16 bits or turned.
-DECODE_CPU_S, DECODE_BYTES = 15.0, 1536 * 2**20
+DECODE_CPU_S, DECODE_BYTES = 10.0, 1536 * 2**20
 BYTES_PER_PIXEL = 32  # that a request takes at its image's size; most for a contour
 MEMORY_FRACTION = 0.5  # of the free memory that the images of all requests may take
 

@@ -109,7 +109,7 @@ def _resolve(folder: str, column: str, value: str) -> str:
     if not value:
         raise UsageError(f"{column}: expected a name or a URI, found nothing")
     try:
-        if value.startswith(("/", "file://")) or storage.is_s3(value):
+        if value.startswith("/") or "://" in value:
             return storage.normalise(value)
         # ./a.jpg, as find writes it, and a//b.jpg; what leads outside still does.
         return storage.join(folder, posixpath.normpath(value))
