@@ -7,10 +7,15 @@ prediction = Predictor.load("s3://bucket/runs/first")(image)
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segan.inference.predictor import Prediction, Predictor
+
+# Torch's threads wait for each other by spinning, which beside any other process costs two to five
+# times the whole step. OpenMP reads this when torch is imported; Ray's processes inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "Predictor", "__version__"]

@@ -24,6 +24,7 @@ from segan.runs.checkpoint import (
     StoredFile,
 )
 from segan.runs.run import REPORT_FILES
+from segan.storage.lease import LEASE_FILE
 from segan.utils.models import FrozenModel
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -133,6 +134,7 @@ def check_output(uri: str, overwrite: bool, count: int) -> None:
     ours = {
         ENSEMBLE_FILE,
         CARD_FILE,
+        LEASE_FILE,  # this process's own
         *REPORT_FILES,
         *(f"{i}/{SEGMENTOR_FILE}" for i in range(1, count + 1)),
     }

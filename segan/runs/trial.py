@@ -25,7 +25,7 @@ class TrialStatus(enum.StrEnum):
     FINISHED = "finished"
     PRUNED = "pruned"  # stopped early by ASHA
     DIVERGED = "diverged"  # a loss or gradient was NaN or infinite
-    FAILED = "failed"
+    FAILED = "failed"  # its last attempt ended with an error; it is tried again
     UNFINISHED = "unfinished"  # not started, running or interrupted
 
 
@@ -44,7 +44,11 @@ class TrialResult:
 
     @property
     def has_ended(self) -> bool:
-        return self.status is not TrialStatus.UNFINISHED
+        """Whether this is a verdict on the trial's parameters.
+
+        An error of storage, a lost node or a killed process is none: the trial is tried again.
+        """
+        return self.status not in (TrialStatus.UNFINISHED, TrialStatus.FAILED)
 
 
 class _StoredResult(FrozenModel):
@@ -82,10 +86,12 @@ class Trial:
     def mark_done(self, status: TrialStatus, seconds: float, reason: str = "") -> None:
         """Writes result.json."""
         result = TrialResult(status, reason, round(seconds, 1))
+        self.run.fence()
         storage.write_json(storage.join(self.run.uri, RESULT_FILE), asdict(result))
 
     def clear_result(self) -> None:
         """Deletes result.json, so that the trial is unfinished again."""
+        self.run.fence()
         storage.delete_file(storage.join(self.run.uri, RESULT_FILE))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from segan.cli.commands.options import (
     FOLDER,
-    ConfigFile,
+    ConfigSource,
     Debug,
     Json,
     Local,
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="segan train ./runs/first --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command(epilog="segan train ./runs/first --config demo network.width=8")
 def train(
     run: Annotated[str, typer.Argument(metavar="RUN", help=f"{FOLDER} for the run.")],
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -49,11 +50,11 @@ def train(
     settings, place = load_cli_config(config, overrides), Run(run)
     with hold_lease(place.uri):  # before any file of the run is read
         _train(settings, place, local, debug)
-    best = place.best_checkpoint()
-    if best is None:
-        raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
-    _show_best_checkpoint(best, as_json)
-    _write_report(settings, place.uri)
+        best = place.best_checkpoint()
+        if best is None:
+            raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
+        _show_best_checkpoint(best, as_json)
+        _write_report(settings, place.uri)
 
 
 def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
@@ -79,11 +80,11 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
             train_on_ray(settings, place, display, stop_request=stop_request)
 
 
-@app.command(epilog="segan tune s3://bucket/studies/first --config ray_jobs/configs/demo.yaml")
+@app.command(epilog="segan tune s3://bucket/studies/first --config demo")
 def tune(
     study: StudyArgument,
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     compare_full: Annotated[
         bool,
         typer.Option(
@@ -114,24 +115,28 @@ def tune(
         last = metrics["epoch"] >= settings.training.epochs
         echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
-    with hold_lease(place.uri):
+    with contextlib.ExitStack() as leases:
+        for member, _ in studies:
+            leases.enter_context(hold_lease(member.uri))
         join_cluster(debug)
         for member, member_config in studies:
             run_study(member_config, member, on_validation)
-    leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
-    if as_json:
-        print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
-    else:
-        for uri, rows in leaderboards.items():
-            show_study(uri, rows)
-    for uri in leaderboards:
-        _write_report(settings, uri)
+        leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
+        if as_json:
+            print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
+        else:
+            for uri, rows in leaderboards.items():
+                show_study(uri, rows)
+        for uri in leaderboards:
+            _write_report(settings, uri)
+    for member, _ in studies:
+        member.require_finished()
 
 
-@app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command("config", epilog="segan config --config demo network.width=8")
 def show_config(
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
