@@ -18,7 +18,7 @@ def ray_storage(uri: str) -> dict[str, Any]:
     another name. The file system contains no credentials: each process finds them by itself.
     """
     if not storage.is_s3(uri):
-        return {"storage_path": uri, "storage_filesystem": fs.LocalFileSystem()}
+        return {"storage_path": uri}  # a path, which Ray does not parse
     options = {"region": s3.region()}
     if endpoint := s3.endpoint():
         address = urlsplit(endpoint)

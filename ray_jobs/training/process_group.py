@@ -56,7 +56,9 @@ class _FileBackend(_torch_config._TorchBackend):  # type: ignore[misc]  # Ray is
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_shutdown(worker_group, backend_config)
         if file := getattr(self, "_file", ""):
-            worker_group.execute_single(0, _remove_folder, str(Path(file).parent))
+            folder = str(Path(file).parent)
+            # Not longer: the worker may be lost or frozen, and then the folder stays.
+            ray.wait([worker_group.execute_single_async(0, _remove_folder, folder)], timeout=5)
 
 
 @dataclass

@@ -28,8 +28,5 @@ def test_a_prefix_in_a_bucket_is_taken_as_it_is(bucket: str, prefix: str) -> Non
     assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(ray_storage(uri))
 
 
-def test_a_local_folder_is_taken_as_it_is(tmp_path: object) -> None:
-    uri = f"{tmp_path}/a%20b [c]"
-    options = ray_storage(uri)
-    options["storage_filesystem"].create_dir(options["storage_path"])
-    assert os.path.isdir(uri)
+def test_a_local_folder_is_a_path() -> None:
+    assert ray_storage("/runs/a%20b [c]") == {"storage_path": "/runs/a%20b [c]"}

@@ -202,10 +202,12 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export a model to one file and verify that it reproduces the model's outputs."""
+    from segan import storage
     from segan.cli.console import echo, print_json, spinner
     from segan.inference.export import export as export_model
     from segan.inference.predictor import Predictor
 
+    storage.normalise(out)  # fail before a long work
     predictor = Predictor.load(model, threshold, tta=tta)
     with spinner(f"exporting and verifying {predictor.name}"):
         description = export_model(predictor, out, export_format.value, tolerance)
