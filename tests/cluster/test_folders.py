@@ -59,7 +59,7 @@ def test_a_folder_of_another_user_is_refused(short: Path) -> None:
 
 def test_a_ray_tmpdir_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 90)
-    with pytest.raises(SeganError, match=r"^RAY_TMPDIR=/tmp/x+: expected at most \\d+ characters"):
+    with pytest.raises(SeganError, match=r"^RAY_TMPDIR=/tmp/x+: expected at most \d+ characters"):
         ray_folder()
 
 
