@@ -13,8 +13,10 @@ from ray.train.torch import TorchTrainer
 from ray_jobs.cluster.capacity import max_concurrent_runs
 from ray_jobs.cluster.connect import preserve_sigint_handler, unwrap_user_error
 from ray_jobs.cluster.queue import Claim, wait_for_turn
+from ray_jobs.cluster.ray_storage import ray_storage
 from ray_jobs.training.coordinator import monitor_run, queued_coordinator
 from ray_jobs.training.elastic import NodeLossCallback, elastic_shortfall
+from ray_jobs.training.process_group import FileRendezvousConfig
 from ray_jobs.training.stream import StreamDataConfig
 from ray_jobs.training.worker import ResumingDataset, WorkerResult, train_loop_per_worker
 from segan import storage
@@ -134,10 +136,11 @@ def _fit(
         datasets={"train": dataset},
         dataset_config=StreamDataConfig(),
         scaling_config=scaling_config(config),
+        torch_config=FileRendezvousConfig(),
         run_config=RunConfig(
             # A new name each time: a run resumes from its own checkpoints, not from Ray's state.
             name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"),
-            storage_path=storage.join(run.uri, "ray"),
+            **ray_storage(storage.join(run.uri, "ray")),
             callbacks=[*callbacks],
             failure_config=FailureConfig(
                 max_failures=max_failures, controller_failure_limit=max_failures

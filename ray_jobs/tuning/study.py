@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs, num_worker_nodes
 from ray_jobs.cluster.queue import wait_for_turn
 from ray_jobs.cluster.ray_internals import TUNE_PROPAGATED_VARIABLES
+from ray_jobs.cluster.ray_storage import ray_storage
 from ray_jobs.training.driver import train
 from ray_jobs.tuning.optuna import StudyOptunaSearch
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decision_publisher
@@ -113,7 +114,7 @@ def _run_tuner(
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%dT%H%M%S"),
-            storage_path=storage.join(study.uri, "tune"),
+            **ray_storage(storage.join(study.uri, "tune")),
             verbose=0,
             # A trial whose process or node is lost, or whose storage fails, is started again.
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from segan.config.base import FrozenConfig
 from segan.config.search import AblationConfig, SearchConfig
 from segan.config.validation import set_values, validate
+from segan.utils.models import MAX_FRAME_SIDE
 
 
 class DataConfig(FrozenConfig):
@@ -26,8 +27,10 @@ class DataConfig(FrozenConfig):
 
 
 class NetworkConfig(FrozenConfig):
-    width: int = Field(64, ge=1, description="Channels w of the first block (F).")
-    classes: int = Field(1, ge=1, description="Label maps that S predicts, one per class (P).")
+    width: int = Field(64, ge=1, le=512, description="Channels w of the first block (F).")
+    classes: int = Field(
+        1, ge=1, le=255, description="Label maps that S predicts, one per class (P)."
+    )
     global_conv_min_kernel: int = Field(
         7, ge=3, description="Smallest kernel that is a global convolution (C; F has 9)."
     )
@@ -38,7 +41,10 @@ class NetworkConfig(FrozenConfig):
         description="Channels inside a residual block, as a multiple of its input's (C).",
     )
     residual_max_width: int = Field(
-        16, ge=1, description="Maximum channels inside a residual block, in multiples of w (O)."
+        16,
+        ge=1,
+        le=64,
+        description="Maximum channels inside a residual block, in multiples of w (O).",
     )
     residual_activation: Literal["after", "before"] = Field(
         "after", description="Activation `after` (O) or `before` (C) a residual block's sum."
@@ -167,7 +173,9 @@ class OptimizerConfig(FrozenConfig):
 
 
 class AugmentConfig(FrozenConfig):
-    crop: int = Field(128, ge=64, description="Side of the random square crop, in pixels (P).")
+    crop: int = Field(
+        128, ge=64, le=MAX_FRAME_SIDE, description="Side of the random square crop, in pixels (P)."
+    )
     resize_probability: float = Field(
         0.0,
         ge=0,

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import field_validator
 
 from segan import storage
 from segan.config import Config
-from segan.errors import SeganError, StorageError
+from segan.errors import SeganError
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import no_fence
+from segan.utils.models import FrozenModel
 
 STUDY_FILE = "study.json"
 
@@ -51,6 +53,26 @@ class TrialRow:
     seconds: float
     status: TrialStatus
     reason: str
+
+
+class _Entry(FrozenModel):
+    name: str
+    parameters: dict[str, Any]
+
+
+class _Content(FrozenModel):
+    """The content of study.json."""
+
+    identity: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+    trials: list[_Entry]
+
+    @field_validator("identity")
+    @classmethod
+    def _check_command(cls, identity: dict[str, Any]) -> dict[str, Any]:
+        if identity.get("command") not in get_args(StudyCommand):
+            raise ValueError(f"command: expected one of {', '.join(get_args(StudyCommand))}")
+        return identity
 
 
 class Study:
@@ -184,12 +206,8 @@ class Study:
 
     def _read(self) -> dict[str, Any]:
         name = storage.join(self.uri, STUDY_FILE)
-        study = storage.read_json(name)
-        if not (isinstance(study, dict) and {"identity", "config", "trials"} <= study.keys()):
-            raise StorageError(
-                f"{name}: not a study, or one of an older version of segan; use another URI"
-            )
-        return study
+        expected = "a study, or one of an older version of segan; use another URI"
+        return storage.read_model(name, _Content, expected).model_dump()
 
     def _make_trials(self, entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -10,6 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from segan import storage
 from segan.runs.run import Run
+from segan.training.event_writer import EventWriter
 from segan.training.metrics import EpochMetrics, StepMetrics
 
 
@@ -27,8 +29,7 @@ class MetricsLog:
         """
         self.run = run
         self.lines = [line for line in run.metrics() if line["samples"] <= samples]
-        self._folder = tempfile.TemporaryDirectory(prefix="segan-tensorboard-")
-        self._writer = SummaryWriter(self._folder.name, purge_step=samples + 1)
+        self._writer = EventWriter(purge_step=samples + 1)
 
     def write(self, metrics: StepMetrics | EpochMetrics, samples: int) -> None:
         """Adds a line; its numbers become TensorBoard scalars at the step `samples`."""
@@ -42,12 +43,11 @@ class MetricsLog:
         """Writes both to storage."""
         self.run.write_metrics(self.lines)
         self._writer.flush()
-        _upload(Path(self._folder.name), self.run)
+        _upload(self._writer.files(), self.run)
 
     def close(self) -> None:
         """Ends TensorBoard's thread and drops what was not flushed."""
         self._writer.close()
-        self._folder.cleanup()
 
 
 def write_hyperparameters(
@@ -62,9 +62,9 @@ def write_hyperparameters(
             writer.add_scalar(name, score)
         writer.close()
         run.fence()
-        _upload(Path(folder), run)
+        _upload(Path(folder).iterdir(), run)
 
 
-def _upload(folder: Path, run: Run) -> None:
-    for file in folder.iterdir():
+def _upload(files: Iterable[Path], run: Run) -> None:
+    for file in files:
         storage.write_bytes(storage.join(run.uri, "tensorboard", file.name), file.read_bytes())

@@ -60,7 +60,11 @@ PAPER_VALUES = {
 
 BOUNDS = [  # a value just outside, and what is expected instead
     ("network.width", 0, "greater than or equal to 1"),
+    ("network.width", 513, "less than or equal to 512"),
     ("network.classes", 0, "greater than or equal to 1"),
+    ("network.classes", 256, "less than or equal to 255"),
+    ("network.residual_max_width", 65, "less than or equal to 64"),
+    ("augment.crop", 2049, "less than or equal to 2048"),
     ("network.global_conv_min_kernel", 2, "greater than or equal to 3"),
     ("network.residual_expansion", 0, "greater than 0"),
     ("network.residual_expansion", 4.5, "less than or equal to 4"),
@@ -253,6 +257,31 @@ def test_the_papers_file_keeps_the_papers_values() -> None:
 def test_a_file_may_be_empty(config_file: Path, text: str) -> None:
     config_file.write_text(text)
     assert load_config(config_file) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "training:\n  epochs: 5\nnetwork:\n  width: 2\ntraining:\n  epochs: 6\n",
+            "training",
+        ),
+        ("network:\n  width: 3\n  width: 4\n", "width"),
+        ("network: {width: 3, width: 3}\n", "width"),
+        ("network:\n  width: 3\n  'width': 4\n", "width"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error(config_file: Path, text: str, said: str) -> None:
+    """YAML would take the last and drop the first without a word."""
+    config_file.write_text(text)
+    message = error_message(path=config_file)
+    assert "\n" not in message
+    assert re.search(rf"the key {said} stands twice, on lines \d and \d", message)
+
+
+def test_a_file_nested_without_end_is_an_error(config_file: Path) -> None:
+    config_file.write_text("network: " + "[" * 5000)
+    assert "not YAML" in error_message(path=config_file)
 
 
 def test_a_config_does_not_change() -> None:

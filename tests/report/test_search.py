@@ -56,7 +56,8 @@ def test_rung_by_hand() -> None:
 def test_best_so_far(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     lines = [{"epoch": 1, "jaccard": 0.3}, {"epoch": 2}, {"epoch": 3, "jaccard": 0.2}]
-    run.write_metrics([*lines, {"epoch": 4, "jaccard": 0.5}])
+    lines.append({"epoch": 4, "jaccard": 0.5})
+    run.write_metrics([{"kind": "epoch", "samples": 10, **line} for line in lines])
     assert best_so_far(Trial("t", {}, run)) == ((1, 0.3), (3, 0.3), (4, 0.5))
 
 

@@ -23,7 +23,9 @@ def make_trial(folder: Path, *jaccards: float) -> Trial:
     """A trial with these validations."""
     run = folder / f"trial_{len(list(folder.iterdir()))}"
     run.mkdir()
-    lines = [{"kind": "epoch", "epoch": n, "jaccard": j} for n, j in enumerate(jaccards, 1)]
+    lines = [
+        {"kind": "epoch", "epoch": n, "samples": n, "jaccard": j} for n, j in enumerate(jaccards, 1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Trial(run.name, {}, Run(str(run)))
 
