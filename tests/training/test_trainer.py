@@ -39,6 +39,9 @@ from tests.training.helpers import (
     scalar_steps,
 )
 
+STEP_STAGES = {"data_wait", "host_to_device", "augmentation", "critic", "segmentor"}
+STAGES = STEP_STAGES | {"all_reduce", "validation"}
+SAVE_STAGES = {"snapshot", "upload"}  # of the previous epoch's checkpoint
 DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # it does not depend on the critic
 
 
@@ -119,7 +122,11 @@ def test_run_json_has_what_reproduces_the_run(
     finished_run: Run, config: Config, records: str
 ) -> None:
     found = finished_run.description()
-    assert parse_config(found["config"]) == config
+    precision = found["config"]["performance"]["precision"]
+    assert precision in ("float32", "bfloat16")  # not auto
+    assert parse_config(found["config"]) == config.with_overrides(
+        {"performance.precision": precision}
+    )
     assert found["identity"]["fingerprint"] == read_manifest(records).fingerprint
     assert {"torch", "ray", "segan"} <= set(found["packages"])
     assert found["python"].startswith("3.")
@@ -159,12 +166,15 @@ def test_epochs_have_scores_and_times(finished_run: Run) -> None:
         assert 0 <= line["saturated_fraction"] <= 1
         assert 0 <= line["wrong_saturated_fraction"] <= 1
         assert set(TIMING_KEYS) <= set(line)
+        assert set(line["stage_seconds"]) == STAGES | (SAVE_STAGES if line["epoch"] > 1 else set())
+        assert sum(line["stage_seconds"][stage] for stage in STEP_STAGES) <= line["seconds"]
         assert 0 <= line["data_wait_fraction"] <= 1
         assert 0 <= line["run_data_wait_fraction"] <= 1
 
 
 def test_tensorboard_has_the_same_points(finished_run: Run) -> None:
     assert scalar_steps(finished_run, "epoch/jaccard") == [24, 44, 64]
+    assert scalar_steps(finished_run, "epoch/stage_seconds/critic") == [24, 44, 64]
     assert scalar_steps(finished_run, "step/critic_loss") == [
         BATCH_SIZE * n for n in range(1, STEPS + 1)
     ]
