@@ -58,7 +58,7 @@ class Claim:
     @classmethod
     def of_run(cls, name: str, config: ClusterConfig) -> Claim:
         """The claim of a run of this job with its full number of workers."""
-        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.gpus_per_worker))
+        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.reserved_gpus))
         return cls(name, cpus, gpus, ray.get_runtime_context().get_job_id())
 
 
@@ -178,7 +178,7 @@ def _shortfall(config: ClusterConfig, claims: Sequence[Claim]) -> str:
     workers, total = config.required_workers, total_resources()
     required = {
         "CPU": workers * config.cpus_per_worker + CPUS_FOR_DATA,
-        "GPU": workers * config.gpus_per_worker,
+        "GPU": workers * config.reserved_gpus,
     }
     reserved = {"CPU": sum(c.cpus for c in claims), "GPU": sum(c.gpus for c in claims)}
     for kind, amount in required.items():

@@ -96,7 +96,7 @@ class SegAN:
             image: [B, 3, H, W] in [0, 1].
             truth: [B, classes, H, W], 0 or 1.
         """
-        self.precision.mark_step_begin()
+        self.precision.begin_step()
         with self.stage_timer.stage(Stage.SEGMENTOR):
             predicted = self.precision(self.ddp_segmentor, image)
         masked_truth = mask_image(image, truth)

@@ -77,6 +77,9 @@ def test_a_run_writes_its_description_metrics_and_checkpoints(
     assert {c.name for c in run.checkpoints()} == {latest.name, "epoch_00003", best.name}
     assert run.description()["hardware"].startswith("2 workers, 2 on a node of ")
     assert latest.info.fingerprint == run.description()["identity"]["fingerprint"]
+    device = run.description()["device"]
+    if device["type"] == "cpu":
+        assert (device["precision"], device["compile_mode"]) == ("float32", "none")
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 
