@@ -43,6 +43,7 @@ def train(
     trial_context: dict[str, Any] | None = None,
     callbacks: Sequence[UserCallback] = (),
     stop_request: StopRequest | None = None,
+    num_profiled_steps: int = 0,
 ) -> None:
     """Trains a run on the connected cluster, from its latest checkpoint if it has one.
 
@@ -55,6 +56,7 @@ def train(
             `ray_jobs.training.worker.train_loop_per_worker`, and the `fingerprint` of its records.
         callbacks: additional callbacks for Ray Train.
         stop_request: stops the workers after a checkpoint; they are aborted if that takes too long.
+        num_profiled_steps: see `segan.training.profile`.
 
     Raises:
         UsageError: the configuration fits neither the records nor the cluster, or another
@@ -63,12 +65,13 @@ def train(
         StoppedError: the run stopped as requested.
     """
     stop_request = stop_request or StopRequest()
+    context = {"num_profiled_steps": num_profiled_steps, **(trial_context or {})}
     if trial_context:  # the lease is that of the study
-        _train(config, run, on_progress, stop_request, trial_context, callbacks)
+        _train(config, run, on_progress, stop_request, context, callbacks)
         return
     with hold_lease(run.uri):
         run = Run(run.uri, current_fence(run.uri))
-        _train(config, run, on_progress, stop_request, None, callbacks)
+        _train(config, run, on_progress, stop_request, context, callbacks)
 
 
 def _train(
@@ -76,7 +79,7 @@ def _train(
     run: Run,
     on_progress: Callable[[TrainingProgress], None],
     stop_request: StopRequest,
-    trial_context: dict[str, Any] | None,
+    context: dict[str, Any],
     callbacks: Sequence[UserCallback],
 ) -> None:
     cluster = resolve_cluster_device(config.cluster)
@@ -87,11 +90,10 @@ def _train(
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    fingerprint = (trial_context or {}).get("fingerprint")
-    resume_point = resolve_resume(config, run, fingerprint=fingerprint)
+    resume_point = resolve_resume(config, run, fingerprint=context.get("fingerprint"))
     config = resolve_performance(config, cluster.device, run.recorded_identity())
     run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
-    if not trial_context:
+    if "trial" not in context:
         announce_device(cluster, config.performance, cluster_has_gpu())
 
     def on_update(progress: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ def _train(
     step_timeout_s = cluster.step_timeout_s
     with queued_coordinator(Claim.of_run(run.uri, cluster)) as (coordinator, number):
         # A study waits before its first trial, and gives up on none.
-        timeout_s = 0.0 if trial_context else cluster.resource_timeout_s
+        timeout_s = 0.0 if "trial" in context else cluster.resource_timeout_s
         wait_for_turn(cluster, run.uri, number, stop_request, timeout_s)
         while not resume_point.is_finished:
             dataset = ResumingDataset(config, run, coordinator, resume_point)
@@ -110,7 +112,7 @@ def _train(
                 monitor_run(coordinator, on_update, stop_request, step_timeout_s),
                 preserve_sigint_handler(),
             ):
-                result = _fit(config, cluster, run, dataset, trial_context, callbacks)
+                result = _fit(config, cluster, run, dataset, context, callbacks)
             if result.error:
                 raise result.error
             if not result.stopped:
@@ -125,7 +127,7 @@ def _fit(
     cluster: ClusterConfig,
     run: Run,
     dataset: ResumingDataset,
-    trial_context: dict[str, Any] | None,
+    context: dict[str, Any],
     callbacks: Sequence[UserCallback],
 ) -> WorkerResult:
     """Runs Ray Train's trainer once, with `cluster.max_failures` restarts of the worker group.
@@ -144,7 +146,7 @@ def _fit(
             "run": run.uri,
             "fence": run.fence,
             "coordinator": dataset.coordinator,
-            **(trial_context or {}),
+            **context,
         },
         datasets={"train": dataset},
         dataset_config=StreamDataConfig(),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
 
 

@@ -42,6 +42,7 @@ def build_trainer(
     callbacks: Callbacks,
     device: torch.device = CPU,
     runs_per_node: int = 1,
+    num_profiled_steps: int = 0,
 ) -> Trainer:
     """Builds the trainer of this rank, with the state of the resume point's checkpoint.
 
@@ -50,6 +51,7 @@ def build_trainer(
     Args:
         device: of the networks.
         runs_per_node: trainings that share the node's cores.
+        num_profiled_steps: see `segan.training.profile`.
     """
     torch.set_num_threads(_num_threads(config, runs_per_node))
     keep_freed_memory()
@@ -57,7 +59,7 @@ def build_trainer(
     validation = read_samples(
         spec.records, spec.sampler.manifest, config.data.validation, rank(), world_size()
     )
-    return Trainer(config, run, resume_point, validation, device, callbacks)
+    return Trainer(config, run, resume_point, validation, device, callbacks, num_profiled_steps)
 
 
 def stopped_error(run: Run) -> StoppedError:
@@ -80,11 +82,13 @@ def train_local(
     run: Run,
     callbacks: Callbacks | None = None,
     fingerprint: str | None = None,
+    num_profiled_steps: int = 0,
 ) -> None:
     """Trains a run to its end in this process, where a debugger can stop it.
 
     Args:
         fingerprint: of the records of a new run; None for the newest.
+        num_profiled_steps: see `segan.training.profile`.
 
     Raises:
         UsageError: more than one worker is configured, or another process trains this run.
@@ -93,10 +97,16 @@ def train_local(
     """
     with hold_lease(run.uri):
         run = Run(run.uri, current_fence(run.uri))
-        _train_local(config, run, callbacks or Callbacks(), fingerprint)
+        _train_local(config, run, callbacks or Callbacks(), fingerprint, num_profiled_steps)
 
 
-def _train_local(config: Config, run: Run, callbacks: Callbacks, fingerprint: str | None) -> None:
+def _train_local(
+    config: Config,
+    run: Run,
+    callbacks: Callbacks,
+    fingerprint: str | None,
+    num_profiled_steps: int,
+) -> None:
     if config.cluster.workers != 1:
         raise UsageError(
             f"cluster.workers {config.cluster.workers}: --local trains with 1 worker, in this "
@@ -113,7 +123,9 @@ def _train_local(config: Config, run: Run, callbacks: Callbacks, fingerprint: st
     device = torch_device(cluster.device)
     with single_process_group():
         record_hardware(config, run, device)
-        trainer = build_trainer(config, run, resume_point, callbacks, device)
+        trainer = build_trainer(
+            config, run, resume_point, callbacks, device, num_profiled_steps=num_profiled_steps
+        )
         trainer.train(local_batches(spec))
     if trainer.stopped:
         raise stopped_error(run)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
+from torch.profiler import record_function
 
 
 class Stage(StrEnum):
@@ -51,16 +52,18 @@ class StageTimer:
 
     @contextlib.contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Adds the duration of the block to a stage."""
+        """Adds the duration of the block to a stage; a profiler's trace shows the block."""
         if self._uses_events and stage in _QUEUED_STAGES:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            yield
+            with record_function(stage.value):
+                yield
             end.record()
             self._events.append((stage, start, end))
         else:
             started_at = time.perf_counter()
-            yield
+            with record_function(stage.value):
+                yield
             self.add(stage, time.perf_counter() - started_at)
 
     def add(self, stage: Stage, seconds: float) -> None:

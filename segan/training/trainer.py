@@ -36,6 +36,7 @@ from segan.training.loss_sums import LossSums, Span
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
 from segan.training.precision import to_device
+from segan.training.profile import profile_steps
 from segan.training.resume import ResumePoint
 from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import SegAN
@@ -113,15 +114,17 @@ class Trainer:
         validation: Samples,
         device: torch.device,
         callbacks: Callbacks | None = None,
+        num_profiled_steps: int = 0,
     ):
         """
         Args:
             validation: this rank's share of the validation frames.
             device: of the networks.
+            num_profiled_steps: see `segan.training.profile`.
         """
         self.config, self.spec = config, resume_point.spec
         self.validation, self.device = validation, device
-        self.callbacks = callbacks or Callbacks()
+        self.callbacks, self.num_profiled_steps = callbacks or Callbacks(), num_profiled_steps
         self.rows_per_epoch = self.spec.sampler.num_rows
         self.samples, self.state = self.spec.start, LoopState()
         self.k = self.learning_rate = self.critic_learning_rate = 0.0
@@ -159,12 +162,15 @@ class Trainer:
             NonFiniteError: a loss or gradient is not finite; on every rank.
         """
         try:
-            self._train(iter(batches))
+            with profile_steps(
+                self.num_profiled_steps, self.checkpointer.run, lambda: self.state.step
+            ) as on_step_done:
+                self._train(iter(batches), on_step_done)
         finally:
             if self.metrics_log:
                 self.metrics_log.close()
 
-    def _train(self, batches: Iterator[Batch]) -> None:
+    def _train(self, batches: Iterator[Batch], on_step_done: Callable[[], None]) -> None:
         timer, checkpoint_every = EpochTimer(), self.config.training.checkpoint_every_steps
         if self._lacks_last_validation:
             self._end_epoch(self.config.training.epochs - 1, timer)
@@ -188,6 +194,7 @@ class Trainer:
             is_due = checkpoint_every > 0 and self.state.step % checkpoint_every == 0
             if not saved and (stop_requested or is_due):
                 self._save_mid_epoch(epoch, timer)
+            on_step_done()
             self.stopped = stop_requested and self.should_continue and self.samples < self.spec.stop
         self.collectives.wait()
 

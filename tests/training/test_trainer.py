@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -239,6 +241,23 @@ def test_the_same_seed_gives_the_same_weights(
     train_local(config, again)
     assert same_weights(finished_run, again)
     assert metric_lines(finished_run) == metric_lines(again)
+
+
+def test_a_profiled_run_has_a_trace_and_the_same_weights(
+    finished_run: Run, config: Config, tmp_path: Path
+) -> None:
+    """Steps 5 and 6 are traced, and the validation at the end of step 6."""
+    profiled = Run(str(tmp_path / "profiled"))
+    train_local(config, profiled, num_profiled_steps=2)
+    assert same_weights(finished_run, profiled)
+    assert metric_lines(finished_run) == metric_lines(profiled)
+    (trace,) = storage.list_files(f"{profiled.uri}/profile")
+    assert trace.name == "step_0000006.json.gz"
+    content = storage.read_bytes(f"{profiled.uri}/profile/{trace.name}")
+    events = json.loads(gzip.decompress(content))["traceEvents"]
+    stages = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    counts = {name: stages.count(name) for name in ("critic", "segmentor", "validation")}
+    assert counts == {"critic": 2, "segmentor": 4, "validation": 1}
 
 
 def test_another_seed_gives_other_weights(finished_run: Run, records: str, tmp_path: Path) -> None:
