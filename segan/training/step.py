@@ -208,14 +208,15 @@ def _poison_if_nonfinite(loss: Tensor) -> Tensor:
 
 
 def _wrap_ddp(network: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
-    # Buffers are not broadcast: C has none, and S's batch-norm statistics are averaged before
-    # they are used. A broadcast between two forwards of one backward is an in-place error.
     ddp = DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
+    # Buffers are not broadcast: C has none, and S's batch-norm statistics are averaged before
+    # they are used. A broadcast between two forwards of one backward is an in-place error.
+    # As an attribute, since the argument's name depends on torch's version.
+    ddp.broadcast_buffers = False
     if device.type == "cpu":  # on a GPU, a measured step is waited for
         ddp._set_ddp_runtime_logging_sample_rate(1)
     return ddp
