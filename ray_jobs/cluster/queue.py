@@ -58,7 +58,7 @@ class Claim:
     @classmethod
     def of_run(cls, name: str, config: ClusterConfig) -> Claim:
         """The claim of a run of this job with its full number of workers."""
-        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.gpus_per_worker))
+        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.reserved_gpus))
         return cls(name, cpus, gpus, ray.get_runtime_context().get_job_id())
 
 
@@ -200,7 +200,7 @@ def _required_resources(config: ClusterConfig) -> dict[str, float]:
     workers = config.required_workers
     return {
         "CPU": workers * config.cpus_per_worker + CPUS_FOR_DATA,
-        "GPU": workers * config.gpus_per_worker,
+        "GPU": workers * config.reserved_gpus,
     }
 
 

@@ -26,9 +26,10 @@ LOOPBACK_INTERFACE = "lo"
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 _torch_config = TORCH_CONFIG.load()
+_TorchBackend: Any = _torch_config._TorchBackend
 
 
-class _FileBackend(_torch_config._TorchBackend):  # type: ignore[misc]  # Ray is untyped here
+class _FileBackend(_TorchBackend):
     """Ray's own backend, but with a file for the rendezvous of workers on one node."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

@@ -19,6 +19,7 @@ from segan.config import Config
 from segan.data.stream.batches import Batch, StreamSpec
 from segan.errors import NonFiniteError, SeganError
 from segan.runs.run import Run
+from segan.training.device import torch_device
 from segan.training.launch import build_trainer, record_hardware
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
@@ -104,10 +105,10 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     """Ray Train's function of each worker.
 
     Args:
-        train_loop_config: `config`, `run` (its URI), `fence` (of the driver's lease) and
-            `coordinator` (the actor's handle). In a study also `trial` (its name), `decisions` (the
-            handle of the StopDecisions actor) and `runs_per_node` (the number of trials that share
-            a node).
+        train_loop_config: `config`, `device` (`cuda` or `cpu`), `run` (its URI), `fence` (of the
+            driver's lease), `coordinator` (the actor's handle) and `num_profiled_steps`. In a study
+            also `trial` (its name), `decisions` (the handle of the StopDecisions actor) and
+            `runs_per_node` (the number of trials that share a node).
     """
     storage.retry_access_checks()
     config: Config = train_loop_config["config"]
@@ -131,9 +132,11 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
         ),
         should_stop=publisher.should_stop,
     )
-    record_hardware(run)
+    device = torch_device(train_loop_config["device"])
+    record_hardware(config, run, device)
     runs_per_node = train_loop_config.get("runs_per_node", 1)
-    trainer = build_trainer(config, run, resume_point, callbacks, runs_per_node)
+    profiled = train_loop_config["num_profiled_steps"]
+    trainer = build_trainer(config, run, resume_point, callbacks, device, runs_per_node, profiled)
     with gauges.export_in_background():
         try:
             trainer.train(_batches(resume_point.spec))

@@ -206,8 +206,10 @@ def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
         raise CorruptedError(f"{where}: not a safetensors file ({error})") from None
     with torch.device("meta"):  # allocates nothing, whatever sizes the configuration names
         expected = Segmentor(config).state_dict()
-    if error := _find_difference(weights, expected):
-        raise CorruptedError(f"{where}: not the weights of the checkpoint's configuration: {error}")
+    if difference := _find_difference(weights, expected):
+        raise CorruptedError(
+            f"{where}: not the weights of the checkpoint's configuration: {difference}"
+        )
     segmentor = Segmentor(config)
     segmentor.load_state_dict(weights)
     return segmentor.eval()

@@ -146,7 +146,10 @@ def describe_run(run: Run) -> dict[str, Any]:
         "non_default": non_default_values(config),
         "config": config,
         "fingerprint": description["identity"].get("fingerprint"),
-        **{key: description.get(key) for key in ("git_commit", "python", "packages", "hardware")},
+        **{
+            key: description.get(key)
+            for key in ("git_commit", "python", "packages", "hardware", "device")
+        },
         "epochs": epoch_rows(run),
         "checkpoints": [entry.to_dict() for entry in list_checkpoints(run.uri, files)],
     }

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 MAX_METRICS_BYTES = 2**28  # 10,000 epochs of the paper's size have 71 MB
+PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
 
 
@@ -85,7 +86,7 @@ class Run:
         """
         name = storage.join(self.uri, RUN_FILE)
         identity = _identity(config) | {"fingerprint": fingerprint}
-        if (recorded := self._recorded_identity()) is not None:
+        if recorded := self.recorded_identity():
             # A key that the run was started without has its default value.
             found = _identity(type(config)()) | recorded
             advice = "resume with the same values, or use another URI"
@@ -100,7 +101,8 @@ class Run:
                 "git_commit": git_commit(),
                 "packages": package_versions(),
                 "python": platform.python_version(),
-                "hardware": None,  # recorded by the workers
+                "hardware": None,  # this and the next are recorded by the workers
+                "device": None,
             },
         )
 
@@ -109,22 +111,25 @@ class Run:
 
         None before the first start; raises StorageError where run.json is not readable.
         """
-        return (self._recorded_identity() or {}).get("fingerprint")
+        return self.recorded_identity().get("fingerprint")
 
-    def _recorded_identity(self) -> dict[str, Any] | None:
+    def recorded_identity(self) -> dict[str, Any]:
+        """The values that the run was started with; empty before the first start.
+
+        Raises StorageError where run.json is not readable.
+        """
         name = storage.join(self.uri, RUN_FILE)
         if not storage.exists(name):
-            return None
+            return {}
         return dict(self.description()["identity"])
 
-    def record_hardware(self, hardware: str) -> None:
-        """Adds the workers' hardware to run.json, unless it is there from the first start."""
+    def record_hardware(self, hardware: str, device: dict[str, Any]) -> None:
+        """Adds to run.json the hardware of the first start and the device of the latest one."""
         description = self.description()
-        if description["hardware"] is None:
+        recorded = {"hardware": description["hardware"] or hardware, "device": device}
+        if description | recorded != description:
             self.fence()
-            storage.write_json(
-                storage.join(self.uri, RUN_FILE), description | {"hardware": hardware}
-            )
+            storage.write_json(storage.join(self.uri, RUN_FILE), description | recorded)
 
     def description(self) -> dict[str, Any]:
         """The content of run.json; raises StorageError where there is no run."""

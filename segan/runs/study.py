@@ -122,6 +122,13 @@ class Study:
             return trials
         return [trial for trial in trials if trial.name in parameters_by_name]
 
+    def recorded_identity(self) -> dict[str, Any]:
+        """The values that the study was started with; empty where there is no study."""
+        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
+            return {}
+        identity: dict[str, Any] = self._read()["identity"]
+        return identity
+
     def config(self) -> dict[str, Any]:
         """The configuration of the latest start, as JSON values by section and key."""
         config: dict[str, Any] = self._read()["config"]
@@ -134,10 +141,7 @@ class Study:
 
     def fingerprint(self) -> str | None:
         """Of the records that the study began with; None before its first start."""
-        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
-            return None
-        fingerprint: str | None = self._read()["identity"].get("fingerprint")
-        return fingerprint
+        return self.recorded_identity().get("fingerprint")
 
     def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
         """Stores more trials, numbered after the existing ones; returns the new ones."""

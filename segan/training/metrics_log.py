@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -35,8 +36,8 @@ class MetricsLog:
         """Adds a line; its numbers become TensorBoard scalars at the step `samples`."""
         values = metrics.to_dict()
         self.lines.append({"kind": metrics.kind, "samples": samples, **values})
-        for name, value in values.items():
-            if isinstance(value, int | float) and name not in ("epoch", "step"):
+        for name, value in iter_scalars(values):
+            if name not in ("epoch", "step"):
                 self._writer.add_scalar(f"{metrics.kind}/{name}", value, samples)
 
     def flush(self) -> None:
@@ -48,6 +49,15 @@ class MetricsLog:
     def close(self) -> None:
         """Ends TensorBoard's thread and drops what was not flushed."""
         self._writer.close()
+
+
+def iter_scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers among metrics by name; those of a nested mapping as "name/key"."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{key}", number) for key, number in iter_scalars(value))
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def write_hyperparameters(

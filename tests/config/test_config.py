@@ -105,6 +105,7 @@ BOUNDS = [  # a value just outside, and what is expected instead
     ("cluster.workers", 0, "greater than or equal to 1"),
     ("cluster.cpus_per_worker", 0, "greater than 0"),
     ("cluster.step_timeout_s", -1, "greater than or equal to 0"),
+    ("cluster.gpus_per_worker", -1, "greater than or equal to 0"),
     ("search.trials", 0, "greater than or equal to 1"),
     ("search.grace_period", 0, "greater than or equal to 1"),
     ("search.reduction_factor", 1, "greater than 1"),
@@ -511,6 +512,7 @@ def tree_strategy() -> st.SearchStrategy[dict[str, Any]]:
         "logistic.final_k": st.floats(0.1, 1),
         "search.learning_rate": st.tuples(st.floats(1e-5, 1e-3), st.floats(1e-3, 0.1)),
         "search.weight_clip": st.tuples(st.floats(0.01, 0.1), st.floats(0.1, 1)),
+        "cluster.gpus_per_worker": st.none(),  # any device goes with it
         "cluster.min_workers": st.integers(0, 1),  # any number of workers goes with it
         "search.final_k": st.lists(st.floats(0.1, 2), min_size=1).map(tuple),
         "loss.critic": st.sampled_from(["multi_scale", "scalar"]),

@@ -295,11 +295,12 @@ def test_resuming_keeps_the_description(run: Run) -> None:
     assert run.description() == before
 
 
-def test_the_hardware_is_recorded_once(run: Run) -> None:
+def test_the_first_hardware_and_the_latest_device_are_recorded(run: Run) -> None:
     run.create_or_resume(CONFIG, "f")
-    run.record_hardware("a machine")
-    run.record_hardware("another machine")
-    assert run.description()["hardware"] == "a machine"
+    run.record_hardware("a machine", {"type": "cuda"})
+    run.record_hardware("another machine", {"type": "cpu"})
+    description = run.description()
+    assert (description["hardware"], description["device"]) == ("a machine", {"type": "cpu"})
 
 
 @pytest.mark.parametrize(
