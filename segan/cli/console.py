@@ -216,6 +216,10 @@ def redirect_stdout_to_stderr() -> None:
     sys.stdout = sys.stderr
 
 
+# Columns of the terminal. A longer name folds, or it would leave no room for the other columns.
+MAX_UNFOLDED_NAME = 40
+
+
 def print_table(
     title: str,
     columns: Sequence[str],
@@ -226,15 +230,19 @@ def print_table(
     stdout_console.print(
         escape_controls(title), soft_wrap=True, highlight=False, markup=False, emoji=False
     )
+    # As Text, since a string with brackets would be read as markup.
+    cells = [[Text(_format_cell(value)) for value in row] for row in rows]
+    names_fit = all(row[0].cell_len <= MAX_UNFOLDED_NAME for row in cells)
     shown = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
-        # All may fold: a long name would otherwise leave no room for the other columns.
         shown.add_column(
-            Text(column), justify="left" if i in left_columns else "right", overflow="fold"
+            Text(column),
+            justify="left" if i in left_columns else "right",
+            overflow="fold",
+            no_wrap=i == 0 and names_fit,
         )
-    for row in rows:
-        # As Text, since a string with brackets would be read as markup.
-        shown.add_row(*(Text(_format_cell(value)) for value in row))
+    for row in cells:
+        shown.add_row(*row)
     stdout_console.print(shown)
 
 

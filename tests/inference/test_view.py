@@ -12,7 +12,8 @@ from PIL import Image
 
 from segan.inference.masks import encode_mask
 from segan.inference.predictor import Member, Predictor
-from segan.inference.view import ImageSegmentation, encode_preview
+from segan.inference.upload import encode_preview
+from segan.inference.view import ImageSegmentation
 from tests.inference.models import FRAME, small_config, small_segmentor
 
 
