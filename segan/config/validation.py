@@ -11,7 +11,9 @@ from pydantic.fields import FieldInfo
 
 from segan.config.renamed import describe_rename
 from segan.errors import UsageError
+from segan.utils.text import shorten
 
+MAX_SHOWN = 200  # characters of a key or value in a message
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -47,13 +49,16 @@ def iter_fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def _format_error(model: type[BaseModel], error: Any) -> str:
-    key, value = ".".join(str(part) for part in error["loc"]), error["input"]
+    value, key = error["input"], ".".join(str(part) for part in error["loc"])
+    key = shorten(key, MAX_SHOWN)
     if rename := describe_rename(key, value):
         return f"configuration {key}: {rename}"
     if error["type"] == "extra_forbidden":
         known = [name for name, _ in iter_fields(model)] + list(model.model_fields)
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         return f"configuration {key}: unknown key; the nearest known one is {nearest[0]}"
-    found = "" if isinstance(value, dict | BaseModel) else f", found {value!r}"
+    found = (
+        "" if isinstance(value, dict | BaseModel) else f", found {shorten(repr(value), MAX_SHOWN)}"
+    )
     message = f"{error['msg'].removeprefix('Value error, ')}{found}"
     return f"configuration {key}: {message}" if key else f"configuration {message}"

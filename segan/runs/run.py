@@ -52,7 +52,8 @@ class RunDescription(FrozenModel):
     Attributes:
         identity: the values that a resumed run must share, by `section.key`.
         config: the configuration, by section and key.
-        hardware: of the workers; None before the first start has recorded it.
+        hardware: of the workers of the first start; None before it has recorded them.
+        device: what the latest start computed with; None before it has recorded it.
     """
 
     identity: dict[str, Any]
@@ -62,6 +63,7 @@ class RunDescription(FrozenModel):
     packages: dict[str, str] | None = None
     python: str | None = None
     hardware: str | None = None
+    device: dict[str, Any] | None = None
 
 
 class Run:
@@ -185,7 +187,8 @@ class Run:
                 corrupted[name] = str(error)
             except NotFoundError:  # a running training has deleted it since the listing
                 continue
-        return sorted(complete, key=lambda c: c.samples), corrupted
+        # The last validation of an elastic run can follow a checkpoint of the same step.
+        return sorted(complete, key=lambda c: (c.samples, c.is_validated)), corrupted
 
     def latest_checkpoint(self) -> Checkpoint | None:
         return select_latest(self.checkpoints())

@@ -53,6 +53,8 @@ def _scan(
 ) -> list[os.DirEntry[str]]:
     """The entries of a folder by name; none if it has been listed or is not to be."""
     path = os.path.join(root, folder)
+    if not os.path.exists(path):  # `root` is not there yet, or the folder has been deleted
+        return []
     try:
         status = os.stat(path)
         key = (status.st_dev, status.st_ino)
@@ -61,7 +63,7 @@ def _scan(
         listed.add(key)
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:  # `root` is not there yet, or the folder was deleted in the meantime
+    except FileNotFoundError:  # deleted in this moment
         return []
     except OSError as error:
         if not folder:

@@ -17,6 +17,11 @@ def count_noun(count: float, noun: str) -> str:
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
+def shorten(text: str, length: int) -> str:
+    """The text, cut to `length` characters with an ellipsis at its end."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def escape_controls(text: str) -> str:
     """The text with `\\x1b` for ESC and so on, since a terminal would obey names of files."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -10,6 +10,7 @@ import pytest
 
 from segan import storage
 from segan.cli.main import main
+from segan.config import Config
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.synthetic import generate_archive
@@ -132,5 +133,10 @@ def test_missing_study(tmp_path: Path) -> None:
 def write_study(uri: str, trials: Sequence[str]) -> None:
     entries = [{"name": name, "parameters": {}} for name in trials]
     storage.write_json(
-        f"{uri}/study.json", {"identity": {"command": "tune"}, "config": {}, "trials": entries}
+        f"{uri}/study.json",
+        {
+            "identity": {"command": "tune"},
+            "config": Config().model_dump(mode="json"),
+            "trials": entries,
+        },
     )

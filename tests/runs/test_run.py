@@ -261,7 +261,7 @@ def test_nothing_is_written_or_deleted_behind_a_fence(local_run: Run) -> None:
         lambda: run.save_checkpoint("epoch_00004", FILES, checkpoint_info(40)),
         lambda: run.prune_checkpoints(latest),
         lambda: run.write_metrics([]),
-        lambda: run.record_hardware("another machine"),
+        lambda: run.record_hardware("another machine", {"type": "cpu"}),
         lambda: trial.mark_done(TrialStatus.FINISHED, 1.0),
         lambda: trial.clear_result(),
     ):

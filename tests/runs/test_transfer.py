@@ -225,7 +225,8 @@ def test_a_real_run_is_shown(trained_runs: str, root: str, monkeypatch: pytest.M
     changed = {key: (v["value"], v["default"]) for key, v in found["non_default"].items()}
     assert changed["network.width"] == (2, 64)
     assert changed["training.epochs"] == (3, 300)
-    assert set(changed) == {word.split("=")[0] for word in TINY_OVERRIDES} | {"data.records"}
+    resolved = {"data.records", "performance.precision"}  # by the world and by the device
+    assert set(changed) == {word.split("=")[0] for word in TINY_OVERRIDES} | resolved
     assert found["config"]["network"]["classes"] == 1
     assert found["fingerprint"]
     assert {"torch", "numpy"} <= set(found["packages"])
