@@ -18,11 +18,13 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segan.utils.messages import TRANSCRIPT
+
 if TYPE_CHECKING:
     from segan.training.resume import ResumePoint
     from segan.utils.signals import StopRequest
 
-logger = logging.getLogger(__name__)
+logger, transcript = logging.getLogger(__name__), logging.getLogger(TRANSCRIPT)
 
 PROGRESS_INTERVAL_S = 0.5
 STOP_TIMEOUT_S = 15.0  # before the workers are aborted; `ray job stop` kills the driver after 30
@@ -32,12 +34,13 @@ class RunCoordinator:
     """The actor's class.
 
     To the workers it passes the point that a worker group starts from and the driver's request to
-    stop; to the driver, the latest progress and warnings to log.
+    stop; to the driver, the latest progress, warnings to log and rank 0's messages.
     """
 
     def __init__(self) -> None:
         self.progress: dict[str, Any] | None = None
         self.messages: list[str] = []
+        self.rank_zero_messages: list[str] = []
         self.num_starts = 0
         self.stop_requested = False
 
@@ -59,10 +62,15 @@ class RunCoordinator:
         self.progress = progress
         return self.stop_requested
 
-    def poll(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The latest progress, and the warnings since the last call."""
+    def add_rank_zero_message(self, text: str) -> None:
+        """Stores a warning of rank 0, which its own process has shown already."""
+        self.rank_zero_messages.append(text)
+
+    def poll(self) -> tuple[dict[str, Any] | None, list[str], list[str]]:
+        """The latest progress; the warnings and rank 0's messages since the last call."""
         messages, self.messages = self.messages, []
-        return self.progress, messages
+        rank_zero_messages, self.rank_zero_messages = self.rank_zero_messages, []
+        return self.progress, messages, rank_zero_messages
 
     def request_stop(self) -> None:
         self.stop_requested = True
@@ -89,11 +97,13 @@ def monitor_run(
 
     def poll() -> None:
         try:
-            progress, messages = ray.get(coordinator.poll.remote())
+            progress, messages, rank_zero_messages = ray.get(coordinator.poll.remote())
         except RayError:  # the head node is unreachable, which Ray Train handles
             return
         for message in messages:
             logger.warning(message)
+        for message in rank_zero_messages:
+            transcript.warning(f"rank 0: {message}")
         if progress is not None:
             on_progress(progress)
 

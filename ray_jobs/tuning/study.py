@@ -21,6 +21,7 @@ from segan import storage
 from segan.config import Config
 from segan.data.records.format import read_manifest
 from segan.errors import NonFiniteError, SeganError, StoppedError
+from segan.runs.driver_log import keep_driver_log
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import hold_lease
@@ -131,7 +132,8 @@ def _run_trial(
     trial_config = trial.build_config(config)
     full_context = {"trial": trial.name, **trial_context}
     try:
-        train(trial_config, trial.run, lambda progress: None, full_context, [TuneReportCallback()])
+        with keep_driver_log(trial.run.uri, f"{trial.name} of {study}"):
+            train(trial_config, trial.run, lambda _: None, full_context, [TuneReportCallback()])
     except StoppedError:
         raise  # the trial has not ended
     except NonFiniteError as error:

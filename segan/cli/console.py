@@ -32,11 +32,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from segan.utils.messages import LOGGERS, TRANSCRIPT
+
 if TYPE_CHECKING:
     from segan.training.trainer import TrainingProgress
 
 stderr_console = Console(stderr=True)
 stdout_console = Console()
+transcript = logging.getLogger(TRANSCRIPT)
 
 Advance = Callable[[int], None]
 
@@ -112,20 +115,20 @@ class TrainingDisplay:
             self._progress.stop()
 
     def __call__(self, progress: TrainingProgress) -> None:
+        epoch, status = f"{progress.epoch}/{progress.total_epochs}", format_progress(progress)
         if self._progress:
             self._progress.update(
                 self._task,
                 total=progress.total_samples,
                 completed=progress.samples,
-                epoch=f"{progress.epoch}/{progress.total_epochs}",
-                status=format_progress(progress),
+                epoch=epoch,
+                status=status,
             )
-        elif progress.num_validations > self._num_validations:
+        if progress.num_validations > self._num_validations:
             self._num_validations = progress.num_validations
-            stderr_console.print(
-                f"epoch {progress.epoch}/{progress.total_epochs}  {format_progress(progress)}",
-                soft_wrap=True,
-            )
+            if not self._progress:
+                stderr_console.print(f"epoch {epoch}  {status}", soft_wrap=True)
+            transcript.info(f"epoch {epoch}  {status}")
 
 
 def format_progress(progress: TrainingProgress) -> str:
@@ -140,8 +143,9 @@ def format_progress(progress: TrainingProgress) -> str:
 
 
 def echo(text: str) -> None:
-    """Writes a message to stderr."""
-    stderr_console.print(text, soft_wrap=True, highlight=False, markup=False)
+    """Writes a message to stderr, and to driver.log while one is kept."""
+    _print_line(text)
+    transcript.info(text)
 
 
 def echo_validation(trial: str, metrics: dict[str, Any], outcome: str = "") -> None:
@@ -154,16 +158,20 @@ class ConsoleHandler(logging.Handler):
     """Writes log messages to stderr as plain lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(record.getMessage())
+        _print_line(record.getMessage())
 
 
 def show_log_messages() -> None:
     """Shows the log messages of `segan` and `ray_jobs`, from INFO up, in this process."""
-    for name in ("segan", "ray_jobs"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
             logger.addHandler(ConsoleHandler())
+
+
+def _print_line(text: str) -> None:
+    stderr_console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:
@@ -195,6 +203,16 @@ def print_table(
 ) -> None:
     """Prints a table on stdout; `left_columns` are left-aligned, the others right-aligned."""
     stdout_console.print(title, soft_wrap=True, highlight=False, markup=False)
+    transcript.info(title)
+    for row in rows:
+        transcript.info("  ".join(_format_cell(value) for value in row))
+    stdout_console.print(make_table(columns, rows, left_columns))
+
+
+def make_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], left_columns: Sequence[int] = (0,)
+) -> Table:
+    """The table that `print_table` prints."""
     shown = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
         shown.add_column(
@@ -206,7 +224,7 @@ def print_table(
     for row in rows:
         # As Text, since a string with brackets would be read as markup.
         shown.add_row(*(Text(_format_cell(value)) for value in row))
-    stdout_console.print(shown)
+    return shown
 
 
 def _format_cell(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 from typing import Any
@@ -42,6 +43,7 @@ def ablate(
     from segan.data.records.format import read_manifest
     from segan.evaluation.compare import compare_variants
     from segan.runs.ablation import prepare_trials, trial_overrides
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.study import Study
     from segan.runs.trial import TrialStatus
     from segan.storage.lease import hold_lease
@@ -54,22 +56,24 @@ def ablate(
     def on_validation(trial: str, metrics: dict[str, Any], should_continue: bool) -> None:
         echo_validation(trial, metrics)
 
-    with hold_lease(place.uri):
-        if local:
-            fingerprint = read_manifest(settings.data.records).fingerprint
-            trials = prepare_trials(settings, place, fingerprint)
-            with graceful_shutdown(signal.SIGINT, signal.SIGTERM) as stop_request:
-                train_all_local(settings, trials, on_validation, stop_request)
-        else:
-            from ray_jobs.tuning.ablation import run_ablation
+    with contextlib.ExitStack() as stack:
+        with hold_lease(place.uri):
+            stack.enter_context(keep_driver_log(place.uri, f"segan ablate {place.uri}"))
+            if local:
+                fingerprint = read_manifest(settings.data.records).fingerprint
+                trials = prepare_trials(settings, place, fingerprint)
+                with graceful_shutdown(signal.SIGINT, signal.SIGTERM) as stop_request:
+                    train_all_local(settings, trials, on_validation, stop_request)
+            else:
+                from ray_jobs.tuning.ablation import run_ablation
 
-            join_cluster(debug)
-            run_ablation(settings, place, on_validation)
-        report = compare_variants(settings, place, echo)
-    if as_json:
-        print_json(dataclasses.asdict(report))
-    else:
-        show_ablation(report)
+                join_cluster(debug)
+                run_ablation(settings, place, on_validation)
+            report = compare_variants(settings, place, echo)
+        if as_json:
+            print_json(dataclasses.asdict(report))
+        else:
+            show_ablation(report)
     incomplete = (TrialStatus.FAILED, TrialStatus.UNFINISHED)
     failed = [run for run in report.runs if run.status in incomplete]
     if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,17 +44,20 @@ def train(
     SIGTERM, or Ctrl-C with --local, stops the training after the current step and saves a
     checkpoint.
     """
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
 
     settings, place = load_cli_config(config, overrides), Run(run)
-    with hold_lease(place.uri):  # before any file of the run is read
-        _train(settings, place, local, debug)
-    best = place.best_checkpoint()
-    if best is None:
-        raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
-    _show_best_checkpoint(best, as_json)
-    _write_report(settings, place.uri)
+    with contextlib.ExitStack() as stack:
+        with hold_lease(place.uri):  # before any file of the run is read
+            stack.enter_context(keep_driver_log(place.uri, f"segan train {place}"))
+            _train(settings, place, local, debug)
+        best = place.best_checkpoint()
+        if best is None:
+            raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
+        _show_best_checkpoint(best, as_json)
+        _write_report(settings, place.uri)
 
 
 def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
@@ -101,6 +105,7 @@ def tune(
     from ray_jobs.tuning.study import run_study
     from segan.cli.console import echo_validation, print_json
     from segan.cli.tables import show_study
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
 
@@ -114,18 +119,20 @@ def tune(
         last = metrics["epoch"] >= settings.training.epochs
         echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
-    with hold_lease(place.uri):
-        join_cluster(debug)
-        for member, member_config in studies:
-            run_study(member_config, member, on_validation)
-    leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
-    if as_json:
-        print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
-    else:
-        for uri, rows in leaderboards.items():
-            show_study(uri, rows)
-    for uri in leaderboards:
-        _write_report(settings, uri)
+    with contextlib.ExitStack() as stack:
+        with hold_lease(place.uri):
+            stack.enter_context(keep_driver_log(place.uri, f"segan tune {place.uri}"))
+            join_cluster(debug)
+            for member, member_config in studies:
+                run_study(member_config, member, on_validation)
+        leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
+        if as_json:
+            print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
+        else:
+            for uri, rows in leaderboards.items():
+                show_study(uri, rows)
+        for uri in leaderboards:
+            _write_report(settings, uri)
 
 
 @app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")

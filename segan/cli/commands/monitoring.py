@@ -1,0 +1,40 @@
+"""Commands that follow a run or a study from any machine: its log."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from segan.cli.commands.options import Debug, Json
+
+app = typer.Typer()
+
+RunOrStudy = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a study.")]
+
+
+@app.command("logs", epilog="segan runs logs s3://bucket/runs/first --follow")
+def show_log(
+    uri: RunOrStudy,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Also print new lines, until the run has no driver."),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print driver.log: what the commands of a run or a study said, with its warnings and errors.
+
+    With --json it is a list of lines; with --follow too, each line is an object of its own.
+    """
+    from segan.cli.console import print_json, stdout_console
+    from segan.runs.driver_log import follow_log, read_log
+
+    if as_json and not follow:
+        print_json([line.to_dict() for line in read_log(uri)])
+        return
+    for line in follow_log(uri) if follow else read_log(uri):
+        if as_json:
+            print_json(line.to_dict())
+        else:
+            print(str(line), file=stdout_console.file, flush=True)
