@@ -1,4 +1,4 @@
-"""Commands that follow a run or a study from any machine: its log."""
+"""Commands that follow a run or a study from any machine: its log and its progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from segan.cli.commands.options import Debug, Json
 app = typer.Typer()
 
 RunOrStudy = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a study.")]
+Interval = Annotated[float, typer.Option(min=0.1, help="Seconds between two readings of storage.")]
 
 
 @app.command("logs", epilog="segan runs logs s3://bucket/runs/first --follow")
@@ -38,3 +39,26 @@ def show_log(
             print_json(line.to_dict())
         else:
             print(str(line), file=stdout_console.file, flush=True)
+
+
+@app.command("watch", epilog="segan runs watch s3://bucket/studies/first")
+def watch(
+    uri: RunOrStudy,
+    once: Annotated[bool, typer.Option("--once", help="Show the current state and exit.")] = False,
+    interval: Interval = 5.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show trials, rungs, the best so far and the time left, until the run or study has no driver.
+
+    On a terminal as a table that is kept up to date, elsewhere as a line for each change; with
+    --json one object for each reading.
+    """
+    from segan.cli.progress import show_progress, watch_progress
+    from segan.report.progress import ProgressReader
+
+    reader = ProgressReader(uri)
+    if once:
+        show_progress(reader.read(), as_json)
+    else:
+        watch_progress(reader, interval, as_json)
