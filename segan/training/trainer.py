@@ -32,6 +32,7 @@ from segan.training.distributed import (
     sync_batch_norm_stats,
     world_size,
 )
+from segan.training.image_log import ImageLog
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
 from segan.training.metrics_log import MetricsLog
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
@@ -124,6 +125,7 @@ class Trainer:
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
         self.metrics_log = MetricsLog(run, self.spec.start) if rank() == 0 else None
+        self.image_log = ImageLog(run, validation) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
             config, run, self.spec.sampler.manifest, self.metrics_log
         )
@@ -301,8 +303,10 @@ class Trainer:
         started_at = time.perf_counter()
         segmentor = self.model.eval_segmentor
         sync_batch_norm_stats(segmentor)
-        sweep = validate(segmentor, self.validation, self.config, self.device)
+        sweep = validate(segmentor, self.validation, self.config, self.device, self.image_log)
         threshold = sweep.best_threshold()
+        if self.image_log:
+            self.image_log.write(self.samples, threshold)
         scores = sweep.scores_at(threshold)
         at_config_threshold = sweep.scores_at(self.config.evaluation.threshold)
         self.state.jaccard = scores["jaccard"]
@@ -317,11 +321,18 @@ class Trainer:
         }
 
 
-def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torch.device) -> Sweep:
+def validate(
+    segmentor: Segmentor,
+    frames: Samples,
+    config: Config,
+    device: torch.device,
+    image_log: ImageLog | None = None,
+) -> Sweep:
     """Returns the threshold sweep over all ranks' frames; leaves S in training mode.
 
     Args:
         frames: this rank's share.
+        image_log: gets the maps of the frames that it shows.
     """
     sweep = Sweep.empty(config.network.classes)
     segmentor.eval()
@@ -329,6 +340,8 @@ def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torc
         part = slice(start, start + config.evaluation.batch_size)
         image = torch.tensor(frames.image[part], device=device)
         probability = segment_frames(segmentor, image, config)
+        if image_log:
+            image_log.keep(start, probability)
         sweep.update(probability, torch.tensor(frames.mask[part], device=device))
     segmentor.train()
     sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))
