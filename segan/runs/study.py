@@ -105,6 +105,11 @@ class Study:
         command: StudyCommand = self._read()["identity"]["command"]
         return command
 
+    def fingerprint(self) -> str:
+        """Of the records that the study was started with."""
+        fingerprint: str = self._read()["identity"]["fingerprint"]
+        return fingerprint
+
     def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
         """Stores more trials, numbered after the existing ones; returns the new ones."""
         study = self._read()

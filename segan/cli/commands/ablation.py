@@ -47,6 +47,7 @@ def ablate(
     from segan.runs.study import Study
     from segan.runs.trial import TrialStatus
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
     from segan.training.launch import train_all_local
     from segan.utils.signals import graceful_shutdown
 
@@ -59,6 +60,7 @@ def ablate(
     with contextlib.ExitStack() as stack:
         with hold_lease(place.uri):
             stack.enter_context(keep_driver_log(place.uri, f"segan ablate {place.uri}"))
+            stack.enter_context(track_live(settings.tracking, place.uri))
             if local:
                 fingerprint = read_manifest(settings.data.records).fingerprint
                 trials = prepare_trials(settings, place, fingerprint)

@@ -1,4 +1,4 @@
-"""Commands that follow a run or a study from any machine: its log and its progress."""
+"""Commands that follow a run or a study from any machine: its log, its progress, its trackers."""
 
 from __future__ import annotations
 
@@ -62,3 +62,41 @@ def watch(
         show_progress(reader.read(), as_json)
     else:
         watch_progress(reader, interval, as_json)
+
+
+@app.command("track", epilog="segan runs track s3://bucket/studies/first --to mlflow --follow")
+def track(
+    uri: RunOrStudy,
+    to: Annotated[Literal["mlflow", "wandb"], typer.Option(help="The tracker.")],
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Also copy what is new, until the run has no driver."),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a run, or a study with its trials, to MLflow or to Weights & Biases.
+
+    Copies configuration, metrics, report and log, not the weights. Repeat the command to go on
+    where it was. Server, project and credentials are those of the tracker's own environment
+    variables, such as MLFLOW_TRACKING_URI and WANDB_PROJECT.
+    """
+    from segan import storage
+    from segan.cli.console import print_json, print_table
+    from segan.tracking.copy import TrackerCopy
+    from segan.tracking.copy import follow as follow_run
+    from segan.tracking.tracker import open_tracker
+
+    place = storage.normalise(uri)
+    storage.check_access(place)
+    copy = TrackerCopy(place, to, open_tracker(to))
+    if follow:
+        follow_run(copy)
+    else:
+        copy.update(final=True)
+    rows = list(copy.counts.values())
+    if as_json:
+        print_json({"to": to, "items": [row.to_dict() for row in rows]})
+    else:
+        shown = [[storage.basename(row.uri), row.num_points, row.url or row.id] for row in rows]
+        print_table(f"{place} in {to}", ["item", "new points", "page"], shown, (0, 2))

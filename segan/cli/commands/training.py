@@ -47,11 +47,13 @@ def train(
     from segan.runs.driver_log import keep_driver_log
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
 
     settings, place = load_cli_config(config, overrides), Run(run)
     with contextlib.ExitStack() as stack:
         with hold_lease(place.uri):  # before any file of the run is read
             stack.enter_context(keep_driver_log(place.uri, f"segan train {place}"))
+            stack.enter_context(track_live(settings.tracking, place.uri))
             _train(settings, place, local, debug)
         best = place.best_checkpoint()
         if best is None:
@@ -108,6 +110,7 @@ def tune(
     from segan.runs.driver_log import keep_driver_log
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
 
     settings, place = load_cli_config(config, overrides), Study(study)
     studies = [(place, settings)]
@@ -122,6 +125,7 @@ def tune(
     with contextlib.ExitStack() as stack:
         with hold_lease(place.uri):
             stack.enter_context(keep_driver_log(place.uri, f"segan tune {place.uri}"))
+            stack.enter_context(track_live(settings.tracking, place.uri))
             join_cluster(debug)
             for member, member_config in studies:
                 run_study(member_config, member, on_validation)
