@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Workers that run tests side by side. For one test in a debugger: .venv/bin/pytest tests/...
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
+
 .PHONY: setup demo cluster cluster-stop test test-all quick lint format docs clean
 
 setup: $(READY)
@@ -25,10 +29,10 @@ cluster-stop: $(READY)
 	$(BIN)/python -m infra.local.background stop
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 quick: $(READY)
 	$(BIN)/pytest -m "not integration and not cluster and not browser"

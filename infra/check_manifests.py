@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from ray_jobs.cluster.ray_internals import CREATE_PACKAGE, WORKING_DIR_EXCLUDES
-from segan.config import ClusterConfig, load_config
+from segan.config import ClusterConfig, load_config, shipped_configs
 from segan.errors import UsageError
 from segan.utils.text import count_noun
 
@@ -228,6 +228,8 @@ def _check_job(where: str, spec: Tree, deployment: Deployment, root: Path) -> It
         yield f"{path}: expected python -m ray_jobs.JOB, found {spec['entrypoint']!r}"
         return
     config = words[words.index("--config") + 1] if "--config" in words else None
+    if config in shipped_configs():
+        config = f"segan/config/shipped/{config}.yaml"
     files = [f"{words[2].replace('.', '/')}.py", *([config] if config else [])]
     missing = [file for file in files if file not in deployment.working_dir_files]
     yield from (f"{path}: {file}: not in the working directory (.rayignore)" for file in missing)

@@ -1,6 +1,6 @@
 """One training run as a Ray job.
 
-ray job submit --working-dir . -- python -m ray_jobs.train RUN --config ray_jobs/configs/paper.yaml
+ray job submit --working-dir . -- python -m ray_jobs.train RUN --config paper
 """
 
 import sys

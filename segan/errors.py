@@ -28,6 +28,10 @@ class TransientError(StorageError):
     """This attempt failed; retrying may help."""
 
 
+class LeaseLostError(SeganError):
+    """Another process has taken over what this one was writing."""
+
+
 class CorruptedError(StorageError):
     """A stored file differs from what was written."""
 

@@ -37,9 +37,13 @@ LOOPBACK_IP = "127.0.0.1"
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A running Ray head. `folder` has Ray's logs in `session_latest/logs`."""
+    """A running Ray head. `folder` has Ray's logs in `session_latest/logs`.
+
+    `client_address` is for drivers outside the cluster's network, which connect by Ray Client.
+    """
 
     address: str
+    client_address: str
     dashboard: str
     token_path: Path
     folder: Path
@@ -106,7 +110,8 @@ def ray_cluster(
         with _run_ray(
             all_options, agent_ports, folder, scratch, environment, token_path, url, ip
         ) as head:
-            cluster = RayCluster(f"{ip}:{gcs}", url, token_path, ray_folder, head.pid)
+            addresses = f"{ip}:{gcs}", f"ray://{ip}:{client}"
+            cluster = RayCluster(*addresses, url, token_path, ray_folder, head.pid)
             head.wait_until(lambda: bool(cluster.alive_node_ids()), START_TIMEOUT_S)
             yield cluster
 

@@ -28,7 +28,6 @@ from segan.errors import SeganError, StorageError
 from segan.runs.run import REPORT_FILES
 
 BUCKET = "s3://segan-demo"
-CONFIG = Path(__file__).parents[2] / "ray_jobs" / "configs" / "demo.yaml"
 # Logical CPUs: two workers use one each, and two are left for reading data.
 NUM_CPUS = 4
 
@@ -81,7 +80,7 @@ def run_demo(data: Path | None, folder: Path, environment: Mapping[str, str]) ->
     splits = {pair.split for pair in open_archive(archive).pairs}
     split = "test" if "test" in splits else "validation"
     segan(f"ingest {archive} {records}")
-    segan(f"tune {study} --config {CONFIG} data.records={records}")
+    segan(f"tune {study} --config demo data.records={records}")
     segan(f"ensemble build --study {study} --out {ensemble}")
     segan(f"evaluate {ensemble} {archive} --split {split}")
     for name, source in (("study", study), ("ensemble", ensemble)):

@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=4, help="number of nodes besides the head")
     parser.add_argument("--gpus", type=int, default=2, help="per node")
     parser.add_argument("--cpus", type=int, default=8, help="per node")
-    parser.add_argument("--config", type=Path, help="YAML file; default: the paper's values")
+    parser.add_argument("--config", help="YAML file or shipped name; default: the paper's")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
     try:

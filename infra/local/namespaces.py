@@ -35,6 +35,10 @@ class Namespace:
         """Disconnects it like a pulled cable: packets to it are lost without an error."""
         _ip(self.name, "link", "set", INTERFACE, "down")
 
+    def reconnect(self) -> None:
+        """Undoes `disconnect`; does nothing if it is connected."""
+        _ip(self.name, "link", "set", INTERFACE, "up")
+
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Moves the calling thread, and all processes that it starts, into it during the block."""

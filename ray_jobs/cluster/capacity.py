@@ -16,6 +16,7 @@ from segan.utils.text import count_noun
 logger = logging.getLogger(__name__)
 
 CPUS_FOR_DATA = 1  # kept free of workers, for Ray Data's read tasks
+READ_TASK_CPUS = 0.9  # less than that, so that a read task fits beside the actors of a few trials
 TRIAL_ACTOR_CPUS = 0.01  # of a trial's own actor, in addition to its workers
 POLL_INTERVAL_S = 1.0
 TOLERANCE = 1e-6  # of floating-point sums: 3 workers of 0.1 CPUs fit 0.3 CPUs
@@ -44,6 +45,13 @@ def max_concurrent_runs(config: ClusterConfig, overhead_cpus: float = 0.0) -> in
 def num_worker_nodes() -> int:
     """The number of nodes with CPUs for tasks; a head node without any does not count."""
     return sum(1 for node in _node_resources() if node.get("CPU", 0) > 0)
+
+
+def total_resources() -> dict[str, float]:
+    """The resources of all nodes together, in use or not."""
+    kinds = ("CPU", "GPU")
+    nodes = _node_resources()
+    return {kind: sum(node.get(kind, 0) for node in nodes) for kind in kinds}
 
 
 class ClusterCapacity:

@@ -11,6 +11,7 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from ray_jobs.cluster.capacity import READ_TASK_CPUS
 from segan.data.records.format import Manifest, Shard, read_shard
 from segan.data.stream.batches import StreamSpec
 
@@ -101,6 +102,6 @@ def _cache_shards_in_object_store(spec: StreamSpec) -> dict[str, Any]:
     object_store_bytes = ray.cluster_resources().get("object_store_memory", 0)
     if records_bytes > OBJECT_STORE_FRACTION * object_store_bytes:
         return {}
-    read = ray.remote(read_shard).options(name="read_shard")
+    read = ray.remote(read_shard).options(name="read_shard", num_cpus=READ_TASK_CPUS)
     shards = manifest.shards(spec.sampler.split)
     return {shard.name: read.remote(spec.records, shard) for shard in shards}

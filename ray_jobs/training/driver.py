@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,8 @@ from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster.capacity import max_concurrent_runs
 from ray_jobs.cluster.connect import preserve_sigint_handler, unwrap_user_error
-from ray_jobs.training.coordinator import monitor_run, start_coordinator
+from ray_jobs.cluster.queue import Claim, wait_for_turn
+from ray_jobs.training.coordinator import monitor_run, queued_coordinator
 from ray_jobs.training.elastic import NodeLossCallback, elastic_shortfall
 from ray_jobs.training.stream import StreamDataConfig
 from ray_jobs.training.worker import ResumingDataset, WorkerResult, train_loop_per_worker
@@ -21,7 +21,7 @@ from segan import storage
 from segan.config import Config
 from segan.errors import UsageError
 from segan.runs.run import Run
-from segan.storage.lease import hold_lease
+from segan.storage.lease import current_fence, hold_lease
 from segan.training.launch import stopped_error
 from segan.training.resume import resolve_resume
 from segan.training.trainer import TrainingProgress
@@ -47,7 +47,7 @@ def train(
     Args:
         on_progress: called with the workers' progress a few times a second.
         trial_context: in a study, the `trial`, `decisions` and `runs_per_node` of
-            `ray_jobs.training.worker.train_loop_per_worker`.
+            `ray_jobs.training.worker.train_loop_per_worker`, and the `fingerprint` of its records.
         callbacks: additional callbacks for Ray Train.
         stop_request: stops the workers after a checkpoint; they are aborted if that takes too long.
 
@@ -57,9 +57,13 @@ def train(
         SeganError: raised in a worker; the error is the worker's.
         StoppedError: the run stopped as requested.
     """
-    # The lease of a trial is that of its study.
-    with contextlib.nullcontext() if trial_context else hold_lease(run.uri):
-        _train(config, run, on_progress, stop_request or StopRequest(), trial_context, callbacks)
+    stop_request = stop_request or StopRequest()
+    if trial_context:  # the lease is that of the study
+        _train(config, run, on_progress, stop_request, trial_context, callbacks)
+        return
+    with hold_lease(run.uri):
+        run = Run(run.uri, current_fence(run.uri))
+        _train(config, run, on_progress, stop_request, None, callbacks)
 
 
 def _train(
@@ -77,24 +81,34 @@ def _train(
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    resume_point = resolve_resume(config, run)
+    fingerprint = (trial_context or {}).get("fingerprint")
+    resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
 
     def on_update(progress: dict[str, Any]) -> None:
         on_progress(TrainingProgress(**progress))
 
-    while not resume_point.spec.is_exhausted:
-        coordinator = start_coordinator()
-        dataset = ResumingDataset(config, run, coordinator, resume_point)
-        with monitor_run(coordinator, on_update, stop_request), preserve_sigint_handler():
-            result = _fit(config, run, dataset, trial_context, callbacks)
-        if result.error:
-            raise result.error
-        if not result.stopped:
-            return
-        if stop_request():
-            raise stopped_error(run)
-        resume_point = resolve_resume(config, run)
+    if resume_point.is_finished:
+        return
+    step_timeout_s = config.cluster.step_timeout_s
+    with queued_coordinator(Claim.of_run(run.uri, config.cluster)) as (coordinator, number):
+        # A study waits before its first trial, and gives up on none.
+        timeout_s = 0.0 if trial_context else config.cluster.resource_timeout_s
+        wait_for_turn(config.cluster, run.uri, number, stop_request, timeout_s)
+        while not resume_point.is_finished:
+            dataset = ResumingDataset(config, run, coordinator, resume_point)
+            with (
+                monitor_run(coordinator, on_update, stop_request, step_timeout_s),
+                preserve_sigint_handler(),
+            ):
+                result = _fit(config, run, dataset, trial_context, callbacks)
+            if result.error:
+                raise result.error
+            if not result.stopped:
+                return
+            if stop_request():
+                raise stopped_error(run)
+            resume_point = resolve_resume(config, run)
 
 
 def _fit(
@@ -113,6 +127,7 @@ def _fit(
         train_loop_config={
             "config": config,
             "run": run.uri,
+            "fence": run.fence,
             "coordinator": dataset.coordinator,
             **(trial_context or {}),
         },

@@ -44,8 +44,13 @@ METRICS = (
     MetricSpec("dice_loss", "1", "Dice loss at the last logged step, whatever its weight"),
     MetricSpec("jaccard", "of 1", "Jaccard of the last validation, at its best threshold"),
     MetricSpec("best_jaccard", "of 1", "Best Jaccard of the run's validations so far"),
+    MetricSpec(
+        "saturated_fraction", "of 1", "Fraction of the validation pixels below 0.01 or above 0.99"
+    ),
+    MetricSpec("wrong_saturated_fraction", "of 1", "The same fraction of the wrong pixels alone"),
     MetricSpec("k", "1", "Steepness of the segmentor's logistic output"),
-    MetricSpec("learning_rate", "1", "Learning rate of both optimizers"),
+    MetricSpec("learning_rate", "1", "Learning rate of the segmentor's optimizer"),
+    MetricSpec("critic_learning_rate", "1", "Learning rate of the critic's optimizer"),
     MetricSpec("validation_seconds", "s", "Duration of the last validation"),
     MetricSpec("checkpoint_seconds", "s", "Duration of the last checkpoint, on all workers"),
     MetricSpec("restarts", "starts", "Restarts of the worker group since the job began"),

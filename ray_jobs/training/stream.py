@@ -20,6 +20,7 @@ import ray
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
+from ray_jobs.cluster.capacity import READ_TASK_CPUS
 from ray_jobs.cluster.ray_internals import EXECUTION_CALLBACK
 from ray_jobs.training.datasource import SamplerDatasource, bytes_per_row, steps_per_block
 from segan.data.stream.batches import Batch, StreamSpec, to_batch
@@ -59,6 +60,7 @@ def open_stream(spec: StreamSpec) -> Dataset:
     stream = ray.data.read_datasource(
         source,
         override_num_blocks=len(source.row_ranges()),
+        ray_remote_args={"num_cpus": READ_TASK_CPUS},
         # A task that waits for a shard releases its CPU, and Ray would start more and more tasks.
         concurrency=max(2, spec.world_size),
     )

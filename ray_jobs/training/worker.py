@@ -18,7 +18,7 @@ from ray_jobs.training.metrics import Gauges
 from ray_jobs.training.stream import iter_batches
 from segan import storage
 from segan.config import Config
-from segan.data.stream.batches import StreamSpec
+from segan.data.stream.batches import Batch, StreamSpec
 from segan.errors import NonFiniteError
 from segan.runs.run import Run
 from segan.training.launch import build_trainer, record_hardware
@@ -32,7 +32,8 @@ class ResumingDataset:
     """A dataset for Ray Train that begins at the run's latest checkpoint.
 
     Ray Train's controller calls it at each start of the worker group. The checkpoint is verified
-    once, and the stream is left with the coordinator, so all ranks start from the same state.
+    once, and the stream is left with the coordinator, so all ranks start from the same state. An
+    error here is not retried: the run's records are gone, or another driver has the run.
     """
 
     def __init__(self, config: Config, run: Run, coordinator: Any, initial: ResumePoint):
@@ -45,6 +46,7 @@ class ResumingDataset:
 
     def __call__(self) -> StreamSpec:
         storage.retry_access_checks()  # the driver has checked the access before
+        self.run.fence()
         messages: list[str] = []
         resume_point, self.initial = self.initial, None
         if resume_point is None:
@@ -101,9 +103,10 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     """Ray Train's function of each worker.
 
     Args:
-        train_loop_config: `config`, `run` (its URI) and `coordinator` (the actor's handle). In a
-            study also `trial` (its name), `decisions` (the handle of the StopDecisions actor) and
-            `runs_per_node` (the number of trials that share a node).
+        train_loop_config: `config`, `run` (its URI), `fence` (of the driver's lease) and
+            `coordinator` (the actor's handle). In a study also `trial` (its name), `decisions` (the
+            handle of the StopDecisions actor) and `runs_per_node` (the number of trials that share
+            a node).
     """
     storage.retry_access_checks()
     with contextlib.ExitStack() as stack:
@@ -125,15 +128,18 @@ def relay_warnings(coordinator: Any) -> Iterator[None]:
 
 def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
     config: Config = train_loop_config["config"]
-    run, coordinator = Run(train_loop_config["run"]), train_loop_config["coordinator"]
+    run = Run(train_loop_config["run"], train_loop_config["fence"])
+    coordinator = train_loop_config["coordinator"]
     context = train.get_context()
     resume_point: ResumePoint = ray.get(coordinator.get_resume_point.remote())
     # An elastic run may have fewer workers.
     resume_point = resume_point.with_world_size(context.get_world_size())
     rank = context.get_world_rank()
     gauges = Gauges(run.uri, rank)
+    actor = ray.get_runtime_context().current_actor
+    restarts = ray.get(coordinator.register_worker.remote(rank, actor))
     if rank == 0:
-        gauges.update({"restarts": ray.get(coordinator.register_start.remote())})
+        gauges.update({"restarts": restarts})
     publisher = ProgressPublisher(coordinator, gauges)
     callbacks = Callbacks(
         on_step_end=publisher,
@@ -143,15 +149,20 @@ def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
         should_stop=publisher.should_stop,
     )
     record_hardware(run)
-    stream = train.get_dataset_shard("train")
     runs_per_node = train_loop_config.get("runs_per_node", 1)
     trainer = build_trainer(config, run, resume_point, callbacks, runs_per_node)
     with gauges.export_in_background():
         try:
-            trainer.train(iter_batches(stream, resume_point.spec))
+            trainer.train(_batches(resume_point.spec))
         except NonFiniteError as error:  # returned, because Ray Train would retry an exception
             return WorkerResult(error=error)
     return WorkerResult(stopped=trainer.stopped)
+
+
+def _batches(spec: StreamSpec) -> Iterator[Batch]:
+    if spec.is_exhausted:  # only the last validation is missing
+        return iter(())
+    return iter_batches(train.get_dataset_shard("train"), spec)
 
 
 class ValidationReporter:

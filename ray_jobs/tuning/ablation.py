@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs
 from ray_jobs.tuning.study import OnValidation, run_trials
 from segan.config import Config
-from segan.data.records.format import read_manifest
+from segan.data.records.versions import read_version
 from segan.runs.ablation import prepare_trials
 from segan.runs.study import Study
 
@@ -20,7 +20,8 @@ def run_ablation(config: Config, study: Study, on_validation: OnValidation) -> N
         UsageError: the configuration fits neither the records, the study nor the cluster.
     """
     capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
-    trials = prepare_trials(config, study, read_manifest(config.data.records).fingerprint)
+    manifest = read_version(config.data.records, study.fingerprint())
+    trials = prepare_trials(config, study, manifest.fingerprint)
     # The trials are given and run to their end, whatever the config says about a search.
     config = config.with_overrides({"search.early_stopping": False, "search.algorithm": "random"})
     run_trials(config, study, trials, on_validation, capacity)

@@ -61,6 +61,6 @@ def _build_optuna(search: SearchConfig, num_trials: int) -> OptunaSearch:
         return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed + num_trials)
     except (ImportError, AssertionError):  # Ray asserts that the module is there
         raise UsageError(
-            "search.algorithm=optuna: Optuna is not installed; in the checkout, run "
-            "pip install -e '.[optuna]'"
+            "search.algorithm=optuna: Optuna is not installed; install segan with its extra "
+            "optuna (in the checkout: pip install -e '.[optuna]')"
         ) from None

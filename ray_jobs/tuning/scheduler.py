@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from ray_jobs.cluster.queue import on_this_node
 from segan.runs.trial import Trial
+
+REPUBLISH_INTERVAL_S = 5.0
 
 
 class StopDecisions:
@@ -27,10 +32,13 @@ class StopDecisions:
         self._decisions: dict[tuple[str, int], bool] = {}
         self._condition = asyncio.Condition()
 
-    async def set(self, trial: str, epoch: int, should_continue: bool) -> None:
+    async def update(self, decisions: Mapping[tuple[str, int], bool]) -> None:
         async with self._condition:
-            self._decisions[trial, epoch] = should_continue
+            self._decisions |= decisions
             self._condition.notify_all()
+
+    async def count(self) -> int:
+        return len(self._decisions)
 
     async def get(self, trial: str, epoch: int) -> bool:
         """Waits for the decision; all ranks of a trial get the same one."""
@@ -38,15 +46,62 @@ class StopDecisions:
             await self._condition.wait_for(lambda: (trial, epoch) in self._decisions)
         return self._decisions[trial, epoch]
 
+    async def is_stopped(self, trial: str) -> bool:
+        """Whether a trial has been stopped, which a killed process of it may not have learnt."""
+        return any(not go for (name, _), go in self._decisions.items() if name == trial)
+
+
+class DecisionPublisher:
+    """The driver's side of StopDecisions: keeps all decisions, and the first one if there are two.
+
+    Attributes:
+        actor: the handle.
+    """
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+        self._decisions: dict[tuple[str, int], bool] = {}
+
+    def publish(self, trial: str, epoch: int, should_continue: bool) -> bool:
+        """Publishes a decision; returns the one that holds.
+
+        A trial that is started again can report an epoch twice.
+        """
+        decision = self._decisions.setdefault((trial, epoch), should_continue)
+        self.actor.update.remote({(trial, epoch): decision})
+        return decision
+
+    def publish_again_if_lost(self) -> None:
+        """Publishes all decisions if the actor has been restarted, which empties it."""
+        decisions = dict(self._decisions)
+        if ray.get(self.actor.count.remote()) < len(decisions):
+            self.actor.update.remote(decisions)
+
 
 @contextlib.contextmanager
-def decisions_actor() -> Iterator[Any]:
-    """The handle of a StopDecisions actor, which is killed after the block."""
-    decisions = ray.remote(num_cpus=0, max_concurrency=1000)(StopDecisions).remote()
+def decision_publisher() -> Iterator[DecisionPublisher]:
+    """Starts a StopDecisions actor, which is killed after the block.
+
+    It is on the driver's node, since any other can be lost; and if its process is killed, Ray
+    starts it again and the calls of the trials that wait in it are repeated.
+    """
+    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
+    actor_class = ray.remote(**options, scheduling_strategy=on_this_node())(StopDecisions)
+    publisher, finished = DecisionPublisher(actor_class.remote()), threading.Event()
+
+    def republish() -> None:
+        while not finished.wait(REPUBLISH_INTERVAL_S):
+            with contextlib.suppress(RayError):  # the actor is being restarted, or the block ends
+                publisher.publish_again_if_lost()
+
+    thread = threading.Thread(target=republish, daemon=True)
+    thread.start()
     try:
-        yield decisions
+        yield publisher
     finally:
-        ray.kill(decisions)
+        finished.set()
+        ray.kill(publisher.actor)
+        thread.join()
 
 
 class CooperativeASHAScheduler(ASHAScheduler):
@@ -61,7 +116,7 @@ class CooperativeASHAScheduler(ASHAScheduler):
 
     def __init__(
         self,
-        decisions: Any,
+        publisher: DecisionPublisher,
         on_validation: Callable[[str, dict[str, Any], bool], None],
         max_epochs: int,
         grace_period: int,
@@ -69,7 +124,7 @@ class CooperativeASHAScheduler(ASHAScheduler):
     ):
         """
         Args:
-            decisions: the handle of a StopDecisions actor.
+            publisher: gets the decisions.
             on_validation: called with the trial's name, its metrics and whether it continues.
         """
         super().__init__(
@@ -80,7 +135,7 @@ class CooperativeASHAScheduler(ASHAScheduler):
             grace_period=grace_period,
             reduction_factor=reduction_factor,
         )
-        self._decisions, self._on_validation = decisions, on_validation
+        self._publisher, self._on_validation = publisher, on_validation
         self._max_epochs = max_epochs
         self._best_jaccard: dict[str, float] = {}
 
@@ -102,9 +157,10 @@ class CooperativeASHAScheduler(ASHAScheduler):
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         if "jaccard" in result:
             key = _trial_key(trial)
-            should_continue = self._record_result(controller, key, result)
+            should_continue = self._publisher.publish(
+                key.trial_id, result["epoch"], self._record_result(controller, key, result)
+            )
             self._on_validation(key.trial_id, result, should_continue)
-            self._decisions.set.remote(key.trial_id, result["epoch"], should_continue)
         return TrialScheduler.CONTINUE
 
     def _record_result(self, controller: Any, key: Any, metrics: dict[str, Any]) -> bool:

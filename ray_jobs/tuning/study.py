@@ -9,29 +9,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs, num_worker_nodes
+from ray_jobs.cluster.queue import wait_for_turn
 from ray_jobs.cluster.ray_internals import TUNE_PROPAGATED_VARIABLES
 from ray_jobs.training.driver import train
 from ray_jobs.tuning.optuna import StudyOptunaSearch
-from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decisions_actor
+from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decision_publisher
 from segan import storage
 from segan.config import Config
-from segan.data.records.format import read_manifest
-from segan.errors import NonFiniteError, SeganError, StoppedError
+from segan.data.records.versions import read_version
+from segan.errors import NonFiniteError, SeganError, UsageError
 from segan.runs.driver_log import keep_driver_log
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
-from segan.storage.lease import hold_lease
-from segan.training.metrics_log import write_hyperparameters
+from segan.storage.lease import current_fence, hold_lease
 
 OnValidation = Callable[[str, dict[str, Any], bool], None]
 
 
 def run_study(config: Config, study: Study, on_validation: OnValidation) -> None:
     """Runs the trials of a study that have not ended, as many at once as fit the cluster.
+
+    Trials that still fail after `cluster.max_failures` further attempts are left unfinished.
 
     Args:
         on_validation: called with the trial's name, its metrics and whether it continues.
@@ -42,7 +45,8 @@ def run_study(config: Config, study: Study, on_validation: OnValidation) -> None
     """
     with hold_lease(study.uri):
         capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
-        trials = study.create_or_resume(config, read_manifest(config.data.records).fingerprint)
+        manifest = read_version(config.data.records, study.fingerprint())
+        trials = study.create_or_resume(config, manifest.fingerprint)
         run_trials(config, study, trials, on_validation, capacity)
 
 
@@ -55,9 +59,9 @@ def run_trials(
         capacity: the number of runs that fit the cluster at once.
     """
     search, epochs = config.search, config.training.epochs
-    with decisions_actor() as decisions:
+    with decision_publisher() as publisher:
         scheduler = CooperativeASHAScheduler(
-            decisions,
+            publisher,
             on_validation,
             max_epochs=epochs,
             # Without early stopping the first rung is the last epoch.
@@ -70,7 +74,7 @@ def run_trials(
                 # The driver ended after the decision and before the trial noticed it.
                 _mark_done(trial, epochs, 0.0)
         max_concurrent_trials = min(capacity, search.max_concurrent_trials or capacity)
-        _run_tuner(config, study, trials, scheduler, decisions, max_concurrent_trials)
+        _run_tuner(config, study, trials, scheduler, publisher.actor, max_concurrent_trials)
 
 
 def _run_tuner(
@@ -85,7 +89,10 @@ def _run_tuner(
     param_space, tune_options = _param_space(config, study, trials, unfinished)
     if tune_options["num_samples"] == 0:
         return
+    wait_for_turn(config.cluster, study.uri, timeout_s=config.cluster.resource_timeout_s)
     trial_context = {
+        "fence": current_fence(study.uri),
+        "fingerprint": study.fingerprint(),
         "decisions": decisions,
         "runs_per_node": math.ceil(max_concurrent_trials / num_worker_nodes()),
     }
@@ -109,6 +116,8 @@ def _run_tuner(
             name=time.strftime("%Y%m%dT%H%M%S"),
             storage_path=storage.join(study.uri, "tune"),
             verbose=0,
+            # A trial whose process or node is lost, or whose storage fails, is started again.
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
         ),
     ).fit()
 
@@ -127,21 +136,31 @@ def _param_space(
 def _run_trial(
     params: dict[str, Any], config: Config, study: str, trial_context: dict[str, Any]
 ) -> None:
-    """The function of a trial's actor: one training, whose reports are passed to Tune."""
-    trial, began = Study(study).get_trial(params["trial"]), time.monotonic()
+    """The function of a trial's actor: one training, whose reports are passed to Tune.
+
+    Only numbers that are not finite are a verdict on the trial's parameters. Any other error leaves
+    the trial to another attempt: of Tune, or of the same command given again.
+    """
+    trial = Study(study, trial_context["fence"]).get_trial(params["trial"])
+    began = time.monotonic()
     trial_config = trial.build_config(config)
     full_context = {"trial": trial.name, **trial_context}
+    if ray.get(trial_context["decisions"].is_stopped.remote(trial.name)):
+        _mark_done(trial, trial_config.training.epochs, 0.0)
+        return
+    if trial.result().status is TrialStatus.FAILED:
+        trial.clear_result()
     try:
         with keep_driver_log(trial.run.uri, f"{trial.name} of {study}"):
             train(trial_config, trial.run, lambda _: None, full_context, [TuneReportCallback()])
-    except StoppedError:
-        raise  # the trial has not ended
     except NonFiniteError as error:
         trial.mark_done(TrialStatus.DIVERGED, time.monotonic() - began, str(error))
         return
     except SeganError as error:
         trial.mark_done(TrialStatus.FAILED, time.monotonic() - began, str(error))
-        raise
+        if isinstance(error, UsageError):
+            return  # another attempt of this command would end in the same way
+        raise  # Tune starts the trial again
     _mark_done(trial, trial_config.training.epochs, time.monotonic() - began)
 
 
@@ -156,4 +175,7 @@ def _mark_done(trial: Trial, epochs: int, seconds: float) -> None:
     hyperparameters = {
         k: v if isinstance(v, int | float) else str(v) for k, v in trial.parameters.items()
     }
+    # Here, so that processes in which no trial ends do not import TensorBoard.
+    from segan.training.metrics_log import write_hyperparameters
+
     write_hyperparameters(trial.run, hyperparameters, {"jaccard": best})

@@ -41,6 +41,11 @@ stderr_console = Console(stderr=True)
 stdout_console = Console()
 transcript = logging.getLogger(TRANSCRIPT)
 
+# A validation of this epoch or a later one that finds more of its wrong pixels saturated is warned
+# of: earlier, a segmentor may still be far from its task.
+SATURATION_WARNING_EPOCH = 5
+MAX_WRONG_SATURATED_FRACTION = 0.5
+
 Advance = Callable[[int], None]
 
 
@@ -95,6 +100,7 @@ class TrainingDisplay:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._num_validations = 0
+        self._warned_of_saturation = False
         if stderr_console.is_terminal:
             self._progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
@@ -115,6 +121,13 @@ class TrainingDisplay:
             self._progress.stop()
 
     def __call__(self, progress: TrainingProgress) -> None:
+        self._show(progress)
+        warning = "" if self._warned_of_saturation else saturation_warning(progress)
+        if warning:
+            self._warned_of_saturation = True
+            echo(warning)
+
+    def _show(self, progress: TrainingProgress) -> None:
         epoch, status = f"{progress.epoch}/{progress.total_epochs}", format_progress(progress)
         if self._progress:
             self._progress.update(
@@ -139,6 +152,18 @@ def format_progress(progress: TrainingProgress) -> str:
     return (
         f"loss {loss}  Jaccard {jaccard}  {progress.images_per_second:.0f} images/s  "
         f"{timedelta(seconds=round(left))} left"
+    )
+
+
+def saturation_warning(progress: TrainingProgress) -> str:
+    """What to do if most of the last validation's wrong pixels were saturated; else empty."""
+    fraction = progress.wrong_saturated_fraction or 0.0
+    if progress.epoch < SATURATION_WARNING_EPOCH or fraction <= MAX_WRONG_SATURATED_FRACTION:
+        return ""
+    return (
+        f"warning: epoch {progress.epoch}: {fraction:.0%} of the wrong validation pixels are "
+        "saturated (probability below 0.01 or above 0.99), so the segmentor hardly learns from "
+        "them; raise loss.cross_entropy_weight, for example to 1"
     )
 
 

@@ -137,6 +137,8 @@ _EPOCH_COLUMNS = {  # heading: key of metrics.jsonl, format
     "S loss": ("segmentor_loss", ".4f"),
     "jaccard": ("jaccard", ".4f"),
     "threshold": ("threshold", "g"),
+    "sat.": ("saturated_fraction", ".0%"),
+    "wrong": ("wrong_saturated_fraction", ".0%"),
     "k": ("k", ".3g"),
     "rate": ("learning_rate", ".3g"),
     "images/s": ("images_per_second", ".0f"),
@@ -152,7 +154,8 @@ def _show_epochs(epochs: Sequence[Mapping[str, Any]]) -> None:
         ]
         for line in epochs
     ]
-    print_table("epochs, each Jaccard at its best threshold", list(_EPOCH_COLUMNS), rows)
+    title = "epochs, each Jaccard at its best threshold; saturated pixels of all and of the wrong"
+    print_table(title, list(_EPOCH_COLUMNS), rows)
 
 
 def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:

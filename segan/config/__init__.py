@@ -1,6 +1,6 @@
 """The configuration of a run: its schema with the paper's defaults, and how it is loaded."""
 
-from segan.config.load import format_value, load_config, parse_config
+from segan.config.load import format_value, load_config, parse_config, shipped_configs
 from segan.config.schema import (
     AugmentConfig,
     ClusterConfig,
@@ -35,4 +35,5 @@ __all__ = [
     "iter_fields",
     "load_config",
     "parse_config",
+    "shipped_configs",
 ]

@@ -1,6 +1,6 @@
 """Loading a configuration from a YAML file and command-line overrides.
 
-config = load_config("ray_jobs/configs/paper.yaml", ["training.epochs=14", "network.width=8"])
+config = load_config("paper", ["training.epochs=14", "network.width=8"])
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import yaml
 from segan.config.schema import Config
 from segan.config.validation import set_values, validate
 from segan.errors import UsageError
+
+SHIPPED_FOLDER = Path(__file__).with_name("shipped")
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,11 +47,17 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def shipped_configs() -> dict[str, Path]:
+    """Returns the configurations that come with segan: their files by their names, sorted."""
+    return {path.stem: path for path in sorted(SHIPPED_FOLDER.glob("*.yaml"))}
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Returns the configuration of a YAML file with overrides on top.
 
     Args:
-        path: a YAML file, or None for the paper's defaults.
+        source: a YAML file, or the name of a shipped configuration, such as `paper`; a file of that
+            name takes precedence. None for the paper's defaults.
         overrides: `section.key=value` each; the value is read as YAML, and the last of two for
             the same key wins.
 
@@ -57,7 +65,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         UsageError: the file cannot be read, or a key or value is invalid; the message names the
             nearest known key, or the new name of a renamed one.
     """
-    tree = _read_file(Path(path)) if path is not None else {}
+    tree = _read_file(_find_file(source)) if source is not None else {}
     set_values(tree, dict(_parse_override(override) for override in overrides))
     return parse_config(tree)
 
@@ -80,11 +88,20 @@ def format_value(value: Any) -> str:
     return json.dumps(value)
 
 
+def _find_file(source: str | Path) -> Path:
+    """Returns the path of a shipped configuration, or of a file; it may not exist."""
+    shipped = shipped_configs().get(str(source))
+    return shipped if shipped and not Path(source).is_file() else Path(source)
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         tree = _parse_yaml(path.read_text()) or {}
     except OSError as error:
-        raise UsageError(f"configuration {path}: cannot be read ({error.strerror})") from None
+        raise UsageError(
+            f"configuration {path}: cannot be read ({error.strerror}); expected a YAML file or one "
+            f"of {', '.join(shipped_configs())}"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise UsageError(f"configuration {path}: not YAML ({detail})") from None

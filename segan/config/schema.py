@@ -131,6 +131,13 @@ class OptimizerConfig(FrozenConfig):
     learning_rate: float = Field(
         0.003, gt=0, lt=1, description="Adam's learning rate at the start (P)."
     )
+    critic_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Adam's learning rate of C at the start, for two time-scales (O); null: S's "
+        "(P).",
+    )
     betas: tuple[Beta, Beta] = Field(
         (0.5, 0.999), description="Adam's beta 1 and beta 2; not in the paper (C)."
     )
@@ -258,7 +265,14 @@ class ClusterConfig(FrozenConfig):
         0,
         ge=0,
         description="Seconds that a job waits for nodes, which it requests from an autoscaler if "
-        "there is one.",
+        "there is one, and for other runs to end; 0 does not wait for nodes, and waits for runs "
+        "without a limit.",
+    )
+    step_timeout_s: float = Field(
+        1800,
+        ge=0,
+        description="Seconds without a step or a validation after which the workers are started "
+        "again, as after a fault; 0 never does that.",
     )
     max_failures: int = Field(2, ge=0, description="Restarts of the workers before a run fails.")
 

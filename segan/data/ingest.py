@@ -26,7 +26,9 @@ from segan.data.records.format import (
     write_table,
 )
 from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, write_task
+from segan.data.records.versions import EARLIER_MANIFESTS, earlier_versions, keep_version
 from segan.errors import UsageError
+from segan.storage.lease import current_fence, hold_lease
 from segan.utils import processes
 
 FRAME_SIZE = (180, 135)  # width, height of the paper's frames in pixels
@@ -50,7 +52,7 @@ class IngestOptions:
         size: (width, height) of the frames in pixels.
         rows_per_shard: approximate maximum of pairs in a shard.
         max_rejects: fraction of the archive's pairs; more rejects fail the ingest.
-        overwrite: deletes existing records first.
+        overwrite: deletes existing records first, with their earlier versions.
         drop_duplicates: rejects near-duplicates of validation and test images from training, and
             those of test images from validation.
     """
@@ -79,11 +81,19 @@ def ingest(
         on_progress: called with the number of pairs of each completed task.
 
     Raises:
-        UsageError: records of another archive or frame size are at `out`.
+        UsageError: records of another archive or frame size are at `out`, or another process
+            writes there.
         SeganError: too many rejects; the existing manifest is kept.
         StorageError: the archive or the records cannot be read or written.
     """
     check_rejects(archive.rejects, archive.num_inputs, options.max_rejects, archive.uri)
+    with hold_lease(out):
+        return _ingest(archive, out, options, executor, on_progress)
+
+
+def _ingest(
+    archive: Archive, out: str, options: IngestOptions, executor: Executor, on_progress: OnProgress
+) -> Manifest:
     if options.overwrite:
         clear_output(out)
     check_output(out, archive.uri, options.size)
@@ -124,7 +134,7 @@ def check_output(out: str, source: str, size: tuple[int, int]) -> None:
 
 
 def clear_output(out: str) -> None:
-    """Deletes the records at `out`, but no other files.
+    """Deletes the records at `out` and their earlier versions, but no other files.
 
     Raises:
         StorageError: the manifest at `out` is not of records, or storage cannot be reached.
@@ -133,6 +143,7 @@ def clear_output(out: str) -> None:
     if storage.exists(manifest := storage.join(out, MANIFEST)):
         read_manifest(out)  # raises if it is another manifest, which must be kept
         storage.delete_file(manifest)  # first, so that partly deleted records look incomplete
+    storage.delete_folder(storage.join(out, EARLIER_MANIFESTS))
     _delete_shards(out, keep=())
     for name in (REJECTS, IMAGE_STATS, *PROFILE):
         if storage.exists(storage.join(out, name)):
@@ -234,10 +245,13 @@ def _write_outputs(
     manifest = make_manifest((height, width, 1), splits, rejects, archive.uri)
     assert manifest.num_inputs == archive.num_inputs, "each pair is a record or a reject"
     stats = _concat_stats(results)
+    current_fence(out)()
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
+    keep_version(out, manifest)
     write_manifest(out, manifest, rejects)
-    _delete_shards(out, keep={shard.name for shards in splits.values() for shard in shards})
+    versions = [manifest, *earlier_versions(out)]
+    _delete_shards(out, keep={shard.name for version in versions for shard in version.all_shards})
     return manifest
 
 

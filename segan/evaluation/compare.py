@@ -16,7 +16,8 @@ import torch
 
 from segan import storage
 from segan.config import Config, EvaluationConfig
-from segan.data.records.format import Samples, read_manifest, read_samples
+from segan.data.records.format import Samples, read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.boundary import perimeter_ratio, roughness
 from segan.evaluation.metrics import confusion
@@ -109,8 +110,8 @@ class VariantRow(ScoreRow):
     """A variant's scores, and how stable its trainings were.
 
     Attributes:
-        num_runs, num_ended, num_failed, num_diverged: trials planned, ended (in any way), failed,
-            and diverged: not finite, or a final Jaccard below the report's threshold.
+        num_runs, num_ended, num_failed, num_diverged: trials planned, ended, failed in their last
+            attempt, and diverged: not finite, or a final Jaccard below the report's threshold.
         final_jaccard: on validation after the last epoch, mean over seeds.
         mean_jaccard_over_epochs: mean over all epochs and seeds.
         mean_epoch_change: mean |change| of the Jaccard from one epoch to the next.
@@ -191,7 +192,7 @@ def compare_variants(
     Args:
         log: called with a message before the segmentors of each row run.
     """
-    manifest = read_manifest(config.data.records)
+    manifest = read_version(config.data.records, study.fingerprint())
     samples = read_samples(config.data.records, manifest, config.data.validation)
     trials = {trial.name: trial for trial in study.trials()}
     ablation, variant_runs = config.ablation, {}

@@ -18,6 +18,12 @@ class Confusion:
     false_negative: np.ndarray
     true_negative: np.ndarray
 
+    def stack(self) -> np.ndarray:
+        """The counts as one array [4, ...], in the order of the attributes."""
+        return np.stack(
+            [self.true_positive, self.false_positive, self.false_negative, self.true_negative]
+        )
+
     def scores(self) -> dict[str, np.ndarray]:
         """accuracy, dice and jaccard in [0, 1], float64 of the same shape.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from segan.data.records.format import Manifest
 from segan.errors import UsageError
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.sweep import Sweep
@@ -51,19 +50,13 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
     return sorted(distinct, key=lambda c: (-c.jaccard, c.uri))
 
 
-def check_compatible(candidates: Sequence[Checkpoint], manifest: Manifest, records: str) -> None:
-    """Raises UsageError unless all were trained and validated on these very records."""
+def check_compatible(candidates: Sequence[Checkpoint]) -> None:
+    """Raises UsageError unless all were trained and validated on the same records."""
     first = candidates[0]
     expected = _compatibility_key(first)
     for other in candidates[1:]:
         advice = f"the members of an ensemble must agree, so leave out this one or {first.uri}"
         require_same(expected, _compatibility_key(other), other.uri, advice)
-    require_same(
-        {"data fingerprint": first.info.fingerprint},
-        {"data fingerprint": manifest.fingerprint},
-        records,
-        "pass the records that the runs were trained on with --records",
-    )
 
 
 def select_members(

@@ -13,26 +13,31 @@ import torch
 from torch import Tensor
 
 from segan.evaluation.metrics import SCORE_NAMES, Confusion
-from segan.inference.thresholds import NUM_STEPS, THRESHOLDS
+from segan.evaluation.saturation import saturation
+from segan.inference.thresholds import NUM_STEPS, THRESHOLDS, threshold_index
 
 
 @dataclass
 class Sweep:
     """Sums over images of accuracy, dice and jaccard at each of THRESHOLDS.
 
-    Sweeps of several ranks are combined by adding both attributes.
+    Sweeps of several ranks are combined by adding the attributes.
 
     Attributes:
         sums: [classes, 3, thresholds].
         count: number of images.
+        pixels: int64 [4, thresholds], in all images and classes: true positives, false positives,
+            false negatives and true negatives.
     """
 
     sums: np.ndarray
     count: int
+    pixels: np.ndarray
 
     @classmethod
     def empty(cls, classes: int = 1) -> Sweep:
-        return cls(np.zeros((classes, len(SCORE_NAMES), len(THRESHOLDS))), 0)
+        sums = np.zeros((classes, len(SCORE_NAMES), len(THRESHOLDS)))
+        return cls(sums, 0, np.zeros((4, len(THRESHOLDS)), np.int64))
 
     def update(self, probability: Tensor, truth: Tensor) -> None:
         """Adds a batch of images.
@@ -41,9 +46,11 @@ class Sweep:
             probability: float [B, classes, H, W] in [0, 1]; above a threshold is lesion.
             truth: [B, classes, H, W], nonzero is lesion.
         """
-        scores = confusion_at_thresholds(probability, truth).scores()
+        confusion = confusion_at_thresholds(probability, truth)
+        scores = confusion.scores()
         self.sums += np.stack([scores[name].sum(0) for name in SCORE_NAMES], axis=1)
         self.count += probability.shape[0]
+        self.pixels += confusion.stack().sum((1, 2))
 
     def curve(self, name: str = "jaccard") -> np.ndarray:
         """Mean over images and classes of a score at each of THRESHOLDS."""
@@ -59,8 +66,12 @@ class Sweep:
 
     def scores_at(self, threshold: float) -> dict[str, float]:
         """accuracy, dice and jaccard at the threshold of THRESHOLDS nearest to `threshold`."""
-        index = int(np.abs(THRESHOLDS - threshold).argmin())
+        index = threshold_index(threshold)
         return {name: float(self.curve(name)[index]) for name in SCORE_NAMES}
+
+    def saturation_at(self, threshold: float) -> dict[str, float]:
+        """saturated_fraction and wrong_saturated_fraction, see `segan.evaluation.saturation`."""
+        return saturation(Confusion(*self.pixels), threshold)
 
 
 def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:

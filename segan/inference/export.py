@@ -32,6 +32,7 @@ from segan.errors import SeganError, UsageError
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import MIN_SIDE
+from segan.storage.lease import current_fence, hold_lease
 from segan.utils.html import render
 
 ExportFormat = Literal["onnx", "torch", "safetensors"]
@@ -74,11 +75,15 @@ def export(
         The content of model.json.
 
     Raises:
-        UsageError: a package that the format needs is not installed.
+        UsageError: a package that the format needs is not installed, or another process writes
+            below `out`.
         SeganError: the file's output differs from the model's; nothing is written.
     """
-    out = storage.normalise(out)
-    storage.check_access(out)
+    with hold_lease(out):
+        return _export(predictor, storage.normalise(out), kind, tolerance)
+
+
+def _export(predictor: Predictor, out: str, kind: ExportFormat, tolerance: float) -> dict[str, Any]:
     metadata = describe(predictor, kind)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / MODEL_FILES[kind]
@@ -91,6 +96,7 @@ def export(
             metadata["verification"] = verify_export(
                 model, load_exported(file), predictor, tolerance
             )
+        current_fence(out)()
         storage.write_bytes(storage.join(out, MODEL_FILES[kind]), file.read_bytes())
     storage.write_bytes(
         storage.join(out, "README.md"), render("segan/inference/export.md.j2", **metadata).encode()
@@ -261,6 +267,6 @@ def _import_optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise UsageError(
-            f"{package} is not installed, which --format onnx needs; in the checkout, run "
-            "pip install -e '.[export]'"
+            f"{package} is not installed, which --format onnx needs; install segan with "
+            "its extra export (in the checkout: pip install -e '.[export]')"
         ) from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -27,6 +28,7 @@ from segan.inference.frames import std_map
 from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Predictor, resize_map
 from segan.inference.region_stats import region_stats
+from segan.storage.lease import no_fence
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 PROBABILITY, UNCERTAINTY = "probability", "uncertainty"
@@ -81,6 +83,7 @@ class MaskWriter:
 
     out: str
     map_kinds: tuple[str, ...] = ()  # PROBABILITY and UNCERTAINTY
+    fence: Callable[[], None] = no_fence  # of the lease of `out`
 
     def file_names(self, image: str) -> list[str]:
         """The names below `out` of the files of an image; the mask is the last."""
@@ -99,6 +102,7 @@ class MaskWriter:
             UNCERTAINTY: lambda: resize_map(std_map(maps), size),
         }
         *map_files, mask_file = self.file_names(image)
+        self.fence()
         for kind, name in zip(self.map_kinds, map_files, strict=True):
             storage.write_bytes(storage.join(self.out, name), _encode_map(values[kind]()))
         png = encode_mask(prediction.mask)

@@ -72,7 +72,7 @@ class PredictionTable:
     """
 
     def __init__(self, task: MaskWriter, predictor: Predictor, overwrite: bool = False):
-        self._task, self._model = task, _describe(predictor)
+        self.task, self._model = task, _describe(predictor)
         self._rows: dict[str, PredictionRow] = {}
         self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
         model_uri = storage.join(task.out, MODEL_FILE)
@@ -89,13 +89,13 @@ class PredictionTable:
 
     def find_missing(self, images: Sequence[str]) -> list[str]:
         """The images whose mask or maps are missing or incomplete, and those with an error."""
-        sizes = {file.name: file.size for file in storage.list_files(self._task.out)}
+        sizes = {file.name: file.size for file in storage.list_files(self.task.out)}
 
         def is_complete(image: str) -> bool:
             row = self._rows.get(image_id(image))
             if row is None or row.image != image or row.error or sizes.get(row.mask) != row.bytes:
                 return False
-            return all(sizes.get(name) for name in self._task.file_names(image))
+            return all(sizes.get(name) for name in self.task.file_names(image))
 
         return [image for image in images if not is_complete(image)]
 
@@ -112,11 +112,12 @@ class PredictionTable:
     def save(self) -> None:
         """Writes the table, sorted by id."""
         began = time.monotonic()
+        self.task.fence()
         sink = io.StringIO()
         table = csv.DictWriter(sink, [field.name for field in fields(PredictionRow)])
         table.writeheader()
         table.writerows(asdict(self._rows[id_]) for id_ in sorted(self._rows))
-        storage.write_bytes(storage.join(self._task.out, TABLE_FILE), sink.getvalue().encode())
+        storage.write_bytes(storage.join(self.task.out, TABLE_FILE), sink.getvalue().encode())
         self._last_save = time.monotonic()
         self._save_interval = max(SAVE_INTERVAL_S, (self._last_save - began) / MAX_SAVE_FRACTION)
 

@@ -6,3 +6,8 @@ import numpy as np
 
 NUM_STEPS = 200
 THRESHOLDS = np.arange(1, NUM_STEPS) / NUM_STEPS  # 0.005 to 0.995
+
+
+def threshold_index(threshold: float) -> int:
+    """The index of the nearest of THRESHOLDS."""
+    return int(np.abs(THRESHOLDS - threshold).argmin())

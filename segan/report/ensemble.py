@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segan import storage
-from segan.data.records.format import read_manifest, read_samples
+from segan.data.records.format import read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
 from segan.evaluation.select import NUM_MEMBERS, check_compatible, make_choice, select_members
@@ -15,6 +16,7 @@ from segan.report.card import render_card
 from segan.report.write import CachedEvaluation, try_write_report
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.ensemble import Ensemble, Rule, check_output, describe_member, write_ensemble
+from segan.storage.lease import current_fence, hold_lease
 
 
 def build_ensemble(
@@ -37,15 +39,28 @@ def build_ensemble(
         log: called with a message before each model runs and after the report.
 
     Raises:
-        UsageError: `out` is not free, or the candidates were not trained on the same records.
+        UsageError: `out` is not free, another process writes there, or the candidates were not
+            trained on the same records.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
-    out = storage.normalise(out)
+    with hold_lease(out):
+        return _build_ensemble(storage.normalise(out), candidates, records, greedy, overwrite, log)
+
+
+def _build_ensemble(
+    out: str,
+    candidates: Sequence[Checkpoint],
+    records: str,
+    greedy: bool,
+    overwrite: bool,
+    log: Callable[[str], None],
+) -> Ensemble:
     check_output(out, overwrite, NUM_MEMBERS)
     data = candidates[0].config.data
     records = records or data.records
-    manifest = read_manifest(records)
-    check_compatible(candidates, manifest, records)
+    check_compatible(candidates)
+    advice = "pass the records that the runs were trained on with --records"
+    manifest = read_version(records, candidates[0].info.fingerprint, advice)
     rule: Rule = "greedy" if greedy else "best"
     with tempfile.TemporaryDirectory() as folder:
         samples = read_samples(records, manifest, data.validation)
@@ -70,6 +85,7 @@ def build_ensemble(
             classes=manifest.classes,
         )
         result = evaluate_members(maps, data.validation, members, threshold)
+        current_fence(out)()
         write_ensemble(out, ensemble, members, render_card(out, ensemble, result), overwrite)
         if candidates[0].config.evaluation.report:
             try_write_report(out, log, CachedEvaluation(maps, result))

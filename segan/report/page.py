@@ -48,11 +48,21 @@ _TRAINING_CHARTS = (
         },
     ),
     (
+        "Saturated validation pixels (probability below 0.01 or above 0.99), where the segmentor "
+        "hardly learns any more: as a fraction of all pixels and of the wrong ones.",
+        "saturated",
+        {"of all": "saturated_fraction", "of the wrong": "wrong_saturated_fraction"},
+    ),
+    (
         "Dice loss of the segmentor, logged even if it has no weight in the training loss.",
         "Dice loss",
         {"dice": "dice_loss"},
     ),
-    ("Learning rate of both optimisers.", "learning rate", {"rate": "learning_rate"}),
+    (
+        "Learning rates of the two optimisers.",
+        "learning rate",
+        {"segmentor": "learning_rate", "critic": "critic_learning_rate"},
+    ),
     ("Steepness k of the logistic.", "k", {"k": "k"}),
     (
         "Fraction of each epoch that rank 0 waited for data.",
@@ -60,6 +70,8 @@ _TRAINING_CHARTS = (
         {"waiting": "data_wait_fraction"},
     ),
 )
+
+_FRACTION_LABELS = ("data wait", "saturated")
 
 MetricRows = Sequence[Mapping[str, Any]]
 
@@ -124,7 +136,7 @@ def training_charts(rows_per_epoch: float, metrics: MetricRows) -> list[tuple[st
     charts = []
     for caption, label, keys in _TRAINING_CHARTS:
         curves = [(name, "ab"[i], points(key)) for i, (name, key) in enumerate(keys.items())]
-        format_y = format_percent if label == "data wait" else None
+        format_y = format_percent if label in _FRACTION_LABELS else None
         chart = line_chart(f"{label} over epochs", "epochs", curves, x_range, format_y=format_y)
         if chart:
             charts.append((caption, chart))

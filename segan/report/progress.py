@@ -54,7 +54,7 @@ class Progress(FrozenModel):
 
     @property
     def num_ended(self) -> int:
-        return sum(trial.status is not TrialStatus.UNFINISHED for trial in self.trials)
+        return sum(trial.status.has_ended for trial in self.trials)
 
 
 class _TrialState(NamedTuple):
@@ -139,7 +139,7 @@ class ProgressReader:
             reason = WAITING if not started else RUNNING if host else STOPPED
             summary = summary.model_copy(update={"reason": reason})
         state = _TrialState(summary, _seconds_per_epoch(metrics), metrics)
-        if summary.status is not TrialStatus.UNFINISHED:
+        if summary.status.has_ended:
             self._ended[trial.name] = state
         return state
 
@@ -162,13 +162,13 @@ def estimate_seconds_left(
         trials: each with its seconds per epoch; None before its first.
     """
     known = [seconds for _, seconds in trials if seconds is not None]
-    unfinished = [pair for pair in trials if pair[0].status is TrialStatus.UNFINISHED]
+    unfinished = [pair for pair in trials if not pair[0].status.has_ended]
     if not (unfinished or num_missing):
         return 0.0
     if not known:
         return None
     mean_seconds = fmean(known)
-    ended = [trial.epochs for trial, _ in trials if trial.status is not TrialStatus.UNFINISHED]
+    ended = [trial.epochs for trial, _ in trials if trial.status.has_ended]
     expected_epochs = fmean(ended) if ended else total_epochs
     started = [
         (total_epochs - trial.epochs) * (seconds or mean_seconds)

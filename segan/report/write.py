@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segan import storage
-from segan.data.records.format import Manifest, read_manifest, read_samples
+from segan.data.records.format import read_samples
+from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult, evaluate_members
-from segan.report.build import Report, ReportTarget, build_report, find_target
+from segan.report.build import Report, build_report, find_target
 from segan.report.cases import build_cases, build_disagreement_cases
 from segan.report.page import render_page
-from segan.runs.identity import require_same
 from segan.runs.run import REPORT_FILES
+from segan.storage.lease import current_fence, hold_lease
 
 Log = Callable[[str], None]
 
@@ -44,13 +45,24 @@ def write_report(
         cached: an evaluation to use instead of running the models.
 
     Raises:
-        UsageError: there is no validated checkpoint yet, or the records are different ones.
+        UsageError: there is no validated checkpoint yet, the records are different ones, or
+            another process writes there.
         StorageError: a checkpoint fails its checksum, or storage cannot be read or written.
     """
+    # A page elsewhere may share its folder with others, and be written while the run is trained.
+    with hold_lease(f"{page_uri(uri, out)}.lock" if out else uri):
+        return _write_report(uri, out, records, log, cached)
+
+
+def _write_report(
+    uri: str, out: str, records: str, log: Log, cached: CachedEvaluation | None
+) -> Report:
     target = find_target(uri)
+    if target.study and (unfinished := target.study.unfinished()):
+        log(f"{target.uri}: {unfinished}")
     records = storage.normalise(records or target.records)
-    manifest = read_manifest(records)
-    _check_records(target, manifest, records)
+    advice = f"pass the records that {target.uri} was trained on with --records"
+    manifest = read_version(records, target.members[0].info.fingerprint, advice)
     split = target.config.data.validation
     with tempfile.TemporaryDirectory() as folder:
         if cached is None:
@@ -67,6 +79,7 @@ def write_report(
             build_disagreement_cases(*cached, target.members),
         )
     place = page_uri(uri, out)
+    current_fence(uri)()
     storage.write_json(f"{place.removesuffix('.html')}.json", report.model_dump(mode="json"))
     storage.write_bytes(place, page.encode())
     return report
@@ -86,12 +99,3 @@ def try_write_report(uri: str, log: Log, cached: CachedEvaluation | None = None)
 def page_uri(uri: str, out: str = "") -> str:
     """URI of the report's page: `out`, or by default report.html in the folder `uri`."""
     return storage.normalise(out) if out else storage.join(storage.normalise(uri), REPORT_FILES[1])
-
-
-def _check_records(target: ReportTarget, manifest: Manifest, records: str) -> None:
-    require_same(
-        {"data fingerprint": target.members[0].info.fingerprint},
-        {"data fingerprint": manifest.fingerprint},
-        records,
-        f"pass the records that {target.uri} was trained on with --records",
-    )

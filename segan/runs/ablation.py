@@ -13,7 +13,7 @@ from segan.config import Config
 from segan.config.search import Overrides
 from segan.errors import UsageError
 from segan.runs.study import Study
-from segan.runs.trial import Trial, TrialStatus
+from segan.runs.trial import Trial
 
 FIXED_SECTIONS = ("data", "cluster", "tracking", "search", "ablation")  # equal in all variants
 SEED_KEY = "training.seed"
@@ -23,16 +23,12 @@ OnValidation = Callable[[str, dict[str, Any], bool], None]
 
 
 def prepare_trials(config: Config, study: Study, fingerprint: str) -> list[Trial]:
-    """The trials of all variants and seeds; failed ones are reset to be trained again.
+    """The trials of all variants and seeds.
 
     Raises:
         UsageError: a variant is invalid, or the study has another configuration or other records.
     """
-    trials = study.create_or_resume(config, fingerprint, trial_overrides(config))
-    for trial in trials:
-        if trial.result().status is TrialStatus.FAILED:
-            trial.clear_result()
-    return trials
+    return study.create_or_resume(config, fingerprint, trial_overrides(config))
 
 
 def trial_overrides(config: Config) -> dict[str, Overrides]:
@@ -44,8 +40,8 @@ def trial_overrides(config: Config) -> dict[str, Overrides]:
     ablation, first_seed = config.ablation, config.training.seed
     if not ablation.variants:
         raise UsageError(
-            "ablation.variants: expected variants to compare, found none; see "
-            "ray_jobs/configs/ablation.yaml"
+            "ablation.variants: expected variants to compare, found none; --config ablation has "
+            "all that this project compares"
         )
     for name, overrides in ablation.variants.items():
         _with_overrides(config, name, overrides)

@@ -18,6 +18,7 @@ from segan import storage
 from segan.errors import StorageError, UsageError
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.run import REPORT_FILES
+from segan.storage.lease import LEASE_FILE
 from segan.utils.models import FrozenModel
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -127,6 +128,7 @@ def check_output(uri: str, overwrite: bool, count: int) -> None:
     ours = {
         ENSEMBLE_FILE,
         CARD_FILE,
+        LEASE_FILE,  # this process's own
         *REPORT_FILES,
         *(f"{i}/{SEGMENTOR_FILE}" for i in range(1, count + 1)),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from segan.runs.checkpoint import (
 )
 from segan.runs.identity import config_identity, require_same
 from segan.runs.provenance import git_commit, package_versions
+from segan.storage.lease import no_fence
 
 if TYPE_CHECKING:
     from segan.config import Config
@@ -41,8 +42,13 @@ REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensembl
 class Run:
     """A run at a URI, which need not exist yet."""
 
-    def __init__(self, uri: str):
-        self.uri = storage.normalise(uri)
+    def __init__(self, uri: str, fence: Callable[[], None] = no_fence):
+        """
+        Args:
+            fence: called before anything is written or deleted; raises where another process has
+                taken the run over.
+        """
+        self.uri, self.fence = storage.normalise(uri), fence
 
     def __str__(self) -> str:
         return self.uri
@@ -55,12 +61,9 @@ class Run:
         """
         name = storage.join(self.uri, RUN_FILE)
         identity = _identity(config) | {"fingerprint": fingerprint}
-        if storage.exists(name):
-            description = storage.read_json(name)
-            if not (isinstance(description, dict) and "identity" in description):
-                raise StorageError(f"{name}: not the description of a run; use another URI")
+        if (recorded := self._recorded_identity()) is not None:
             # A key that the run was started without has its default value.
-            found = _identity(type(config)()) | description["identity"]
+            found = _identity(type(config)()) | recorded
             advice = "resume with the same values, or use another URI"
             require_same(identity, found, self.uri, advice)
             return
@@ -77,10 +80,27 @@ class Run:
             },
         )
 
+    def fingerprint(self) -> str | None:
+        """Of the records that the run began with, which are those of its later starts too.
+
+        None before the first start; raises StorageError where run.json is not readable.
+        """
+        return (self._recorded_identity() or {}).get("fingerprint")
+
+    def _recorded_identity(self) -> dict[str, Any] | None:
+        name = storage.join(self.uri, RUN_FILE)
+        if not storage.exists(name):
+            return None
+        description = storage.read_json(name)
+        if not (isinstance(description, dict) and isinstance(description.get("identity"), dict)):
+            raise StorageError(f"{name}: not the description of a run; use another URI")
+        return dict(description["identity"])
+
     def record_hardware(self, hardware: str) -> None:
         """Adds the workers' hardware to run.json, unless it is there from the first start."""
         description = self.description()
         if description["hardware"] is None:
+            self.fence()
             storage.write_json(
                 storage.join(self.uri, RUN_FILE), description | {"hardware": hardware}
             )
@@ -101,6 +121,7 @@ class Run:
         return [json.loads(line) for line in storage.read_bytes(name).splitlines()]
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        self.fence()
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         storage.write_bytes(storage.join(self.uri, METRICS_FILE), text.encode())
 
@@ -150,10 +171,12 @@ class Run:
     ) -> Checkpoint:
         """Writes a checkpoint, its manifest last; replaces an incomplete one of the same name."""
         uri = storage.join(self.uri, "checkpoints", name)
+        self.fence()
         storage.delete_folder(uri)
         for file, content in files.items():
             storage.write_bytes(storage.join(uri, file), content)
         sums = {f: {"sha256": storage.sha256(c), "size": len(c)} for f, c in files.items()}
+        self.fence()
         storage.write_json(storage.join(uri, MANIFEST_FILE), make_manifest(sums, info))
         return Checkpoint(uri, name, sums, info)
 
@@ -172,6 +195,7 @@ class Run:
         names = [file.name for file in storage.list_files(folder)]
         for name in sorted({n.split("/")[0] for n in names if "/" in n} - kept):
             uri = storage.join(folder, name)
+            self.fence()
             # The manifest first, so that a partly deleted checkpoint does not look complete.
             if f"{name}/{MANIFEST_FILE}" in names:
                 storage.delete_file(storage.join(uri, MANIFEST_FILE))

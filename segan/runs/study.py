@@ -8,7 +8,7 @@ so a study whose driver died is resumed from these files alone. Imports no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ import numpy as np
 
 from segan import storage
 from segan.config import Config
-from segan.errors import StorageError
+from segan.errors import SeganError, StorageError
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
+from segan.storage.lease import no_fence
 
 STUDY_FILE = "study.json"
 
@@ -55,8 +56,12 @@ class TrialRow:
 class Study:
     """A study at a URI, which need not exist yet."""
 
-    def __init__(self, uri: str):
-        self.uri = storage.normalise(uri)
+    def __init__(self, uri: str, fence: Callable[[], None] = no_fence):
+        """
+        Args:
+            fence: that of the trials' runs.
+        """
+        self.uri, self.fence = storage.normalise(uri), fence
 
     def create_or_resume(
         self,
@@ -105,9 +110,11 @@ class Study:
         command: StudyCommand = self._read()["identity"]["command"]
         return command
 
-    def fingerprint(self) -> str:
-        """Of the records that the study was started with."""
-        fingerprint: str = self._read()["identity"]["fingerprint"]
+    def fingerprint(self) -> str | None:
+        """Of the records that the study began with; None before its first start."""
+        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
+            return None
+        fingerprint: str | None = self._read()["identity"].get("fingerprint")
         return fingerprint
 
     def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
@@ -138,6 +145,32 @@ class Study:
         """The trials of an existing study; raises StorageError where there is none."""
         return self._make_trials(self._read()["trials"])
 
+    def unfinished(self, names: Collection[str] | None = None) -> str:
+        """Which trials have not ended, with their errors; "" if the study is over.
+
+        Args:
+            names: of the trials that count; None for all of the study.
+        """
+        trials = [trial for trial in self.trials() if names is None or trial.name in names]
+        results = {trial.name: trial.result() for trial in trials}
+        open_trials = [
+            f"{name} (failed: {result.reason})" if result.reason else name
+            for name, result in results.items()
+            if not result.has_ended
+        ]
+        search, total = self.config()["search"], len(trials)
+        if self.command() == "tune" and search["algorithm"] == "optuna":
+            total = max(total, search["trials"])
+            open_trials += [f"trial_{number:03d}" for number in range(len(trials), total)]
+        if not open_trials:
+            return ""
+        return f"{len(open_trials)} of {total} trials have not ended: {', '.join(open_trials)}"
+
+    def require_finished(self, names: Collection[str] | None = None) -> None:
+        """Raises SeganError, which names them, if trials have not ended; see `unfinished`."""
+        if unfinished := self.unfinished(names):
+            raise SeganError(f"{self.uri}: {unfinished}; run the same command again to go on")
+
     def leaderboard_rows(self) -> list[TrialRow]:
         """A row for each trial, the best first."""
         return sorted(map(_leaderboard_row, self.trials()), key=lambda row: -row.jaccard)
@@ -160,8 +193,12 @@ class Study:
 
     def _make_trials(self, entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
         return [
-            Trial(e["name"], e["parameters"], Run(storage.join(self.uri, "trials", e["name"])))
-            for e in entries
+            Trial(
+                entry["name"],
+                entry["parameters"],
+                Run(storage.join(self.uri, "trials", entry["name"]), self.fence),
+            )
+            for entry in entries
         ]
 
 

@@ -23,6 +23,7 @@ from segan.runs.checkpoint import (
 from segan.runs.ensemble import is_ensemble, read_ensemble
 from segan.runs.listing import list_checkpoints, run_not_found
 from segan.runs.run import RUN_FILE, find_checkpoint
+from segan.storage.lease import hold_lease
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,19 @@ def download_checkpoint(
         The files that were downloaded; the others were present.
 
     Raises:
-        UsageError: the folder has another file of the same name; nothing was written.
+        UsageError: the folder has another file of the same name, or another process writes
+            there; nothing was written.
         StorageError: a file fails its checksum, or cannot be read or written.
     """
     if storage.is_s3(folder):
         raise UsageError(f"{folder}: expected a local folder; copy to s3:// with the S3 tools")
-    folder = storage.normalise(folder)
+    with hold_lease(folder):
+        return _download(checkpoint, storage.normalise(folder), files, on_progress)
+
+
+def _download(
+    checkpoint: Checkpoint, folder: str, files: Sequence[str], on_progress: Callable[[int], None]
+) -> list[str]:
     manifest = _merge_manifests(checkpoint, folder, files)
     present = {file.name for file in storage.list_files(folder)} & set(files)
     for file in present:

@@ -25,8 +25,16 @@ class TrialStatus(enum.StrEnum):
     FINISHED = "finished"
     PRUNED = "pruned"  # stopped early by ASHA
     DIVERGED = "diverged"  # a loss or gradient was NaN or infinite
-    FAILED = "failed"
+    FAILED = "failed"  # its last attempt ended with an error; it is tried again
     UNFINISHED = "unfinished"  # not started, running or interrupted
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this is a verdict on the trial's parameters.
+
+        An error of storage, a lost node or a killed process is none: the trial is tried again.
+        """
+        return self not in (TrialStatus.UNFINISHED, TrialStatus.FAILED)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class TrialResult:
 
     @property
     def has_ended(self) -> bool:
-        return self.status is not TrialStatus.UNFINISHED
+        return self.status.has_ended
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,12 @@ class Trial:
     def mark_done(self, status: TrialStatus, seconds: float, reason: str = "") -> None:
         """Writes result.json."""
         result = TrialResult(status, reason, round(seconds, 1))
+        self.run.fence()
         storage.write_json(storage.join(self.run.uri, RESULT_FILE), asdict(result))
 
     def clear_result(self) -> None:
         """Deletes result.json, so that the trial is unfinished again."""
+        self.run.fence()
         storage.delete_file(storage.join(self.run.uri, RESULT_FILE))
 
 

@@ -6,22 +6,23 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from pyarrow import fs
-
 from segan.errors import NotFoundError, StorageError, UsageError
 from segan.storage import s3
+from segan.storage.local import walk
 
-_LOCAL_FS = fs.LocalFileSystem()
+logger = logging.getLogger(__name__)
 _retry_checks = False
 _ERRNO_ADVICE = (
     dict.fromkeys(
@@ -236,12 +237,19 @@ def file_size(uri: str) -> int | None:
         stored = s3.stat_object(uri)
         return stored.size if stored else None
     with os_errors(uri):
-        info = _LOCAL_FS.get_file_info(normalise(uri))
-    return int(info.size) if info.type == fs.FileType.File else None
+        try:
+            status = os.stat(normalise(uri))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def list_files(uri: str) -> list[FileInfo]:
-    """Lists all files below `uri`, sorted by name; empty if the folder does not exist."""
+    """Lists all files below `uri`, sorted by name; empty if the folder does not exist.
+
+    In a local folder, links that lead in circles are not followed, and a folder that cannot be read
+    or a name that is not UTF-8 is skipped with a warning.
+    """
     if is_s3(uri):
         _, key = s3.bucket_and_key(uri)
         start = len(f"{key}/") if key else 0
@@ -251,18 +259,16 @@ def list_files(uri: str) -> list[FileInfo]:
             if not stored.key.endswith("/")
         ]
     else:
-        path = normalise(uri)
         with os_errors(uri):
-            infos = _LOCAL_FS.get_file_info(
-                fs.FileSelector(path, recursive=True, allow_not_found=True)
-            )
-        start = len(path.rstrip("/")) + 1
-        files = [
-            FileInfo(info.path[start:], info.size, info.mtime)
-            for info in infos
-            if info.type == fs.FileType.File
-        ]
+            files = [
+                FileInfo(name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                for name, status in walk(normalise(uri), _warn_skipped)
+            ]
     return sorted(files, key=lambda file: file.name)
+
+
+def _warn_skipped(path: str, reason: str) -> None:
+    logger.warning("%s: skipped, %s", path, reason)
 
 
 def delete_file(uri: str) -> None:
@@ -284,7 +290,7 @@ def delete_folder(uri: str) -> None:
     path = normalise(uri)
     with os_errors(uri):
         if os.path.lexists(path):
-            _LOCAL_FS.delete_dir(path)
+            shutil.rmtree(path)
 
 
 def sha256(content: bytes) -> str:

@@ -1,13 +1,14 @@
-"""A lease that gives a run or a study one driver at a time, wherever it is stored.
+"""A lease that gives a place in storage one writer at a time.
 
-The driver writes `lease.json` into the run's folder and renews it every few seconds (a heartbeat).
-Another driver is rejected while the heartbeat continues, and takes the lease over after `ttl_s`
-seconds without one; on the same host, as soon as the holder's process has exited. Clocks of
-different hosts are not compared: what counts is whether the file changes while it is polled. A
-driver that finds its lease taken over stops.
+A place is a run, a study, records, an ensemble or any other output. Its driver writes `lease.json`
+into the folder and renews it every few seconds (a heartbeat). Another driver is rejected while the
+heartbeat continues, and takes the lease over after `ttl_s` seconds without one; on the same host,
+as soon as the holder's process has exited. Clocks of different hosts are not compared: what counts
+is whether the file changes while it is polled. A driver that finds its lease taken over stops.
 
-Only drivers take leases: Ray workers belong to their driver, and trials are covered by the lease of
-their study.
+Only drivers take leases: trials are covered by the lease of their study, and Ray workers get a
+`Fence` from their driver. It is checked before they write or delete anything, since they can
+outlive a driver that was frozen or killed.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
 
 from segan import storage
-from segan.errors import SeganError, StorageError, UsageError
+from segan.errors import LeaseLostError, StorageError, UsageError
 from segan.storage.compare_and_swap import FileVersion, conditional_file
 from segan.storage.files import os_errors
 
@@ -39,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 LEASE_FILE = "lease.json"
 LEASE_LOST_SIGNAL = signal.SIGUSR2  # from the heartbeat thread to the main thread
-
-_held_uris: ContextVar[frozenset[str]] = ContextVar("held_uris", default=frozenset())
 
 
 @dataclass(frozen=True)
@@ -121,31 +121,64 @@ class Holder:
         return max(time.monotonic() - self.heartbeat_monotonic_s, 0.0)
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Checks that a lease is still that of the driver which took it. Can be sent to its workers."""
+
+    uri: str
+    lease_id: str
+
+    def __call__(self) -> None:
+        """Raises LeaseLostError if another driver has taken the lease over."""
+        version = conditional_file(storage.join(self.uri, LEASE_FILE)).read()
+        # A deleted file is written again by the next heartbeat.
+        if version and (holder := Holder.from_version(version)).lease_id != self.lease_id:
+            raise LeaseLostError(
+                f"{self.uri}: lease lost to {holder} at {holder.acquired_at}; stopping before "
+                "anything is written"
+            )
+
+
+# The fence of each place that this process holds, by URI.
+_held: ContextVar[Mapping[str, Fence]] = ContextVar("held", default=MappingProxyType({}))
+
+
+def no_fence() -> None:
+    """The fence of a place that nobody holds."""
+
+
 @contextlib.contextmanager
 def hold_lease(uri: str, config: LeaseConfig | None = None) -> Iterator[None]:
-    """Keeps all other drivers from a run or a study while the block runs; reentrant in a thread.
+    """Keeps all other drivers from a place while the block runs; reentrant in a thread.
 
     Raises:
         UsageError: another process holds the lease.
-        SeganError: another process took the lease over after this one missed its heartbeats.
+        LeaseLostError: another process took the lease over after this one missed its heartbeats.
         StorageError: the folder cannot be read or written.
     """
     requested = storage.normalise(uri)
-    if {requested, parent_study_uri(requested)} & _held_uris.get():
+    if current_fence(requested) is not no_fence:
         yield
         return
     storage.check_access(requested)
-    lease_uri = _lease_uri(requested)
-    with _Lease(lease_uri, config or LeaseConfig()).hold():
-        token = _held_uris.set(_held_uris.get() | {requested, lease_uri})
+    lease = _Lease(_lease_uri(requested), config or LeaseConfig())
+    with lease.hold():
+        fence = Fence(lease.uri, lease.holder.lease_id)
+        token = _held.set({**_held.get(), requested: fence, lease.uri: fence})
         try:
             yield
         finally:
-            _held_uris.reset(token)
+            _held.reset(token)
+
+
+def current_fence(uri: str) -> Callable[[], None]:
+    """The fence of the lease with which this thread holds a place; `no_fence` without one."""
+    requested, held = storage.normalise(uri), _held.get()
+    return held.get(requested) or held.get(parent_study_uri(requested) or "") or no_fence
 
 
 def read_holder(uri: str) -> Holder | None:
-    """Returns the holder of a run or a study; None if nobody holds it or the holder has exited."""
+    """Returns the holder of a place; None if nobody holds it or the holder has exited."""
     version = conditional_file(storage.join(storage.normalise(uri), LEASE_FILE)).read()
     holder = Holder.from_version(version) if version else None
     return None if holder is None or holder.has_exited else holder
@@ -166,12 +199,12 @@ def _lease_uri(uri: str) -> str:
 
 @dataclass
 class _Lease:
-    """This process's lease on a run or a study, from the first attempt to its release."""
+    """This process's lease on a place, from the first attempt to its release."""
 
     uri: str
     config: LeaseConfig
     holder: Holder = field(default_factory=Holder.current_process)
-    lost_error: SeganError | None = None
+    lost_error: LeaseLostError | None = None
     stop_event: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -271,7 +304,7 @@ class _Lease:
             # finds its lease.
             self.quick_file.compare_and_swap(version, self._encode())
             return
-        self.lost_error = SeganError(
+        self.lost_error = LeaseLostError(
             f"{self.uri}: lease lost to {holder} at {holder.acquired_at} after this process missed "
             "its heartbeats; stopping"
         )

@@ -112,7 +112,7 @@ class TrackerCopy:
         points = list(iter_metrics(run, writer.position))
         writer.log(points)
         self.counts[run.uri].num_points += len(points)
-        if final or (parent and status is not TrialStatus.UNFINISHED):
+        if final or (parent and status.has_ended):
             writer.finish(status, stored_files(item))
             self._finished.add(run.uri)
 

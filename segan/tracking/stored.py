@@ -94,7 +94,7 @@ def describe_run(run: Run, group: str | None = None) -> TrackedItem:
 def describe_study(study: Study, started_at: float) -> TrackedItem:
     """Describes a study that has been started; the time is that of its first trial."""
     name = storage.basename(study.uri)
-    tags = {"uri": study.uri, "fingerprint": study.fingerprint(), "command": study.command()}
+    tags = {"uri": study.uri, "fingerprint": study.fingerprint() or "", "command": study.command()}
     return TrackedItem(study.uri, name, "study", name, _flatten(study.config()), tags, started_at)
 
 

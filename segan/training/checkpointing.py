@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +31,10 @@ from segan.training.distributed import (
     world_size,
 )
 from segan.training.metrics import EpochMetrics, LoopState, StepMetrics
-from segan.training.metrics_log import MetricsLog
 from segan.training.step import SegAN
+
+if TYPE_CHECKING:
+    from segan.training.metrics_log import MetricsLog
 
 CRITIC_FILE = "critic.safetensors"
 TRAINER_FILE = "trainer.pt"

@@ -13,9 +13,6 @@ import time
 
 import numpy as np
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from segan import storage
@@ -59,6 +56,11 @@ class ImageLog:
             samples: images seen at this validation, TensorBoard's step.
             threshold: of the model's mask.
         """
+        # Imported by the one process that writes, not by every other rank.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         values = []
         for row, maps in sorted(self._maps.items()):
             image = draw_outlines(
@@ -83,9 +85,9 @@ class ImageLog:
         event = Event(wall_time=now, step=samples, summary=Summary(value=values))
         writer.write(event.SerializeToString())
         name = f"events.out.tfevents.{samples:012d}"  # TensorBoard reads files in order of names
-        storage.write_bytes(
-            storage.join(self.run.uri, "tensorboard", "images", name), sink.getvalue()
-        )
+        uri = storage.join(self.run.uri, "tensorboard", "images", name)
+        self.run.fence()
+        storage.write_bytes(uri, sink.getvalue())
 
 
 def draw_outlines(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

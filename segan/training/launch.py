@@ -16,7 +16,7 @@ from segan.errors import NonFiniteError, StoppedError, StorageError, UsageError
 from segan.runs.ablation import OnValidation
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
-from segan.storage.lease import hold_lease
+from segan.storage.lease import current_fence, hold_lease
 from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
@@ -62,8 +62,16 @@ def stopped_error(run: Run) -> StoppedError:
     )
 
 
-def train_local(config: Config, run: Run, callbacks: Callbacks | None = None) -> None:
+def train_local(
+    config: Config,
+    run: Run,
+    callbacks: Callbacks | None = None,
+    fingerprint: str | None = None,
+) -> None:
     """Trains a run to its end in this process, where a debugger can stop it.
+
+    Args:
+        fingerprint: of the records of a new run; None for the newest.
 
     Raises:
         UsageError: more than one worker is configured, or another process trains this run.
@@ -71,19 +79,20 @@ def train_local(config: Config, run: Run, callbacks: Callbacks | None = None) ->
         NonFiniteError: a loss or gradient is not finite.
     """
     with hold_lease(run.uri):
-        _train_local(config, run, callbacks or Callbacks())
+        run = Run(run.uri, current_fence(run.uri))
+        _train_local(config, run, callbacks or Callbacks(), fingerprint)
 
 
-def _train_local(config: Config, run: Run, callbacks: Callbacks) -> None:
+def _train_local(config: Config, run: Run, callbacks: Callbacks, fingerprint: str | None) -> None:
     if config.cluster.workers != 1:
         raise UsageError(
             f"cluster.workers {config.cluster.workers}: --local trains with 1 worker, in this "
             "process"
         )
-    resume_point = resolve_resume(config, run)
+    resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     spec = resume_point.spec
     run.create_or_resume(config, spec.sampler.manifest.fingerprint)
-    if spec.is_exhausted:
+    if resume_point.is_finished:
         return
     with single_process_group():
         record_hardware(run)
@@ -98,6 +107,7 @@ def train_all_local(
     trials: list[Trial],
     on_validation: OnValidation,
     should_stop: Callable[[], bool],
+    fingerprint: str | None = None,
 ) -> None:
     """Trains the unfinished trials of a study in this process, one after another.
 
@@ -105,6 +115,7 @@ def train_all_local(
         on_validation: receives the trial's name and its metrics after each validation, and True,
             since the trial continues.
         should_stop: says whether to stop after the current step.
+        fingerprint: of the study's records.
 
     Raises:
         StoppedError: `should_stop` returned True; the current trial has a checkpoint.
@@ -120,7 +131,7 @@ def train_all_local(
         callbacks = Callbacks(on_validation_end=on_validation_end, should_stop=should_stop)
         started_at, status, reason = time.monotonic(), TrialStatus.FINISHED, ""
         try:
-            train_local(trial.build_config(config), trial.run, callbacks)
+            train_local(trial.build_config(config), trial.run, callbacks, fingerprint)
         except NonFiniteError as error:
             status, reason = TrialStatus.DIVERGED, str(error)
         trial.mark_done(status, time.monotonic() - started_at, reason)

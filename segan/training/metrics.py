@@ -27,6 +27,7 @@ class StepMetrics(LossValues):
 
     Attributes:
         step, epoch: from 1.
+        learning_rate, critic_learning_rate: of S and of C.
         images_per_second: of all workers since the epoch began.
     """
 
@@ -34,6 +35,7 @@ class StepMetrics(LossValues):
     step: int
     epoch: int
     learning_rate: float | None = None
+    critic_learning_rate: float | None = None
     k: float | None = None
     images_per_second: float | None = None
 
@@ -50,6 +52,8 @@ class EpochMetrics(LossValues):
         jaccard_at_config_threshold: at `evaluation.threshold`; the other scores are at
             `threshold`, the best one.
         jaccard_curve: at each threshold of `segan.evaluation.sweep.THRESHOLDS`.
+        saturated_fraction, wrong_saturated_fraction: of all validation pixels, and of the wrong
+            ones at `threshold`; see `segan.evaluation.saturation`.
         checkpoint_seconds, best_jaccard: known after the checkpoint, so not in metrics.jsonl.
     """
 
@@ -69,6 +73,8 @@ class EpochMetrics(LossValues):
     threshold: float | None = None
     jaccard_at_config_threshold: float | None = None
     jaccard_curve: list[float] | None = None
+    saturated_fraction: float | None = None
+    wrong_saturated_fraction: float | None = None
     validation_seconds: float | None = None
     checkpoint_seconds: float | None = None
     best_jaccard: float | None = None
@@ -81,7 +87,7 @@ class LoopState:
     Attributes:
         step: steps done.
         num_validations: validations done.
-        jaccard: of the last validation.
+        jaccard, saturated_fraction, wrong_saturated_fraction: of the last validation.
         losses: of the last step that was logged.
     """
 
@@ -89,6 +95,8 @@ class LoopState:
     num_validations: int = 0
     jaccard: float | None = None
     best_jaccard: float | None = None
+    saturated_fraction: float | None = None
+    wrong_saturated_fraction: float | None = None
     losses: LossValues = field(default_factory=LossValues)
 
     def to_dict(self) -> dict[str, Any]:

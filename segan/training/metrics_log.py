@@ -61,6 +61,7 @@ def write_hyperparameters(
         for name, score in scores.items():
             writer.add_scalar(name, score)
         writer.close()
+        run.fence()
         _upload(Path(folder), run)
 
 

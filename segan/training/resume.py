@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from segan import storage
 from segan.config import Config
-from segan.data.records.format import Manifest, read_manifest
+from segan.data.records.format import Manifest
+from segan.data.records.versions import read_version
 from segan.data.stream.batches import StreamSpec
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import StorageError, UsageError
-from segan.runs.checkpoint import Checkpoint
+from segan.runs.checkpoint import MANIFEST_FILE, Checkpoint
 from segan.runs.run import Run
 from segan.runs.transfer import verify_checkpoint
 from segan.training.metrics import LoopState
@@ -32,22 +33,37 @@ class ResumePoint:
     spec: StreamSpec
     checkpoint: Checkpoint | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left and the last one has been validated.
+
+        An elastic group that grows can find less than one step left that a smaller group, which
+        saved the checkpoint, would still have taken.
+        """
+        return self.spec.is_exhausted and (
+            self.checkpoint is None or "jaccard" in self.checkpoint.info.metrics
+        )
+
     def with_world_size(self, world_size: int) -> ResumePoint:
         """Returns the same start for another number of workers."""
         return replace(self, spec=self.spec.with_world_size(world_size))
 
 
-def check_config(config: Config, run: Run) -> StreamSpec:
+def check_config(config: Config, run: Run, fingerprint: str | None = None) -> StreamSpec:
     """Checks the configuration against the records; returns the rows of the whole run.
 
-    Reads no image and no checkpoint, so a mistake is reported before any long work.
+    Reads no image and no checkpoint, so a mistake is reported before any long work. A run that has
+    begun reads the records that it began with, whatever has been ingested since.
+
+    Args:
+        fingerprint: of the records of a run that has not begun; None for the newest.
 
     Raises:
-        UsageError: the configuration does not fit the records.
+        UsageError: the configuration does not fit the records, or those of the run are not there.
         StorageError: the records or the run cannot be read.
     """
     storage.check_access(run.uri)
-    manifest = read_manifest(config.data.records)
+    manifest = read_version(config.data.records, run.fingerprint() or fingerprint)
     _check_records(config, manifest)
     return StreamSpec(
         config.data.records,
@@ -60,7 +76,10 @@ def check_config(config: Config, run: Run) -> StreamSpec:
 
 
 def resolve_resume(
-    config: Config, run: Run, warn: Callable[[str], None] = logger.warning
+    config: Config,
+    run: Run,
+    warn: Callable[[str], None] = logger.warning,
+    fingerprint: str | None = None,
 ) -> ResumePoint:
     """Finds where a run starts: at its newest complete checkpoint, or at the first row.
 
@@ -68,12 +87,13 @@ def resolve_resume(
 
     Args:
         warn: receives a line for each checkpoint that is skipped.
+        fingerprint: see `check_config`.
 
     Raises:
-        UsageError: the configuration does not fit the records.
+        UsageError: the configuration does not fit the records, or those of the run are not there.
         StorageError: storage cannot be read, or the run has checkpoints and none is usable.
     """
-    spec = check_config(config, run)
+    spec = check_config(config, run, fingerprint)
     checkpoint = find_resume_checkpoint(run, warn)
     start = checkpoint.samples if checkpoint else 0
     return ResumePoint(replace(spec, start=start), checkpoint)
@@ -95,6 +115,8 @@ def find_resume_checkpoint(run: Run, warn: Callable[[str], None]) -> Checkpoint 
             for name, reason in errors.items():
                 warn(f"{run}: checkpoint {name} is skipped: {reason}")
             return checkpoint
+        if not storage.exists(storage.join(checkpoint.uri, MANIFEST_FILE)):
+            return find_resume_checkpoint(run, warn)  # deleted since it was listed
         errors[checkpoint.name] = error
     if errors:
         reasons = ", ".join(f"{name}: {reason}" for name, reason in errors.items())

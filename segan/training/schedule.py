@@ -26,8 +26,10 @@ def logistic_k(epoch: int, epochs: int, config: LogisticConfig) -> float:
     return max(config.final_k, config.initial_k * config.decay**decays)
 
 
-def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfig) -> float:
-    """Returns Adam's learning rate after `samples` of `total` images (section 3).
+def learning_rates(
+    samples: int, total: int, workers: int, config: OptimizerConfig
+) -> tuple[float, float]:
+    """Returns Adam's learning rates of S and of C after `samples` of `total` images (section 3).
 
     During the warm-up, the scheduled rate is multiplied by the completed fraction of the warm-up.
 
@@ -36,8 +38,19 @@ def learning_rate(samples: int, total: int, workers: int, config: OptimizerConfi
         total: images of the run, all epochs.
         workers: of the run; `lr_scaling` scales the rate by them.
     """
+    initial = config.learning_rate
+    critic_initial = initial if config.critic_rate is None else config.critic_rate
+    return (
+        _scheduled(initial, samples, total, workers, config),
+        _scheduled(critic_initial, samples, total, workers, config),
+    )
+
+
+def _scheduled(
+    initial: float, samples: int, total: int, workers: int, config: OptimizerConfig
+) -> float:
     factor = {"none": 1.0, "linear": float(workers), "sqrt": math.sqrt(workers)}
-    rate = config.learning_rate * factor[config.lr_scaling]
+    rate = initial * factor[config.lr_scaling]
     warmup_samples = config.warmup_fraction * total
     if samples < warmup_samples:
         rate *= samples / warmup_samples

@@ -77,8 +77,11 @@ class SegAN:
         """The segmentor to evaluate and to export: the EMA of S if there is one, else S."""
         return self.ema.network if self.ema else self.segmentor
 
-    def set_learning_rate(self, rate: float) -> None:
-        for optimizer in (self.segmentor_optimizer, self.critic_optimizer):
+    def set_learning_rates(self, segmentor: float, critic: float) -> None:
+        for optimizer, rate in (
+            (self.segmentor_optimizer, segmentor),
+            (self.critic_optimizer, critic),
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = rate
 

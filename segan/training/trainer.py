@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,13 +34,15 @@ from segan.training.distributed import (
 )
 from segan.training.image_log import ImageLog
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
-from segan.training.metrics_log import MetricsLog
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
 from segan.training.precision import to_device
 from segan.training.resume import ResumePoint
-from segan.training.schedule import learning_rate, logistic_k
+from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import Losses, SegAN
 from segan.training.timer import EpochTimer
+
+if TYPE_CHECKING:
+    from segan.training.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class TrainingProgress:
         epoch: the current one, from 1.
         samples: images that all workers together have trained on, of `total_samples`.
         critic_loss, segmentor_loss, dice_loss: of the last logged step; None before the first.
-        jaccard, best_jaccard: on validation; None before the first.
+        jaccard, best_jaccard, saturated_fraction, wrong_saturated_fraction: on validation; None
+            before the first.
+        learning_rate, critic_learning_rate: of S and of C.
         images_per_second: of all workers in this epoch.
         num_validations: done so far.
     """
@@ -67,6 +71,9 @@ class TrainingProgress:
     best_jaccard: float | None
     k: float
     learning_rate: float
+    critic_learning_rate: float
+    saturated_fraction: float | None
+    wrong_saturated_fraction: float | None
     images_per_second: float
     num_validations: int
 
@@ -116,15 +123,16 @@ class Trainer:
         self.callbacks = callbacks or Callbacks()
         self.rows_per_epoch = self.spec.sampler.num_rows
         self.samples, self.state = self.spec.start, LoopState()
-        self.k = self.learning_rate = 0.0
+        self.k = self.learning_rate = self.critic_learning_rate = 0.0
         # Of all completed epochs since this process started.
         self.data_wait_seconds = self.epoch_seconds = 0.0
         self.should_continue, self.stopped = True, False
         self.model, self.collectives = SegAN(config, device), HostCollectives()
         self.nonfinite_guard = NonFiniteGuard(self.model, self.collectives, str(run))
+        self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
-        self.metrics_log = MetricsLog(run, self.spec.start) if rank() == 0 else None
+        self.metrics_log = _open_metrics_log(run, self.spec.start) if rank() == 0 else None
         self.image_log = ImageLog(run, validation) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
             config, run, self.spec.sampler.manifest, self.metrics_log
@@ -152,6 +160,9 @@ class Trainer:
 
     def _train(self, batches: Iterator[Batch]) -> None:
         timer, checkpoint_every = EpochTimer(), self.config.training.checkpoint_every_steps
+        if self._lacks_last_validation:
+            self._end_epoch(self.config.training.epochs - 1, None, timer)
+            self._report_progress(self.config.training.epochs - 1, timer)
         while self.samples < self.spec.stop and self.should_continue and not self.stopped:
             batch = self._next_batch(batches, timer)
             epoch = self.samples // self.rows_per_epoch
@@ -186,10 +197,10 @@ class Trainer:
     def _train_step(self, batch: Batch, epoch: int) -> Losses:
         config, total_samples = self.config, self.rows_per_epoch * self.config.training.epochs
         self.k = logistic_k(epoch, config.training.epochs, config.logistic)
-        self.learning_rate = learning_rate(
+        self.learning_rate, self.critic_learning_rate = learning_rates(
             self.samples, total_samples, world_size(), config.optimizer
         )
-        self.model.set_learning_rate(self.learning_rate)
+        self.model.set_learning_rates(self.learning_rate, self.critic_learning_rate)
         augment_batch = functools.partial(self._augment_batch, batch, self.k)
         losses = self.model.train_step(*augment_batch())
         if self.model.ema:
@@ -224,7 +235,8 @@ class Trainer:
             **self.state.losses.to_dict(),
             step=self.state.step,
             epoch=epoch + 1,
-            learning_rate=self.model.segmentor_optimizer.param_groups[0]["lr"],
+            learning_rate=self.learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
             k=float(self.model.segmentor.logistic.k),
         )
         if self.metrics_log:
@@ -243,6 +255,9 @@ class Trainer:
             best_jaccard=self.state.best_jaccard,
             k=self.k,
             learning_rate=self.learning_rate,
+            critic_learning_rate=self.critic_learning_rate,
+            saturated_fraction=self.state.saturated_fraction,
+            wrong_saturated_fraction=self.state.wrong_saturated_fraction,
             images_per_second=timer.images_per_second,
             num_validations=self.state.num_validations,
         )
@@ -251,9 +266,14 @@ class Trainer:
     def _is_epoch_end(self, epoch: int) -> bool:
         return self.samples // self.rows_per_epoch > epoch or self.samples >= self.spec.stop
 
-    def _end_epoch(self, epoch: int, losses: Losses, timer: EpochTimer) -> bool:
-        """Logs the epoch; validates and saves it if due. Returns whether it was saved."""
-        self.state.losses = self._reduce_losses(losses)
+    def _end_epoch(self, epoch: int, losses: Losses | None, timer: EpochTimer) -> bool:
+        """Logs the epoch; validates and saves it if due. Returns whether it was saved.
+
+        Args:
+            losses: of the last step; None if it was taken before this start.
+        """
+        if losses:
+            self.state.losses = self._reduce_losses(losses)
         timer.stop()
         self.data_wait_seconds += timer.data_wait_seconds
         self.epoch_seconds += timer.seconds
@@ -308,12 +328,16 @@ class Trainer:
         if self.image_log:
             self.image_log.write(self.samples, threshold)
         scores = sweep.scores_at(threshold)
+        saturation = sweep.saturation_at(threshold)
         at_config_threshold = sweep.scores_at(self.config.evaluation.threshold)
         self.state.jaccard = scores["jaccard"]
         self.state.best_jaccard = max(scores["jaccard"], self.state.best_jaccard or 0.0)
+        self.state.saturated_fraction = saturation["saturated_fraction"]
+        self.state.wrong_saturated_fraction = saturation["wrong_saturated_fraction"]
         self.state.num_validations += 1
         return {
             **scores,
+            **saturation,
             "threshold": threshold,
             "jaccard_at_config_threshold": at_config_threshold["jaccard"],
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
@@ -346,4 +370,13 @@ def validate(
     segmentor.train()
     sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))
     count = all_reduce_sum(torch.tensor(sweep.count, device=device))
-    return Sweep(sums.cpu().numpy(), int(count))
+    pixels = all_reduce_sum(torch.from_numpy(sweep.pixels).to(device))
+    return Sweep(sums.cpu().numpy(), int(count), pixels.cpu().numpy())
+
+
+def _open_metrics_log(run: Run, samples: int) -> MetricsLog:
+    # TensorBoard is imported by the one process that writes the log, not by every other rank,
+    # controller and trial of a cluster.
+    from segan.training.metrics_log import MetricsLog
+
+    return MetricsLog(run, samples)

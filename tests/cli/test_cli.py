@@ -22,6 +22,7 @@ from PIL import Image
 from segan.cli.main import app, main
 from segan.config import Config, iter_fields, load_config
 from segan.data.archive.reader import open_archive
+from tests.drivers import Driver
 
 
 def list_commands(group: Any, before: str = "") -> dict[str, Any]:
@@ -102,6 +103,36 @@ def read_output(workspace: Path, command: str) -> Any:
 
 def read_mask(path: str | Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
+
+
+# Writers
+
+WRITERS = (
+    "synth OUT --train 1 --short-side 64",
+    "ingest WORKSPACE/archive OUT --local",
+    "train OUT --local data.records=WORKSPACE/records",
+    "predict WORKSPACE/run WORKSPACE/archive/ISIC-2017_Test_v2_Data OUT --local",
+    "export WORKSPACE/run OUT --format safetensors",
+    "report WORKSPACE/run --out OUT/page.html",
+    "checkpoints pull WORKSPACE/run OUT",
+    "download isic2017 --out OUT --mirror WORKSPACE/archive",
+)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_place_has_one_writer(command: str, workspace: Path, tmp_path: Path) -> None:
+    """Another process holds the place; nothing is written there."""
+    out, other = tmp_path / "out", Driver.start()
+    place = out / "page.html.lock" if "report" in command else out
+    words = command.replace("WORKSPACE", str(workspace)).replace("OUT", str(out)).split()
+    try:
+        assert other.hold(str(place)) == "held"
+        done = run_cli(*words, *(TINY_OVERRIDES if words[0] == "train" else []))
+        assert (done.exit_code, done.stdout) == (2, ""), done.stderr
+        assert f"segan: {place}: locked by process {other.process.pid} on " in done.stderr
+        assert [p.name for p in out.rglob("*") if p.is_file()] == ["lease.json"]
+    finally:
+        other.kill()
 
 
 # The pipeline

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from segan.cli.console import (
+    TrainingDisplay,
     echo,
     preserve_stdout,
     print_json,
@@ -16,6 +17,7 @@ from segan.cli.console import (
     spinner,
     stderr_console,
 )
+from segan.training.trainer import TrainingProgress
 
 
 def test_only_results_reach_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +76,38 @@ def test_progress_on_a_terminal(
     with spinner("exporting"):
         pass
     assert "exporting" in capsys.readouterr().err
+
+
+def make_progress(epoch: int, wrong_saturated_fraction: float | None) -> TrainingProgress:
+    return TrainingProgress(
+        epoch=epoch,
+        total_epochs=9,
+        samples=10 * epoch,
+        total_samples=90,
+        critic_loss=None,
+        segmentor_loss=None,
+        dice_loss=None,
+        jaccard=0.5,
+        best_jaccard=0.5,
+        k=1.0,
+        learning_rate=0.003,
+        critic_learning_rate=0.003,
+        saturated_fraction=0.99,
+        wrong_saturated_fraction=wrong_saturated_fraction,
+        images_per_second=1.0,
+        num_validations=epoch,
+    )
+
+
+def test_saturated_wrong_pixels_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingDisplay() as display:
+        for epoch, fraction in ((1, None), (4, 0.93), (5, 0.5), (6, 0.51), (7, 0.93)):
+            display(make_progress(epoch, fraction))
+    lines = capsys.readouterr().err.splitlines()
+    (warning,) = (line for line in lines if "warning" in line)
+    assert warning.startswith("warning: epoch 6: 51% of the wrong validation pixels are saturated")
+    assert "raise loss.cross_entropy_weight" in warning
+    assert len(lines) == 6
 
 
 def test_spinner_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

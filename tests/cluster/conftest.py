@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -52,18 +52,22 @@ def make_config(records: str) -> Callable[..., Config]:
     return configure
 
 
+@contextmanager
+def hosts_or_skip(*names: str) -> Iterator[list[Namespace]]:
+    """Hosts with these names; skips the test if the machine cannot create them."""
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(namespaces(names))
+        except StartError as error:
+            pytest.skip(f"no network namespaces on this machine: {error}")
+        yield found
+
+
 @pytest.fixture
 def make_hosts() -> Iterator[Callable[..., list[Namespace]]]:
     """Creates hosts with these names; skips the test if the machine cannot."""
     with ExitStack() as stack:
-
-        def make(*names: str) -> list[Namespace]:
-            try:
-                return stack.enter_context(namespaces(names))
-            except StartError as error:
-                pytest.skip(f"no network namespaces on this machine: {error}")
-
-        yield make
+        yield lambda *names: stack.enter_context(hosts_or_skip(*names))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import ray
@@ -16,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra.local.cluster import RayCluster
 from ray_jobs.training.driver import train
 from ray_jobs.training.metrics import METRICS
-from ray_jobs.tuning.scheduler import decisions_actor
+from ray_jobs.tuning.scheduler import DecisionPublisher, decision_publisher
 from segan.config import Config
 from segan.runs.run import Run
 from tests.cluster.test_train import kill_worker
@@ -80,18 +79,18 @@ def test_prometheus_finds_all_metrics_of_the_dashboard(
         set() if ray.cluster_resources().get("GPU") else GPU_METRICS
     )
 
-    def watch(decisions: Any) -> tuple[Samples, Samples]:
+    def watch(publisher: DecisionPublisher) -> tuple[Samples, Samples]:
         try:
             first = wait_for_start(ray_session, 0, expected)
             kill_worker()
             return first, wait_for_start(ray_session, 1, expected)
         finally:
             for epoch in (1, 2):
-                decisions.set.remote(TRIAL, epoch, True)
+                publisher.publish(TRIAL, epoch, True)
 
-    with decisions_actor() as decisions, ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch, decisions)
-        train(config, run, lambda status: None, {"trial": TRIAL, "decisions": decisions})
+    with decision_publisher() as publisher, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, publisher)
+        train(config, run, lambda status: None, {"trial": TRIAL, "decisions": publisher.actor})
     first, second = watching.result()
 
     ((labels, _),) = first["ray_segan_jaccard"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -25,6 +26,7 @@ from segan.runs.driver_log import read_log
 from segan.runs.run import Run
 from segan.runs.study import Study
 from tests.cluster.job_client import JobClient, poll_until
+from tests.environment import temporary_environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -171,6 +173,31 @@ def test_the_same_command_resumes_the_run(
     ]
     assert min(told) > stopped_epochs
     assert told[-1] == 16
+
+
+@pytest.mark.usefixtures("records")
+@pytest.mark.parametrize(
+    ("client_mode", "command"),
+    [
+        (False, f"ingest {{archive}} {BUCKET}/joined/records"),
+        (True, f"train {BUCKET}/joined/run {TINY} training.epochs=1 evaluation.report=false"),
+    ],
+)
+def test_a_command_brings_its_code_to_the_cluster_that_it_joins(
+    client: JobClient, archive: str, client_mode: bool, command: str
+) -> None:
+    cluster = client.cluster
+    address = cluster.client_address if client_mode else cluster.address
+    with temporary_environment({**cluster.environment, "RAY_ADDRESS": address}):
+        done = subprocess.run(
+            [sys.executable, "-m", "segan", *shlex.split(command.format(archive=archive))],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"joining the Ray cluster {address}, whose processes get this" in done.stderr
 
 
 def leaked_actors(client: JobClient) -> set[str]:

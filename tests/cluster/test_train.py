@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import ray
 
 from infra.local.cluster import RayCluster
 from infra.local.s3 import S3Server
+from ray_jobs.cluster.queue import Claim
+from ray_jobs.training.coordinator import queued_coordinator
 from ray_jobs.training.driver import train
 from segan import storage
 from segan.config import Config
+from segan.data.records.format import read_manifest
 from segan.errors import NonFiniteError, SeganError, StoppedError, UsageError
 from segan.runs.run import Run
 from segan.training.launch import train_local
@@ -124,6 +129,36 @@ def test_a_killed_worker_is_restarted_from_the_newest_intact_checkpoint(
     assert f"{run}: checkpoint {damaged[0]} is skipped: " in caplog.text
 
 
+def test_frozen_workers_are_started_again_and_never_with_other_records(
+    bucket: str, records: str, make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The records are replaced while a worker is frozen; nothing is trained on the new ones."""
+    changing = copy_records(records, f"{bucket}/records")
+    config = make_config(
+        f"data.records={changing}",
+        "cluster.workers=2",
+        "cluster.step_timeout_s=20",
+        "training.epochs=100",
+    )
+    run, frozen = Run(f"{bucket}/frozen"), []
+
+    def freeze_and_replace(progress: TrainingProgress) -> None:
+        if progress.num_validations >= 1 and not frozen:
+            frozen.append(progress.samples)
+            manifest = storage.read_json(f"{changing}/manifest.json")
+            storage.write_json(f"{changing}/manifest.json", manifest | {"fingerprint": "another"})
+            signal_worker(signal.SIGSTOP)
+
+    with pytest.raises(UsageError, match=f"^{changing}: data fingerprint is 'another', expected "):
+        train(config, run, freeze_and_replace)
+    assert [m for m in caplog.messages if m.startswith("no step for 20 s: starting the workers")]
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert latest.info.fingerprint == read_manifest(records).fingerprint
+    epochs = [line["epoch"] for line in run.metrics() if line["kind"] == "epoch"]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
 def test_a_loss_that_is_not_finite_is_not_retried(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
@@ -145,11 +180,22 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert (weight_checksums(run), run.metrics()) == before
 
 
-def test_one_worker_on_the_cluster_equals_local_training(
-    bucket: str, make_config: Callable[..., Config]
+def test_one_worker_on_the_cluster_waits_for_its_turn_and_equals_local_training(
+    bucket: str, make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config()
-    on_ray, _ = run_on_ray(config, f"{bucket}/ray")
+    with (
+        queued_coordinator(Claim("another run", 4.0, 0.0)) as (other, _),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(run_on_ray, config, f"{bucket}/ray")
+        while not [m for m in caplog.messages if m.endswith("waiting for them to end")]:
+            assert not waiting.done()
+            time.sleep(0.1)
+        assert Run(f"{bucket}/ray").latest_checkpoint() is None
+        ray.kill(other)
+        on_ray, _ = waiting.result()
+    assert "0 of 4 free; the others are reserved by another run; waiting" in caplog.text
     local = Run(f"{bucket}/local")
     train_local(config, local)
     assert weight_checksums(on_ray) == weight_checksums(local)
@@ -165,16 +211,20 @@ def list_workers() -> list[Any]:
 
 def kill_worker() -> bool:
     """Kills one process of the worker group."""
+    return signal_worker(signal.SIGKILL)
+
+
+def signal_worker(number: signal.Signals) -> bool:
+    """Sends a signal to one process of the worker group."""
     pid = next(worker.pid for worker in list_workers() if worker.state == "ALIVE")
 
     @ray.remote(num_cpus=0)
-    def kill() -> None:
+    def send() -> None:
         import os
-        import signal
 
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
-    ray.get(kill.remote())
+    ray.get(send.remote())
     return True
 
 
@@ -188,6 +238,12 @@ def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(
     with pytest.raises(UsageError, match="1 GPU required, 0 available"):
         run_on_ray(make_config("cluster.gpus_per_worker=1"), f"{bucket}/run")
     assert not Run(f"{bucket}/run").metrics()
+
+
+def copy_records(records: str, to: str) -> str:
+    for file in storage.list_files(records):
+        storage.write_bytes(f"{to}/{file.name}", storage.read_bytes(f"{records}/{file.name}"))
+    return to
 
 
 def copy_damaged(records: str, split: str, to: str) -> str:

@@ -92,6 +92,15 @@ def run_and_kill_driver(study: Study, config: Config) -> list[Validation]:
     return validations
 
 
+def kill_actor(class_name: str) -> None:
+    pid = next(
+        actor.pid
+        for actor in list_actors(limit=1000, filters=[("state", "=", "ALIVE")])
+        if actor.class_name == class_name
+    )
+    os.kill(pid, signal.SIGKILL)
+
+
 def stopped(validations: list[Validation]) -> set[str]:
     return {trial for trial, _, should_continue in validations if not should_continue}
 
@@ -113,8 +122,12 @@ def test_a_study_resumes_after_its_driver_was_killed_and_prunes_trials(
 
     def on_validation(trial: str, metrics: dict[str, Any], should_continue: bool) -> None:
         resumed.append((trial, metrics["epoch"], should_continue))
+        if len(resumed) == 1:  # Ray and Tune start both again
+            kill_actor("StopDecisions")
+            kill_actor("ImplicitFunc")  # a trial's
 
     run_study(config, study, on_validation)
+    study.require_finished()
     assert wait_for_cleanup(actors) == NO_LEAKS
     assert [v for v in resumed if v[1] <= before[v[0]]] == []  # nothing is done again
     for trial in study.trials():

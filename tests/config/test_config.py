@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,14 +11,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ray_jobs
-from segan.config import Config, format_value, iter_fields, load_config, parse_config
+from segan.cli.commands.options import ConfigSource, complete_config
+from segan.config import (
+    Config,
+    format_value,
+    iter_fields,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
 from segan.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from segan.errors import UsageError
 
 FIELDS = dict(iter_fields(Config))
 NUMERIC_KEYS = [key for key, field in FIELDS.items() if field.annotation in (int, float)]
-CONFIG_FILES = sorted((Path(ray_jobs.__file__).parent / "configs").glob("*.yaml"))
 
 PAPER_VALUES = {
     "network.width": 64,
@@ -39,6 +46,7 @@ PAPER_VALUES = {
     "optimizer.warmup_fraction": 0.0,
     "training.ema_decay": 0.0,
     "optimizer.learning_rate": 0.003,
+    "optimizer.critic_rate": None,
     "optimizer.betas": (0.5, 0.999),
     "optimizer.schedule": "linear",
     "optimizer.weight_clip": 0.05,
@@ -65,6 +73,8 @@ BOUNDS = [  # a value just outside, and what is expected instead
     ("loss.dice_weight", -0.5, "greater than or equal to 0"),
     ("optimizer.learning_rate", 0, "greater than 0"),
     ("optimizer.learning_rate", 1, "less than 1"),
+    ("optimizer.critic_rate", 0, "greater than 0"),
+    ("optimizer.critic_rate", 1, "less than 1"),
     ("optimizer.weight_clip", 0, "greater than 0"),
     ("loss.adversarial_weight", -1, "greater than or equal to 0"),
     ("loss.cross_entropy_weight", -1, "greater than or equal to 0"),
@@ -90,6 +100,7 @@ BOUNDS = [  # a value just outside, and what is expected instead
     ("evaluation.batch_size", 0, "greater than or equal to 1"),
     ("cluster.workers", 0, "greater than or equal to 1"),
     ("cluster.cpus_per_worker", 0, "greater than 0"),
+    ("cluster.step_timeout_s", -1, "greater than or equal to 0"),
     ("search.trials", 0, "greater than or equal to 1"),
     ("search.grace_period", 0, "greater than or equal to 1"),
     ("search.reduction_factor", 1, "greater than 1"),
@@ -207,13 +218,34 @@ def test_a_formatted_value_is_read_as_the_same(value: Any) -> None:
         assert load_config(None, [f"data.train={format_value(value)}"]).data.train == value
 
 
-@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
-def test_a_shipped_file_loads(path: Path) -> None:
-    assert load_config(path).model_dump() != {}
+@pytest.mark.parametrize("name", ["ablation", "ablation_small", "best", "demo", "paper"])
+def test_a_shipped_configuration_is_found_by_name(name: str, tmp_path: Path) -> None:
+    assert name in shipped_configs()
+    (tmp_path / "copy.yaml").write_text(shipped_configs()[name].read_text())
+    assert load_config(name) == load_config(tmp_path / "copy.yaml") != Config()
+
+
+def test_every_shipped_configuration_is_named_in_the_help() -> None:
+    """The help is fixed text, so that it loads no package."""
+    help_text = ConfigSource.__metadata__[0].help
+    listed = help_text.partition("configuration: ")[2].partition(";")[0]
+    assert sorted(re.split(r", | or ", listed)) == [*shipped_configs()]
+    assert complete_config("ab") == ["ablation", "ablation_small"]
+
+
+def test_a_file_takes_precedence_over_a_shipped_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # `make demo` makes such a folder
+    assert load_config("demo").search.trials == 4
+    (tmp_path / "demo").rmdir()
+    (tmp_path / "demo").write_text("search: {trials: 7}")
+    assert load_config("demo").search.trials == 7
 
 
 def test_the_papers_file_keeps_the_papers_values() -> None:
-    config = load_config(next(path for path in CONFIG_FILES if path.stem == "paper"))
+    config = load_config("paper")
     assert {key: get_value(config, key) for key in PAPER_VALUES} == PAPER_VALUES
 
 
@@ -388,6 +420,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, reason: 
     said = error_message(path=tmp_path / name)
     assert said.startswith(f"configuration {tmp_path / name}: cannot be read (")
     assert reason in said
+    assert said.endswith(f"expected a YAML file or one of {', '.join(shipped_configs())}")
 
 
 def test_a_section_has_keys_and_values(config_file: Path) -> None:
@@ -453,6 +486,7 @@ def tree_strategy() -> st.SearchStrategy[dict[str, Any]]:
         "search.final_k": st.lists(st.floats(0.1, 2), min_size=1).map(tuple),
         "loss.critic": st.sampled_from(["multi_scale", "scalar"]),
         "loss.adversarial_weight": st.floats(0.1, 9),
+        "optimizer.critic_rate": st.none() | st.floats(1e-5, 0.1),
         "optimizer.weight_clip": st.none() | st.floats(0.01, 1),
         "ablation.baseline": st.just("paper"),
         "ablation.variants": st.just({"paper": {}, "dice": {"loss.dice_weight": 1.0}}),

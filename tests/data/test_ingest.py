@@ -25,6 +25,7 @@ from segan.data.ingest import ingest as write_records
 from segan.data.records.format import (
     MANIFEST,
     Manifest,
+    parse_shard_name,
     read_manifest,
     read_rejects,
     read_shard,
@@ -32,8 +33,11 @@ from segan.data.records.format import (
     to_samples,
 )
 from segan.data.records.shards import ShardResult, ShardTask, read_record
+from segan.data.records.versions import read_version
 from segan.data.synthetic import generate_archive
-from segan.errors import SeganError, UsageError
+from segan.errors import LeaseLostError, SeganError, UsageError
+from segan.storage.lease import LEASE_FILE
+from tests.drivers import Driver
 
 FRAME_SIZE = (20, 16)
 COUNTS = {"train": 5, "validation": 2, "test": 2}
@@ -373,6 +377,16 @@ def read_files(out: str) -> dict[str, bytes]:
     return {f.name: storage.read_bytes(f"{out}/{f.name}") for f in storage.list_files(out)}
 
 
+def read_newest_files(out: str) -> dict[str, bytes]:
+    """The files of the records without those of their earlier versions."""
+    newest = {shard.name for shard in read_manifest(out).all_shards}
+    return {
+        name: content
+        for name, content in read_files(out).items()
+        if name in newest or not (parse_shard_name(name) or name.startswith("manifests/"))
+    }
+
+
 def rename(source: Path, old: str, new: str) -> None:
     for path in list(source.rglob(f"{old}*")):
         path.rename(path.with_name(path.name.replace(old, new)))
@@ -404,7 +418,7 @@ def test_only_new_pairs_are_decoded(source: Path, out: str, rows: int, more: int
     counting, _ = ingest_again(source, out, rows)
     assert counting.num_decoded == more
     ingest(str(source), f"{out}-fresh", rows_per_shard=rows)
-    assert read_files(out) == read_files(f"{out}-fresh")
+    assert read_newest_files(out) == read_files(f"{out}-fresh")
 
 
 def test_resharding_and_folds_decode_nothing(source: Path, out: str) -> None:
@@ -442,7 +456,28 @@ def test_deleted_pair_is_removed(source: Path, out: str) -> None:
     counting, manifest = ingest_again(source, out)
     assert counting.num_decoded == 0
     assert (manifest.num_rows("train"), manifest.num_inputs) == (4, 8)
-    assert len(list(Path(out).glob("*-of-*.parquet"))) == 3, "old shards are deleted"
+    assert "ISIC_0000002" not in read_ids(out, "train")
+
+
+def test_earlier_versions_stay_readable_until_overwritten(source: Path, out: str) -> None:
+    versions = [ingest(str(source), out, rows_per_shard=2)]
+    orphan = f"{out}/train-00000-of-00004-{0:016x}.parquet"
+    storage.write_bytes(orphan, b"of an ingest that was killed")
+    for seed in (1, 2):
+        add_pairs(source, 2, seed)
+        versions.append(ingest(str(source), out, rows_per_shard=2))
+    assert len({version.fingerprint for version in versions}) == 3
+    for version in versions:
+        assert read_version(out, version.fingerprint) == version
+        for shard in version.all_shards:
+            assert read_shard(out, shard).num_rows == shard.num_rows
+    assert read_version(out, None) == versions[-1]
+    assert not storage.exists(orphan), "no version names it"
+    ingest_again(source, out, 2, overwrite=True)
+    assert read_version(out, versions[2].fingerprint) == versions[2]
+    with pytest.raises(UsageError, match=f"^{out}: data fingerprint is .* no earlier version"):
+        read_version(out, versions[0].fingerprint)
+    assert _count_shards(out) == len(versions[2].all_shards)
 
 
 def test_renamed_pair_is_not_decoded(source: Path, out: str) -> None:
@@ -481,6 +516,36 @@ def test_interrupted_ingest_keeps_the_previous_records(source: Path, out: str) -
         write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 2), interrupted)
     assert read_manifest(out) == before
     assert read_ids(out, "train") == frames
+
+
+# Other writers
+
+
+def test_two_ingests_at_one_place_are_refused(source: Path, out: str) -> None:
+    other = Driver.start()
+    try:
+        assert other.hold(out) == "held"
+        with pytest.raises(UsageError, match=f"^{out}: locked by process {other.process.pid} on "):
+            ingest(str(source), out)
+    finally:
+        other.kill()
+    assert ingest(str(source), out).num_inputs == 9  # the other one has exited
+
+
+def test_an_ingest_that_was_taken_over_deletes_nothing(source: Path, out: str) -> None:
+    before = ingest(str(source), out, rows_per_shard=2)
+    others = f"{out}/train-00000-of-00002-{0:016x}.parquet"
+
+    def taken_over(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        yield from local_executor(1)(tasks)
+        storage.write_json(f"{out}/{LEASE_FILE}", {"lease_id": "another", "host": "far-away"})
+        storage.write_bytes(others, b"written by the new holder")
+
+    with pytest.raises(LeaseLostError, match=f"^{out}: lease lost to process 0 on far-away"):
+        write_records(open_archive(str(source)), out, IngestOptions(FRAME_SIZE, 250), taken_over)
+    assert read_manifest(out) == before
+    assert storage.exists(others)
+    assert all(storage.exists(f"{out}/{shard.name}") for shard in before.all_shards)
 
 
 # Near-duplicates

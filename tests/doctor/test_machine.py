@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,11 +91,12 @@ def test_a_check_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
     def bug() -> Outcome:
         raise LookupError("two\nlines")
 
+    released = threading.Event()
+
     def slow() -> Outcome:
-        time.sleep(60)
+        released.wait()  # forever, if the checks wait for it
         return ok("")
 
-    began = time.monotonic()
     outcomes = run_checks(
         [
             Check("user error", user_error),
@@ -114,7 +115,7 @@ def test_a_check_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
         ("after a failure", skipped("not run, because 'slow' did not pass")),
         ("after a success", ok("all")),
     ]
-    assert time.monotonic() - began < 10
+    released.set()
 
 
 @pytest.mark.parametrize("name", checks.SECRET_VARIABLES)

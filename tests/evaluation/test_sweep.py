@@ -65,9 +65,13 @@ def test_sweeps_can_be_added(seed: int, cut: int) -> None:
     first, second = (make_sweep(probability[p], truth[p]) for p in (slice(cut), slice(cut, None)))
     in_turn = make_sweep(probability[:cut], truth[:cut])
     in_turn.update(probability[cut:], truth[cut:])
-    for both in (in_turn, Sweep(first.sums + second.sums, first.count + second.count)):
+    added = Sweep(
+        first.sums + second.sums, first.count + second.count, first.pixels + second.pixels
+    )
+    for both in (in_turn, added):
         assert both.count == whole.count == 5
         np.testing.assert_allclose(both.sums, whole.sums, atol=1e-12)
+        np.testing.assert_array_equal(both.pixels, whole.pixels)
 
 
 def test_no_images_add_nothing() -> None:
@@ -77,6 +81,31 @@ def test_no_images_add_nothing() -> None:
     sweep.update(probability[:0], truth[:0])
     assert sweep.count == 3
     np.testing.assert_array_equal(sweep.sums, before)
+
+
+@given(seed=SEEDS, index=st.integers(0, 198))
+@settings(max_examples=50)
+def test_saturation_equals_counting_pixels(seed: int, index: int) -> None:
+    probability, truth = random_maps(seed, 3, 2)
+    p, t, threshold = probability.numpy(), truth.numpy() > 0, THRESHOLDS[index]
+    saturated = (p <= np.float32(0.01)) | (p > np.float32(0.99))
+    wrong = (p > np.float32(threshold)) != t
+    found = make_sweep(probability, truth).saturation_at(threshold)
+    assert found["saturated_fraction"] == pytest.approx(saturated.mean())
+    expected = (saturated & wrong).sum() / max(wrong.sum(), 1)
+    assert found["wrong_saturated_fraction"] == pytest.approx(expected)
+
+
+def test_saturation_by_hand() -> None:
+    # Above 0.5 are 0.999 and 0.6. Wrong are 0.6, 0.005 and 0.4, one of them saturated.
+    sweep = sweep_row([0.999, 0.6, 0.005, 0.4, 0.002], [1, 0, 1, 1, 0])
+    expected = {"saturated_fraction": 3 / 5, "wrong_saturated_fraction": 1 / 3}
+    assert sweep.saturation_at(0.5) == pytest.approx(expected)
+
+
+def test_saturation_if_no_pixel_is_wrong() -> None:
+    found = sweep_row([0.999, 0.2], [1, 0]).saturation_at(0.5)
+    assert found == {"saturated_fraction": 0.5, "wrong_saturated_fraction": 0.0}
 
 
 def test_the_curve_of_one_row_by_hand() -> None:

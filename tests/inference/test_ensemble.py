@@ -37,6 +37,7 @@ from segan.report.ensemble import build_ensemble
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import REPORT_FILES, Run
+from tests.drivers import Driver
 from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_config
 
 WIDTH, HEIGHT = FRAME
@@ -305,6 +306,13 @@ def test_a_folder_in_use_is_not_changed(
     before = read_files(ensemble)
     with pytest.raises(UsageError, match="--overwrite"):
         build_ensemble(ensemble, candidate_runs[0], greedy=True)
+    other = Driver.start()
+    try:
+        assert other.hold(ensemble) == "held"
+        with pytest.raises(UsageError, match=f"locked by process {other.process.pid} on "):
+            build_ensemble(ensemble, candidate_runs[0], greedy=True, overwrite=True)
+    finally:
+        other.kill()
     assert read_files(ensemble) == before
     build_ensemble(ensemble, candidate_runs[0], greedy=True, overwrite=True)
     assert read_ensemble(ensemble).rule == "greedy"

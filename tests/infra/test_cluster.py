@@ -5,8 +5,10 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,9 +109,16 @@ with ray_cluster(Path(sys.argv[1]), 1, {}) as cluster:
 """
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for Ray's sockets; those of pytest may be too long."""
+    with tempfile.TemporaryDirectory(prefix="test-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("end", ["in good order", "by SIGKILL"])
-def test_no_process_is_left(tmp_path_factory: pytest.TempPathFactory, end: str) -> None:
-    folder = tmp_path_factory.mktemp("ray")
+def test_no_process_is_left(short_folder: Path, end: str) -> None:
+    folder = short_folder
     if end == "in good order":
         folder = folder / ("long" * 10)  # too long for Ray's own folder
     command = [sys.executable, "-c", HEAD_AND_DRIVER, str(folder)]

@@ -142,7 +142,9 @@ def test_the_working_directory_is_small(tmp_path: Path) -> None:
     packed = package_working_dir(ROOT, tmp_path / "working_dir.zip")
     names = zipfile.ZipFile(packed).namelist()
     assert packed.stat().st_size < MEBIBYTE
-    assert {"ray_jobs/train.py", "ray_jobs/configs/paper.yaml", "segan/cli/main.py"} <= set(names)
+    assert {"ray_jobs/train.py", "segan/config/shipped/paper.yaml", "segan/cli/main.py"} <= set(
+        names
+    )
     assert {name.split("/")[0] for name in names} == {"segan", "ray_jobs"}
     assert not any("__pycache__" in name for name in names)
 
@@ -321,16 +323,16 @@ def no_cpu_left_for_reading_data(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] += " cluster.cpus_per_worker=7"
 
 
-@mistake("entrypoint: ray_jobs/configs/papers.yaml: not in the working directory")
+@mistake("entrypoint: papers: not in the working directory")
 def a_configuration_that_is_not_there(d: Deployment) -> None:
     small_train_spec(d)["entrypoint"] = small_train_spec(d)["entrypoint"].replace(
-        "paper.yaml", "papers.yaml"
+        "--config paper", "--config papers"
     )
 
 
-@mistake("entrypoint: ray_jobs/configs/paper.yaml: not in the working directory")
+@mistake("entrypoint: segan/config/shipped/paper.yaml: not in the working directory")
 def a_configuration_that_is_ignored(d: Deployment) -> None:
-    d.working_dir_files.remove("ray_jobs/configs/paper.yaml")
+    d.working_dir_files.remove("segan/config/shipped/paper.yaml")
 
 
 @mistake("entrypoint: configuration cluster.worker: unknown key; the nearest known one is cluster.")

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -60,9 +59,8 @@ def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
 
 
 def test_a_program_that_ends_on_sigterm_is_not_waited_for(tmp_path: Path) -> None:
-    with start(tmp_path, "exec sleep 1000", grace_period_s=60) as program:
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
+    with start(tmp_path, "exec sleep 1000", grace_period_s=1e6) as program:
+        pass  # waiting would take longer than a test may
     assert all_exited([program.pid])
 
 

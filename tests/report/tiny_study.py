@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from segan import storage
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.records.format import read_manifest
 from segan.data.synthetic import generate_archive
 from segan.evaluation.select import find_candidates
 from segan.report.ensemble import build_ensemble
@@ -40,7 +41,7 @@ def build_tiny_study(root: str) -> TinyStudy:
         records, "training.epochs=3", "training.log_every_steps=1", "search.trials=3"
     )
     study = Study(f"{root}/study")
-    trials = study.create_or_resume(config, "fingerprint")
+    trials = study.create_or_resume(config, read_manifest(records).fingerprint)
     for trial in trials:
         train_local(trial.build_config(config), trial.run)
         trial.mark_done(TrialStatus.FINISHED, 1.0)

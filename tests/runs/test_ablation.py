@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-import ray_jobs
 from segan.config import Config, load_config, parse_config
-from segan.errors import UsageError
+from segan.errors import SeganError, UsageError
 from segan.runs.ablation import evaluation_config, prepare_trials, trial_overrides
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
 
-CONFIGS = Path(ray_jobs.__file__).parent / "configs"
 DICE_OVERRIDES = {"loss.dice_weight": 1.0}
 
 
@@ -54,14 +52,19 @@ def test_it_grows_by_seeds_and_variants(tmp_path: Path) -> None:
     assert [trial.result().has_ended for trial in again] == [True, False, False, False]
 
 
-def test_failed_trials_are_trained_again_and_diverged_ones_are_not(tmp_path: Path) -> None:
+def test_an_ablation_is_over_when_its_own_trials_are(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
-    one, two, *_ = prepare_trials(ablation_config(), study, "data")
-    one.mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
-    two.mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")
-    one, two, *_ = prepare_trials(ablation_config(), study, "data")
-    assert one.result().status is TrialStatus.UNFINISHED
-    assert two.result().status is TrialStatus.DIVERGED
+    first = prepare_trials(ablation_config(1), study, "data")
+    first[0].mark_done(TrialStatus.DIVERGED, 1.0, "a loss is not finite")
+    first[1].mark_done(TrialStatus.FAILED, 1.0, "the bucket is gone")
+    names = [trial.name for trial in first]
+    with pytest.raises(SeganError, match=r"1 of 2 trials .* dice-seed5 \(failed: the bucket is g"):
+        study.require_finished(names)
+    first[1].mark_done(TrialStatus.FINISHED, 1.0)
+    prepare_trials(ablation_config(2), study, "data")
+    study.require_finished(names)
+    with pytest.raises(SeganError, match=r"2 of 4 trials .* paper-seed6, dice-seed6; run"):
+        study.require_finished()
 
 
 def test_another_variant_of_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_an_ablation_without_variants_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
 def test_the_shipped_configurations_are_valid(name: str) -> None:
-    config = load_config(CONFIGS / f"{name}.yaml")
+    config = load_config(name)
     assert len(trial_overrides(config)) == config.ablation.seeds * len(config.ablation.variants)
     changed = [str(overrides) for overrides in config.ablation.variants.values()]
     assert len(set(changed)) == len(changed), "two variants are the same"

@@ -9,9 +9,10 @@ import pytest
 
 from segan import storage
 from segan.config import Config, load_config
-from segan.errors import CorruptedError, SeganError, StorageError, UsageError
+from segan.errors import CorruptedError, LeaseLostError, SeganError, StorageError, UsageError
 from segan.runs.checkpoint import CheckpointInfo, open_checkpoint
 from segan.runs.run import Run, find_checkpoint
+from segan.runs.trial import Trial, TrialStatus
 
 FILES = {"segmentor.safetensors": b"weights of S", "trainer/state.pt": b"\x00\x01\x02" * 1000}
 CONFIG = load_config(None, ["network.width=8"])
@@ -238,6 +239,40 @@ def test_a_manifest_of_something_else_is_no_checkpoint(local_run: Run, manifest:
     storage.write_json(f"{local_run.uri}/manifest.json", manifest)
     with pytest.raises(StorageError, match=str(local_run)):
         find_checkpoint(local_run.uri)
+
+
+# Another process that has taken the run over
+
+
+def test_nothing_is_written_or_deleted_behind_a_fence(local_run: Run) -> None:
+    save_checkpoints(local_run, 0.3, 0.2, 0.1, 0.4)
+    local_run.create_or_resume(CONFIG, "f")
+    local_run.write_metrics([{"step": 1}])
+    before = {f.name: storage.read_bytes(f"{local_run}/{f.name}") for f in files_of(local_run)}
+
+    def fence() -> None:
+        raise LeaseLostError("taken over")
+
+    run = Run(local_run.uri, fence)
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    trial = Trial("trial_000", {}, run)
+    for write in (
+        lambda: run.save_checkpoint("epoch_00004", FILES, checkpoint_info(40)),
+        lambda: run.prune_checkpoints(latest),
+        lambda: run.write_metrics([]),
+        lambda: run.record_hardware("another machine"),
+        lambda: trial.mark_done(TrialStatus.FINISHED, 1.0),
+        lambda: trial.clear_result(),
+    ):
+        with pytest.raises(LeaseLostError):
+            write()
+    after = {f.name: storage.read_bytes(f"{local_run}/{f.name}") for f in files_of(local_run)}
+    assert after == before
+
+
+def files_of(run: Run) -> list[storage.FileInfo]:
+    return storage.list_files(run.uri)
 
 
 # Creating and resuming

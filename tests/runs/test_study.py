@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from segan import storage
 from segan.config import load_config
-from segan.errors import StorageError, UsageError
+from segan.errors import SeganError, StorageError, UsageError
 from segan.runs.study import Study, sample_parameters
 from segan.runs.trial import TrialResult, TrialStatus
 
@@ -141,7 +141,34 @@ def test_a_result_is_read_back_and_can_be_cleared(tmp_path: Path) -> None:
     trial.mark_done(TrialStatus.FAILED, 1.04, "the bucket is gone")
     assert trial.result() == TrialResult(TrialStatus.FAILED, "the bucket is gone", 1.0)
     trial.clear_result()
-    assert not trial.result().has_ended
+    assert trial.result() == TrialResult(TrialStatus.UNFINISHED)
+
+
+def test_only_a_verdict_on_the_parameters_ends_a_trial(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    trials = study.create_or_resume(load_config(None, ["search.trials=5"]), "data")
+    statuses = [TrialStatus.FINISHED, TrialStatus.PRUNED, TrialStatus.DIVERGED, TrialStatus.FAILED]
+    for trial, status in zip(trials, statuses, strict=False):
+        trial.mark_done(status, 1.0, f"because of {status}")
+    assert [trial.result().has_ended for trial in trials] == [True, True, True, False, False]
+    with pytest.raises(SeganError) as caught:
+        study.require_finished()
+    assert str(caught.value) == (
+        f"{study.uri}: 2 of 5 trials have not ended: trial_003 (failed: because of failed), "
+        "trial_004; run the same command again to go on"
+    )
+    for trial in trials[3:]:
+        trial.mark_done(TrialStatus.FINISHED, 1.0)
+    assert study.unfinished() == ""
+
+
+def test_trials_that_optuna_has_not_suggested_yet_are_missing(tmp_path: Path) -> None:
+    study = Study(str(tmp_path / "study"))
+    config = load_config(None, ["search.trials=3", "search.algorithm=optuna"])
+    assert study.create_or_resume(config, "data") == []
+    (trial,) = study.add_trials([{"logistic.final_k": 1.0}])
+    trial.mark_done(TrialStatus.FINISHED, 1.0)
+    assert study.unfinished() == "2 of 3 trials have not ended: trial_001, trial_002"
 
 
 @pytest.mark.parametrize("content", [{"why": "finished", "seconds": 1}, {"status": "gone"}, []])

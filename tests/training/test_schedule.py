@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segan.config import LogisticConfig, OptimizerConfig
-from segan.training.schedule import learning_rate, logistic_k
+from segan.training.schedule import learning_rates, logistic_k
 
 STRETCHED = LogisticConfig(stretch_to_run=True)
 
@@ -95,8 +95,8 @@ def test_a_constant_k(stretch: bool) -> None:
     [(0, 0.003), (150_000, 0.00225), (300_000, 0.0015), (599_975, 1.25e-7), (600_000, 0.0)],
 )
 def test_learning_rate_falls_in_a_line(samples: int, rate: float) -> None:
-    found = learning_rate(samples, 600_000, 1, OptimizerConfig())
-    assert found == pytest.approx(rate, rel=1e-9)
+    found = learning_rates(samples, 600_000, 1, OptimizerConfig())
+    assert found == pytest.approx((rate, rate), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -105,18 +105,24 @@ def test_learning_rate_falls_in_a_line(samples: int, rate: float) -> None:
     [(0, 0.0), (50, 0.25 * 0.95), (100, 0.5 * 0.9), (200, 0.8), (500, 0.5), (1000, 0.0)],
 )
 def test_a_warm_up_rises_under_the_line(samples: int, share: float) -> None:
-    found = learning_rate(samples, 1000, 1, OptimizerConfig(warmup_fraction=0.2))
-    assert found == pytest.approx(0.003 * share)
+    found = learning_rates(samples, 1000, 1, OptimizerConfig(warmup_fraction=0.2))
+    assert found == pytest.approx((0.003 * share, 0.003 * share))
 
 
 def test_constant_learning_rate() -> None:
     config = OptimizerConfig(schedule="constant")
-    assert {learning_rate(samples, 100, 1, config) for samples in (0, 50, 100)} == {0.003}
+    assert {learning_rates(samples, 100, 1, config) for samples in (0, 50, 100)} == {(0.003, 0.003)}
 
 
 @pytest.mark.parametrize(("rule", "rate"), [("none", 0.003), ("linear", 0.012), ("sqrt", 0.006)])
 def test_lr_scaling_with_four_workers(rule: str, rate: float) -> None:
     config = OptimizerConfig(lr_scaling=rule)
-    assert learning_rate(0, 100, 4, config) == pytest.approx(rate)
-    assert learning_rate(50, 100, 4, config) == pytest.approx(rate / 2)
-    assert learning_rate(0, 100, 1, config) == pytest.approx(0.003)
+    assert learning_rates(0, 100, 4, config) == pytest.approx((rate, rate))
+    assert learning_rates(50, 100, 4, config) == pytest.approx((rate / 2, rate / 2))
+    assert learning_rates(0, 100, 1, config) == pytest.approx((0.003, 0.003))
+
+
+def test_the_critics_own_rate_follows_the_same_schedule() -> None:
+    config = OptimizerConfig(critic_rate=0.001, warmup_fraction=0.2, lr_scaling="linear")
+    # Twice the rates for two workers; half of the warm-up, and 0.9 of the line are left at 100.
+    assert learning_rates(100, 1000, 2, config) == pytest.approx((0.0027, 0.0009))

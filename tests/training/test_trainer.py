@@ -16,7 +16,7 @@ from segan import storage
 from segan.config import ClusterConfig, Config, parse_config
 from segan.data.records.format import read_manifest, read_shard, to_samples
 from segan.data.stream.batches import local_batches
-from segan.errors import NonFiniteError, UsageError
+from segan.errors import NonFiniteError, StoppedError, UsageError
 from segan.evaluation.metrics import confusion
 from segan.inference.predictor import Predictor
 from segan.runs.run import Run
@@ -144,6 +144,7 @@ def test_steps_follow_the_schedules(finished_run: Run) -> None:
         assert line["learning_rate"] == pytest.approx(0.001 * (1 - before / 66))
         assert line["epoch"] == before // ROWS + 1
         assert line["k"] == 1.0
+        assert line["critic_learning_rate"] == line["learning_rate"]
         assert line["critic_loss"] > 0
 
 
@@ -155,6 +156,8 @@ def test_epochs_have_scores_and_times(finished_run: Run) -> None:
             line["jaccard_curve"][79], abs=1e-6
         )
         assert 0 < line["threshold"] < 1
+        assert 0 <= line["saturated_fraction"] <= 1
+        assert 0 <= line["wrong_saturated_fraction"] <= 1
         assert set(TIMING_KEYS) <= set(line)
         assert 0 <= line["data_wait_fraction"] <= 1
         assert 0 <= line["run_data_wait_fraction"] <= 1
@@ -209,7 +212,10 @@ def test_callbacks_are_called_after_each_step_and_validation(recorder: CallbackR
         (EPOCHS, STEPS * BATCH_SIZE)
     }
     assert recorder.progress[0].jaccard is None
-    assert recorder.progress[-1].jaccard == recorder.metrics[-1].jaccard
+    last, metrics = recorder.progress[-1], recorder.metrics[-1]
+    assert last.jaccard == metrics.jaccard
+    assert last.saturated_fraction == metrics.saturated_fraction
+    assert last.wrong_saturated_fraction == metrics.wrong_saturated_fraction
     assert [metrics.epoch for metrics in recorder.metrics] == [1, 2, 3]
 
 
@@ -290,6 +296,32 @@ def test_a_finished_run_has_nothing_left_to_do(finished_run: Run, config: Config
     train_local(config, finished_run, recorder.callbacks())
     assert recorder == CallbackRecorder()
     assert finished_run.metrics() == before
+
+
+def test_the_last_validation_is_made_up_for(config: Config, tmp_path: Path) -> None:
+    """Two workers find 6 of 66 rows, less than a step, behind a checkpoint that one has saved."""
+    run = Run(str(tmp_path / "run"))
+    seen: list[int] = []
+    callbacks = Callbacks(
+        on_step_end=lambda progress: seen.append(progress.samples),
+        should_stop=lambda: bool(seen) and seen[-1] >= 14 * BATCH_SIZE,
+    )
+    with pytest.raises(StoppedError):
+        train_local(config, run, callbacks)
+    resume_point = resolve_resume(config, run)
+    assert (resume_point.spec.start, resume_point.is_finished) == (60, False)
+    two_workers = resume_point.with_world_size(2)
+    assert two_workers.spec.is_exhausted
+    assert not two_workers.is_finished
+    with single_process_group():
+        build_trainer(config, run, two_workers, Callbacks()).train(iter(()))
+    latest = run.latest_checkpoint()
+    assert latest is not None
+    assert (latest.name, latest.samples) == ("epoch_00003", 60)
+    epochs = [line for line in run.metrics() if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert latest.jaccard == epochs[-1]["jaccard"]
+    assert resolve_resume(config, run).with_world_size(2).is_finished
 
 
 def test_epochs_between_validations_save_nothing(records: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.tuning.scheduler import CooperativeASHAScheduler
+from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, DecisionPublisher
 from segan.runs.run import Run
 from segan.runs.trial import Trial
 
@@ -14,7 +14,7 @@ from segan.runs.trial import Trial
 def scheduler() -> CooperativeASHAScheduler:
     """Rungs at epochs 1 and 2; at each, the better half continues."""
     return CooperativeASHAScheduler(
-        None, lambda *_: None, max_epochs=4, grace_period=1, reduction_factor=2
+        DecisionPublisher(None), lambda *_: None, max_epochs=4, grace_period=1, reduction_factor=2
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from segan.cli.commands.options import (
     FOLDER,
     OUT,
-    ConfigFile,
+    ConfigSource,
     Debug,
     Json,
     OverrideArgs,
@@ -41,7 +41,7 @@ ShortSide = Annotated[
 @bench.command(epilog="segan bench step network.width=16 training.batch_size=25")
 def step(
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     repeats: Repeats = 5,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also time torch.compile; takes minutes longer.")
@@ -148,7 +148,7 @@ def ingest(
 @bench.command(epilog="segan bench predict --model s3://bucket/ensembles/first --images ./photos")
 def predict(
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     model: Annotated[
         str,
         typer.Option(

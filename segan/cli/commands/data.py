@@ -39,15 +39,15 @@ def synth(
     from segan import storage
     from segan.cli.console import echo, progress_bar
     from segan.data.synthetic import generate_archive
+    from segan.storage.lease import hold_lease
 
     place = storage.normalise(out)
-    storage.check_access(place)
     counts = {"train": train, "validation": validation, "test": test}
 
     def write(name: str, content: bytes) -> None:
         storage.write_bytes(storage.join(place, name), content)
 
-    with progress_bar("generating", sum(counts.values())) as advance:
+    with hold_lease(place), progress_bar("generating", sum(counts.values())) as advance:
         ids = generate_archive(counts, seed, write, short_side, lambda _: advance(1))
     echo(f"{len(ids)} synthetic pairs written to {place}")
 

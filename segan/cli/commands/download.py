@@ -32,13 +32,14 @@ def download(
     from segan.cli.console import print_json, print_table, progress_bar
     from segan.data.download.isic import download_files, get_dataset
     from segan.data.download.remote import check_base
+    from segan.storage.lease import hold_lease
 
     dataset = get_dataset(name)
     base_url, out = check_base(mirror or dataset.base_url), storage.normalise(out)
-    storage.check_access(out)
     storage.check_access(base_url)
     progress = functools.partial(progress_bar, in_bytes=True)
-    results = list(download_files(dataset.files, base_url, out, progress))
+    with hold_lease(out):
+        results = list(download_files(dataset.files, base_url, out, progress))
     if as_json:
         print_json([dataclasses.asdict(result) for result in results])
     else:

@@ -127,6 +127,7 @@ def predict(
     from segan.inference.pipeline import run_image_task
     from segan.inference.predictions import PredictionTable
     from segan.inference.predictor import Predictor
+    from segan.storage.lease import current_fence, hold_lease
 
     found, place = find_images(images), storage.normalise(out)
     storage.check_access(place)
@@ -134,8 +135,14 @@ def predict(
     if uncertainty and len(predictor.members) == 1:
         raise UsageError(f"{predictor.name}: --uncertainty needs an ensemble, found one segmentor")
     maps = {PROBABILITY: probability, UNCERTAINTY: uncertainty}
-    task = MaskWriter(place, tuple(kind for kind, is_requested in maps.items() if is_requested))
-    with PredictionTable(task, predictor, overwrite) as table:
+    kinds = tuple(kind for kind, is_requested in maps.items() if is_requested)
+    with (
+        hold_lease(place),
+        PredictionTable(
+            MaskWriter(place, kinds, current_fence(place)), predictor, overwrite
+        ) as table,
+    ):
+        task = table.task
         missing = table.find_missing(found)
         num_present = len(found) - len(missing)
         if num_present:
@@ -230,10 +237,13 @@ def build_ensemble(
     from segan.cli.tables import show_ensemble
     from segan.evaluation.select import find_candidates
     from segan.report.ensemble import build_ensemble
+    from segan.runs.study import Study
 
     if not (study or member):
         raise UsageError("ensemble build: expected --study URI or --member URI, found neither")
     candidates = find_candidates(study, member or ())
+    if study and (unfinished := Study(study).unfinished()):
+        echo(f"{study}: {unfinished}; the candidates are what there is")
     ensemble = build_ensemble(out, candidates, records, greedy, overwrite, echo)
     if as_json:
         print_json(ensemble.model_dump(mode="json"))

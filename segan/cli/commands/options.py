@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,8 +37,23 @@ OverrideArgs = Annotated[
         show_default=False,
     ),
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option(help="YAML config file; default: the paper's values.")
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """The names of shipped configurations for a shell; without one it completes files."""
+    from segan.config import shipped_configs
+
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
+
+ConfigSource = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|NAME",
+        autocompletion=complete_config,
+        help="YAML file, or the name of a shipped configuration: paper, best, demo, ablation or "
+        "ablation_small; default: the paper's values.",
+    ),
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -59,7 +73,7 @@ Tta = Annotated[
 ]
 
 
-def load_cli_config(config: Path | None, overrides: list[str] | None) -> Config:
+def load_cli_config(config: str | None, overrides: list[str] | None) -> Config:
     """The configuration of a command, with an absolute URI of its records."""
     from segan import storage
     from segan.config import load_config
@@ -77,9 +91,8 @@ def join_cluster(debug: bool) -> None:
 
     address = os.environ.get("RAY_ADDRESS")
     redirect_stdout_to_stderr()
-    with spinner(
-        f"joining the Ray cluster {address}" if address else "starting Ray on this machine"
-    ):
+    joining = f"joining the Ray cluster {address}, whose processes get this machine's segan"
+    with spinner(joining if address else "starting Ray on this machine"):
         connect(debug)
 
 

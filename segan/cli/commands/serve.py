@@ -73,7 +73,8 @@ def _check_token(host: str) -> None:
         from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"serve needs {error.name}; in the checkout, run pip install -e '.[serve]'"
+            f"serve needs {error.name}; install segan with its extra serve (in the checkout: "
+            "pip install -e '.[serve]')"
         ) from None
 
     token = configured_token_digest()

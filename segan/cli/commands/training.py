@@ -11,7 +11,7 @@ import typer
 
 from segan.cli.commands.options import (
     FOLDER,
-    ConfigFile,
+    ConfigSource,
     Debug,
     Json,
     Local,
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="segan train ./runs/first --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command(epilog="segan train ./runs/first --config demo network.width=8")
 def train(
     run: Annotated[str, typer.Argument(metavar="RUN", help=f"{FOLDER} for the run.")],
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -50,11 +50,12 @@ def train(
     from segan.tracking.copy import track_live
 
     settings, place = load_cli_config(config, overrides), Run(run)
-    with contextlib.ExitStack() as stack:
-        with hold_lease(place.uri):  # before any file of the run is read
-            stack.enter_context(keep_driver_log(place.uri, f"segan train {place}"))
-            stack.enter_context(track_live(settings.tracking, place.uri))
-            _train(settings, place, local, debug)
+    with (
+        hold_lease(place.uri),  # before any file of the run is read
+        keep_driver_log(place.uri, f"segan train {place}"),
+        track_live(settings.tracking, place.uri),
+    ):
+        _train(settings, place, local, debug)
         best = place.best_checkpoint()
         if best is None:
             raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
@@ -85,11 +86,11 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
             train_on_ray(settings, place, display, stop_request=stop_request)
 
 
-@app.command(epilog="segan tune s3://bucket/studies/first --config ray_jobs/configs/demo.yaml")
+@app.command(epilog="segan tune s3://bucket/studies/first --config demo")
 def tune(
     study: StudyArgument,
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     compare_full: Annotated[
         bool,
         typer.Option(
@@ -123,12 +124,13 @@ def tune(
         echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
     with contextlib.ExitStack() as stack:
-        with hold_lease(place.uri):
-            stack.enter_context(keep_driver_log(place.uri, f"segan tune {place.uri}"))
-            stack.enter_context(track_live(settings.tracking, place.uri))
-            join_cluster(debug)
-            for member, member_config in studies:
-                run_study(member_config, member, on_validation)
+        for member, _ in studies:
+            stack.enter_context(hold_lease(member.uri))
+        stack.enter_context(keep_driver_log(place.uri, f"segan tune {place.uri}"))
+        stack.enter_context(track_live(settings.tracking, place.uri))
+        join_cluster(debug)
+        for member, member_config in studies:
+            run_study(member_config, member, on_validation)
         leaderboards = {member.uri: member.write_leaderboard() for member, _ in studies}
         if as_json:
             print_json({uri: [asdict(row) for row in rows] for uri, rows in leaderboards.items()})
@@ -137,12 +139,14 @@ def tune(
                 show_study(uri, rows)
         for uri in leaderboards:
             _write_report(settings, uri)
+        for member, _ in studies:
+            member.require_finished()
 
 
-@app.command("config", epilog="segan config --config ray_jobs/configs/demo.yaml network.width=8")
+@app.command("config", epilog="segan config --config demo network.width=8")
 def show_config(
     overrides: OverrideArgs = None,
-    config: ConfigFile = None,
+    config: ConfigSource = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

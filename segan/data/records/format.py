@@ -2,6 +2,7 @@
 
     <root>/records/<name>/   manifest.json  train-00000-of-00008-1f0c...parquet ...
                              rejects.parquet  image_stats.parquet  profile.json  profile.html
+                             manifests/  (earlier ones: `segan.data.records.versions`)
 
 A sample's shard is determined by the hash of its id, so each shard is a random sample of its split.
 A shard's name ends with its checksum: a changed shard is a new file, and the old one is deleted
@@ -92,6 +93,10 @@ class Manifest(FrozenModel):
     num_rejects: int
     source: str
     fingerprint: str
+
+    @property
+    def all_shards(self) -> list[Shard]:
+        return [shard for shards in self.splits.values() for shard in shards]
 
     def num_rows(self, split: str) -> int:
         return sum(shard.num_rows for shard in self.shards(split))
@@ -295,6 +300,11 @@ def read_manifest(uri: str) -> Manifest:
         raise StorageError(
             f"{uri}: no records found (no {MANIFEST}); write them with `segan ingest`"
         )
+    return parse_manifest(name)
+
+
+def parse_manifest(name: str) -> Manifest:
+    """Reads a manifest's file; raises StorageError if it is missing or not a manifest."""
     try:
         return Manifest.model_validate(storage.read_json(name))
     except ValidationError as error:
