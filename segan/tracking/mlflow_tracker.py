@@ -35,7 +35,7 @@ T = TypeVar("T")
 class MlflowTracker:
     """An experiment of an MLflow server: MLFLOW_EXPERIMENT_NAME, by default `segan`."""
 
-    errors = (MlflowException, RequestException)
+    errors: tuple[type[Exception], ...] = (MlflowException, RequestException)
 
     def __init__(self, uri: str | None):
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI")

@@ -26,7 +26,7 @@ class WandbTracker:
     WANDB_DIR, as the server's is not known; `wandb sync` of the latest folder uploads it.
     """
 
-    errors = (Error, OSError)
+    errors: tuple[type[Exception], ...] = (Error, OSError)
 
     def __init__(self, project: str | None):
         self.project = project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT

@@ -65,8 +65,8 @@ class ImageLog:
         for row, maps in sorted(self._maps.items()):
             image = draw_outlines(
                 self.frames.image[row],
-                (self.frames.mask[row] != 0).any(0),
-                (maps > threshold).any(0),
+                np.asarray((self.frames.mask[row] != 0).any(0)),
+                np.asarray((maps > threshold).any(0)),
             )
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)

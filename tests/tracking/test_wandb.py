@@ -15,18 +15,20 @@ from segan.cli.main import main
 from segan.runs.trial import TrialStatus
 from tests.stored_runs import FINGERPRINT, store_metrics, store_run, store_study
 
-pytest.importorskip("wandb", reason="no wandb; install segan[wandb]")
+wandb = pytest.importorskip("wandb", reason="no wandb; install segan[wandb]")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """WANDB_DIR in offline mode."""
+    wandb.teardown()  # it reads its variables once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "offline"))
     for name in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     (tmp_path / "offline").mkdir()
-    return tmp_path / "offline"
+    yield tmp_path / "offline"
+    wandb.teardown()
 
 
 def iter_records(content: bytes) -> Iterator[bytes]:
