@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from segan.config import load_config
 from segan.errors import UsageError
 from segan.runs.run import Run
 from segan.runs.trial import TrialStatus
+from segan.tracking.copy import track_live
 from segan.tracking.stored import (
     MetricPoint,
     describe_run,
@@ -22,6 +24,7 @@ from segan.tracking.stored import (
     started_trials,
     stored_files,
 )
+from segan.tracking.tracker import TrackerName, open_tracker
 from tests.stored_runs import FINGERPRINT, store_metrics, store_run, store_study
 
 
@@ -94,6 +97,18 @@ def test_a_tracker_does_not_belong_to_a_runs_identity(tmp_path: Path) -> None:
 def test_credentials_in_the_servers_uri_are_refused() -> None:
     with pytest.raises(UsageError, match=r"tracking\.mlflow: expected a URI without credentials"):
         load_config(None, ["tracking.mlflow=http://me:secret@host"])
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_package_is_named(
+    name: TrackerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(UsageError, match=rf"install it with `pip install 'segan\[{name}\]'`"):
+        open_tracker(name)
+    config = load_config(None, [f"tracking.{name}=http://127.0.0.1:5000"]).tracking
+    with pytest.raises(UsageError, match="cannot be imported"), track_live(config, str(tmp_path)):
+        pytest.fail("a training began that cannot be tracked")
 
 
 def test_another_tracker_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
