@@ -2,25 +2,32 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What the demo needs; and with what the tests need.
+DEMO_READY := .venv/.demo-ready
 READY := .venv/.ready
+# The build of torch: cpu, cu130, ...; by default the one for this machine. See infra/install.py.
+export TORCH
 
 # Workers that run tests side by side. For one test in a debugger: .venv/bin/pytest tests/...
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo cluster cluster-stop test test-all quick lint format docs clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+$(DEMO_READY): pyproject.toml constraints.txt infra/install.py
+	$(PYTHON) infra/install.py local serve
+	touch $(DEMO_READY)
+
+$(READY): $(DEMO_READY)
+	$(PYTHON) infra/install.py local serve dev
 	@# The challenge's scorer needs a C compiler. Without it, its tests are skipped.
-	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scorer]'
+	-$(PYTHON) infra/install.py scorer
 	touch $(READY)
 
-demo: $(READY)
-	$(BIN)/python -m infra.local.demo $(if $(DATA),--data $(DATA))
+demo: $(DEMO_READY)
+	$(BIN)/python -m infra.local.demo $(if $(DATA),--data $(DATA)) $(if $(KEEP),--keep)
 
 cluster: $(READY)
 	$(BIN)/python -m infra.local.background start
@@ -49,7 +56,7 @@ format: $(READY)
 
 # The pages of docs/ and an API reference as a site in site/; a dead link fails it.
 docs: $(READY)
-	test -x $(BIN)/mkdocs || $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	test -x $(BIN)/mkdocs || $(PYTHON) infra/install.py docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:

@@ -247,8 +247,14 @@ def _check_job(where: str, spec: Tree, deployment: Deployment, root: Path) -> It
 def _check_capacity(where: str, config: ClusterConfig, groups: list[Tree]) -> Iterator[str]:
     """A job needs its nodes when it starts; with resource_timeout_s it waits for more."""
     replicas = "maxReplicas" if config.resource_timeout_s else "minReplicas"
+    has_gpu = any(
+        quantity(container["resources"]["limits"].get(GPU, 0)) > 0
+        for group in groups
+        for container in group["template"]["spec"]["containers"][:1]
+    )
+    config = config.resolve_device(has_gpu)
     for name, amount, reserved in (
-        (GPU, config.gpus_per_worker, 0),
+        (GPU, config.reserved_gpus, 0),
         ("cpu", config.cpus_per_worker, CPUS_FOR_DATA),
     ):
         available, slots = 0.0, 0

@@ -7,14 +7,13 @@ others get the remaining modules, one by one. Each worker has its own folders, H
 With SEGAN_TEST_BUDGET=1, a test fails that takes longer than BUDGET_S without a `slow` mark.
 """
 
-import functools
-import json
+from __future__ import annotations
+
 import os
 import secrets
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -23,6 +22,9 @@ from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
 from ray_jobs import LOOPBACK_ENV
 from tests.environment import temporary_environment
+
+if TYPE_CHECKING:
+    from tests.report.tiny_study import TinyStudy
 
 # Ray and torch read these at import, and test modules import them before any fixture runs.
 os.environ.update(
@@ -48,7 +50,6 @@ RAY_CONNECTION_VARIABLES = (
 # The order of the tests: those without a mark, then those with each of these.
 MARKS_BY_COST = ("integration", "browser", "cluster")
 BUDGET_S = 60.0
-RAY_GROUP = "ray"  # the tests of the shared Ray head
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -56,69 +57,17 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the tests that start less first; on several workers, those of the Ray head before them.
+    """Puts the tests that start less first; last on one of several workers.
 
-    Of the tests with clusters of their own, those that may take longest come first, so that no
-    worker is left with a long one at the end.
+    There the long files come first, so that no worker is left with one at the end.
     """
 
-    def rank(item: pytest.Item) -> tuple[int, float]:
-        if is_worker(config) and worker_group(item) == RAY_GROUP:
-            return (-1, 0)
-        cost = max(
+    def cost(item: pytest.Item) -> int:
+        return max(
             (i for i, m in enumerate(MARKS_BY_COST, 1) if item.get_closest_marker(m)), default=0
         )
-        timeout = item.get_closest_marker("timeout")
-        return (cost, -timeout.args[0] if timeout and cost == len(MARKS_BY_COST) else 0)
 
-    items.sort(key=rank)
-
-
-def worker_group(item: pytest.Item) -> str:
-    """The name of the tests that must run on the same worker, because they share a server."""
-    module = item.nodeid.split("::")[0]
-    if "ray_session" in getattr(item, "fixturenames", ()):
-        return RAY_GROUP
-    return "browser" if module.startswith("tests/browser/") else module
-
-
-# `--dist loadgroup` marks groups in node ids, which pytest 9.2 no longer allows: all tests would be
-# distributed one by one, without an error (pytest-xdist #1386). So the workers write the groups to
-# files, for a scheduler that reads them.
-GROUPS = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tells a worker where to write the groups of its tests."""
-    if GROUPS not in node.config.stash:
-        node.config.stash[GROUPS] = tempfile.TemporaryDirectory(prefix="segan-tests-")
-    name = f"{node.workerinput['workerid']}.json"
-    node.workerinput["groups"] = str(Path(node.config.stash[GROUPS].name, name))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Writes the groups of the tests, before the worker reports that it has collected them."""
-    if is_worker(session.config):
-        groups = {item.nodeid: worker_group(item) for item in session.items}
-        Path(session.config.workerinput["groups"]).write_text(json.dumps(groups))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hands out whole groups, in the order of their first tests."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class GroupScheduling(LoadScopeScheduling):
-        @functools.cached_property
-        def groups(self) -> dict[str, str]:
-            return json.loads(min(Path(config.stash[GROUPS].name).glob("*.json")).read_text())
-
-        def _split_scope(self, nodeid: str) -> str:
-            return self.groups[nodeid]
-
-    return GroupScheduling(config, log)
+    items.sort(key=cost, reverse=is_worker(config))
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -188,15 +137,8 @@ def bucket(s3: S3Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session(
-    s3: S3Server, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[RayCluster]:
-    """A Ray head with 4 logical CPUs using the S3 server, joined by this process.
-
-    Fails if another worker has started one: then the tests are not distributed by group.
-    """
-    if is_worker(pytestconfig):
-        (tmp_path_factory.getbasetemp().parent / "ray-head").touch(exist_ok=False)
+def ray_session(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A Ray head with 4 logical CPUs using the S3 server, joined by this process."""
     with (
         ray_cluster(tmp_path_factory.mktemp("ray"), 4, s3.environment) as cluster,
         temporary_environment(cluster.environment),
@@ -208,6 +150,14 @@ def ray_session(
             yield cluster
         finally:
             ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    """A study of three short runs and their ensemble; a test that changes them copies them."""
+    from tests.report.tiny_study import build_tiny_study  # imports torch
+
+    return build_tiny_study(str(tmp_path_factory.mktemp("study")))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ TIMING_KEYS = (
     "data_wait_fraction",
     "run_data_wait_fraction",
     "first_batch_ms",
-    "validation_seconds",
+    "stage_seconds",
 )
 
 

@@ -117,7 +117,7 @@ def run_foreground(folder: Path) -> None:
         ]
         (folder / "about").write_text("\n".join(about) + "\n")
         stack.callback((folder / "environment").unlink)
-        _write_environment(folder / "environment", server.environment | cluster.environment)
+        write_environment(folder / "environment", server.environment | cluster.environment)
         while all(Path(f"/proc/{pid}").exists() for pid in (server.pid, cluster.pid)):
             time.sleep(0.5)
         raise StartError(f"a server has ended: see the logs in {folder}/s3 and {folder}/ray")
@@ -135,7 +135,7 @@ def _lock_pid_file(folder: Path, stack: ExitStack) -> None:
     file.flush()
 
 
-def _write_environment(path: Path, values: Mapping[str, str]) -> None:
+def write_environment(path: Path, values: Mapping[str, str]) -> None:
     """Writes `export` lines; the file appears complete, and is readable by the user only."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)

@@ -58,14 +58,15 @@ def _print_placement(config: Config, num_nodes: int) -> None:
     import ray  # reads the environment when it is imported
     from ray.util import placement_group, placement_group_table
 
-    from ray_jobs.cluster.capacity import max_concurrent_runs
+    from ray_jobs.cluster.capacity import max_concurrent_runs, resolve_cluster_device
     from ray_jobs.cluster.connect import connect
     from ray_jobs.training.driver import scaling_config
 
     connect()
     try:
-        capacity = max_concurrent_runs(config.cluster)
-        scaling = scaling_config(config)
+        cluster = resolve_cluster_device(config.cluster)
+        capacity = max_concurrent_runs(cluster)
+        scaling = scaling_config(cluster)
         bundles = [dict(scaling.resources_per_worker) for _ in range(scaling.max_workers)]
         group = placement_group(bundles, strategy=scaling.placement_strategy)
         ray.get(group.ready(), timeout=PLACEMENT_TIMEOUT_S)

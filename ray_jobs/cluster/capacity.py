@@ -28,6 +28,7 @@ def max_concurrent_runs(config: ClusterConfig, overhead_cpus: float = 0.0) -> in
     If not a single one fits, asks the autoscaler for nodes and waits `cluster.resource_timeout_s`.
 
     Args:
+        config: with a resolved device.
         overhead_cpus: CPUs that each run needs in addition to its workers.
 
     Raises:
@@ -40,6 +41,16 @@ def max_concurrent_runs(config: ClusterConfig, overhead_cpus: float = 0.0) -> in
     if shortfall := capacity.shortfall() or capacity.node_without_data_cpu():
         raise UsageError(f"{shortfall}; use fewer cluster.workers or less resources per worker")
     return capacity.max_runs()
+
+
+def resolve_cluster_device(config: ClusterConfig) -> ClusterConfig:
+    """Returns the section with the cluster's device instead of `auto`."""
+    return config.resolve_device(cluster_has_gpu())
+
+
+def cluster_has_gpu() -> bool:
+    """Whether a node of the cluster has a GPU, in use or not."""
+    return any(node.get("GPU", 0) > 0 for node in _node_resources())
 
 
 def num_worker_nodes() -> int:
@@ -59,7 +70,7 @@ class ClusterCapacity:
 
     def __init__(self, config: ClusterConfig, overhead_cpus: float):
         self.config, self.overhead_cpus, self.nodes = config, overhead_cpus, _node_resources()
-        resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+        resources = {"CPU": config.cpus_per_worker, "GPU": config.reserved_gpus}
         self.resources_per_worker = {kind: amount for kind, amount in resources.items() if amount}
 
     def max_runs(self) -> int:

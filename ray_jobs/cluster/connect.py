@@ -18,6 +18,8 @@ import ray
 from ray.exceptions import RayError
 
 from ray_jobs.cluster.address import check_ray_address
+from ray_jobs.cluster.folders import ray_folder
+from ray_jobs.cluster.ray_internals import RECORDED_ADDRESS
 from segan.errors import SeganError, UsageError
 
 # What a cluster needs of this project.
@@ -57,6 +59,7 @@ def connect(debug: bool = False) -> None:
             runtime_env=_code_environment(address),
             log_to_driver=debug,
             logging_level=logging.INFO if debug else logging.ERROR,
+            **_local_options(address),
         )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         if not address:
@@ -69,6 +72,16 @@ def connect(debug: bool = False) -> None:
         for name in ("ray.data", "ray.train"):
             importlib.import_module(name)
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _local_options(address: str) -> dict[str, str]:
+    """Options of `ray.init` for a Ray that it starts; none if there is a cluster to join.
+
+    Its folder is one that other users cannot enter; in Ray's own, /tmp/ray, they can write.
+    """
+    if address not in ("", "local") or (not address and RECORDED_ADDRESS.load()()):
+        return {}
+    return {"address": "local", "_temp_dir": ray_folder()}
 
 
 def _code_environment(address: str) -> dict[str, Any]:
@@ -103,11 +116,23 @@ def restate_connection_error(error: Exception, address: str) -> SeganError:
 def ensure_auth_token() -> None:
     """Creates ~/.ray/auth_token for clusters that this machine starts, if no token is configured.
 
-    Only the user can read the file. Ray would create it with the permissions of the umask.
+    Only the user can read the file. Ray would create it with the permissions of the umask. Without
+    a home folder, as in some containers, the token lies beside the folder of the user's Ray.
     """
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
         return
-    path = Path.home() / ".ray" / "auth_token"
+    try:
+        _create_token(Path.home() / ".ray" / "auth_token")
+    except (OSError, RuntimeError):
+        path = Path(ray_folder()).with_name("auth_token")
+        try:
+            _create_token(path)
+        except OSError as error:
+            raise SeganError(f"{path}: {error.strerror}; set RAY_AUTH_TOKEN_PATH") from None
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _create_token(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

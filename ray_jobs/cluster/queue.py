@@ -58,7 +58,7 @@ class Claim:
     @classmethod
     def of_run(cls, name: str, config: ClusterConfig) -> Claim:
         """The claim of a run of this job with its full number of workers."""
-        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.gpus_per_worker))
+        cpus, gpus = (config.workers * n for n in (config.cpus_per_worker, config.reserved_gpus))
         return cls(name, cpus, gpus, ray.get_runtime_context().get_job_id())
 
 
@@ -112,6 +112,8 @@ def wait_for_turn(
     while True:
         claims = read_claims()
         before = [claim for other, claim in claims.items() if number is None or other < number]
+        if not _shortfall(config, before) and _is_available(config):
+            return
         before += _claims_of_other_jobs(claims.values())
         shortfall = _shortfall(config, before)
         if not before or not shortfall:
@@ -153,6 +155,7 @@ def _claims_of_other_jobs(claims: Iterable[Claim]) -> list[Claim]:
     """
     known = {claim.job_id for claim in claims} | {ray.get_runtime_context().get_job_id()}
     query = {"detail": True, "limit": LIMIT, "raise_on_missing_output": False}
+    query |= {"timeout": int(CALL_TIMEOUT_S)}
     found: list[tuple[str, str, list[dict[str, float]]]] = []
     try:
         for actor in list_actors(filters=[("state", "=", "ALIVE")], **query):
@@ -175,17 +178,30 @@ def _claims_of_other_jobs(claims: Iterable[Claim]) -> list[Claim]:
 
 def _shortfall(config: ClusterConfig, claims: Sequence[Claim]) -> str:
     """What a run lacks beside these claims, with the numbers; "" if it fits."""
-    workers, total = config.required_workers, total_resources()
-    required = {
-        "CPU": workers * config.cpus_per_worker + CPUS_FOR_DATA,
-        "GPU": workers * config.gpus_per_worker,
-    }
+    total, required = total_resources(), _required_resources(config)
     reserved = {"CPU": sum(c.cpus for c in claims), "GPU": sum(c.gpus for c in claims)}
     for kind, amount in required.items():
         free = max(total[kind] - reserved[kind], 0.0)
         if amount > free + TOLERANCE:
             return f"{count_noun(amount, kind)} required, {free:g} of {total[kind]:g} free"
     return ""
+
+
+def _is_available(config: ClusterConfig) -> bool:
+    """Whether nobody uses what a run needs at this moment."""
+    available = ray.available_resources()
+    return all(
+        amount <= available.get(kind, 0) + TOLERANCE
+        for kind, amount in _required_resources(config).items()
+    )
+
+
+def _required_resources(config: ClusterConfig) -> dict[str, float]:
+    workers = config.required_workers
+    return {
+        "CPU": workers * config.cpus_per_worker + CPUS_FOR_DATA,
+        "GPU": workers * config.reserved_gpus,
+    }
 
 
 def _numbers() -> list[int]:

@@ -56,6 +56,11 @@ SERVE_REPLICA = RayInternal(
     "its add_port_to_grpc_server is replaced: a replica's gRPC port listens on all addresses, "
     "without authentication, and unpickles what it receives",
 )
+TORCH_CONFIG = RayInternal(
+    "ray.train.torch",
+    "config",
+    "torch's rendezvous listens on every address; its backend is replaced by one that uses a file",
+)
 RECORDED_ADDRESS = RayInternal(
     "ray._private.utils",
     "read_ray_address",

@@ -11,6 +11,8 @@ from segan.data.archive.images import FORMATS, MAX_PIXELS
 from segan.inference.view import ContourResponse, Dimensions, ViewResponse
 
 MAX_BYTES = 32 * 2**20
+# An upload may take BODY_GRACE_S and the time that its bytes take at this rate.
+BODY_GRACE_S, MIN_BYTES_PER_S = 10.0, 256 * 1024
 FORM_FIELD = "image"
 
 Threshold = Annotated[
@@ -59,7 +61,7 @@ UPLOAD_OPENAPI = {
 }
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     401: {"description": "Missing or invalid token."},
-    408: {"description": "Request timed out."},
+    408: {"description": "Request timed out, or was sent too slowly."},
     413: {"description": f"Image larger than {MAX_BYTES} bytes."},
     422: {"description": "Not a usable image; `detail` has the reason."},
     503: {"description": "Server overloaded."},

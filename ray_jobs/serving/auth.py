@@ -25,15 +25,18 @@ def configured_token_digest() -> str:
     """The digest of the token in SEGAN_SERVE_TOKEN, or "" if it is not set.
 
     Raises:
-        UsageError: the token is too short.
+        UsageError: the token is blank, as that of a file that could not be written, or too short.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # a token from a file ends with a newline
-    if token and len(token) < MIN_TOKEN_LENGTH:
+    value = os.environ.get(TOKEN_VARIABLE)
+    if value is None:
+        return ""
+    token = value.strip()  # a token from a file ends with a newline
+    if len(token) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"{TOKEN_VARIABLE}: expected at least {MIN_TOKEN_LENGTH} characters, found "
             f"{len(token)}; generate a token with `openssl rand -hex 32`"
         )
-    return digest(token) if token else ""
+    return digest(token)
 
 
 def require_token(expected_digest: str) -> Callable[..., None]:

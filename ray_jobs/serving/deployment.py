@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,16 +16,25 @@ from torch import Tensor
 
 from ray_jobs.cluster.ray_internals import SERVE_REPLICA
 from ray_jobs.serving.api import ModelInfo
-from ray_jobs.serving.auth import configured_token_digest
+from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
+from ray_jobs.serving.budget import MemoryBudget
 from ray_jobs.serving.web import create_app
 from segan import storage
-from segan.data.archive.images import RejectedError, decode_image
+from segan.data.archive.images import RejectedError, read_image_size
+from segan.errors import UsageError
 from segan.inference.predictor import Predictor
-from segan.inference.view import Dimensions, ImageSegmentation, encode_preview
+from segan.inference.upload import decode_upload
+from segan.inference.view import Dimensions, ImageSegmentation
 from segan.runs.checkpoint import short_name
+from segan.utils.resources import memory_limit_and_free, usable_cpus
+from segan.utils.sandbox import LimitExceededError, Sandbox
 
 MAX_BATCH_SIZE = 8  # images
 BATCH_WAIT_TIMEOUT_S = 0.01  # how long an image waits for others to fill a batch
+# Of decoding one image. One of 80 megapixels takes about 2 s and 1 GB, also of 16 bits or turned.
+DECODE_CPU_S, DECODE_BYTES = 10.0, 1536 * 2**20
+BYTES_PER_PIXEL = 32  # that a request takes at its image's size; most for a contour
+MEMORY_FRACTION = 0.5  # of the free memory that the images of all requests may take
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
@@ -33,19 +42,36 @@ BATCH_WAIT_TIMEOUT_S = 0.01  # how long an image waits for others to fill a batc
 class SegmentorDeployment:
     """A replica: it loads the model and runs it on batches of concurrent requests.
 
-    One thread per CPU decodes and encodes images, which also limits the number of full-size images
-    in memory.
+    Images are decoded in processes with a limit of CPU time and memory, one per CPU, and masks
+    encoded in as many threads. Requests wait while those before them hold the memory that their
+    images need.
+
+    Args:
+        allowed_hosts: the names in a request's Host header; () for any.
+        memory_fraction: of the free memory, for the images of all requests.
     """
 
-    def __init__(self, model: str, threshold: float | None, token_digest: str):
+    def __init__(
+        self,
+        model: str,
+        threshold: float | None,
+        token_digest: str,
+        allowed_hosts: Sequence[str] = (),
+        memory_fraction: float = MEMORY_FRACTION,
+    ):
         _bind_grpc_to_loopback()
         storage.retry_access_checks()
         self.predictor = Predictor.load(model, threshold)
         width, height = self.predictor.frame_size
         # The first call is slow; the replica counts as ready after it.
         self.predictor.predict_proba(torch.zeros(1, height, width, 3, dtype=torch.uint8))
-        self.token_digest = token_digest
-        self.executor = ThreadPoolExecutor(os.cpu_count())
+        self.token_digest, self.allowed_hosts = token_digest, allowed_hosts
+        cpus = usable_cpus()
+        self.executor = ThreadPoolExecutor(cpus)
+        # Their threads wait for processes, and must not take those that encode masks.
+        self.decoding_executor = ThreadPoolExecutor(cpus)
+        self.sandbox = Sandbox(cpus, DECODE_CPU_S, DECODE_BYTES)
+        self.budget = MemoryBudget(int(memory_fraction * memory_limit_and_free()[1]))
         self.image_counter = Counter("segan_serve_images", "Images by outcome", ("outcome",))
         self.batch_size_histogram = Histogram(
             "segan_serve_batch_size", "Images per batch", [1, 2, 4, MAX_BATCH_SIZE]
@@ -59,33 +85,48 @@ class SegmentorDeployment:
             num_members=len(self.predictor.members),
             input_size=Dimensions(width=width, height=height),
         )
-        return create_app(self.segment_image, self.run_in_thread, model_info, self.token_digest)
+        return create_app(
+            self.segment_image,
+            self.run_in_thread,
+            model_info,
+            self.token_digest,
+            self.allowed_hosts,
+        )
 
     async def run_in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.executor, function, *arguments)
 
+    @contextlib.asynccontextmanager
     async def segment_image(
         self, name: str, content: bytes, with_preview: bool
-    ) -> ImageSegmentation:
-        """Segments an image; raises RejectedError if the content is not a usable image."""
-        try:
-            frame, size, preview = await self.run_in_thread(
-                self._decode, name, content, with_preview
+    ) -> AsyncIterator[ImageSegmentation]:
+        """Segments an image, and holds the memory that its masks need while the block runs.
+
+        Raises:
+            RejectedError: the content is not a usable image.
+        """
+        width, height = await self._decode(read_image_size, name, content)
+        async with self.budget.reserve(width * height * BYTES_PER_PIXEL):
+            frame, size, preview = await self._decode(
+                decode_upload, name, content, self.predictor.frame_size, with_preview
             )
+            maps = await self._predict_proba(torch.from_numpy(frame))
+            self.image_counter.inc(tags={"outcome": "segmented"})
+            yield ImageSegmentation(self.predictor, maps, size, preview)
+
+    async def _decode(self, function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+        """Runs a function on an uploaded image in the sandbox; raises RejectedError."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(
+                self.decoding_executor, self.sandbox.call, function, name, *arguments
+            )
+        except LimitExceededError as error:
+            self.image_counter.inc(tags={"outcome": "rejected"})
+            raise RejectedError(f"{name}: decoding it takes {error}") from None
         except RejectedError:
             self.image_counter.inc(tags={"outcome": "rejected"})
             raise
-        maps = await self._predict_proba(frame)
-        self.image_counter.inc(tags={"outcome": "segmented"})
-        return ImageSegmentation(self.predictor, maps, size, preview)
-
-    def _decode(
-        self, name: str, content: bytes, with_preview: bool
-    ) -> tuple[Tensor, tuple[int, int], str]:
-        """The model's input, the image's (width, height), and the preview or ""."""
-        image = decode_image(name, content)
-        preview = encode_preview(image) if with_preview else ""
-        return self.predictor.preprocess(image), image.size, preview
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S)
     async def _predict_proba(self, frames: list[Tensor]) -> Any:
@@ -112,20 +153,38 @@ def _bind_grpc_to_loopback() -> None:
 
 
 def build_application(
-    model: str, threshold: float | None, replicas: int = 1, gpus: int = 0
+    model: str,
+    threshold: float | None,
+    replicas: int = 1,
+    gpus: int = 0,
+    allowed_hosts: Sequence[str] = (),
 ) -> serve.Application:
     """The application that serves the model at a URI, with the token of SEGAN_SERVE_TOKEN.
 
     Args:
         threshold: replaces the model's own.
         gpus: per replica.
+        allowed_hosts: the names in a request's Host header; () for any.
     """
     decorated: serve.Deployment = SegmentorDeployment
     deployment = decorated.options(num_replicas=replicas, ray_actor_options={"num_gpus": gpus})
-    return deployment.bind(model, threshold, configured_token_digest())
+    fraction = MEMORY_FRACTION / replicas  # they may all be on one machine
+    return deployment.bind(model, threshold, configured_token_digest(), allowed_hosts, fraction)
 
 
-def build(arguments: dict[str, str]) -> serve.Application:
-    """The application builder for Ray Serve's config files; arguments: `model`, `threshold`."""
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application builder for Ray Serve's config files.
+
+    Args:
+        arguments: `model`, `threshold`, and `open: true` to serve without a token.
+
+    Raises:
+        UsageError: there is no token; Serve's config files listen on every address.
+    """
     threshold = arguments.get("threshold")
+    if not (configured_token_digest() or arguments.get("open") is True):
+        raise UsageError(
+            f"{TOKEN_VARIABLE} is not set; set it, or the argument open: true for a service that "
+            "everybody who reaches it may use"
+        )
     return build_application(arguments["model"], None if threshold is None else float(threshold))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 
 import ray
 from ray import serve
 
 from ray_jobs.cluster.connect import ensure_auth_token
+from ray_jobs.cluster.folders import temporary_ray_folder
 from segan.errors import SeganError, UsageError
 
 APP_NAME = "segan"
@@ -22,7 +23,8 @@ def local_ray(debug: bool) -> Iterator[None]:
     """Runs Ray on this machine's loopback address while the block runs."""
     level = logging.INFO if debug else logging.ERROR
     ensure_auth_token()
-    with tempfile.TemporaryDirectory(prefix="segan-") as folder:
+    with temporary_ray_folder() as folder:
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(
             address="local",
             include_dashboard=False,
@@ -31,6 +33,8 @@ def local_ray(debug: bool) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
             _temp_dir=folder,
         )
+        # Ray's own handler aborts the process with a stack dump.
+        signal.signal(signal.SIGTERM, before)
         try:
             yield
         finally:

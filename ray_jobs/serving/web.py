@@ -6,7 +6,9 @@ styles and the API's description are served from here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from typing import Any
 
@@ -14,6 +16,8 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ray_jobs.serving import api
 from ray_jobs.serving.auth import require_token
@@ -23,7 +27,8 @@ from segan.inference.view import ImageSegmentation
 from segan.utils.html import render
 
 # (file name, content, whether a preview is needed) -> the segmentation of the image.
-SegmentImage = Callable[[str, bytes, bool], Awaitable[ImageSegmentation]]
+# It is valid inside the block, which holds the memory for it.
+SegmentImage = Callable[[str, bytes, bool], AbstractAsyncContextManager[ImageSegmentation]]
 # (function, *arguments) -> its result, computed in a thread.
 RunInThread = Callable[..., Awaitable[Any]]
 
@@ -50,12 +55,15 @@ def create_app(
     run_in_thread: RunInThread,
     model_info: api.ModelInfo,
     token_digest: str = "",
+    allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
     """The ASGI application.
 
     Args:
         segment_image: raises RejectedError if the content is not a usable image.
         token_digest: of the token that `/v1` requires; "" if it requires none.
+        allowed_hosts: the names in a request's Host header; () for any. Without a token they keep
+            out the pages of other sites, to which a browser resolves a name of their own.
     """
     app = FastAPI(title="SegAN", version="1", docs_url=None, redoc_url=None)
     auth: dict[str, Any] = {"dependencies": [Depends(require_token(token_digest))]}
@@ -71,17 +79,17 @@ def create_app(
         request: Request, threshold: api.Threshold = None, format: api.Format = None
     ) -> Response:
         """The lesion's mask as PNG, or its areas and contour as JSON."""
-        segmentation = await segment_image(*await _read_upload(request), False)
-        if (format or _preferred_format(request)) == "json":
-            return _json_response(await run_in_thread(segmentation.to_contour, threshold))
-        content = await run_in_thread(lambda: encode_mask(segmentation.mask(threshold)))
-        return Response(content, media_type="image/png")
+        async with segment_image(*await _read_upload(request), False) as segmentation:
+            if (format or _preferred_format(request)) == "json":
+                return _json_response(await run_in_thread(segmentation.to_contour, threshold))
+            content = await run_in_thread(lambda: encode_mask(segmentation.mask(threshold)))
+            return Response(content, media_type="image/png")
 
     @app.post("/v1/view", responses=api.VIEW_RESPONSES, **upload_route)
     async def view(request: Request, threshold: api.Threshold = None) -> Response:
         """Everything the page shows: preview, probability maps, and the area per threshold."""
-        segmentation = await segment_image(*await _read_upload(request), True)
-        return _json_response(await run_in_thread(segmentation.to_view, threshold))
+        async with segment_image(*await _read_upload(request), True) as segmentation:
+            return _json_response(await run_in_thread(segmentation.to_view, threshold))
 
     @app.exception_handler(RejectedError)
     async def reject(_: Request, error: RejectedError) -> Response:
@@ -93,6 +101,10 @@ def create_app(
         response.headers.update(_SECURITY_HEADERS)
         return response
 
+    if allowed_hosts:
+        app.add_middleware(
+            TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False
+        )
     _add_public_routes(app, bool(token_digest))
     return app
 
@@ -104,7 +116,7 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
         async def get() -> Response:
             return Response(content, media_type=media_type)
 
-        app.add_api_route(path, get, include_in_schema=False)
+        app.add_api_route(path, get, methods=["GET", "HEAD"], include_in_schema=False)
 
     for name, media_type in _ASSETS.items():
         add(f"/{name}", _read_asset(name), media_type)
@@ -120,16 +132,26 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
     """The file name and content of the image in a request's form or body.
 
     Raises:
-        HTTPException: 413 as soon as the upload is known to be too large, 422 without an image.
+        HTTPException: 408 if the upload is slower than MIN_BYTES_PER_S, 413 as soon as it is known
+            to be too large, 422 without an image.
     """
     too_large = HTTPException(413, f"expected at most {api.MAX_BYTES} bytes, found more")
     if int(request.headers.get("content-length", 0)) > api.MAX_BYTES:
         raise too_large
-    received = 0
+    received, loop = 0, asyncio.get_running_loop()
+    started_at = loop.time()
 
     async def receive() -> Any:
         nonlocal received
-        message = await request.receive()
+        # A slow upload occupies one of the requests that the replica accepts at once.
+        deadline = started_at + api.BODY_GRACE_S + received / api.MIN_BYTES_PER_S
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await request.receive()
+        except TimeoutError:
+            raise HTTPException(
+                408, f"expected at least {api.MIN_BYTES_PER_S} bytes per second, found fewer"
+            ) from None
         received += len(message.get("body", b""))
         if received > api.MAX_BYTES:
             raise too_large
@@ -138,13 +160,26 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
     limited = Request(request.scope, receive)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return "the image", await limited.body()
-    async with limited.form(max_files=1, max_fields=8) as form:
+    parser = _InMemoryParser(limited.headers, limited.stream(), max_files=1, max_fields=8)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    try:
         file = form.get(api.FORM_FIELD)
         if not isinstance(file, UploadFile):
             raise HTTPException(
                 422, f"expected a file in form field {api.FORM_FIELD!r}, found none"
             )
         return file.filename or "the image", await file.read()
+    finally:
+        await form.close()
+
+
+class _InMemoryParser(MultiPartParser):
+    """Keeps files in memory: Starlette's own writes those above 1 MB to a disk for a moment."""
+
+    spool_max_size = api.MAX_BYTES + 1
 
 
 def _preferred_format(request: Request) -> str:

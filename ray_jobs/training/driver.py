@@ -10,18 +10,25 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from ray_jobs.cluster.capacity import max_concurrent_runs
+from ray_jobs.cluster.capacity import (
+    cluster_has_gpu,
+    max_concurrent_runs,
+    resolve_cluster_device,
+)
 from ray_jobs.cluster.connect import preserve_sigint_handler, unwrap_user_error
 from ray_jobs.cluster.queue import Claim, wait_for_turn
+from ray_jobs.cluster.ray_storage import ray_storage
 from ray_jobs.training.coordinator import monitor_run, queued_coordinator
 from ray_jobs.training.elastic import NodeLossCallback, elastic_shortfall
+from ray_jobs.training.process_group import FileRendezvousConfig
 from ray_jobs.training.stream import StreamDataConfig
 from ray_jobs.training.worker import ResumingDataset, WorkerResult, train_loop_per_worker
 from segan import storage
-from segan.config import Config
+from segan.config import ClusterConfig, Config
 from segan.errors import UsageError
 from segan.runs.run import Run
 from segan.storage.lease import current_fence, hold_lease
+from segan.training.device import announce_device, resolve_performance
 from segan.training.launch import stopped_error
 from segan.training.resume import resolve_resume
 from segan.training.trainer import TrainingProgress
@@ -38,6 +45,7 @@ def train(
     trial_context: dict[str, Any] | None = None,
     callbacks: Sequence[UserCallback] = (),
     stop_request: StopRequest | None = None,
+    num_profiled_steps: int = 0,
 ) -> None:
     """Trains a run on the connected cluster, from its latest checkpoint if it has one.
 
@@ -50,6 +58,7 @@ def train(
             `ray_jobs.training.worker.train_loop_per_worker`, and the `fingerprint` of its records.
         callbacks: additional callbacks for Ray Train.
         stop_request: stops the workers after a checkpoint; they are aborted if that takes too long.
+        num_profiled_steps: see `segan.training.profile`.
 
     Raises:
         UsageError: the configuration fits neither the records nor the cluster, or another
@@ -58,12 +67,13 @@ def train(
         StoppedError: the run stopped as requested.
     """
     stop_request = stop_request or StopRequest()
+    context = {"num_profiled_steps": num_profiled_steps, **(trial_context or {})}
     if trial_context:  # the lease is that of the study
-        _train(config, run, on_progress, stop_request, trial_context, callbacks)
+        _train(config, run, on_progress, stop_request, context, callbacks)
         return
     with hold_lease(run.uri):
         run = Run(run.uri, current_fence(run.uri))
-        _train(config, run, on_progress, stop_request, None, callbacks)
+        _train(config, run, on_progress, stop_request, context, callbacks)
 
 
 def _train(
@@ -71,37 +81,40 @@ def _train(
     run: Run,
     on_progress: Callable[[TrainingProgress], None],
     stop_request: StopRequest,
-    trial_context: dict[str, Any] | None,
+    context: dict[str, Any],
     callbacks: Sequence[UserCallback],
 ) -> None:
-    max_concurrent_runs(config.cluster)
+    cluster = resolve_cluster_device(config.cluster)
+    max_concurrent_runs(cluster)
     # How often Ray Train polls its workers and looks for preempted nodes. Its defaults of 2 and 5 s
     # are long compared with a short epoch and a short notice.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     if config.cluster.elastic:  # Ray Train's default of 60 s is for runs of fixed size
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    fingerprint = (trial_context or {}).get("fingerprint")
-    resume_point = resolve_resume(config, run, fingerprint=fingerprint)
+    resume_point = resolve_resume(config, run, fingerprint=context.get("fingerprint"))
+    config = resolve_performance(config, cluster.device, run.recorded_identity())
     run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
+    if "trial" not in context:
+        announce_device(cluster, config.performance, cluster_has_gpu())
 
     def on_update(progress: dict[str, Any]) -> None:
         on_progress(TrainingProgress(**progress))
 
     if resume_point.is_finished:
         return
-    step_timeout_s = config.cluster.step_timeout_s
-    with queued_coordinator(Claim.of_run(run.uri, config.cluster)) as (coordinator, number):
+    step_timeout_s = cluster.step_timeout_s
+    with queued_coordinator(Claim.of_run(run.uri, cluster)) as (coordinator, number):
         # A study waits before its first trial, and gives up on none.
-        timeout_s = 0.0 if trial_context else config.cluster.resource_timeout_s
-        wait_for_turn(config.cluster, run.uri, number, stop_request, timeout_s)
+        timeout_s = 0.0 if "trial" in context else cluster.resource_timeout_s
+        wait_for_turn(cluster, run.uri, number, stop_request, timeout_s)
         while not resume_point.is_finished:
             dataset = ResumingDataset(config, run, coordinator, resume_point)
             with (
                 monitor_run(coordinator, on_update, stop_request, step_timeout_s),
                 preserve_sigint_handler(),
             ):
-                result = _fit(config, run, dataset, trial_context, callbacks)
+                result = _fit(config, cluster, run, dataset, context, callbacks)
             if result.error:
                 raise result.error
             if not result.stopped:
@@ -113,31 +126,38 @@ def _train(
 
 def _fit(
     config: Config,
+    cluster: ClusterConfig,
     run: Run,
     dataset: ResumingDataset,
-    trial_context: dict[str, Any] | None,
+    context: dict[str, Any],
     callbacks: Sequence[UserCallback],
 ) -> WorkerResult:
-    """Runs Ray Train's trainer once, with `cluster.max_failures` restarts of the worker group."""
-    if config.cluster.elastic:
-        callbacks = [*callbacks, NodeLossCallback(config.cluster)]
-    max_failures = config.cluster.max_failures
+    """Runs Ray Train's trainer once, with `cluster.max_failures` restarts of the worker group.
+
+    Args:
+        cluster: with a resolved device.
+    """
+    if cluster.elastic:
+        callbacks = [*callbacks, NodeLossCallback(cluster)]
+    max_failures = cluster.max_failures
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={
             "config": config,
+            "device": cluster.device,
             "run": run.uri,
             "fence": run.fence,
             "coordinator": dataset.coordinator,
-            **(trial_context or {}),
+            **context,
         },
         datasets={"train": dataset},
         dataset_config=StreamDataConfig(),
-        scaling_config=scaling_config(config),
+        scaling_config=scaling_config(cluster),
+        torch_config=FileRendezvousConfig(),
         run_config=RunConfig(
             # A new name each time: a run resumes from its own checkpoints, not from Ray's state.
             name=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f"),
-            storage_path=storage.join(run.uri, "ray"),
+            **ray_storage(storage.join(run.uri, "ray")),
             callbacks=[*callbacks],
             failure_config=FailureConfig(
                 max_failures=max_failures, controller_failure_limit=max_failures
@@ -147,20 +167,19 @@ def _fit(
     try:
         result: WorkerResult = trainer.fit().return_value
     except Exception as error:
-        if shortfall := elastic_shortfall(config.cluster):
+        if shortfall := elastic_shortfall(cluster):
             raise UsageError(f"{shortfall}; nodes have not come back") from error
         raise unwrap_user_error(error) from error
     return result
 
 
-def scaling_config(config: Config) -> ScalingConfig:
-    """The workers and their resources that Ray Train reserves for a run."""
-    cluster = config.cluster
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
+def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
+    """The workers and their resources that Ray Train reserves, with a resolved device."""
+    resources, gpus = {"CPU": cluster.cpus_per_worker}, cluster.reserved_gpus
+    if gpus:
+        resources["GPU"] = gpus
     return ScalingConfig(
         num_workers=(cluster.min_workers, cluster.workers) if cluster.elastic else cluster.workers,
-        use_gpu=cluster.gpus_per_worker > 0,
+        use_gpu=gpus > 0,
         resources_per_worker=resources,
     )

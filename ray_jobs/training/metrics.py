@@ -20,12 +20,18 @@ MAX_TAG_LENGTH = 64  # characters; a name in storage may be longer
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A gauge; `name` is its key in the trainer's progress and metrics."""
+    """A gauge; `name` is its key in the trainer's progress and metrics.
+
+    Attributes:
+        per_rank: every rank has one, with the tag `rank`; else only rank 0.
+        label: a further tag, whose values are the keys of the metric; "" if it is a number.
+    """
 
     name: str
     unit: str
     description: str
     per_rank: bool = False
+    label: str = ""
 
     @property
     def prometheus_name(self) -> str:
@@ -39,9 +45,9 @@ METRICS = (
     MetricSpec(
         "data_wait_fraction", "of 1", "Fraction of the last epoch spent waiting for data", True
     ),
-    MetricSpec("critic_loss", "1", "Critic's loss at the last logged step, mean over workers"),
-    MetricSpec("segmentor_loss", "1", "Segmentor's multi-scale loss at the last logged step"),
-    MetricSpec("dice_loss", "1", "Dice loss at the last logged step, whatever its weight"),
+    MetricSpec("critic_loss", "1", "Critic's loss, mean over workers and the last logged steps"),
+    MetricSpec("segmentor_loss", "1", "Segmentor's loss without Dice, mean of the same steps"),
+    MetricSpec("dice_loss", "1", "Dice loss, mean of the same steps, whatever its weight"),
     MetricSpec("jaccard", "of 1", "Jaccard of the last validation, at its best threshold"),
     MetricSpec("best_jaccard", "of 1", "Best Jaccard of the run's validations so far"),
     MetricSpec(
@@ -51,7 +57,9 @@ METRICS = (
     MetricSpec("k", "1", "Steepness of the segmentor's logistic output"),
     MetricSpec("learning_rate", "1", "Learning rate of the segmentor's optimizer"),
     MetricSpec("critic_learning_rate", "1", "Learning rate of the critic's optimizer"),
-    MetricSpec("validation_seconds", "s", "Duration of the last validation"),
+    MetricSpec(
+        "stage_seconds", "s", "Time of each stage in the last epoch, on rank 0", label="stage"
+    ),
     MetricSpec("checkpoint_seconds", "s", "Duration of the last checkpoint, on all workers"),
     MetricSpec("restarts", "starts", "Restarts of the worker group since the job began"),
 )
@@ -76,8 +84,9 @@ class Gauges:
             if rank == 0 or metric.per_rank:
                 metric_tags = tags | ({"rank": str(rank)} if metric.per_rank else {})
                 description = f"{metric.description} [{metric.unit}]"
-                gauge = Gauge(f"segan_{metric.name}", description, tuple(metric_tags))
-                self._gauges[metric.name] = gauge.set_default_tags(metric_tags)
+                keys = (*metric_tags, *filter(None, [metric.label]))
+                gauge = Gauge(f"segan_{metric.name}", description, keys)
+                self._gauges[metric] = gauge.set_default_tags(metric_tags)
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Stores new values; keys that are no metric are ignored."""
@@ -90,8 +99,13 @@ class Gauges:
 
         def export() -> None:
             while not finished.wait(EXPORT_INTERVAL_S):
-                for name, gauge in self._gauges.items():
-                    gauge.set(self._values.get(name))  # Ray ignores None
+                for metric, gauge in self._gauges.items():
+                    value = self._values.get(metric.name)
+                    if metric.label:
+                        for key, number in (value or {}).items():
+                            gauge.set(number, {metric.label: key})
+                    else:
+                        gauge.set(value)  # Ray ignores None
 
         threading.Thread(target=export, daemon=True).start()
         try:

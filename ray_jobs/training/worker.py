@@ -19,8 +19,9 @@ from ray_jobs.training.stream import iter_batches
 from segan import storage
 from segan.config import Config
 from segan.data.stream.batches import Batch, StreamSpec
-from segan.errors import NonFiniteError
+from segan.errors import NonFiniteError, SeganError
 from segan.runs.run import Run
+from segan.training.device import torch_device
 from segan.training.launch import build_trainer, record_hardware
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
@@ -86,6 +87,10 @@ class ProgressPublisher:
         return self.stop_requested or preemption.preemption_info is not None
 
 
+class SilentDriverError(SeganError):
+    """The workers stop, since another driver may have taken their study over."""
+
+
 @dataclasses.dataclass(frozen=True)
 class WorkerResult:
     """How a worker group ended, if not by a fault that Ray Train retries.
@@ -96,17 +101,17 @@ class WorkerResult:
     """
 
     stopped: bool = False
-    error: NonFiniteError | None = None
+    error: SeganError | None = None
 
 
 def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
     """Ray Train's function of each worker.
 
     Args:
-        train_loop_config: `config`, `run` (its URI), `fence` (of the driver's lease) and
-            `coordinator` (the actor's handle). In a study also `trial` (its name), `decisions` (the
-            handle of the StopDecisions actor) and `runs_per_node` (the number of trials that share
-            a node).
+        train_loop_config: `config`, `device` (`cuda` or `cpu`), `run` (its URI), `fence` (of the
+            driver's lease), `coordinator` (the actor's handle) and `num_profiled_steps`. In a study
+            also `trial` (its name), `decisions` (the handle of the StopDecisions actor) and
+            `runs_per_node` (the number of trials that share a node).
     """
     storage.retry_access_checks()
     with contextlib.ExitStack() as stack:
@@ -148,14 +153,16 @@ def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
         ),
         should_stop=publisher.should_stop,
     )
-    record_hardware(run)
+    device = torch_device(train_loop_config["device"])
+    record_hardware(config, run, device)
     runs_per_node = train_loop_config.get("runs_per_node", 1)
-    trainer = build_trainer(config, run, resume_point, callbacks, runs_per_node)
+    profiled = train_loop_config["num_profiled_steps"]
+    trainer = build_trainer(config, run, resume_point, callbacks, device, runs_per_node, profiled)
     with gauges.export_in_background():
         try:
             trainer.train(_batches(resume_point.spec))
-        except NonFiniteError as error:  # returned, because Ray Train would retry an exception
-            return WorkerResult(error=error)
+        except (NonFiniteError, SilentDriverError) as error:
+            return WorkerResult(error=error)  # Ray Train would retry an exception
     return WorkerResult(stopped=trainer.stopped)
 
 
@@ -180,4 +187,7 @@ class ValidationReporter:
         train.report({name: v for name, v in values.items() if not isinstance(v, list)})
         if self.decisions is None:
             return True
-        return bool(ray.get(self.decisions.get.remote(self.trial, metrics.epoch)))
+        decision = ray.get(self.decisions.get.remote(self.trial, metrics.epoch))
+        if decision is None:
+            raise SilentDriverError(f"trial {self.trial}: the driver of its study does not answer")
+        return bool(decision)

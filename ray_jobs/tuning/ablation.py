@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs
-from ray_jobs.tuning.study import OnValidation, run_trials
+from ray_jobs.tuning.study import OnValidation, prepare_config, run_trials
 from segan.config import Config
 from segan.data.records.versions import read_version
 from segan.runs.ablation import prepare_trials
@@ -19,7 +18,7 @@ def run_ablation(config: Config, study: Study, on_validation: OnValidation) -> N
     Raises:
         UsageError: the configuration fits neither the records, the study nor the cluster.
     """
-    capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
+    config, capacity = prepare_config(config, study)
     manifest = read_version(config.data.records, study.fingerprint())
     trials = prepare_trials(config, study, manifest.fingerprint)
     # The trials are given and run to their end, whatever the config says about a search.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_jobs.cluster.queue import on_this_node
 from segan.runs.trial import Trial
+from segan.storage.lease import LeaseConfig
 
 REPUBLISH_INTERVAL_S = 5.0
 
@@ -28,22 +30,39 @@ REPUBLISH_INTERVAL_S = 5.0
 class StopDecisions:
     """The class of the actor that holds, for each trial and epoch, whether the trial continues."""
 
-    def __init__(self) -> None:
+    def __init__(self, driver_ttl_s: float = LeaseConfig.ttl_s) -> None:
+        """
+        Args:
+            driver_ttl_s: after so many seconds without a call of the driver nobody waits for it any
+                longer, since another driver can then have taken the study over.
+        """
         self._decisions: dict[tuple[str, int], bool] = {}
         self._condition = asyncio.Condition()
+        self._driver_ttl_s, self._last_contact = driver_ttl_s, time.monotonic()
 
     async def update(self, decisions: Mapping[tuple[str, int], bool]) -> None:
+        self._last_contact = time.monotonic()
         async with self._condition:
             self._decisions |= decisions
             self._condition.notify_all()
 
     async def count(self) -> int:
+        """The number of decisions; the driver asks for it every few seconds."""
+        self._last_contact = time.monotonic()
         return len(self._decisions)
 
-    async def get(self, trial: str, epoch: int) -> bool:
-        """Waits for the decision; all ranks of a trial get the same one."""
+    async def get(self, trial: str, epoch: int) -> bool | None:
+        """Waits for the decision; all ranks of a trial get the same one.
+
+        None if the driver is silent.
+        """
         async with self._condition:
-            await self._condition.wait_for(lambda: (trial, epoch) in self._decisions)
+            while (trial, epoch) not in self._decisions:
+                patience = self._last_contact + self._driver_ttl_s - time.monotonic()
+                if patience <= 0:
+                    return None
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._condition.wait(), patience)
         return self._decisions[trial, epoch]
 
     async def is_stopped(self, trial: str) -> bool:

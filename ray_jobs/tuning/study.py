@@ -13,9 +13,16 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from ray_jobs.cluster.capacity import TRIAL_ACTOR_CPUS, max_concurrent_runs, num_worker_nodes
+from ray_jobs.cluster.capacity import (
+    TRIAL_ACTOR_CPUS,
+    cluster_has_gpu,
+    max_concurrent_runs,
+    num_worker_nodes,
+    resolve_cluster_device,
+)
 from ray_jobs.cluster.queue import wait_for_turn
 from ray_jobs.cluster.ray_internals import TUNE_PROPAGATED_VARIABLES
+from ray_jobs.cluster.ray_storage import ray_storage
 from ray_jobs.training.driver import train
 from ray_jobs.tuning.optuna import StudyOptunaSearch
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, decision_publisher
@@ -27,6 +34,7 @@ from segan.runs.driver_log import keep_driver_log
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import current_fence, hold_lease
+from segan.training.device import announce_device, resolve_performance
 
 OnValidation = Callable[[str, dict[str, Any], bool], None]
 
@@ -44,10 +52,24 @@ def run_study(config: Config, study: Study, on_validation: OnValidation) -> None
             another process runs this study.
     """
     with hold_lease(study.uri):
-        capacity = max_concurrent_runs(config.cluster, TRIAL_ACTOR_CPUS)
+        config, capacity = prepare_config(config, study)
         manifest = read_version(config.data.records, study.fingerprint())
         trials = study.create_or_resume(config, manifest.fingerprint)
         run_trials(config, study, trials, on_validation, capacity)
+
+
+def prepare_config(config: Config, study: Study) -> tuple[Config, int]:
+    """Resolves the device and the precision that `auto` stands for, and says which they are.
+
+    Returns:
+        The configuration with the precision that all trials have, and the number of runs that fit
+        the cluster at once.
+    """
+    cluster = resolve_cluster_device(config.cluster)
+    capacity = max_concurrent_runs(cluster, TRIAL_ACTOR_CPUS)
+    config = resolve_performance(config, cluster.device, study.recorded_identity())
+    announce_device(cluster, config.performance, cluster_has_gpu())
+    return config, capacity
 
 
 def run_trials(
@@ -89,7 +111,8 @@ def _run_tuner(
     param_space, tune_options = _param_space(config, study, trials, unfinished)
     if tune_options["num_samples"] == 0:
         return
-    wait_for_turn(config.cluster, study.uri, timeout_s=config.cluster.resource_timeout_s)
+    cluster = resolve_cluster_device(config.cluster)
+    wait_for_turn(cluster, study.uri, timeout_s=cluster.resource_timeout_s)
     trial_context = {
         "fence": current_fence(study.uri),
         "fingerprint": study.fingerprint(),
@@ -114,7 +137,7 @@ def _run_tuner(
         ),
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%dT%H%M%S"),
-            storage_path=storage.join(study.uri, "tune"),
+            **ray_storage(storage.join(study.uri, "tune")),
             verbose=0,
             # A trial whose process or node is lost, or whose storage fails, is started again.
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),

@@ -13,6 +13,7 @@ from segan.bench.measure import BenchReport, get_synchronize, interleave
 from segan.bench.roofline import count_flops, measure_peak_flops
 from segan.config import Config, PerformanceConfig
 from segan.training.distributed import single_process_group
+from segan.training.precision import set_tf32
 from segan.training.step import SegAN
 
 BASELINE = "authors' order"
@@ -42,7 +43,7 @@ def bench_step(
     )
     with single_process_group():
         steps: dict[str, Callable[[Tensor, Tensor], object]] = {
-            BASELINE: BaselineStep(config, device)
+            BASELINE: _in_float32(BaselineStep(config, device), device)
         }
         variants = _variants(device, compiled)
         for name, performance in variants.items():
@@ -51,10 +52,8 @@ def bench_step(
         flops = count_flops(partial(steps["segan"], image, truth))
         work = {name: partial(step, image, truth) for name, step in steps.items()}
         times = interleave(work, repeats, get_synchronize(device), on_progress)
-    rates = {
-        precision: measure_peak_flops(device, getattr(torch, precision))
-        for precision in {variant.precision for variant in variants.values()}
-    }
+    precisions = {variant.precision for variant in variants.values()}
+    rates = {precision: _measure_peak_flops(device, precision) for precision in precisions}
     variants[BASELINE] = variants["segan"]
     rooflines = {name: flops / rates[variant.precision] for name, variant in variants.items()}
     shown = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in sorted(rates.items()))
@@ -66,9 +65,26 @@ def bench_step(
     )
 
 
+def _in_float32(
+    step: Callable[[Tensor, Tensor], object], device: torch.device
+) -> Callable[[Tensor, Tensor], object]:
+    """Returns the step without TF32, which another variant may have enabled."""
+    if device.type != "cuda":
+        return step
+
+    def run(image: Tensor, truth: Tensor) -> None:
+        set_tf32(False)
+        step(image, truth)
+
+    return run
+
+
 def _variants(device: torch.device, compiled: bool) -> dict[str, PerformanceConfig]:
-    latest = PerformanceConfig(channels_last=True)
-    variants = {"segan": PerformanceConfig(channels_last=False), "+ channels last": latest}
+    plain = PerformanceConfig(precision="float32", compile_mode="none", channels_last=False)
+    latest = plain.model_copy(update={"channels_last": True})
+    variants = {"segan": plain, "+ channels last": latest}
+    if device.type == "cuda":
+        variants["+ TF32"] = latest.model_copy(update={"precision": "tf32"})
     if supports_bfloat16(device):
         variants["+ bfloat16"] = latest = latest.model_copy(update={"precision": "bfloat16"})
     if compiled:
@@ -76,6 +92,13 @@ def _variants(device: torch.device, compiled: bool) -> dict[str, PerformanceConf
         if device.type == "cuda":
             variants["+ graphs"] = latest.model_copy(update={"compile_mode": "reduce-overhead"})
     return variants
+
+
+def _measure_peak_flops(device: torch.device, precision: str) -> float:
+    if device.type == "cuda":
+        set_tf32(precision != "float32")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return measure_peak_flops(device, dtype)
 
 
 def supports_bfloat16(device: torch.device) -> bool:

@@ -33,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segan.utils.messages import LOGGERS, TRANSCRIPT
+from segan.utils.text import escape_controls
 
 if TYPE_CHECKING:
     from segan.training.trainer import TrainingProgress
@@ -66,7 +67,7 @@ def progress_bar(
     columns: tuple[ProgressColumn, ...] = (BarColumn(), MofNCompleteColumn(), RateColumn())
     if in_bytes:  # a file name leaves no space for a bar
         columns = (DownloadColumn(), TransferSpeedColumn())
-    columns = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), *columns, TimeRemainingColumn())
     with Progress(*columns, console=stderr_console) as bar:
         task = bar.add_task(description, total=total, completed=completed)
         yield lambda number: bar.update(task, advance=number)
@@ -79,7 +80,7 @@ def spinner(description: str) -> Iterator[None]:
         echo(description)
         yield
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=stderr_console) as bar:
         bar.add_task(description, total=None)
         yield
@@ -196,7 +197,9 @@ def show_log_messages() -> None:
 
 
 def _print_line(text: str) -> None:
-    stderr_console.print(text, soft_wrap=True, highlight=False, markup=False)
+    stderr_console.print(
+        escape_controls(text), soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
 
 
 def print_json(value: Any) -> None:
@@ -227,7 +230,9 @@ def print_table(
     left_columns: Sequence[int] = (0,),
 ) -> None:
     """Prints a table on stdout; `left_columns` are left-aligned, the others right-aligned."""
-    stdout_console.print(title, soft_wrap=True, highlight=False, markup=False)
+    stdout_console.print(
+        escape_controls(title), soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
     transcript.info(title)
     for row in rows:
         transcript.info("  ".join(_format_cell(value) for value in row))
@@ -240,11 +245,9 @@ def make_table(
     """The table that `print_table` prints."""
     shown = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
+        # All may fold: a long name would otherwise leave no room for the other columns.
         shown.add_column(
-            column,
-            justify="left" if i in left_columns else "right",
-            overflow="fold",
-            no_wrap=i == 0,
+            Text(column), justify="left" if i in left_columns else "right", overflow="fold"
         )
     for row in rows:
         # As Text, since a string with brackets would be read as markup.
@@ -255,7 +258,9 @@ def make_table(
 def _format_cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return escape_controls(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _plain_progress(description: str, total: int, initial: int, in_bytes: bool) -> Advance:

@@ -5,6 +5,7 @@ Messages go to stderr and results to stdout.
 
 from __future__ import annotations
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -27,7 +28,9 @@ from segan.cli.commands import (
 )
 from segan.cli.console import preserve_stdout, show_log_messages
 from segan.errors import SeganError, UsageError
+from segan.utils.text import escape_controls
 
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXIT_INTERRUPTED = 130  # after Ctrl-C, or a `ray job stop` that could not save a checkpoint in time
 
 app = typer.Typer(
@@ -80,6 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_error("interrupted", EXIT_INTERRUPTED)
     except SeganError as error:
         return _report_error(str(error), error.exit_code, debug)
+    except OSError as error:
+        if error.errno not in NO_SPACE_ERRORS:
+            return _report_error(_describe_internal_error(error, debug), 1, debug)
+        place = error.filename or f"a temporary file in {tempfile.gettempdir()}"
+        advice = "free some space there, or set TMPDIR to another folder"
+        return _report_error(f"{place}: {error.strerror}; {advice}", 1, debug)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not wrong usage, which typer has found
             return _report_error(_describe_internal_error(error, debug), 1, debug)
@@ -90,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report_error(message: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"segan: {message}", file=sys.stderr)
+    print(f"segan: {escape_controls(message)}", file=sys.stderr)
     return code
 
 

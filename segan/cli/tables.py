@@ -88,7 +88,7 @@ def _format_age(timestamp: str) -> str:
 
 def show_run_description(description: Mapping[str, Any]) -> None:
     summary = description["summary"]
-    packages = description["packages"] or {}
+    packages, device = description["packages"] or {}, description["device"] or {}
     rows = [
         ["state", summary["state"]],
         ["driver on", summary["host"]],
@@ -98,6 +98,7 @@ def show_run_description(description: Mapping[str, Any]) -> None:
         ["data fingerprint", description["fingerprint"]],
         ["git commit", description["git_commit"]],
         ["hardware", description["hardware"]],
+        ["device", ", ".join(f"{key} {value}" for key, value in device.items() if value)],
         ["packages", ", ".join(f"{name} {version}" for name, version in packages.items())],
     ]
     print_table(summary["uri"], ["run", summary["name"]], rows, left_columns=(0, 1))

@@ -31,6 +31,20 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping; raises ConstructorError for a key that stands twice: one would be lost."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            message = f"the key {name} stands twice, on lines {lines[name]} and {line}"
+            raise yaml.constructor.ConstructorError(None, None, message)
+        lines[name] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -102,7 +116,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             f"configuration {path}: cannot be read ({error.strerror}); expected a YAML file or one "
             f"of {', '.join(shipped_configs())}"
         ) from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise UsageError(f"configuration {path}: not YAML ({detail})") from None
     if not isinstance(tree, dict):
@@ -120,7 +134,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         )
     try:
         return key, _parse_yaml(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UsageError(f"override {override!r}: the value is not YAML") from None
 
 

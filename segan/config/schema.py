@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from segan.config.base import FrozenConfig
 from segan.config.search import AblationConfig, SearchConfig
 from segan.config.validation import set_values, validate
+from segan.utils.models import MAX_FRAME_SIDE
 
 
 class DataConfig(FrozenConfig):
@@ -27,8 +28,10 @@ class DataConfig(FrozenConfig):
 
 
 class NetworkConfig(FrozenConfig):
-    width: int = Field(64, ge=1, description="Channels w of the first block (F).")
-    classes: int = Field(1, ge=1, description="Label maps that S predicts, one per class (P).")
+    width: int = Field(64, ge=1, le=512, description="Channels w of the first block (F).")
+    classes: int = Field(
+        1, ge=1, le=255, description="Label maps that S predicts, one per class (P)."
+    )
     global_conv_min_kernel: int = Field(
         7, ge=3, description="Smallest kernel that is a global convolution (C; F has 9)."
     )
@@ -39,7 +42,10 @@ class NetworkConfig(FrozenConfig):
         description="Channels inside a residual block, as a multiple of its input's (C).",
     )
     residual_max_width: int = Field(
-        16, ge=1, description="Maximum channels inside a residual block, in multiples of w (O)."
+        16,
+        ge=1,
+        le=64,
+        description="Maximum channels inside a residual block, in multiples of w (O).",
     )
     residual_activation: Literal["after", "before"] = Field(
         "after", description="Activation `after` (O) or `before` (C) a residual block's sum."
@@ -168,7 +174,9 @@ class OptimizerConfig(FrozenConfig):
 
 
 class AugmentConfig(FrozenConfig):
-    crop: int = Field(128, ge=64, description="Side of the random square crop, in pixels (P).")
+    crop: int = Field(
+        128, ge=64, le=MAX_FRAME_SIDE, description="Side of the random square crop, in pixels (P)."
+    )
     resize_probability: float = Field(
         0.0,
         ge=0,
@@ -219,16 +227,32 @@ class TrainingConfig(FrozenConfig):
 class PerformanceConfig(FrozenConfig):
     """How a step is computed; results differ by rounding only (O)."""
 
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Autocast precision of forward and backward; weights and losses stay float32.",
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of forward and backward; weights and losses stay float32. `tf32` "
+        "is float32 with TF32 products on a GPU; `auto` is bfloat16 on a GPU, else float32.",
     )
     channels_last: bool = Field(True, description="Store images and convolutions as channels-last.")
-    compile_mode: Literal["none", "default", "reduce-overhead"] = Field(
-        "none",
+    compile_mode: Literal["auto", "none", "default", "reduce-overhead"] = Field(
+        "auto",
         description="Mode of torch.compile: `none` (not compiled), `default`, or `reduce-overhead` "
-        "(with CUDA graphs).",
+        "(with CUDA graphs); `auto` is the last on a GPU where kernels can be compiled, else none.",
     )
+
+    def resolve(self, device: str, can_compile: bool) -> PerformanceConfig:
+        """Returns the section with values instead of `auto`.
+
+        Args:
+            device: `cuda` or `cpu`.
+            can_compile: whether kernels for a GPU can be compiled.
+        """
+        on_gpu = device == "cuda"
+        values = {
+            "precision": "bfloat16" if on_gpu else "float32",
+            "compile_mode": "reduce-overhead" if on_gpu and can_compile else "none",
+        }
+        auto = {name: value for name, value in values.items() if getattr(self, name) == "auto"}
+        return self.model_copy(update=auto)
 
 
 class EvaluationConfig(FrozenConfig):
@@ -256,7 +280,12 @@ class ClusterConfig(FrozenConfig):
     min_workers: int = Field(
         0, ge=0, description="Minimum workers for elastic training; 0 disables elasticity."
     )
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs that each worker reserves.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`cuda`: a GPU; `auto`: a GPU if there is one, else the CPU."
+    )
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs that each worker reserves; null: 1 on a GPU, else 0."
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     threads_per_worker: int = Field(
         0, ge=0, description="Torch threads of a worker; 0 divides the node's cores evenly."
@@ -277,6 +306,11 @@ class ClusterConfig(FrozenConfig):
     max_failures: int = Field(2, ge=0, description="Restarts of the workers before a run fails.")
 
     @property
+    def reserved_gpus(self) -> float:
+        """GPUs that each worker reserves, once the device is resolved."""
+        return self.gpus_per_worker or 0.0
+
+    @property
     def elastic(self) -> bool:
         """Whether a run continues with fewer workers than it asks for."""
         return 0 < self.min_workers < self.workers
@@ -285,6 +319,29 @@ class ClusterConfig(FrozenConfig):
     def required_workers(self) -> int:
         """Workers that a run needs to start."""
         return self.min_workers if self.elastic else self.workers
+
+    def resolve_device(self, has_gpu: bool) -> ClusterConfig:
+        """Returns the section with a device instead of `auto`, and with a number of GPUs.
+
+        Args:
+            has_gpu: whether there is any GPU, of this machine or of the cluster.
+        """
+        gpus, device = self.gpus_per_worker, self.device
+        if device == "auto":
+            device = "cuda" if (has_gpu if gpus is None else gpus > 0) else "cpu"
+        if gpus is None:
+            gpus = 1.0 if device == "cuda" else 0.0
+        return self.model_copy(update={"device": device, "gpus_per_worker": gpus})
+
+    @model_validator(mode="after")
+    def _check_device(self) -> ClusterConfig:
+        gpus = self.gpus_per_worker
+        if gpus is not None and self.device != "auto" and (gpus > 0) != (self.device == "cuda"):
+            raise ValueError(
+                f"device {self.device} with gpus_per_worker {gpus:g}; choose one of them and "
+                "leave the other at its default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_min_workers(self) -> ClusterConfig:

@@ -19,10 +19,10 @@ from rich.filesize import decimal
 
 import segan
 from segan.doctor.checks import Check, Outcome, failed, ok, skipped, warning
+from segan.utils.resources import cgroup_cpu_limit, memory_limit_and_free
 
 GB = 10**9
 ROOT = Path(segan.__file__).parents[1]  # of a checkout, with pyproject.toml and constraints.txt
-CGROUP_ROOT, PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHM_DIR = Path("/dev/shm")  # noqa: S108
 NVIDIA_VERSION_FILE = Path("/proc/driver/nvidia/version")
 LOW_MEMORY = 4 * GB  # a training with one worker takes about half of it
@@ -130,7 +130,7 @@ def check_cores() -> Outcome:
 
 
 def check_memory() -> Outcome:
-    limit, free = _memory_limit_and_free()
+    limit, free = memory_limit_and_free()
     found = f"{decimal(free)} free of {decimal(limit)}"
     if free < LOW_MEMORY:
         return warning(found, "stop other programs, or raise the container's limit")
@@ -154,7 +154,7 @@ def check_shared_memory() -> Outcome:
     if not SHM_DIR.is_dir():
         return skipped(f"no {SHM_DIR} on this system")
     usage = shutil.disk_usage(SHM_DIR)
-    needed = int(min(OBJECT_STORE_FRACTION * _memory_limit_and_free()[0], MAX_OBJECT_STORE))
+    needed = int(min(OBJECT_STORE_FRACTION * memory_limit_and_free()[0], MAX_OBJECT_STORE))
     found = f"{SHM_DIR}: {decimal(usage.free)} free of {decimal(usage.total)}"
     if usage.free < needed:
         return warning(
@@ -210,54 +210,3 @@ def _nvidia_driver_version() -> str | None:
     words = NVIDIA_VERSION_FILE.read_text().splitlines()[0].split()
     numbers = [word for word in words if word[0].isdigit() and "." in word]
     return numbers[0] if numbers else "(version unknown)"
-
-
-def _memory_limit_and_free() -> tuple[int, int]:
-    """Returns the bytes that this process may use, and how many of them are free."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    kib = {words[0].rstrip(":"): int(words[1]) for words in lines}
-    total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    usage = cgroup_memory_usage()
-    if usage and usage[0] < total:
-        return usage[0], min(free, max(0, usage[0] - usage[1]))
-    return total, free
-
-
-def cgroup_cpu_limit() -> float | None:
-    """Returns the number of CPUs that the container may use, or None without a limit."""
-    quotas = []
-    for folder in _cgroup_folders("cpu"):
-        words = _read_words(folder / "cpu.max") or (
-            _read_words(folder / "cpu.cfs_quota_us") + _read_words(folder / "cpu.cfs_period_us")
-        )
-        if len(words) == 2 and words[0] not in ("max", "-1"):
-            quotas.append(int(words[0]) / int(words[1]))
-    return min(quotas, default=None)
-
-
-def cgroup_memory_usage() -> tuple[int, int] | None:
-    """Returns the container's memory limit and usage in bytes, or None without a limit."""
-    names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-    found = []
-    for folder in _cgroup_folders("memory"):
-        for limit, used in names:
-            words = _read_words(folder / limit) + _read_words(folder / used)
-            if len(words) == 2 and words[0] != "max":
-                found.append((int(words[0]), int(words[1])))
-    return min(found, default=None)
-
-
-def _cgroup_folders(controller: str) -> Iterable[Path]:
-    """Yields the folders of this process's cgroup and its parents, for cgroups v1 and v2."""
-    for line in PROC_CGROUP.read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = CGROUP_ROOT / controller if controllers else CGROUP_ROOT
-        inner = top / group.lstrip("/")
-        # In a container the path may be the host's, and only `top` exists.
-        yield from (path for path in (inner, *inner.parents) if path.is_relative_to(top))
-
-
-def _read_words(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []

@@ -39,7 +39,7 @@ class ProbabilityCache:
 
         Runs the model on the first call.
         """
-        file = self.folder / f"{checkpoint.files[SEGMENTOR_FILE]['sha256']}.npy"
+        file = self.folder / f"{checkpoint.entry(SEGMENTOR_FILE)['sha256']}.npy"
         if not file.exists():
             self.log(f"segmenting {len(self.samples.ids)} validation frames with {checkpoint.uri}")
             member = Member.from_checkpoint(checkpoint)

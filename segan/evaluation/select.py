@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from segan.errors import UsageError
@@ -12,6 +13,8 @@ from segan.runs.ensemble import Choice, Rule
 from segan.runs.identity import require_same
 from segan.runs.run import find_checkpoint
 from segan.runs.study import Study
+
+logger = logging.getLogger(__name__)
 
 NUM_MEMBERS = 3
 MAX_GREEDY_CANDIDATES = 8  # each one runs over the validation frames
@@ -39,7 +42,11 @@ def find_candidates(study: str | None, members: Sequence[str] = ()) -> list[Chec
         else:
             found.setdefault(run.uri, best)
     # Copies of a run have the same weights and are one candidate.
-    distinct = {c.files[SEGMENTOR_FILE]["sha256"]: c for c in found.values()}.values()
+    distinct = {c.entry(SEGMENTOR_FILE)["sha256"]: c for c in found.values()}.values()
+    if without_checkpoint:
+        logger.warning(
+            "no candidates, for lack of a validated checkpoint: %s", ", ".join(without_checkpoint)
+        )
     if len(distinct) < NUM_MEMBERS:
         raise UsageError(
             f"an ensemble needs {NUM_MEMBERS} different runs with a complete checkpoint, found "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from segan import storage
+from segan.data.archive import layouts
 from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import MASK_SUFFIX, read_image
 from segan.errors import SeganError, StorageError
@@ -29,17 +31,25 @@ from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Predictor, resize_map
 from segan.inference.region_stats import region_stats
 from segan.storage.lease import no_fence
+from segan.utils.text import escape_controls
+
+logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 PROBABILITY, UNCERTAINTY = "probability", "uncertainty"
-EXCLUDED_SUFFIXES = (MASK_SUFFIX, "_superpixels", f"_{PROBABILITY}", f"_{UNCERTAINTY}")
+MAP_SUFFIXES = (f"_{PROBABILITY}", f"_{UNCERTAINTY}")
+# A longer name has no room for the suffix of the file that `storage.write_bytes` renames.
+MAX_NAME_BYTES = 237
 UINT16_MAX = 65535  # encodes 1.0 in a map's file
 
 
-def find_images(uri: str) -> list[str]:
+def find_images(uri: str, reject: Callable[[str], object] = logger.warning) -> list[str]:
     """The URIs of the images below `uri`, or `uri` itself if it is an image.
 
-    Masks, maps, superpixels and files of other kinds are skipped.
+    Masks, maps, superpixels, hidden files and files of other kinds are skipped.
+
+    Args:
+        reject: called with a line for each image whose name cannot be used.
 
     Raises:
         SeganError: there are no images, or two of them would have the same mask name.
@@ -50,13 +60,12 @@ def find_images(uri: str) -> list[str]:
         if not storage.exists(uri):
             raise StorageError(f"{uri}: not found")
         return [storage.normalise(uri)]
-    names = [
-        file.name
-        for file in storage.list_files(uri)
-        if file.name.lower().endswith(IMAGE_EXTENSIONS)
-        and not image_id(file.name).endswith(EXCLUDED_SUFFIXES)
-    ]
-    if not names:
+    found = [file.name for file in storage.list_files(uri) if _is_image(file.name)]
+    names = [name for name in found if not _name_error(name)]
+    for name in found:
+        if error := _name_error(name):
+            reject(f"{uri}/{name}: {error}")
+    if not found:
         raise SeganError(f"{uri}: no images found; expected files such as ISIC_0000000.jpg")
     masks: dict[str, str] = {}
     for name in names:
@@ -64,6 +73,22 @@ def find_images(uri: str) -> list[str]:
         if other != name:
             raise SeganError(f"{uri}: {other} and {name} have the same mask name {mask_name(name)}")
     return [storage.join(storage.normalise(uri), name) for name in names]
+
+
+def _is_image(name: str) -> bool:
+    if not name.lower().endswith(IMAGE_EXTENSIONS) or layouts.is_hidden(name):
+        return False
+    return not (layouts.is_mask(name) or image_id(name).lower().endswith(MAP_SUFFIXES))
+
+
+def _name_error(name: str) -> str:
+    """Why no mask can be named after an image; "" if one can."""
+    if "\\" in name or escape_controls(name) != name:
+        return "the name contains a backslash or control characters; rename the file"
+    size = len(mask_name(name).encode())
+    if size > MAX_NAME_BYTES:
+        return f"its mask's name has {size} bytes, expected at most {MAX_NAME_BYTES}; rename it"
+    return ""
 
 
 def image_id(image: str) -> str:

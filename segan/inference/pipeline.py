@@ -9,7 +9,6 @@ and one image per thread.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from segan.data.archive.images import RejectedError
 from segan.inference.predictor import Predictor
+from segan.utils.resources import usable_cpus
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -73,7 +73,7 @@ def run_image_task(
         return item, pool.submit(load, item)
 
     # Torch uses one thread in each of these; all cores are left to the network.
-    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "segan", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(threads or usable_cpus(), "segan", torch.set_num_threads, (1,))
     remaining = iter(items)
     loading = deque(submit(item) for item in itertools.islice(remaining, 2 * batch))
     finishing: deque[Future[Row]] = deque()

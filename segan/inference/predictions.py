@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from segan import storage
-from segan.errors import StorageError
+from segan.errors import CorruptedError, StorageError
 from segan.inference.masks import MaskWriter, image_id
 from segan.inference.predictor import Predictor
 from segan.runs.identity import require_same
+from segan.utils.text import escape_controls, from_cell, to_cell
 
 TABLE_FILE, MODEL_FILE = "predictions.csv", "predictions.json"
 SAVE_INTERVAL_S = 30.0  # between two saves of the table
@@ -55,9 +54,6 @@ class PredictionRow:
     disagreement: float | None = None
     flags: str = ""
     error: str = ""
-
-
-_ROWS = TypeAdapter(list[PredictionRow])
 
 
 class PredictionTable:
@@ -116,7 +112,7 @@ class PredictionTable:
         sink = io.StringIO()
         table = csv.DictWriter(sink, [field.name for field in fields(PredictionRow)])
         table.writeheader()
-        table.writerows(asdict(self._rows[id_]) for id_ in sorted(self._rows))
+        table.writerows(_to_cells(self._rows[id_]) for id_ in sorted(self._rows))
         storage.write_bytes(storage.join(self.task.out, TABLE_FILE), sink.getvalue().encode())
         self._last_save = time.monotonic()
         self._save_interval = max(SAVE_INTERVAL_S, (self._last_save - began) / MAX_SAVE_FRACTION)
@@ -139,10 +135,22 @@ def read_predictions(out: str) -> list[PredictionRow]:
         return []
     lines = csv.DictReader(io.StringIO(storage.read_bytes(name).decode(errors="replace")))
     try:
-        return _ROWS.validate_python([{k: v for k, v in line.items() if v} for line in lines])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StorageError(f"{name}: not a table of predictions ({first['msg']})") from None
+        rows = [{str(k): _from_cell(v) for k, v in line.items() if v} for line in lines]
+    except csv.Error as error:
+        raise CorruptedError(f"{name}: not a table of predictions ({error})") from None
+    return storage.validate_model(name, list[PredictionRow], rows, "a table of predictions")
+
+
+def _to_cells(row: PredictionRow) -> dict[str, Any]:
+    """The row with text that no spreadsheet computes and no terminal obeys."""
+    return {
+        key: to_cell(escape_controls(value)) if isinstance(value, str) else value
+        for key, value in asdict(row).items()
+    }
+
+
+def _from_cell(value: Any) -> Any:
+    return from_cell(value) if isinstance(value, str) else value
 
 
 def _describe(predictor: Predictor) -> dict[str, Any]:

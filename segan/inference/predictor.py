@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from segan import storage
 from segan.config import Config
+from segan.errors import CorruptedError
 from segan.inference.frames import mean_map, segment_frames
+from segan.inference.upload import resize_to_frame
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import is_ensemble, read_ensemble
@@ -73,7 +76,7 @@ class Member:
         config = checkpoint.config
         if tta is not None:
             config = config.with_overrides({"evaluation.tta": tta})
-        sha256 = checkpoint.files[SEGMENTOR_FILE]["sha256"]
+        sha256 = checkpoint.entry(SEGMENTOR_FILE)["sha256"]
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -149,8 +152,7 @@ class Predictor:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """The image in RGB as a frame of the model, uint8 [H, W, 3]."""
-        frame = image.convert("RGB").resize(self.frame_size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(frame))
+        return torch.from_numpy(resize_to_frame(image, self.frame_size))
 
     def predict_proba(self, frames: Tensor) -> Tensor:
         """The members' probability maps; independent of the batch, except for rounding.
@@ -191,7 +193,35 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
-    """The segmentor of a checkpoint in evaluation mode; verifies the weights' checksum."""
-    segmentor = Segmentor(checkpoint.config.network)
-    segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR_FILE)))
+    """The segmentor of a checkpoint in evaluation mode.
+
+    Raises:
+        CorruptedError: the weights do not match their checksum, or not the configuration.
+    """
+    config, content = checkpoint.config.network, checkpoint.read(SEGMENTOR_FILE)
+    where = storage.join(checkpoint.uri, SEGMENTOR_FILE)
+    try:
+        weights = load_tensors(content)
+    except SafetensorError as error:
+        raise CorruptedError(f"{where}: not a safetensors file ({error})") from None
+    with torch.device("meta"):  # allocates nothing, whatever sizes the configuration names
+        expected = Segmentor(config).state_dict()
+    if difference := _find_difference(weights, expected):
+        raise CorruptedError(
+            f"{where}: not the weights of the checkpoint's configuration: {difference}"
+        )
+    segmentor = Segmentor(config)
+    segmentor.load_state_dict(weights)
     return segmentor.eval()
+
+
+def _find_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first tensor whose name, shape or type differs; "" if all are equal."""
+    if names := found.keys() ^ expected.keys():
+        name = min(names)
+        return f"{name} is {'missing' if name in expected else 'unknown'}"
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+            shapes = (f"{t.dtype} {list(t.shape)}" for t in (tensor, found[name]))
+            return f"{name}: expected {' and found '.join(shapes)}"
+    return ""

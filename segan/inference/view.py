@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -17,8 +15,6 @@ from segan.inference.masks import UINT16_MAX
 from segan.inference.predictor import Predictor
 from segan.inference.region_stats import disagreement
 from segan.inference.thresholds import THRESHOLDS
-
-MAX_PREVIEW_SIDE = 1600  # longer side of the preview, pixels
 
 
 class Dimensions(BaseModel):
@@ -79,14 +75,6 @@ class ViewResponse(SegmentationSummary):
     preview: str = Field(description="The decoded, upright image: base64 of a JPEG.")
 
 
-def encode_preview(image: Image.Image) -> str:
-    """The image scaled down to at most MAX_PREVIEW_SIDE pixels, as base64 of a JPEG."""
-    small, sink = image.copy(), io.BytesIO()
-    small.thumbnail((MAX_PREVIEW_SIDE, MAX_PREVIEW_SIDE), Image.Resampling.BILINEAR)
-    small.save(sink, "JPEG", quality=90)
-    return _to_base64(sink.getvalue())
-
-
 class ImageSegmentation:
     """The segmentation of one image by all members, from which every response is made."""
 
@@ -95,7 +83,7 @@ class ImageSegmentation:
         Args:
             maps: float32 [members, H, W], one item of `Predictor.predict_proba`.
             size: (width, height) of the image in pixels.
-            preview: from `encode_preview`; needed only for `to_view`.
+            preview: from `segan.inference.upload`; needed only for `to_view`.
         """
         self.predictor, self.maps, self.size, self.preview = predictor, maps, size, preview
 

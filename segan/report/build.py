@@ -174,7 +174,7 @@ def _model_info(target: ReportTarget, number: int) -> ModelInfo:
         uri=source,
         epoch=member.info.epochs,
         threshold=member.threshold,
-        sha256=member.files[SEGMENTOR_FILE]["sha256"],
+        sha256=member.entry(SEGMENTOR_FILE)["sha256"],
     )
 
 

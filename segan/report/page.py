@@ -35,7 +35,8 @@ _PARAMETER_LABELS = {**_LOG_SCALE_LABELS, "logistic.final_k": "final k"}
 # Caption, y label and curves (name: key of metrics.jsonl) of each training chart.
 _TRAINING_CHARTS = (
     (
-        "Multi-scale L1 loss: the critic maximises it, the segmentor minimises it.",
+        "Multi-scale L1 loss, mean of each epoch: the critic maximises it, the segmentor "
+        "minimises it.",
         "loss",
         {"critic": "critic_loss", "segmentor": "segmentor_loss"},
     ),
@@ -131,7 +132,10 @@ def training_charts(rows_per_epoch: float, metrics: MetricRows) -> list[tuple[st
     x_range = (0.0, max(row["samples"] for row in metrics) / rows_per_epoch)
 
     def points(key: str) -> Points:
-        return [(r["samples"] / rows_per_epoch, r[key]) for r in metrics if r.get(key) is not None]
+        found = [row for row in metrics if row.get(key) is not None]
+        # Means over epochs, where there are any, not mixed with those over a few steps.
+        rows = [row for row in found if row["kind"] == "epoch"] or found
+        return [(row["samples"] / rows_per_epoch, row[key]) for row in rows]
 
     charts = []
     for caption, label, keys in _TRAINING_CHARTS:

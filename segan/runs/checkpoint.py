@@ -11,10 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict
 
 from segan import storage
 from segan.errors import CorruptedError, NotFoundError, UsageError
+from segan.runs.metric_values import check_metrics
+from segan.utils.models import Count, FrameSide, FrozenModel
 
 if TYPE_CHECKING:
     from segan.config import Config
@@ -22,6 +26,23 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 SEGMENTOR_FILE = "segmentor.safetensors"
 BEST, LATEST = "best", "latest"  # aliases, accepted wherever a checkpoint's name is
+
+
+def _check_frame(frame: dict[str, int]) -> dict[str, int]:
+    if frame and frame.keys() != {"width", "height"}:
+        raise ValueError("expected width and height")
+    return frame
+
+
+# A frame's width and height in pixels; empty where nothing was trained on.
+Frame = Annotated[dict[str, FrameSide], AfterValidator(_check_frame)]
+
+
+class StoredFile(FrozenModel):
+    """A file in a manifest: the SHA-256 of its content, as hex, and its size in bytes."""
+
+    sha256: str
+    size: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +59,23 @@ class CheckpointInfo:
         config: the run's configuration, as JSON values by section and key.
     """
 
-    epochs: int
-    samples: int
-    metrics: dict[str, Any]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epochs: Count
+    samples: Count
+    metrics: Annotated[dict[str, Any], AfterValidator(check_metrics)]
     progress: dict[str, Any] | None = None
     fingerprint: str = ""
-    frame: dict[str, int] = field(default_factory=dict)
+    frame: Frame = field(default_factory=dict)
     config: dict[str, dict[str, Any]]
+
+
+class _Manifest(FrozenModel):
+    """The content of manifest.json."""
+
+    files: dict[str, StoredFile]
+    info: CheckpointInfo
+    info_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +113,13 @@ class Checkpoint:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the images that were trained on."""
+        """(width, height) in pixels of the images that were trained on.
+
+        Raises:
+            CorruptedError: the manifest has none.
+        """
+        if not self.info.frame:
+            raise CorruptedError(f"{self.uri}: no frame in {MANIFEST_FILE}; use another checkpoint")
         return self.info.frame["width"], self.info.frame["height"]
 
     @property
@@ -96,10 +133,21 @@ class Checkpoint:
             detail = "; ".join(str(error).splitlines())
             raise UsageError(f"{self.uri}: written by another version of segan: {detail}") from None
 
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """`sha256` and `size` of a file; raises CorruptedError where the manifest has no such file.
+
+        A checkpoint of which some files were downloaded has only these.
+        """
+        if name not in self.files:
+            raise CorruptedError(
+                f"{self.uri}: no {name} in {MANIFEST_FILE}; use a checkpoint with all files"
+            )
+        return self.files[name]
+
     def read(self, name: str) -> bytes:
         """A file's content; raises CorruptedError where it does not match its checksum."""
+        expected = self.entry(name)
         content = storage.read_bytes(storage.join(self.uri, name))
-        expected = self.files[name]
         if storage.sha256(content) != expected["sha256"]:
             raise CorruptedError(
                 f"{storage.join(self.uri, name)}: {len(content)} bytes that do not match the "
@@ -136,15 +184,14 @@ def open_checkpoint(uri: str) -> Checkpoint:
     name = storage.join(uri, MANIFEST_FILE)
     if not storage.exists(name):
         raise NotFoundError(f"{uri}: no complete checkpoint here (no {MANIFEST_FILE})")
-    content = storage.read_bytes(name)
-    try:
-        files, info = _parse_manifest(json.loads(content))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise CorruptedError(
-            f"{name}: {len(content)} bytes that are not the manifest of a checkpoint; expected the "
-            "URI of a run or a checkpoint"
-        ) from None
-    return Checkpoint(uri, storage.basename(uri), files, info)
+    expected = "the manifest of a checkpoint; expected the URI of a run or a checkpoint"
+    value = storage.read_json(name, expected)
+    manifest = storage.validate_model(name, _Manifest, value, expected)
+    # The checksum is that of the values as they are stored, before any became another type.
+    if manifest.info_sha256 not in (None, _info_sha256(value["info"])):
+        raise CorruptedError(f"{name}: not {expected} (info does not match its checksum)")
+    files = {file: entry.model_dump() for file, entry in manifest.files.items()}
+    return Checkpoint(uri, storage.basename(uri), files, manifest.info)
 
 
 def make_manifest(files: Mapping[str, Mapping[str, Any]], info: CheckpointInfo) -> dict[str, Any]:
@@ -158,17 +205,6 @@ def check_size(file: str, size: int | None, checkpoint: Checkpoint) -> str:
     if size is None:
         return f"{file}: expected {expected} bytes, found no such file"
     return "" if size == expected else f"{file}: expected {expected} bytes, found {size}"
-
-
-def _parse_manifest(manifest: Any) -> tuple[dict[str, Any], CheckpointInfo]:
-    """Files and info; raises ValueError, LookupError, TypeError or AttributeError if invalid."""
-    files, info = manifest["files"], manifest["info"]
-    for entry in files.values():
-        str(entry["sha256"]), int(entry["size"])
-    int(info["samples"]), info["metrics"].keys()
-    if manifest.get("info_sha256", _info_sha256(info)) != _info_sha256(info):
-        raise ValueError("info does not match its checksum")
-    return files, CheckpointInfo(**info)
 
 
 def _info_sha256(info: Mapping[str, Any]) -> str:

@@ -10,13 +10,19 @@ ensemble.json holds their checksums and is written last, so an incomplete ensemb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from segan import storage
-from segan.errors import StorageError, UsageError
-from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
+from segan.errors import UsageError
+from segan.runs.checkpoint import (
+    SEGMENTOR_FILE,
+    Checkpoint,
+    CheckpointInfo,
+    Frame,
+    StoredFile,
+)
 from segan.runs.run import REPORT_FILES
 from segan.storage.lease import LEASE_FILE
 from segan.utils.models import FrozenModel
@@ -38,7 +44,7 @@ class EnsembleMember(FrozenModel):
 
     uri: str
     k: float
-    files: dict[str, dict[str, Any]]
+    files: dict[str, StoredFile]
     info: CheckpointInfo
 
 
@@ -82,13 +88,18 @@ class Ensemble(FrozenModel):
     splits: dict[str, int]
     train_split: str
     validation_split: str
-    frame: dict[str, int]
+    frame: Frame
     classes: int
 
     def checkpoints(self, uri: str) -> list[Checkpoint]:
         """The members' checkpoints inside the ensemble at `uri`."""
         return [
-            Checkpoint(storage.join(uri, str(i)), f"member {i}", member.files, member.info)
+            Checkpoint(
+                storage.join(uri, str(i)),
+                f"member {i}",
+                {file: entry.model_dump() for file, entry in member.files.items()},
+                member.info,
+            )
             for i, member in enumerate(self.members, 1)
         ]
 
@@ -100,12 +111,7 @@ def is_ensemble(uri: str) -> bool:
 def read_ensemble(uri: str) -> Ensemble:
     """The ensemble at `uri`; raises StorageError where there is no complete one."""
     name = storage.join(uri, ENSEMBLE_FILE)
-    try:
-        return Ensemble.model_validate(storage.read_json(name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StorageError(f"{name}: not an ensemble ({key}: {first['msg']})") from None
+    return storage.read_model(name, Ensemble, "an ensemble")
 
 
 def describe_member(checkpoint: Checkpoint) -> EnsembleMember:
@@ -113,7 +119,7 @@ def describe_member(checkpoint: Checkpoint) -> EnsembleMember:
     from safetensors.torch import load as load_tensors  # imports torch
 
     k = load_tensors(checkpoint.read(SEGMENTOR_FILE))["logistic.k"]
-    files = {SEGMENTOR_FILE: dict(checkpoint.files[SEGMENTOR_FILE])}
+    files = {SEGMENTOR_FILE: StoredFile.model_validate(checkpoint.entry(SEGMENTOR_FILE))}
     return EnsembleMember(uri=checkpoint.uri, k=float(k), files=files, info=checkpoint.info)
 
 

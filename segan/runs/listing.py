@@ -146,7 +146,10 @@ def describe_run(run: Run) -> dict[str, Any]:
         "non_default": non_default_values(config),
         "config": config,
         "fingerprint": description["identity"].get("fingerprint"),
-        **{key: description.get(key) for key in ("git_commit", "python", "packages", "hardware")},
+        **{
+            key: description.get(key)
+            for key in ("git_commit", "python", "packages", "hardware", "device")
+        },
         "epochs": epoch_rows(run),
         "checkpoints": [entry.to_dict() for entry in list_checkpoints(run.uri, files)],
     }
@@ -203,10 +206,12 @@ def _summarise(uri: str, folder: str, files: Sequence[FileInfo]) -> RunSummary:
         started_at = description["started_at"]
         has_result = any(file.name == RESULT_FILE for file in run_files)
         status = read_result(run_uri).status if has_result else TrialStatus.UNFINISHED
-    except (StorageError, LookupError, TypeError):
+        checkpoints = list_checkpoints(run_uri, run_files)
+        host = _lease_host(uri, folder, files)
+    except (SeganError, LookupError, TypeError, ValueError, ArithmeticError):
         return RunSummary(run_uri, name, INVALID)
     modified = max((file.last_modified for file in run_files if file.last_modified), default=None)
-    by_alias = {a: e.checkpoint for e in list_checkpoints(run_uri, run_files) for a in e.aliases}
+    by_alias = {a: e.checkpoint for e in checkpoints for a in e.aliases}
     best, latest = by_alias.get(BEST), by_alias.get(LATEST)
     epochs = latest.info.epochs if latest else 0
     if not has_result and epochs >= total_epochs:
@@ -222,7 +227,7 @@ def _summarise(uri: str, folder: str, files: Sequence[FileInfo]) -> RunSummary:
         best.jaccard if best else None,
         best.info.epochs if best else None,
         latest.info.metrics.get("images_per_second") if latest else None,
-        _lease_host(uri, folder, files),
+        host,
     )
 
 
@@ -243,7 +248,7 @@ def _checkpoint_entry(uri: str, files: Sequence[FileInfo]) -> CheckpointEntry:
         return CheckpointEntry(name, None, f"no {MANIFEST_FILE}", total)
     try:
         checkpoint = open_checkpoint(uri)
-    except StorageError as error:  # corrupted, or deleted by a running training since the listing
+    except SeganError as error:  # corrupted, or deleted by a running training since the listing
         return CheckpointEntry(name, None, str(error), total)
     errors = (check_size(file, sizes.get(file), checkpoint) for file in checkpoint.files)
     return CheckpointEntry(name, checkpoint, "; ".join(filter(None, errors)), total)

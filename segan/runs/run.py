@@ -9,6 +9,7 @@ Imports neither torch nor Ray.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -28,15 +29,39 @@ from segan.runs.checkpoint import (
     select_latest,
 )
 from segan.runs.identity import config_identity, require_same
+from segan.runs.metric_values import MetricsLine
 from segan.runs.provenance import git_commit, package_versions
 from segan.storage.lease import no_fence
+from segan.utils.models import FrozenModel
 
 if TYPE_CHECKING:
     from segan.config import Config
 
+logger = logging.getLogger(__name__)
+
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+MAX_METRICS_BYTES = 2**28  # 10,000 epochs of the paper's size have 71 MB
+PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
+
+
+class RunDescription(FrozenModel):
+    """The content of run.json.
+
+    Attributes:
+        identity: the values that a resumed run must share, by `section.key`.
+        config: the configuration, by section and key.
+        hardware: of the workers; None before the first start has recorded it.
+    """
+
+    identity: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+    started_at: str
+    git_commit: str | None = None
+    packages: dict[str, str] | None = None
+    python: str | None = None
+    hardware: str | None = None
 
 
 class Run:
@@ -61,7 +86,7 @@ class Run:
         """
         name = storage.join(self.uri, RUN_FILE)
         identity = _identity(config) | {"fingerprint": fingerprint}
-        if (recorded := self._recorded_identity()) is not None:
+        if recorded := self.recorded_identity():
             # A key that the run was started without has its default value.
             found = _identity(type(config)()) | recorded
             advice = "resume with the same values, or use another URI"
@@ -76,7 +101,8 @@ class Run:
                 "git_commit": git_commit(),
                 "packages": package_versions(),
                 "python": platform.python_version(),
-                "hardware": None,  # recorded by the workers
+                "hardware": None,  # this and the next are recorded by the workers
+                "device": None,
             },
         )
 
@@ -85,40 +111,55 @@ class Run:
 
         None before the first start; raises StorageError where run.json is not readable.
         """
-        return (self._recorded_identity() or {}).get("fingerprint")
+        return self.recorded_identity().get("fingerprint")
 
-    def _recorded_identity(self) -> dict[str, Any] | None:
+    def recorded_identity(self) -> dict[str, Any]:
+        """The values that the run was started with; empty before the first start.
+
+        Raises StorageError where run.json is not readable.
+        """
         name = storage.join(self.uri, RUN_FILE)
         if not storage.exists(name):
-            return None
-        description = storage.read_json(name)
-        if not (isinstance(description, dict) and isinstance(description.get("identity"), dict)):
-            raise StorageError(f"{name}: not the description of a run; use another URI")
-        return dict(description["identity"])
+            return {}
+        return dict(self.description()["identity"])
 
-    def record_hardware(self, hardware: str) -> None:
-        """Adds the workers' hardware to run.json, unless it is there from the first start."""
+    def record_hardware(self, hardware: str, device: dict[str, Any]) -> None:
+        """Adds to run.json the hardware of the first start and the device of the latest one."""
         description = self.description()
-        if description["hardware"] is None:
+        recorded = {"hardware": description["hardware"] or hardware, "device": device}
+        if description | recorded != description:
             self.fence()
-            storage.write_json(
-                storage.join(self.uri, RUN_FILE), description | {"hardware": hardware}
-            )
+            storage.write_json(storage.join(self.uri, RUN_FILE), description | recorded)
 
     def description(self) -> dict[str, Any]:
         """The content of run.json; raises StorageError where there is no run."""
         name = storage.join(self.uri, RUN_FILE)
         if not storage.exists(name):
             raise StorageError(f"{self.uri}: no run here (no {RUN_FILE})")
-        description: dict[str, Any] = storage.read_json(name)
-        return description
+        expected = "the description of a run; use another URI"
+        return storage.read_model(name, RunDescription, expected).model_dump()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; empty before the first was written."""
+        """The lines of metrics.jsonl; empty before the first was written.
+
+        A line that cannot be read is left out, with a warning: the checkpoints do not need it.
+        """
         name = storage.join(self.uri, METRICS_FILE)
         if not storage.exists(name):
             return []
-        return [json.loads(line) for line in storage.read_bytes(name).splitlines()]
+        lines, errors = [], []
+        for line in storage.read_limited(name, MAX_METRICS_BYTES).split(b"\n"):
+            try:
+                if line:
+                    values = storage.parse_json(name, line)
+                    storage.validate_model(name, MetricsLine, values, "a line of metrics")
+                    lines.append(values)
+            except CorruptedError as error:
+                errors.append(str(error))
+        if errors:
+            total = len(lines) + len(errors)
+            logger.warning("%s; %s of %s lines left out", errors[0], len(errors), total)
+        return lines
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         self.fence()

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import field_validator
 
 from segan import storage
 from segan.config import Config
-from segan.errors import SeganError, StorageError
+from segan.errors import SeganError
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import no_fence
+from segan.utils.models import FrozenModel
 
 STUDY_FILE = "study.json"
 
@@ -51,6 +53,26 @@ class TrialRow:
     seconds: float
     status: TrialStatus
     reason: str
+
+
+class _Entry(FrozenModel):
+    name: str
+    parameters: dict[str, Any]
+
+
+class _Content(FrozenModel):
+    """The content of study.json."""
+
+    identity: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+    trials: list[_Entry]
+
+    @field_validator("identity")
+    @classmethod
+    def _check_command(cls, identity: dict[str, Any]) -> dict[str, Any]:
+        if identity.get("command") not in get_args(StudyCommand):
+            raise ValueError(f"command: expected one of {', '.join(get_args(StudyCommand))}")
+        return identity
 
 
 class Study:
@@ -100,6 +122,13 @@ class Study:
             return trials
         return [trial for trial in trials if trial.name in parameters_by_name]
 
+    def recorded_identity(self) -> dict[str, Any]:
+        """The values that the study was started with; empty where there is no study."""
+        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
+            return {}
+        identity: dict[str, Any] = self._read()["identity"]
+        return identity
+
     def config(self) -> dict[str, Any]:
         """The configuration of the latest start, as JSON values by section and key."""
         config: dict[str, Any] = self._read()["config"]
@@ -112,10 +141,7 @@ class Study:
 
     def fingerprint(self) -> str | None:
         """Of the records that the study began with; None before its first start."""
-        if not storage.exists(storage.join(self.uri, STUDY_FILE)):
-            return None
-        fingerprint: str | None = self._read()["identity"].get("fingerprint")
-        return fingerprint
+        return self.recorded_identity().get("fingerprint")
 
     def add_trials(self, parameters: Sequence[Mapping[str, float]]) -> list[Trial]:
         """Stores more trials, numbered after the existing ones; returns the new ones."""
@@ -184,12 +210,8 @@ class Study:
 
     def _read(self) -> dict[str, Any]:
         name = storage.join(self.uri, STUDY_FILE)
-        study = storage.read_json(name)
-        if not (isinstance(study, dict) and {"identity", "config", "trials"} <= study.keys()):
-            raise StorageError(
-                f"{name}: not a study, or one of an older version of segan; use another URI"
-            )
-        return study
+        expected = "a study, or one of an older version of segan; use another URI"
+        return storage.read_model(name, _Content, expected).model_dump()
 
     def _make_trials(self, entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
         return [

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from segan import storage
-from segan.errors import StorageError
 from segan.runs.run import Run
+from segan.utils.models import FrozenModel
 
 if TYPE_CHECKING:
     from segan.config import Config
@@ -55,6 +55,14 @@ class TrialResult:
         return self.status.has_ended
 
 
+class _StoredResult(FrozenModel):
+    """What result.json has to contain."""
+
+    status: TrialStatus
+    reason: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """A run of a study.
@@ -96,13 +104,8 @@ def read_result(run_uri: str) -> TrialResult:
     name = storage.join(run_uri, RESULT_FILE)
     if not storage.exists(name):
         return TrialResult()
-    content = storage.read_json(name)
-    try:
-        return TrialResult(
-            TrialStatus(content["status"]), str(content["reason"]), float(content["seconds"])
-        )
-    except (LookupError, TypeError, ValueError):
-        raise StorageError(
-            f"{name}: not the result of a trial, or one of an older version of segan; delete it "
-            "to train the trial again"
-        ) from None
+    expected = (
+        "the result of a trial, or one of an older version of segan; delete it to train the trial "
+        "again"
+    )
+    return TrialResult(**vars(storage.read_model(name, _StoredResult, expected)))

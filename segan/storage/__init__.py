@@ -5,6 +5,11 @@ Credentials, region and endpoint come from the environment alone (`AWS_ACCESS_KE
 of a pickle. Objects carry URIs, and each process connects by itself.
 """
 
+from segan.storage.documents import parse_json as parse_json
+from segan.storage.documents import read_json as read_json
+from segan.storage.documents import read_limited as read_limited
+from segan.storage.documents import read_model as read_model
+from segan.storage.documents import validate_model as validate_model
 from segan.storage.files import FileInfo as FileInfo
 from segan.storage.files import RandomAccessFile as RandomAccessFile
 from segan.storage.files import basename as basename
@@ -23,7 +28,6 @@ from segan.storage.files import list_files as list_files
 from segan.storage.files import normalise as normalise
 from segan.storage.files import read_bytes as read_bytes
 from segan.storage.files import read_chunks as read_chunks
-from segan.storage.files import read_json as read_json
 from segan.storage.files import retry_access_checks as retry_access_checks
 from segan.storage.files import sha256 as sha256
 from segan.storage.files import write_bytes as write_bytes

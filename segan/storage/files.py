@@ -50,11 +50,18 @@ def is_s3(uri: str) -> bool:
 
 
 def normalise(uri: str) -> str:
-    """Returns `uri` without a trailing slash; a local path becomes absolute.
+    """Returns the one spelling of `uri`: without a trailing or double slash, `.` or `..`.
+
+    A local path becomes absolute.
 
     Raises:
-        UsageError: the URI is neither a path nor `s3://`, names no bucket, or contains credentials.
+        UsageError: the URI is empty or neither a path nor `s3://`, names no bucket, or contains
+            credentials or, in a bucket, `.` or `..`.
     """
+    if not uri.strip():
+        raise UsageError(f"{uri!r}: expected a path or s3://bucket/prefix, found nothing")
+    if "\0" in uri:
+        raise UsageError(f"{uri!r}: expected a path without a null character")
     if is_s3(uri):
         bucket = urlsplit(uri).netloc
         if "@" in bucket:  # the message omits the URI, which may contain a secret
@@ -64,14 +71,30 @@ def normalise(uri: str) -> str:
             )
         if not bucket:
             raise UsageError(f"{uri}: bucket name missing; expected s3://bucket/prefix")
-        return uri.rstrip("/")
+        parts = [part for part in uri.removeprefix("s3://").split("/") if part]
+        if {".", ".."} & {*parts}:  # stores differ in what they make of these
+            raise UsageError(f"{uri}: expected a prefix without . and ..")
+        return f"s3://{'/'.join(parts)}"
     if ("://" in uri and not uri.startswith("file://")) or uri.startswith("s3:"):
         raise UsageError(f"{uri}: expected a local path or s3://bucket/prefix")
     try:
         with os_errors(uri):
-            return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+            return str(_resolve_dots(Path(uri.removeprefix("file://")).expanduser().absolute()))
     except RuntimeError:
         raise UsageError(f"{uri}: expected an existing user after ~") from None
+
+
+def _resolve_dots(path: Path) -> Path:
+    """An absolute path without `..`; of a link, `..` is the folder of its target."""
+    if ".." not in path.parts:
+        return path
+    resolved = Path(path.anchor)
+    for part in path.parts[1:]:
+        if part != "..":
+            resolved = resolved / part
+        else:
+            resolved = (resolved.resolve() if resolved.is_symlink() else resolved).parent
+    return resolved
 
 
 def join(uri: str, *names: str) -> str:
@@ -207,14 +230,6 @@ def _atomic_write(target: Path) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def read_json(uri: str) -> Any:
-    content = read_bytes(uri)
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{uri}: expected JSON ({error})") from None
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -32,6 +32,7 @@ from segan.training.distributed import (
 )
 from segan.training.metrics import EpochMetrics, LoopState, StepMetrics
 from segan.training.step import SegAN
+from segan.training.timer import Stage, StageTimer
 
 if TYPE_CHECKING:
     from segan.training.metrics_log import MetricsLog
@@ -49,7 +50,12 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, config: Config, run: Run, manifest: Manifest, metrics_log: MetricsLog | None
+        self,
+        config: Config,
+        run: Run,
+        manifest: Manifest,
+        metrics_log: MetricsLog | None,
+        stage_timer: StageTimer,
     ):
         """
         Args:
@@ -57,6 +63,7 @@ class CheckpointManager:
             metrics_log: of rank 0; written to storage before each checkpoint.
         """
         self.config, self.run, self.manifest, self.metrics_log = config, run, manifest, metrics_log
+        self.stage_timer = stage_timer
 
     def save(
         self,
@@ -92,8 +99,11 @@ class CheckpointManager:
                 frame={"width": self.manifest.width, "height": self.manifest.height},
                 config=self.config.model_dump(mode="json"),
             )
-            saved = self.run.save_checkpoint(name, serialise_checkpoint(model, stats), info)
-            self.run.prune_checkpoints(saved)
+            with self.stage_timer.stage(Stage.SNAPSHOT):
+                files = serialise_checkpoint(model, stats)
+            with self.stage_timer.stage(Stage.UPLOAD):
+                saved = self.run.save_checkpoint(name, files, info)
+                self.run.prune_checkpoints(saved)
         dist.barrier()
 
 

@@ -17,11 +17,22 @@ from segan.runs.ablation import OnValidation
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import current_fence, hold_lease
+from segan.training.device import (
+    announce_device,
+    can_compile,
+    device_record,
+    has_gpu,
+    resolve_local_device,
+    resolve_performance,
+    torch_device,
+)
 from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
 from segan.training.trainer import Callbacks, Trainer
 from segan.utils.memory import keep_freed_memory
+
+CPU = torch.device("cpu")
 
 
 def build_trainer(
@@ -29,14 +40,18 @@ def build_trainer(
     run: Run,
     resume_point: ResumePoint,
     callbacks: Callbacks,
+    device: torch.device = CPU,
     runs_per_node: int = 1,
+    num_profiled_steps: int = 0,
 ) -> Trainer:
     """Builds the trainer of this rank, with the state of the resume point's checkpoint.
 
     A process group must be initialised.
 
     Args:
+        device: of the networks.
         runs_per_node: trainings that share the node's cores.
+        num_profiled_steps: see `segan.training.profile`.
     """
     torch.set_num_threads(_num_threads(config, runs_per_node))
     keep_freed_memory()
@@ -44,7 +59,7 @@ def build_trainer(
     validation = read_samples(
         spec.records, spec.sampler.manifest, config.data.validation, rank(), world_size()
     )
-    return Trainer(config, run, resume_point, validation, _device(config), callbacks)
+    return Trainer(config, run, resume_point, validation, device, callbacks, num_profiled_steps)
 
 
 def stopped_error(run: Run) -> StoppedError:
@@ -67,11 +82,13 @@ def train_local(
     run: Run,
     callbacks: Callbacks | None = None,
     fingerprint: str | None = None,
+    num_profiled_steps: int = 0,
 ) -> None:
     """Trains a run to its end in this process, where a debugger can stop it.
 
     Args:
         fingerprint: of the records of a new run; None for the newest.
+        num_profiled_steps: see `segan.training.profile`.
 
     Raises:
         UsageError: more than one worker is configured, or another process trains this run.
@@ -80,23 +97,35 @@ def train_local(
     """
     with hold_lease(run.uri):
         run = Run(run.uri, current_fence(run.uri))
-        _train_local(config, run, callbacks or Callbacks(), fingerprint)
+        _train_local(config, run, callbacks or Callbacks(), fingerprint, num_profiled_steps)
 
 
-def _train_local(config: Config, run: Run, callbacks: Callbacks, fingerprint: str | None) -> None:
+def _train_local(
+    config: Config,
+    run: Run,
+    callbacks: Callbacks,
+    fingerprint: str | None,
+    num_profiled_steps: int,
+) -> None:
     if config.cluster.workers != 1:
         raise UsageError(
             f"cluster.workers {config.cluster.workers}: --local trains with 1 worker, in this "
             "process"
         )
     resume_point = resolve_resume(config, run, fingerprint=fingerprint)
-    spec = resume_point.spec
+    spec, cluster = resume_point.spec, resolve_local_device(config.cluster)
+    config = resolve_performance(config, cluster.device, run.recorded_identity())
     run.create_or_resume(config, spec.sampler.manifest.fingerprint)
     if resume_point.is_finished:
         return
+    performance = config.performance.resolve(cluster.device, can_compile())
+    announce_device(cluster, performance, has_gpu())
+    device = torch_device(cluster.device)
     with single_process_group():
-        record_hardware(run)
-        trainer = build_trainer(config, run, resume_point, callbacks)
+        record_hardware(config, run, device)
+        trainer = build_trainer(
+            config, run, resume_point, callbacks, device, num_profiled_steps=num_profiled_steps
+        )
         trainer.train(local_batches(spec))
     if trainer.stopped:
         raise stopped_error(run)
@@ -137,8 +166,11 @@ def train_all_local(
         trial.mark_done(status, time.monotonic() - started_at, reason)
 
 
-def record_hardware(run: Run) -> None:
-    """Adds the number of workers and rank 0's hardware to run.json; other ranks do nothing."""
+def record_hardware(config: Config, run: Run, device: torch.device) -> None:
+    """Adds the number of workers, rank 0's hardware and its device to run.json.
+
+    Other ranks do nothing.
+    """
     if rank() > 0:
         return
     hardware = platform.processor() or platform.machine()
@@ -146,13 +178,10 @@ def record_hardware(run: Run) -> None:
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     if world_size() > 1:
         hardware = f"{world_size()} workers, {_local_world_size()} on a node of {hardware}"
-    run.record_hardware(f"{hardware}, {os.cpu_count()} CPU cores")
-
-
-def _device(config: Config) -> torch.device:
-    if torch.cuda.is_available() and config.cluster.gpus_per_worker > 0:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    performance = config.performance.resolve(device.type, can_compile())
+    run.record_hardware(
+        f"{hardware}, {os.cpu_count()} CPU cores", device_record(performance, device)
+    )
 
 
 def _local_world_size() -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class LossValues:
-    """The losses of one step, as means over the ranks; None before the first logged step."""
+    """Means of the losses over steps and ranks; None before the first logged step."""
 
     critic_loss: float | None = None
     segmentor_loss: float | None = None
@@ -24,6 +24,9 @@ class LossValues:
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics(LossValues):
     """Metrics of a step: a line of metrics.jsonl, or the metrics of a mid-epoch checkpoint.
+
+    The losses of a line are means over the steps since the previous line, those of a checkpoint
+    over the epoch so far.
 
     Attributes:
         step, epoch: from 1.
@@ -42,10 +45,11 @@ class StepMetrics(LossValues):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics(LossValues):
-    """Metrics of an epoch: a line of metrics.jsonl. Those from `accuracy` on need a validation.
+    """Metrics of an epoch: a line of metrics.jsonl. Those from `accuracy` to
+    `wrong_saturated_fraction` need a validation.
 
     Attributes:
-        step, epoch: from 1; the losses are those of the epoch's last step.
+        step, epoch: from 1; the losses are means over the epoch's steps.
         images_per_second: of all workers.
         data_wait_fraction: part of the epoch that this rank waited for data.
         run_data_wait_fraction: the same, of all epochs since this process started.
@@ -54,6 +58,8 @@ class EpochMetrics(LossValues):
         jaccard_curve: at each threshold of `segan.evaluation.sweep.THRESHOLDS`.
         saturated_fraction, wrong_saturated_fraction: of all validation pixels, and of the wrong
             ones at `threshold`; see `segan.evaluation.saturation`.
+        stage_seconds: of each `segan.training.timer.Stage` on this rank since the previous epoch's
+            line; a checkpoint is saved after its epoch's line, so it counts for the next.
         checkpoint_seconds, best_jaccard: known after the checkpoint, so not in metrics.jsonl.
     """
 
@@ -75,7 +81,7 @@ class EpochMetrics(LossValues):
     jaccard_curve: list[float] | None = None
     saturated_fraction: float | None = None
     wrong_saturated_fraction: float | None = None
-    validation_seconds: float | None = None
+    stage_seconds: dict[str, float] | None = None
     checkpoint_seconds: float | None = None
     best_jaccard: float | None = None
 
@@ -88,7 +94,8 @@ class LoopState:
         step: steps done.
         num_validations: validations done.
         jaccard, saturated_fraction, wrong_saturated_fraction: of the last validation.
-        losses: of the last step that was logged.
+        losses: as last logged, for a step or for an epoch.
+        loss_sums: of `LossSums.gather`, when the state was saved.
     """
 
     step: int = 0
@@ -98,6 +105,7 @@ class LoopState:
     saturated_fraction: float | None = None
     wrong_saturated_fraction: float | None = None
     losses: LossValues = field(default_factory=LossValues)
+    loss_sums: list[list[list[float]]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the state as JSON values, for the checkpoint's info."""

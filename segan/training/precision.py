@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segan.config import PerformanceConfig
+from segan.training.device import can_compile
 
 
 class PrecisionPolicy:
@@ -18,7 +19,7 @@ class PrecisionPolicy:
     """
 
     def __init__(self, config: PerformanceConfig, device: torch.device):
-        self.config, self.device = config, device
+        self.config, self.device = config.resolve(device.type, can_compile()), device
         channels_last = config.channels_last
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._compiled: dict[nn.Module, Callable[[Tensor], Any]] = {}
@@ -27,8 +28,11 @@ class PrecisionPolicy:
         """Converts the convolutions' weights, in place."""
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
-    def mark_step_begin(self) -> None:
-        """Lets CUDA graphs reuse the memory of the previous step."""
+    def begin_step(self) -> None:
+        """Sets float32's precision on a GPU; lets CUDA graphs reuse the previous step's memory."""
+        if self.device.type == "cuda":
+            # Of what is not under autocast too: of a validation, which is in float32.
+            set_tf32(self.config.precision != "float32")
         if self.config.compile_mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
 
@@ -54,6 +58,13 @@ class PrecisionPolicy:
                 network, dynamic=False, mode="reduce-overhead" if use_cuda_graphs else None
             )
         return self._compiled[network]
+
+
+def set_tf32(enabled: bool) -> None:
+    """Lets products and convolutions of float32 on a GPU round their operands to TF32, or not."""
+    precision = "tf32" if enabled else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
 
 
 def to_device(array: Any, device: torch.device) -> Tensor:

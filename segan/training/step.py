@@ -16,6 +16,7 @@ from segan.networks.critic import Critic, build_critic, mask_image
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.training.ema import EMA
 from segan.training.precision import PrecisionPolicy
+from segan.training.timer import Stage, StageTimer
 
 LOSS_NAMES = ("critic_loss", "segmentor_loss", "dice_loss")
 
@@ -49,9 +50,9 @@ class SegAN:
             every rank.
     """
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, stage_timer: StageTimer | None = None):
         seed = config.training.seed
-        self.config = config
+        self.config, self.stage_timer = config, stage_timer or StageTimer(device)
         self.precision = PrecisionPolicy(config.performance, device)
         self.segmentor: Segmentor = build_segmentor(config.network, seed).to(device)
         self.adversarial_loss = AdversarialLoss(config.loss)
@@ -95,14 +96,29 @@ class SegAN:
             image: [B, 3, H, W] in [0, 1].
             truth: [B, classes, H, W], 0 or 1.
         """
-        self.precision.mark_step_begin()
-        predicted = self.precision(self.ddp_segmentor, image)
+        self.precision.begin_step()
+        with self.stage_timer.stage(Stage.SEGMENTOR):
+            predicted = self.precision(self.ddp_segmentor, image)
         masked_truth = mask_image(image, truth)
         critic_loss = torch.zeros((), device=image.device)
         if self.adversarial_loss.enabled:
-            critic_loss = self._step_critic(mask_image(image, predicted.detach()), masked_truth)
-        segmentor_loss, dice = self._step_segmentor(image, predicted, truth, masked_truth)
+            with self.stage_timer.stage(Stage.CRITIC):
+                critic_loss = self._step_critic(mask_image(image, predicted.detach()), masked_truth)
+        with self.stage_timer.stage(Stage.SEGMENTOR):
+            segmentor_loss, dice = self._step_segmentor(image, predicted, truth, masked_truth)
         return Losses(critic_loss, segmentor_loss, dice)
+
+    def all_reduce_seconds_per_step(self) -> float:
+        """Mean seconds that a step's backward passes have waited for the exchange of gradients.
+
+        As DDP measures it: on CPUs in each step, on a GPU in a sample of them.
+        """
+        nanoseconds = 0
+        for network in (self.ddp_segmentor, self.ddp_critic):
+            measured = network._get_ddp_logging_data()
+            exchange = measured.get("avg_backward_comm_time", 0)
+            nanoseconds += exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)
+        return nanoseconds / 1e9
 
     def is_finite_on_this_rank(self, image: Tensor, truth: Tensor) -> bool:
         """Returns whether this rank's own losses and gradients are finite for a batch.
@@ -192,11 +208,15 @@ def _poison_if_nonfinite(loss: Tensor) -> Tensor:
 
 
 def _wrap_ddp(network: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
-    # Buffers are not broadcast: C has none, and S's batch-norm statistics are averaged before
-    # they are used. A broadcast between two forwards of one backward is an in-place error.
-    return DistributedDataParallel(
+    ddp = DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
+    # Buffers are not broadcast: C has none, and S's batch-norm statistics are averaged before
+    # they are used. A broadcast between two forwards of one backward is an in-place error.
+    # As an attribute, since the argument's name depends on torch's version.
+    ddp.broadcast_buffers = False
+    if device.type == "cpu":  # on a GPU, a measured step is waited for
+        ddp._set_ddp_runtime_logging_sample_rate(1)
+    return ddp

@@ -33,13 +33,15 @@ from segan.training.distributed import (
     world_size,
 )
 from segan.training.image_log import ImageLog
+from segan.training.loss_sums import LossSums, Span
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
 from segan.training.precision import to_device
+from segan.training.profile import profile_steps
 from segan.training.resume import ResumePoint
 from segan.training.schedule import learning_rates, logistic_k
-from segan.training.step import Losses, SegAN
-from segan.training.timer import EpochTimer
+from segan.training.step import SegAN
+from segan.training.timer import EpochTimer, Stage, StageTimer
 
 if TYPE_CHECKING:
     from segan.training.metrics_log import MetricsLog
@@ -52,7 +54,8 @@ class TrainingProgress:
     Attributes:
         epoch: the current one, from 1.
         samples: images that all workers together have trained on, of `total_samples`.
-        critic_loss, segmentor_loss, dice_loss: of the last logged step; None before the first.
+        critic_loss, segmentor_loss, dice_loss: means over the last logged interval or, after its
+            end, over the epoch; None before the first.
         jaccard, best_jaccard, saturated_fraction, wrong_saturated_fraction: on validation; None
             before the first.
         learning_rate, critic_learning_rate: of S and of C.
@@ -112,36 +115,44 @@ class Trainer:
         validation: Samples,
         device: torch.device,
         callbacks: Callbacks | None = None,
+        num_profiled_steps: int = 0,
     ):
         """
         Args:
             validation: this rank's share of the validation frames.
             device: of the networks.
+            num_profiled_steps: see `segan.training.profile`.
         """
         self.config, self.spec = config, resume_point.spec
         self.validation, self.device = validation, device
-        self.callbacks = callbacks or Callbacks()
+        self.callbacks, self.num_profiled_steps = callbacks or Callbacks(), num_profiled_steps
         self.rows_per_epoch = self.spec.sampler.num_rows
         self.samples, self.state = self.spec.start, LoopState()
         self.k = self.learning_rate = self.critic_learning_rate = 0.0
         # Of all completed epochs since this process started.
         self.data_wait_seconds = self.epoch_seconds = 0.0
         self.should_continue, self.stopped = True, False
-        self.model, self.collectives = SegAN(config, device), HostCollectives()
+        self.stage_timer = StageTimer(device)
+        self._first_step, self._all_reduce_seconds = 0, 0.0
+        self.model = SegAN(config, device, self.stage_timer)
+        self.collectives = HostCollectives()
         self.nonfinite_guard = NonFiniteGuard(self.model, self.collectives, str(run))
         self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
+        self.loss_sums = LossSums(device, self.state.loss_sums)
         self.metrics_log = _open_metrics_log(run, self.spec.start) if rank() == 0 else None
         self.image_log = ImageLog(run, validation) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
-            config, run, self.spec.sampler.manifest, self.metrics_log
+            config, run, self.spec.sampler.manifest, self.metrics_log, self.stage_timer
         )
 
     def _load(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.samples == self.spec.start, "the stream must start at the checkpoint"
-        load_checkpoint(self.model, checkpoint, self.device)
+        with self.stage_timer.stage(Stage.RESTORE):
+            load_checkpoint(self.model, checkpoint, self.device)
         self.state = LoopState.from_dict(checkpoint.info.progress or {})
+        self._first_step = self.state.step
 
     def train(self, batches: Iterable[Batch]) -> None:
         """Trains on the batches of the spec; at the end of an epoch validates, logs and saves.
@@ -153,48 +164,54 @@ class Trainer:
             NonFiniteError: a loss or gradient is not finite; on every rank.
         """
         try:
-            self._train(iter(batches))
+            with profile_steps(
+                self.num_profiled_steps, self.checkpointer.run, lambda: self.state.step
+            ) as on_step_done:
+                self._train(iter(batches), on_step_done)
         finally:
             if self.metrics_log:
                 self.metrics_log.close()
 
-    def _train(self, batches: Iterator[Batch]) -> None:
+    def _train(self, batches: Iterator[Batch], on_step_done: Callable[[], None]) -> None:
         timer, checkpoint_every = EpochTimer(), self.config.training.checkpoint_every_steps
         if self._lacks_last_validation:
-            self._end_epoch(self.config.training.epochs - 1, None, timer)
+            self._end_epoch(self.config.training.epochs - 1, timer)
             self._report_progress(self.config.training.epochs - 1, timer)
         while self.samples < self.spec.stop and self.should_continue and not self.stopped:
             batch = self._next_batch(batches, timer)
             epoch = self.samples // self.rows_per_epoch
-            losses = self._train_step(batch, epoch)
+            self._train_step(batch, epoch)
             self.samples += self.spec.global_batch_size
             self.state.step += 1
             timer.images += self.spec.global_batch_size
             if self.state.step % self.config.training.log_every_steps == 0:
-                self._log_step(epoch, losses)
+                self._log_step(epoch)
             self._report_progress(epoch, timer)
             saved = False
             if self._is_epoch_end(epoch):
-                saved = self._end_epoch(epoch, losses, timer)
+                saved = self._end_epoch(epoch, timer)
                 self._report_progress(epoch, timer)
                 timer = EpochTimer()
             stop_requested = self.collectives.any_rank_async(self.callbacks.should_stop())
             is_due = checkpoint_every > 0 and self.state.step % checkpoint_every == 0
             if not saved and (stop_requested or is_due):
-                self._save_mid_epoch(epoch, losses, timer)
+                self._save_mid_epoch(epoch, timer)
+            on_step_done()
             self.stopped = stop_requested and self.should_continue and self.samples < self.spec.stop
         self.collectives.wait()
 
     def _next_batch(self, batches: Iterator[Batch], timer: EpochTimer) -> Batch:
         started_at = time.perf_counter()
         batch = next(batches)
-        timer.add_data_wait(time.perf_counter() - started_at)
+        seconds = time.perf_counter() - started_at
+        timer.add_data_wait(seconds)
+        self.stage_timer.add(Stage.DATA_WAIT, seconds)
         expected = self.samples + rank() * self.spec.batch_size
         assert batch.position == expected, f"expected row {expected}, found {batch.position}"
         assert len(batch.ids) == self.spec.batch_size, "ranks need equal batches"
         return batch
 
-    def _train_step(self, batch: Batch, epoch: int) -> Losses:
+    def _train_step(self, batch: Batch, epoch: int) -> None:
         config, total_samples = self.config, self.rows_per_epoch * self.config.training.epochs
         self.k = logistic_k(epoch, config.training.epochs, config.logistic)
         self.learning_rate, self.critic_learning_rate = learning_rates(
@@ -207,30 +224,29 @@ class Trainer:
             self.model.ema.update_parameters(self.model.segmentor)
         record = StepRecord(self.state.step + 1, batch.ids, augment_batch)
         self.nonfinite_guard.record(record, losses)
-        return losses
+        self.loss_sums.add(losses)
 
     def _augment_batch(self, batch: Batch, k: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Sets S's k, and returns the augmented images and masks of a batch."""
         self.model.segmentor.logistic.set_k(k)
-        params = sample_params(self.config.training.seed, batch.epochs, batch.ids)
-        return augment(
-            to_device(batch.image, self.device),
-            to_device(batch.mask, self.device),
-            to_device(params, self.device),
-            self.config.augment,
-        )
+        sampled = sample_params(self.config.training.seed, batch.epochs, batch.ids)
+        with self.stage_timer.stage(Stage.HOST_TO_DEVICE):
+            image, mask, params = (
+                to_device(array, self.device) for array in (batch.image, batch.mask, sampled)
+            )
+        with self.stage_timer.stage(Stage.AUGMENTATION):
+            return augment(image, mask, params, self.config.augment)
 
-    def _reduce_losses(self, losses: Losses) -> LossValues:
-        """Returns the losses' means over the ranks, after the check that the step was finite."""
+    def _mean_losses(self, span: Span) -> LossValues:
+        """Returns the mean losses of a span, after the check that its last step was finite."""
         self.nonfinite_guard.flush()
-        means = all_reduce_sum(losses.stack().double()) / world_size()
-        critic_loss, segmentor_loss, dice_loss = means.tolist()
-        return LossValues(
-            critic_loss=critic_loss, segmentor_loss=segmentor_loss, dice_loss=dice_loss
-        )
+        losses = self.loss_sums.mean(span)
+        self.stage_timer.read_events()
+        return losses
 
-    def _log_step(self, epoch: int, losses: Losses) -> None:
-        self.state.losses = self._reduce_losses(losses)
+    def _log_step(self, epoch: int) -> None:
+        self.state.losses = self._mean_losses(Span.INTERVAL)
+        self.loss_sums.reset(Span.INTERVAL)
         metrics = StepMetrics(
             **self.state.losses.to_dict(),
             step=self.state.step,
@@ -266,14 +282,10 @@ class Trainer:
     def _is_epoch_end(self, epoch: int) -> bool:
         return self.samples // self.rows_per_epoch > epoch or self.samples >= self.spec.stop
 
-    def _end_epoch(self, epoch: int, losses: Losses | None, timer: EpochTimer) -> bool:
-        """Logs the epoch; validates and saves it if due. Returns whether it was saved.
-
-        Args:
-            losses: of the last step; None if it was taken before this start.
-        """
-        if losses:
-            self.state.losses = self._reduce_losses(losses)
+    def _end_epoch(self, epoch: int, timer: EpochTimer) -> bool:
+        """Logs the epoch; validates and saves it if due. Returns whether it was saved."""
+        self.state.losses = self._mean_losses(Span.EPOCH)
+        self.loss_sums.reset(Span.EPOCH)
         timer.stop()
         self.data_wait_seconds += timer.data_wait_seconds
         self.epoch_seconds += timer.seconds
@@ -292,12 +304,15 @@ class Trainer:
         is_last = self.samples >= self.spec.stop
         is_validated = (epoch + 1) % self.config.training.validate_every_epochs == 0 or is_last
         if is_validated:
-            metrics = replace(metrics, **self._validate())
+            with self.stage_timer.stage(Stage.VALIDATION):
+                scores = self._validate()
+            metrics = replace(metrics, **scores)
+        metrics = replace(metrics, stage_seconds=self._take_stage_seconds())
         if self.metrics_log:
             self.metrics_log.write(metrics, self.samples)
         if is_validated:
             started_at = time.perf_counter()
-            self.checkpointer.save(metrics, self.model, self.state, epoch + 1, self.samples)
+            self._save(metrics, epoch + 1)
             metrics = replace(
                 metrics,
                 checkpoint_seconds=round(time.perf_counter() - started_at, 3),
@@ -308,19 +323,32 @@ class Trainer:
             self.metrics_log.flush()
         return is_validated
 
-    def _save_mid_epoch(self, epoch: int, losses: Losses, timer: EpochTimer) -> None:
+    def _take_stage_seconds(self) -> dict[str, float]:
+        """Returns the seconds of each stage since the last call."""
+        steps = self.state.step - self._first_step
+        total = self.model.all_reduce_seconds_per_step() * steps
+        self.stage_timer.add(Stage.ALL_REDUCE, max(0.0, total - self._all_reduce_seconds))
+        self._all_reduce_seconds = total
+        return self.stage_timer.take()
+
+    def _save_mid_epoch(self, epoch: int, timer: EpochTimer) -> None:
+        # An epoch that ends without a validation has just reported its mean, and no step follows.
+        losses = self._mean_losses(Span.EPOCH) if timer.images else self.state.losses
         metrics = StepMetrics(
-            **self._reduce_losses(losses).to_dict(),
+            **losses.to_dict(),
             step=self.state.step,
             epoch=epoch + 1,
             images_per_second=round(timer.images_per_second, 2) if timer.images else None,
         )
-        epochs = self.samples // self.rows_per_epoch
+        self._save(metrics, self.samples // self.rows_per_epoch)
+
+    def _save(self, metrics: EpochMetrics | StepMetrics, epochs: int) -> None:
+        """Saves a checkpoint after so many completed epochs."""
+        self.state.loss_sums = self.loss_sums.gather()
         self.checkpointer.save(metrics, self.model, self.state, epochs, self.samples)
 
     def _validate(self) -> dict[str, Any]:
         """Returns the fields of `EpochMetrics` that a validation fills."""
-        started_at = time.perf_counter()
         segmentor = self.model.eval_segmentor
         sync_batch_norm_stats(segmentor)
         sweep = validate(segmentor, self.validation, self.config, self.device, self.image_log)
@@ -341,7 +369,6 @@ class Trainer:
             "threshold": threshold,
             "jaccard_at_config_threshold": at_config_threshold["jaccard"],
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
-            "validation_seconds": round(time.perf_counter() - started_at, 3),
         }
 
 

@@ -22,9 +22,9 @@ class Server:
     process: subprocess.Popen[str]
     home: Path
 
-    def interrupt(self) -> int:
-        """Sends SIGINT; returns the exit code."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, signum: int = signal.SIGINT) -> int:
+        """Sends a signal; returns the exit code."""
+        self.process.send_signal(signum)
         return self.process.wait(60)
 
 
@@ -64,7 +64,7 @@ def running_server(model: str, log: Path, token: str = "", *options: str) -> Ite
     home = log.parent / "home"
     home.mkdir(exist_ok=True)
     environment |= {
-        "SEGAN_SERVE_TOKEN": token,
+        **({"SEGAN_SERVE_TOKEN": token} if token else {}),
         "HOME": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
+import signal
 import socket
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +66,36 @@ def test_a_damaged_image_does_not_affect_other_requests(server: Server) -> None:
     assert codes == [200, 200, 200, 422, 200, 200, 200, 200]
 
 
+def slow_jpeg(scans: int) -> bytes:
+    """79 megapixels and few bytes: a progressive JPEG whose last scans have nothing in them."""
+    sink = io.BytesIO()
+    Image.new("L", (8900, 8900)).save(sink, "JPEG", progressive=True)
+    content = sink.getvalue()
+    start, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    return content[:end] + scans * content[start:end] + content[end:]
+
+
+def test_hostile_uploads_do_not_hold_up_ordinary_requests(server: Server) -> None:
+    """As many as there are CPUs, several times over, among requests that are all answered."""
+    sink = io.BytesIO()
+    Image.new("RGB", (8900, 8900), (200, 150, 120)).save(sink, "PNG")
+    hostile = [slow_jpeg(2000), sink.getvalue(), slow_jpeg(90)] * 2
+    ordinary = [encode_png(random_image(seed)) for seed in range(REQUESTS)]
+
+    def segment(body: bytes) -> int:
+        url = f"{server.address}/v1/segment?format=json"
+        return requests.post(url, body, headers=HEADERS, timeout=100).status_code
+
+    with ThreadPoolExecutor(len(hostile) + 4) as pool:
+        attacks = [pool.submit(segment, body) for body in hostile]
+        codes = list(pool.map(segment, ordinary))
+        assert codes == [200] * REQUESTS
+        attacked = [attack.result() for attack in attacks]
+    assert attacked[::3] == [422] * 2
+    assert set(attacked) <= {200, 408, 422}
+    assert requests.get(f"{server.address}/healthz", timeout=10).status_code == 200
+
+
 def test_health_checks_need_no_token_and_the_api_does(server: Server) -> None:
     for path in ("healthz", "readyz"):
         assert requests.get(f"{server.address}/{path}", timeout=10).text == "ok\n"
@@ -88,11 +121,23 @@ def test_only_the_user_can_read_the_token_of_its_ray(server: Server) -> None:
     assert stat.S_IMODE((server.home / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
-def test_ctrl_c_ends_all_its_processes(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_its_processes(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    short = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))  # Ray's sockets lie below it
+    monkeypatch.setenv("TMPDIR", str(short))
     with running_server(model, tmp_path / "log", TOKEN) as server:
         processes = psutil.Process(server.process.pid).children(recursive=True)
         assert processes
-        assert server.interrupt() == 0
+        assert server.interrupt(signum) == 0
+        assert server.process.stderr is not None
+        left = server.process.stderr.read()
+    assert "stopping" in left
+    assert "*** SIGTERM" not in left
+    assert "Traceback" not in left
+    assert [path for path in short.iterdir() if path.name.startswith("segan-")] == []
+    shutil.rmtree(short)
     _, alive = psutil.wait_procs(processes, 20)
     assert alive == []
     with socket.socket() as probe:

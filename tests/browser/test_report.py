@@ -15,16 +15,16 @@ from tests.browser.conftest import (
     requested_urls,
     set_viewport,
 )
-from tests.report.tiny_study import TinyStudy, build_tiny_study
+from tests.report.tiny_study import TinyStudy
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    found = build_tiny_study(str(tmp_path_factory.mktemp("world")))
-    write_report(found.study)
-    return found
+def world(tiny_study: TinyStudy) -> TinyStudy:
+    """The study with its report."""
+    write_report(tiny_study.study)
+    return tiny_study
 
 
 @pytest.mark.parametrize("kind", ["study", "ensemble"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -114,8 +115,8 @@ WRITERS = (
     "predict WORKSPACE/run WORKSPACE/archive/ISIC-2017_Test_v2_Data OUT --local",
     "export WORKSPACE/run OUT --format safetensors",
     "report WORKSPACE/run --out OUT/page.html",
-    "checkpoints pull WORKSPACE/run OUT",
-    "download isic2017 --out OUT --mirror WORKSPACE/archive",
+    "checkpoints download WORKSPACE/run OUT",
+    "download isic2017 --out OUT --mirror http://127.0.0.1:9",
 )
 
 
@@ -136,6 +137,77 @@ def test_a_place_has_one_writer(command: str, workspace: Path, tmp_path: Path) -
 
 
 # The pipeline
+
+
+def remove_test_file(archive: Path, number: int, mask: bool) -> str:
+    """Deletes the image or the mask of a pair of the test split; returns its id."""
+    pair = open_archive(str(archive)).split("test")[number]
+    assert pair.mask
+    Path(pair.mask if mask else pair.image).unlink()
+    return pair.id
+
+
+def test_scores_over_a_part_say_what_is_left_out(workspace: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(workspace / "archive", archive)
+    left_out = [remove_test_file(archive, 0, mask=True), remove_test_file(archive, 0, mask=False)]
+    command = ["evaluate", workspace / "run", archive, "--local"]
+    done = run_cli(*command, "--json")
+    assert done.exit_code == 0
+    assert (done.json["num_images"], done.json["num_rejects"]) == (1, 2)
+    assert all(any(name in row["name"] for row in done.json["rejects"]) for name in left_out)
+    for text in (done.stderr, run_cli(*command).stderr):
+        assert text.count("not scored: ") == 2
+        assert "2 files of test or of no known split are not scored; the scores are" in text
+
+
+def test_a_whole_split_has_no_rejects(workspace: Path) -> None:
+    found = read_output(workspace, "evaluate")
+    assert (found["num_images"], found["num_rejects"], found["rejects"]) == (3, 0, [])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ingest", "{workspace}/archive", "", "--local"],
+        ["predict", "{workspace}/run", "{workspace}/archive/ISIC-2017_Test_v2_Data", "", "--local"],
+        ["predict", "{workspace}/run", "", "out", "--local"],
+        ["synth", "", "--train", "1"],
+        ["runs", "ls", ""],
+        ["runs", "show", " "],
+        ["checkpoints", "ls", ""],
+        ["checkpoints", "verify", ""],
+        ["checkpoints", "download", "{workspace}/run", ""],
+        ["export", "{workspace}/run", ""],
+        ["evaluate", "", "{workspace}/archive", "--local"],
+        ["train", "", "--local", "data.records={workspace}/records", "network.width=2"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_an_empty_place_is_refused(
+    workspace: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of an unset variable; it would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    message = error_message(2, *(word.format(workspace=workspace) for word in words))
+    assert "found nothing" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_cannot_be_read_or_named_are_left_out_alone(
+    workspace: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("good", "x" * 240):
+        Image.new("RGB", (70, 64)).save(folder / f"{name}.png")
+    (folder / "torn.png").write_bytes(b"\x89PNG")
+    (folder / "unreadable.png").symlink_to("unreadable.png")
+    done = run_cli("predict", workspace / "run", folder, tmp_path / "out", "--local")
+    assert done.exit_code == 1
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["good_segmentation.png"]
+    assert f"{'x' * 240}.png: its mask's name has 257 bytes" in done.stderr
+    assert "images could not be read" in done.stderr.splitlines()[-1]
 
 
 def test_ingest_reports_the_records(workspace: Path) -> None:

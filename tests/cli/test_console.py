@@ -1,7 +1,9 @@
 """Messages on stderr, results on stdout."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -17,6 +19,7 @@ from segan.cli.console import (
     spinner,
     stderr_console,
 )
+from segan.cli.main import main
 from segan.training.trainer import TrainingProgress
 
 
@@ -45,6 +48,40 @@ def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "[low, high]" in out
     assert "[/x]" in out
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_long_name_leaves_room_for_the_other_columns(columns: str) -> None:
+    name = "projects/2026-lesion-study/dermoscopy-baseline-lr3e-3-clip0.05/seed0"
+    code = (
+        "from segan.cli.console import print_table\n"
+        f"print_table('runs', ['run', 'epochs', 'state'], [[{name!r}, '1/1', 'finished']])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"COLUMNS": columns},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert all(word in done.stdout for word in ("epochs", "state", "1/1", "finished"))
+    column = "".join(line.split("│")[0].strip() for line in lines if "│" in line)
+    assert column == name
+
+
+def test_names_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\x07"
+    with preserve_stdout():
+        echo(name)
+        print_table(name, ["run"], [[name], ["two\nlines"]])
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "a\\x1b[2J\\x07" in shown.out
+    assert "two\\nlines" in shown.out
+    assert main(["runs", "ls", f"/nowhere/{name}"]) == 1
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 QUERY_PROGRAM = """
 import sys
-from ray_jobs.cluster.capacity import max_concurrent_runs
+from ray_jobs.cluster.capacity import max_concurrent_runs, resolve_cluster_device
 from ray_jobs.cluster.connect import connect
 from segan.config import load_config
 from segan.errors import UsageError
@@ -26,7 +26,7 @@ connect()
 for overrides in sys.argv[1:]:
     config = load_config(None, [f"cluster.{override}" for override in overrides.split()])
     try:
-        print(max_concurrent_runs(config.cluster), flush=True)
+        print(max_concurrent_runs(resolve_cluster_device(config.cluster)), flush=True)
     except UsageError as error:
         print(error, flush=True)
 """
@@ -68,11 +68,16 @@ def test_refused_at_once_or_waited_for(
         ):
             stdout, _ = waiting.communicate()
             assert stdout == "1\n"
-            # 8 CPUs, one of them for reading data, fit 3 runs of 2 workers with 1 CPU each.
-            few, single_node, too_many = query_capacity(
-                cluster, "workers=2", "workers=1 gpus_per_worker=2", "workers=2 gpus_per_worker=2"
+            # 8 CPUs, one of them for reading data, fit 3 runs of 2 workers with 1 CPU each; but the
+            # 2 GPUs, which a run takes if nothing else is said, fit one.
+            few, on_gpus, single_node, too_many = query_capacity(
+                cluster,
+                "workers=2 device=cpu",
+                "workers=2",
+                "workers=1 gpus_per_worker=2",
+                "workers=2 gpus_per_worker=2",
             )
-            assert (few, single_node) == ("3", "1")
+            assert (few, on_gpus, single_node) == ("3", "1", "1")
             assert "2 workers of 2 GPUs: 4 GPUs required, 2 available" in too_many
             with ray_node(cluster, tmp_path / "two", 1, {}, ip, num_gpus=1):
                 (split,) = query_capacity(cluster, "workers=1 gpus_per_worker=3")

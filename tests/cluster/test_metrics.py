@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import ray
@@ -59,14 +60,19 @@ def wait_for_start(cluster: RayCluster, restarts: int, expected: set[str]) -> Sa
     raise TimeoutError(f"missing {expected - found.keys()}, ranks {ranks}, starts {starts}")
 
 
-def metric_values(found: Samples) -> dict[str, float]:
-    """The values of segan's metrics by name; of metrics per rank, those of rank 0."""
-    return {
-        metric.name: value
-        for metric in METRICS
-        for labels, value in found[metric.prometheus_name]
-        if labels.get("rank", "0") == "0"
-    }
+def metric_values(found: Samples) -> dict[str, Any]:
+    """The values of segan's metrics by name; of metrics per rank, those of rank 0.
+
+    That of a metric with a label is a dict.
+    """
+    values: dict[str, Any] = {}
+    for metric in METRICS:
+        for labels, value in found[metric.prometheus_name]:
+            if metric.label:
+                values.setdefault(metric.name, {})[labels[metric.label]] = value
+            elif labels.get("rank", "0") == "0":
+                values[metric.name] = value
+    return values
 
 
 def test_prometheus_finds_all_metrics_of_the_dashboard(
@@ -98,6 +104,7 @@ def test_prometheus_finds_all_metrics_of_the_dashboard(
     lines = [line for line in run.metrics() if line["kind"] == "epoch"]
     steps = [line for line in run.metrics() if line["kind"] == "step"]
     for line, seen in zip(lines, map(metric_values, (first, second)), strict=True):
+        assert seen.pop("stage_seconds") == pytest.approx(line["stage_seconds"])
         same = line.keys() & seen.keys()
         assert {"jaccard", "critic_loss", "data_wait_fraction", "images_per_second", "k"} <= same
         assert {name: seen[name] for name in same} == pytest.approx({n: line[n] for n in same})

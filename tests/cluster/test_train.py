@@ -57,8 +57,10 @@ def two_worker_config(s3: S3Server, make_config: Callable[..., Config]) -> Confi
 def uninterrupted_run(
     two_worker_config: Config, ray_session: RayCluster
 ) -> tuple[Run, list[TrainingProgress]]:
-    """A run of two workers from start to end, and its progress."""
-    return run_on_ray(two_worker_config, f"{BUCKET}/uninterrupted")
+    """A run of two workers from start to end, two steps of it profiled, and its progress."""
+    run, seen = Run(f"{BUCKET}/uninterrupted"), []
+    train(two_worker_config, run, seen.append, num_profiled_steps=2)
+    return run, seen
 
 
 def test_a_run_writes_its_description_metrics_and_checkpoints(
@@ -77,6 +79,10 @@ def test_a_run_writes_its_description_metrics_and_checkpoints(
     assert {c.name for c in run.checkpoints()} == {latest.name, "epoch_00003", best.name}
     assert run.description()["hardware"].startswith("2 workers, 2 on a node of ")
     assert latest.info.fingerprint == run.description()["identity"]["fingerprint"]
+    device = run.description()["device"]
+    if device["type"] == "cpu":
+        assert (device["precision"], device["compile_mode"]) == ("float32", "none")
+    assert [file.name for file in storage.list_files(f"{run}/profile")] == ["step_0000006.json.gz"]
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 

@@ -162,7 +162,7 @@ def test_optuna_suggests_parameters_and_gets_earlier_results(
     for name, jaccard in (("trial_000", 0.2), ("trial_001", 0.3)):
         assert search.suggest(name) == {"trial": name}
         trial = study.get_trial(name)
-        trial.run.write_metrics([{"kind": "epoch", "epoch": 1, "jaccard": jaccard}])
+        trial.run.write_metrics([{"kind": "epoch", "epoch": 1, "samples": 1, "jaccard": jaccard}])
         trial.mark_done(TrialStatus.FINISHED, 1.0)
         search.on_trial_complete(name, {"jaccard": jaccard})
     trained: list[str] = []

@@ -60,7 +60,11 @@ PAPER_VALUES = {
 
 BOUNDS = [  # a value just outside, and what is expected instead
     ("network.width", 0, "greater than or equal to 1"),
+    ("network.width", 513, "less than or equal to 512"),
     ("network.classes", 0, "greater than or equal to 1"),
+    ("network.classes", 256, "less than or equal to 255"),
+    ("network.residual_max_width", 65, "less than or equal to 64"),
+    ("augment.crop", 2049, "less than or equal to 2048"),
     ("network.global_conv_min_kernel", 2, "greater than or equal to 3"),
     ("network.residual_expansion", 0, "greater than 0"),
     ("network.residual_expansion", 4.5, "less than or equal to 4"),
@@ -101,6 +105,7 @@ BOUNDS = [  # a value just outside, and what is expected instead
     ("cluster.workers", 0, "greater than or equal to 1"),
     ("cluster.cpus_per_worker", 0, "greater than 0"),
     ("cluster.step_timeout_s", -1, "greater than or equal to 0"),
+    ("cluster.gpus_per_worker", -1, "greater than or equal to 0"),
     ("search.trials", 0, "greater than or equal to 1"),
     ("search.grace_period", 0, "greater than or equal to 1"),
     ("search.reduction_factor", 1, "greater than 1"),
@@ -253,6 +258,31 @@ def test_the_papers_file_keeps_the_papers_values() -> None:
 def test_a_file_may_be_empty(config_file: Path, text: str) -> None:
     config_file.write_text(text)
     assert load_config(config_file) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "training:\n  epochs: 5\nnetwork:\n  width: 2\ntraining:\n  epochs: 6\n",
+            "training",
+        ),
+        ("network:\n  width: 3\n  width: 4\n", "width"),
+        ("network: {width: 3, width: 3}\n", "width"),
+        ("network:\n  width: 3\n  'width': 4\n", "width"),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error(config_file: Path, text: str, said: str) -> None:
+    """YAML would take the last and drop the first without a word."""
+    config_file.write_text(text)
+    message = error_message(path=config_file)
+    assert "\n" not in message
+    assert re.search(rf"the key {said} stands twice, on lines \d and \d", message)
+
+
+def test_a_file_nested_without_end_is_an_error(config_file: Path) -> None:
+    config_file.write_text("network: " + "[" * 5000)
+    assert "not YAML" in error_message(path=config_file)
 
 
 def test_a_config_does_not_change() -> None:
@@ -482,6 +512,7 @@ def tree_strategy() -> st.SearchStrategy[dict[str, Any]]:
         "logistic.final_k": st.floats(0.1, 1),
         "search.learning_rate": st.tuples(st.floats(1e-5, 1e-3), st.floats(1e-3, 0.1)),
         "search.weight_clip": st.tuples(st.floats(0.01, 0.1), st.floats(0.1, 1)),
+        "cluster.gpus_per_worker": st.none(),  # any device goes with it
         "cluster.min_workers": st.integers(0, 1),  # any number of workers goes with it
         "search.final_k": st.lists(st.floats(0.1, 2), min_size=1).map(tuple),
         "loss.critic": st.sampled_from(["multi_scale", "scalar"]),

@@ -15,6 +15,7 @@ from segan.cli.main import main
 from segan.doctor import checks, machine
 from segan.doctor.checks import Check, Outcome, failed, ok, run_checks, skipped, warning
 from segan.errors import SeganError
+from segan.utils import resources
 from tests.doctor.command import run_doctor
 
 GB = 10**9
@@ -270,10 +271,12 @@ def test_container_limits_are_read(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
-    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
-    monkeypatch.setattr(machine, "PROC_CGROUP", tmp_path / "groups")
-    assert machine.cgroup_cpu_limit() == 1.5
-    assert machine.cgroup_memory_usage() == (2 * GB, 3 * GB // 2)
+    monkeypatch.setattr(resources, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(resources, "PROC_CGROUP", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert resources.cgroup_cpu_limit() == 1.5
+    assert resources.usable_cpus() == 1
+    assert resources.cgroup_memory_usage() == (2 * GB, 3 * GB // 2)
     outcome = machine.check_memory()
     assert status(outcome) == "warning"
     assert outcome.message == "500.0 MB free of 2.0 GB"

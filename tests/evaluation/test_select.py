@@ -131,4 +131,6 @@ def test_missing_study(tmp_path: Path) -> None:
 
 def write_study(uri: str, trials: Sequence[str]) -> None:
     entries = [{"name": name, "parameters": {}} for name in trials]
-    storage.write_json(f"{uri}/study.json", {"identity": {}, "config": {}, "trials": entries})
+    storage.write_json(
+        f"{uri}/study.json", {"identity": {"command": "tune"}, "config": {}, "trials": entries}
+    )

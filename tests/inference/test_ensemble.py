@@ -37,6 +37,7 @@ from segan.report.ensemble import build_ensemble
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.ensemble import read_ensemble
 from segan.runs.run import REPORT_FILES, Run
+from segan.storage.lease import LEASE_FILE
 from tests.drivers import Driver
 from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_config
 
@@ -313,6 +314,7 @@ def test_a_folder_in_use_is_not_changed(
             build_ensemble(ensemble, candidate_runs[0], greedy=True, overwrite=True)
     finally:
         other.kill()
+    storage.delete_file(f"{ensemble}/{LEASE_FILE}")
     assert read_files(ensemble) == before
     build_ensemble(ensemble, candidate_runs[0], greedy=True, overwrite=True)
     assert read_ensemble(ensemble).rule == "greedy"

@@ -49,6 +49,56 @@ def test_images_are_found_and_masks_are_not(tmp_path: Path) -> None:
     assert find_images(str(tmp_path)) == sorted(f"{tmp_path}/{name}" for name in images)
 
 
+def test_masks_of_every_layout_and_hidden_files_are_skipped(tmp_path: Path) -> None:
+    images = ["2016/ISIC_1.jpg", "UP.JPG", "IMD002/IMD002_Dermoscopic_Image/IMD002.bmp"]
+    others = [
+        "2016/ISIC_1_Segmentation.png",
+        "UP_SEGMENTATION.PNG",
+        "UP_Superpixels.png",
+        "UP_Probability.png",
+        "ISIC_2_attribute_globules.png",
+        "IMD002/IMD002_lesion/IMD002_lesion.bmp",
+        "IMD002/IMD002_roi/IMD002_R1_Label1.bmp",
+        "._UP.JPG",
+        "__MACOSX/._UP.JPG",
+        ".thumbnails/UP.JPG",
+        "2016/.ipynb_checkpoints/ISIC_1.jpg",
+    ]
+    touch(tmp_path, *images, *others)
+    assert find_images(str(tmp_path)) == sorted(f"{tmp_path}/{name}" for name in images)
+
+
+def test_a_photograph_may_be_called_lesion(tmp_path: Path) -> None:
+    touch(tmp_path, "my_lesion.jpg", "roi/a.png")
+    assert len(find_images(str(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (f"{'l' * 230}.jpg", "its mask's name has 247 bytes, expected at most 237; rename it"),
+        ("a\x1b[2J.jpg", "control characters"),
+        ("a\\b.jpg", "a backslash"),
+    ],
+)
+def test_an_image_that_no_mask_can_be_named_after_is_rejected_alone(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    touch(tmp_path, "good.jpg", name)
+    rejects: list[str] = []
+    assert find_images(str(tmp_path), rejects.append) == [f"{tmp_path}/good.jpg"]
+    (reject,) = rejects
+    assert said in reject
+
+
+def test_the_longest_name_gets_its_mask(tmp_path: Path, predictor: Predictor) -> None:
+    path = tmp_path / f"{'l' * (237 - len('_segmentation.png'))}.png"
+    Image.new("RGB", (40, 30)).save(path)
+    task = MaskWriter(str(tmp_path / "out"))
+    (row,) = run_image_task(predictor, find_images(str(path)), task)
+    assert (tmp_path / "out" / row["mask"]).stat().st_size == row["bytes"]
+
+
 def test_a_single_image_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from PIL import Image
 from segan import storage
 from segan.errors import StorageError, UsageError
 from segan.inference import predictions
-from segan.inference.masks import MaskWriter
+from segan.inference.masks import MaskWriter, find_images
 from segan.inference.pipeline import run_image_task
 from segan.inference.predictions import PredictionRow, PredictionTable, read_predictions
 from segan.inference.predictor import Predictor
@@ -52,6 +52,23 @@ def test_rows_survive_a_round_trip(predictor: Predictor, images: list[str], tmp_
     with open(f"{work.out}/predictions.csv") as file:
         header = next(csv.reader(file))
     assert header == [field.name for field in dataclasses.fields(PredictionRow)]
+
+
+def test_names_that_a_spreadsheet_would_compute_are_text(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    for name in ("=cmd|' C calc'!A0", "-1+1", "@a", "'quoted"):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
+    images = find_images(str(tmp_path))
+    work = MaskWriter(f"{tmp_path}/out")
+    assert len(predict_missing(work, predictor, images)) == 4
+    with open(f"{work.out}/predictions.csv") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    assert ids == ["''quoted", "'-1+1", "'=cmd|' C calc'!A0", "'@a"]
+    assert [row.id for row in read_predictions(work.out)] == [
+        "'quoted", "-1+1", "=cmd|' C calc'!A0", "@a",
+    ]  # fmt: skip
+    assert predict_missing(work, predictor, images) == []
 
 
 def test_only_rejects_and_incomplete_images_are_repeated(

@@ -41,7 +41,7 @@ def test_a_metric_has_a_description_and_a_unit(metric: Any) -> None:
 
 def test_metrics_that_are_no_field_of_the_progress() -> None:
     """These are in a validation's metrics, or come from the coordinator."""
-    reported = {"data_wait_fraction", "validation_seconds", "checkpoint_seconds", "restarts"}
+    reported = {"data_wait_fraction", "stage_seconds", "checkpoint_seconds", "restarts"}
     fields = {field.name for field in dataclasses.fields(TrainingProgress)}
     assert {metric.name for metric in METRICS} - fields == reported
 

@@ -22,12 +22,7 @@ from segan.runs.run import Run
 from segan.runs.study import Study
 from segan.training.launch import train_all_local
 from tests.inference.models import copy_files, tiny_config
-from tests.report.tiny_study import SPLITS, TinyStudy, build_tiny_study
-
-
-@pytest.fixture(scope="module")
-def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    return build_tiny_study(str(tmp_path_factory.mktemp("world")))
+from tests.report.tiny_study import SPLITS, TinyStudy
 
 
 class Page(HTMLParser):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ import uvicorn
 from PIL import Image
 
 from infra.local.processes import free_ports
+from ray_jobs.serving import api
 from ray_jobs.serving.api import MAX_BYTES, ModelInfo
 from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest, digest
+from ray_jobs.serving.deployment import build
 from ray_jobs.serving.web import create_app
+from segan.cli.commands.serve import LOOPBACK_HOSTS
 from segan.cli.main import main
 from segan.data.archive.images import decode_image
 from segan.errors import UsageError
-from segan.inference.view import Dimensions, ImageSegmentation, encode_preview
+from segan.inference.upload import encode_preview
+from segan.inference.view import Dimensions, ImageSegmentation
 from segan.runs.run import Run
 from tests.inference.models import FRAME, save_checkpoint, small_config, untrained_predictor
 
@@ -33,10 +38,13 @@ SECRET = "a token long enough"
 predictor = untrained_predictor()
 
 
-async def segment_image(name: str, content: bytes, with_preview: bool) -> ImageSegmentation:
+@contextlib.asynccontextmanager
+async def segment_image(
+    name: str, content: bytes, with_preview: bool
+) -> AsyncIterator[ImageSegmentation]:
     image = decode_image(name, content)
     maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-    return ImageSegmentation(
+    yield ImageSegmentation(
         predictor, maps, image.size, encode_preview(image) if with_preview else ""
     )
 
@@ -46,7 +54,7 @@ async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def running_app(token: str) -> Iterator[str]:
+def running_app(token: str, hosts: Sequence[str] = ()) -> Iterator[str]:
     """Serves the application on a free port; yields its address."""
     size = Dimensions(width=FRAME[0], height=FRAME[1])
     app = create_app(
@@ -54,6 +62,7 @@ def running_app(token: str) -> Iterator[str]:
         run_in_thread,
         ModelInfo(model="m", threshold=0.5, num_members=1, input_size=size),
         token,
+        hosts,
     )
     (port,) = free_ports(1)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
@@ -267,11 +276,86 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configured_token_digest() == digest(SECRET)
 
 
-@pytest.mark.parametrize("token", ["", " "], ids=["none", "blank"])
-def test_a_public_address_needs_a_token(
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_a_blank_token_is_refused(
     token: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Such as that of a secret whose file could not be written."""
     monkeypatch.setenv(TOKEN_VARIABLE, token)
+    assert main(["serve", "./model"]) == 2
+    assert "expected at least 16 characters, found 0" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="found 0"):
+        build({"model": "./model"})
+
+
+def test_a_service_without_a_token_has_to_be_declared_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serve's configuration listens on every address."""
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(UsageError, match=f"{TOKEN_VARIABLE} is not set"):
+        build({"model": "./model"})
+    assert build({"model": "./model", "open": True})
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("", 400),
+    ],
+)
+def test_without_a_token_only_names_of_this_machine_are_answered(
+    session: requests.Session, host: str, status: int
+) -> None:
+    """A page of another site could otherwise reach the server by a name that it resolves here."""
+    with running_app("", LOOPBACK_HOSTS) as address:
+        found = session.get(f"{address}/v1/model", headers={"Host": host})
+    assert found.status_code == status
+
+
+def test_a_body_that_does_not_come_is_given_up(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BODY_GRACE_S", 0.3)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", "/v1/segment")
+    connection.putheader("Content-Length", "1000000")
+    connection.endheaders(b"abc")
+    answer = connection.getresponse()
+    assert (answer.status, b"bytes per second" in answer.read()) == (408, True)
+    connection.close()
+
+
+def test_an_upload_touches_no_disk(
+    address: str,
+    session: requests.Session,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Starlette would write forms above 1 MB to the folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(noise).save(sink, "PNG")
+    assert len(sink.getvalue()) > 2**21
+    found = session.post(f"{address}/v1/segment", files={"image": ("a.png", sink.getvalue())})
+    assert found.status_code == 200
+
+
+def test_health_checks_answer_head_requests(address: str, session: requests.Session) -> None:
+    assert session.head(f"{address}/healthz").status_code == 200
+
+
+def test_a_public_address_needs_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert main(["serve", "./model", "--host", "0.0.0.0"]) == 2
     assert f"0.0.0.0: other machines can reach it; set {TOKEN_VARIABLE}" in capsys.readouterr().err
 

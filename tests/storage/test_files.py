@@ -59,6 +59,50 @@ def error_message(call: Callable[..., object], *arguments: object) -> str:
     return str(caught.value)
 
 
+# One spelling
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/runs//first/", "s3://bucket/runs/first"),
+        ("s3://bucket//", "s3://bucket"),
+        ("/x/sub/../a", "/x/a"),
+        ("/x/./a//b/", "/x/a/b"),
+        ("/..", "/"),
+        ("file:///x/../y", "/y"),
+    ],
+)
+def test_a_place_has_one_spelling(uri: str, expected: str) -> None:
+    assert storage.normalise(uri) == expected
+    assert storage.normalise(expected) == expected
+
+
+def test_a_relative_path_with_dots_is_the_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert storage.normalise("../a") == str(tmp_path / "a")
+
+
+def test_above_a_link_is_the_folder_of_its_target(tmp_path: Path) -> None:
+    """As the system reads the path, and not the folder that the link lies in."""
+    (tmp_path / "far/folder").mkdir(parents=True)
+    (tmp_path / "far/file").write_bytes(b"far")
+    (tmp_path / "link").symlink_to("far/folder")
+    assert storage.read_bytes(f"{tmp_path}/link/../file") == b"far"
+    assert storage.normalise(f"{tmp_path}/link/../file") == f"{tmp_path}/far/file"
+
+
+@pytest.mark.parametrize(
+    "uri", ["", " ", "\n", "a\0b", "s3://b/../x", "s3://b/./x", "s3://", "s3:///x"]
+)
+def test_a_place_that_names_nothing_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        storage.normalise(uri)
+
+
 # Local folders and buckets behave alike
 
 

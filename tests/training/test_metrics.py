@@ -24,7 +24,9 @@ def test_metrics_leave_out_what_is_not_known() -> None:
     "state",
     [
         LoopState(),
-        LoopState(7, 2, 0.5, 0.75, 0.9, 0.8, losses=LossValues(critic_loss=0.1, dice_loss=0.0)),
+        LoopState(
+            7, 2, 0.5, 0.75, 0.9, 0.8, losses=LossValues(critic_loss=0.1), loss_sums=[[[0.1, 2.0]]]
+        ),
     ],
 )
 def test_the_loops_state_survives_json(state: LoopState) -> None:

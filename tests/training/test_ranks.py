@@ -113,6 +113,7 @@ def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[
         "step": trainer.state.step,
         "stopped": trainer.stopped,
         "begun": begun,
+        "all_reduce_seconds": trainer.model.all_reduce_seconds_per_step(),
         "statistics": clone_stats(trainer.model),
     }
 
@@ -179,6 +180,10 @@ def test_a_request_of_one_rank_stops_both_at_the_same_step(ranks: Ranks) -> None
     one, other = ([(s["step"], s["stopped"]) for s in found["stopped"]] for found in ranks)
     # One step after the request; a run resumed at step 6 stops after two more steps.
     assert one == other == [(3, True), (6, True), (8, True), (13, True)]
+
+
+def test_ddp_measures_the_exchange_of_gradients(ranks: Ranks) -> None:
+    assert all(found["undisturbed"]["all_reduce_seconds"] > 0 for found in ranks)
 
 
 def test_each_rank_resumes_with_its_own_statistics(ranks: Ranks) -> None:

@@ -226,14 +226,67 @@ def test_the_progress_is_resumed_too(killed_run: Run, uninterrupted_run: Run, re
     assert first.critic_loss == by_step[11]["critic_loss"]
 
 
-def test_the_progress_has_the_losses_of_the_last_logged_step(records: str, tmp_path: Path) -> None:
-    run, seen = Run(str(tmp_path / "run")), []
+LOSSES = ("critic_loss", "segmentor_loss", "dice_loss")
+
+
+def step_losses(run: Run) -> dict[int, list[float]]:
+    """The losses of each logged step."""
+    lines = (line for line in run.metrics() if line["kind"] == "step")
+    return {line["step"]: [line[name] for name in LOSSES] for line in lines}
+
+
+def mean_of(losses: dict[int, list[float]], steps: range) -> list[float]:
+    return [sum(values) / len(steps) for values in zip(*(losses[n] for n in steps), strict=True)]
+
+
+def test_logged_losses_are_means_of_the_steps_and_the_same_after_a_resume(
+    uninterrupted_run: Run, records: str, tmp_path: Path
+) -> None:
+    """Killed after step 10 of 16, within the epoch of steps 7 to 11 and the interval 9 to 12."""
+    by_step = step_losses(uninterrupted_run)  # logs every step
+    whole, resumed = (Run(str(tmp_path / name)) for name in ("whole", "resumed"))
     config = configure(records, training={"checkpoint_every_steps": 5, "log_every_steps": 4})
+    train_local(config, whole)
     with pytest.raises(AbortError):
-        train_local(config, run, kill_at(6))
-    train_local(config, run, Callbacks(on_step_end=seen.append))
-    logged = {line["step"]: line["critic_loss"] for line in run.metrics()}
-    assert [s.critic_loss for s in seen if s.samples == 24] == [logged[4], logged[6]]
+        train_local(config, resumed, kill_at(11))
+    (within,) = (c for c in resumed.checkpoints() if not c.is_validated and c.samples == 40)
+    seen: list[TrainingProgress] = []
+    train_local(config, resumed, Callbacks(on_step_end=seen.append))
+
+    assert step_losses(whole) == {
+        step: pytest.approx(mean_of(by_step, range(step - 3, step + 1)), rel=1e-12)
+        for step in (4, 8, 12, 16)
+    }
+    epochs = {
+        line["step"]: [line[name] for name in LOSSES]
+        for line in whole.metrics()
+        if line["kind"] == "epoch"
+    }
+    assert epochs == {
+        last: pytest.approx(mean_of(by_step, range(first, last + 1)), rel=1e-12)
+        for first, last in ((1, 6), (7, 11), (12, 16))
+    }
+    found = [within.info.metrics[name] for name in LOSSES]
+    assert found == pytest.approx(mean_of(by_step, range(7, 11)), rel=1e-12)
+    assert metric_lines(resumed) == metric_lines(whole)  # to the last bit
+    epoch_lines = [line for line in resumed.metrics() if line["kind"] == "epoch"]
+    assert ["restore" in line["stage_seconds"] for line in epoch_lines] == [False, True, False]
+    # The epoch's mean replaces that of the interval at its end.
+    shown = [progress.critic_loss for progress in seen if progress.samples == 44]
+    assert shown == [step_losses(whole)[8][0], epochs[11][0]]
+
+
+def test_a_stop_at_the_end_of_an_epoch_without_validation_keeps_its_losses(
+    records: str, tmp_path: Path
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    config = configure(records, training={"validate_every_epochs": 3, "log_every_steps": 100})
+    with pytest.raises(StoppedError):
+        train_local(config, run, request_stop_at(5))  # so it stops after step 6, the epoch's last
+    (line,) = run.metrics()
+    (stopped,) = run.checkpoints()
+    assert (line["kind"], line["step"], stopped.samples) == ("epoch", 6, 24)
+    assert all(stopped.info.metrics[name] == line[name] for name in LOSSES)
 
 
 # Corruption

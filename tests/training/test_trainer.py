@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -39,6 +41,9 @@ from tests.training.helpers import (
     scalar_steps,
 )
 
+STEP_STAGES = {"data_wait", "host_to_device", "augmentation", "critic", "segmentor"}
+STAGES = STEP_STAGES | {"all_reduce", "validation"}
+SAVE_STAGES = {"snapshot", "upload"}  # of the previous epoch's checkpoint
 DICE_LOSS_TEXT = {"segmentor": "nan", "critic": "0."}  # it does not depend on the critic
 
 
@@ -119,7 +124,11 @@ def test_run_json_has_what_reproduces_the_run(
     finished_run: Run, config: Config, records: str
 ) -> None:
     found = finished_run.description()
-    assert parse_config(found["config"]) == config
+    precision = found["config"]["performance"]["precision"]
+    assert precision in ("float32", "bfloat16")  # not auto
+    assert parse_config(found["config"]) == config.with_overrides(
+        {"performance.precision": precision}
+    )
     assert found["identity"]["fingerprint"] == read_manifest(records).fingerprint
     assert {"torch", "ray", "segan"} <= set(found["packages"])
     assert found["python"].startswith("3.")
@@ -159,12 +168,15 @@ def test_epochs_have_scores_and_times(finished_run: Run) -> None:
         assert 0 <= line["saturated_fraction"] <= 1
         assert 0 <= line["wrong_saturated_fraction"] <= 1
         assert set(TIMING_KEYS) <= set(line)
+        assert set(line["stage_seconds"]) == STAGES | (SAVE_STAGES if line["epoch"] > 1 else set())
+        assert sum(line["stage_seconds"][stage] for stage in STEP_STAGES) <= line["seconds"]
         assert 0 <= line["data_wait_fraction"] <= 1
         assert 0 <= line["run_data_wait_fraction"] <= 1
 
 
 def test_tensorboard_has_the_same_points(finished_run: Run) -> None:
     assert scalar_steps(finished_run, "epoch/jaccard") == [24, 44, 64]
+    assert scalar_steps(finished_run, "epoch/stage_seconds/critic") == [24, 44, 64]
     assert scalar_steps(finished_run, "step/critic_loss") == [
         BATCH_SIZE * n for n in range(1, STEPS + 1)
     ]
@@ -229,6 +241,23 @@ def test_the_same_seed_gives_the_same_weights(
     train_local(config, again)
     assert same_weights(finished_run, again)
     assert metric_lines(finished_run) == metric_lines(again)
+
+
+def test_a_profiled_run_has_a_trace_and_the_same_weights(
+    finished_run: Run, config: Config, tmp_path: Path
+) -> None:
+    """Steps 5 and 6 are traced, and the validation at the end of step 6."""
+    profiled = Run(str(tmp_path / "profiled"))
+    train_local(config, profiled, num_profiled_steps=2)
+    assert same_weights(finished_run, profiled)
+    assert metric_lines(finished_run) == metric_lines(profiled)
+    (trace,) = storage.list_files(f"{profiled.uri}/profile")
+    assert trace.name == "step_0000006.json.gz"
+    content = storage.read_bytes(f"{profiled.uri}/profile/{trace.name}")
+    events = json.loads(gzip.decompress(content))["traceEvents"]
+    stages = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    counts = {name: stages.count(name) for name in ("critic", "segmentor", "validation")}
+    assert counts == {"critic": 2, "segmentor": 4, "validation": 1}
 
 
 def test_another_seed_gives_other_weights(finished_run: Run, records: str, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Which trials ASHA prunes, against rungs computed by hand."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, DecisionPublisher
+from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, DecisionPublisher, StopDecisions
 from segan.runs.run import Run
 from segan.runs.trial import Trial
 
@@ -22,7 +23,9 @@ def make_trial(folder: Path, *jaccards: float) -> Trial:
     """A trial with these validations."""
     run = folder / f"trial_{len(list(folder.iterdir()))}"
     run.mkdir()
-    lines = [{"kind": "epoch", "epoch": n, "jaccard": j} for n, j in enumerate(jaccards, 1)]
+    lines = [
+        {"kind": "epoch", "epoch": n, "samples": n, "jaccard": j} for n, j in enumerate(jaccards, 1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Trial(run.name, {}, Run(str(run)))
 
@@ -48,3 +51,19 @@ def test_a_trial_is_not_pruned_at_its_last_epoch(
 ) -> None:
     assert scheduler.replay(make_trial(tmp_path, 0.4, 0.6, 0.6, 0.6))
     assert scheduler.replay(make_trial(tmp_path, 0.5, 0.6, 0.1, 0.1))
+
+
+def test_a_trial_waits_for_its_decision_as_long_as_the_driver_is_there() -> None:
+    async def wait() -> list[bool | None]:
+        decisions = StopDecisions(driver_ttl_s=0.3)
+        first = asyncio.create_task(decisions.get("trial_000", 1))
+        silent = asyncio.create_task(decisions.get("trial_001", 1))
+        for _ in range(5):  # together longer than the driver may be silent
+            await asyncio.sleep(0.1)
+            assert await decisions.count() == 0
+        await decisions.update({("trial_000", 1): False, ("trial_000", 2): True})
+        assert await decisions.is_stopped("trial_000")
+        assert not await decisions.is_stopped("trial_001")
+        return [await first, await decisions.get("trial_000", 2), await silent]
+
+    assert asyncio.run(wait()) == [False, True, None]

@@ -45,6 +45,7 @@ def ablate(
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
     from segan.tracking.copy import track_live
+    from segan.training.device import resolve_local_device, resolve_performance
     from segan.training.launch import train_all_local
     from segan.utils.signals import graceful_shutdown
 
@@ -60,6 +61,8 @@ def ablate(
         track_live(settings.tracking, place.uri),
     ):
         if local:
+            device = resolve_local_device(settings.cluster).device
+            settings = resolve_performance(settings, device, place.recorded_identity())
             manifest = read_version(settings.data.records, place.fingerprint())
             trials = prepare_trials(settings, place, manifest.fingerprint)
             with graceful_shutdown(signal.SIGINT, signal.SIGTERM) as stop_request:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -16,6 +15,8 @@ from segan.cli.commands.options import (
     Overwrite,
     join_cluster,
 )
+from segan.utils.models import MAX_FRAME_SIDE
+from segan.utils.resources import usable_cpus
 
 app = typer.Typer()
 
@@ -56,8 +57,12 @@ def synth(
 def ingest(
     source: ArchiveArgument,
     out: OutArgument,
-    width: Annotated[int, typer.Option(min=64, help="Width of the frames, pixels.")] = 180,
-    height: Annotated[int, typer.Option(min=64, help="Height of the frames, pixels.")] = 135,
+    width: Annotated[
+        int, typer.Option(min=64, max=MAX_FRAME_SIDE, help="Width of the frames, pixels.")
+    ] = 180,
+    height: Annotated[
+        int, typer.Option(min=64, max=MAX_FRAME_SIDE, help="Height of the frames, pixels.")
+    ] = 135,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs per Parquet file.")] = 250,
     max_rejects: Annotated[
         float, typer.Option(min=0, max=1, help="Fail if more than this fraction is rejected.")
@@ -88,7 +93,7 @@ def ingest(
     from segan import storage
     from segan.utils import processes
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     if local and workers > 1:
         processes.preload("segan.data.records.shards")  # while this process lists the archive
     from segan.cli.console import print_json, progress_bar

@@ -52,13 +52,16 @@ def evaluate(
 ) -> None:
     """Score a model against an archive's masks, at the original size of the images."""
     from segan import storage
-    from segan.cli.console import print_json, print_table, progress_bar
+    from segan.cli.console import echo, print_json, print_table, progress_bar
     from segan.data.archive.reader import open_archive
     from segan.evaluation.score import ScoreTask, summarise
     from segan.inference.pipeline import run_image_task
     from segan.inference.predictor import Predictor
 
-    pairs = open_archive(storage.normalise(archive)).split(split)
+    opened = open_archive(storage.normalise(archive))
+    pairs, rejects = opened.split(split), opened.rejects_of(split)
+    for row in rejects:
+        echo(f"not scored: {row['name']}: {row['reason']}")
     predictor = Predictor.load(model, threshold, tta=tta)
     if local:
         results: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
@@ -72,6 +75,7 @@ def evaluate(
             (advance_and_return(row, advance) for row in results), key=lambda row: str(row["id"])
         )
     summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
+    summary["num_rejects"] = len(rejects)
     member_scores = summary.pop("members", [])
     members = [
         {"model": member.name, "threshold": member.threshold, **scores}
@@ -79,8 +83,14 @@ def evaluate(
             predictor.members if member_scores else (), member_scores, strict=True
         )
     ]
+    if rejects:
+        echo(
+            f"{len(rejects)} files of {split} or of no known split are not scored; the scores are "
+            f"those of the other {count_noun(len(rows), 'image')}"
+        )
     if as_json:
-        print_json(summary | {"model": predictor.name, "members": members, "scores": rows})
+        details = {"members": members, "scores": rows, "rejects": rejects}
+        print_json(summary | {"model": predictor.name, **details})
         return
     names = ["accuracy", "dice", "jaccard", "threshold"]
     shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
@@ -129,7 +139,9 @@ def predict(
     from segan.inference.predictor import Predictor
     from segan.storage.lease import current_fence, hold_lease
 
-    found, place = find_images(images), storage.normalise(out)
+    unusable: list[str] = []  # names
+    place = storage.normalise(out)
+    found = find_images(images, unusable.append)
     storage.check_access(place)
     predictor = Predictor.load(model, threshold, tta=tta)
     if uncertainty and len(predictor.members) == 1:
@@ -160,16 +172,17 @@ def predict(
                 advance(1)
     rows = table.get_rows(found)
     rejects = [row for row in rows if row.error]
-    for row in rejects:
-        echo(f"not segmented: {row.error}")
+    for error in [*unusable, *(row.error for row in rejects)]:
+        echo(f"not segmented: {error}")
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:
         flagged = sum(bool(row.flags) for row in rows)
         written = count_noun(len(missing) - len(rejects), "mask")
         echo(f"{written} written to {place}; flags on {count_noun(flagged, 'image')}")
-    if rejects:
-        raise SeganError(f"{len(rejects)} of {len(rows)} images could not be read")
+    if rejects or unusable:
+        total = len(rows) + len(unusable)
+        raise SeganError(f"{len(rejects) + len(unusable)} of {total} images could not be read")
 
 
 @app.command(epilog="segan export s3://bucket/ensembles/first ./exported --format onnx")
@@ -189,10 +202,12 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export a model to one file and verify that it reproduces the model's outputs."""
+    from segan import storage
     from segan.cli.console import echo, print_json, spinner
     from segan.inference.export import export as export_model
     from segan.inference.predictor import Predictor
 
+    storage.normalise(out)  # fail before a long work
     predictor = Predictor.load(model, threshold, tta=tta)
     with spinner(f"exporting and verifying {predictor.name}"):
         description = export_model(predictor, out, export_format.value, tolerance)

@@ -30,6 +30,7 @@ def show_log(
     """
     from segan.cli.console import print_json, stdout_console
     from segan.runs.driver_log import follow_log, read_log
+    from segan.utils.text import escape_controls
 
     if as_json and not follow:
         print_json([line.to_dict() for line in read_log(uri)])
@@ -38,7 +39,7 @@ def show_log(
         if as_json:
             print_json(line.to_dict())
         else:
-            print(str(line), file=stdout_console.file, flush=True)
+            print(escape_controls(str(line)), file=stdout_console.file, flush=True)
 
 
 @app.command("watch", epilog="segan runs watch s3://bucket/studies/first")

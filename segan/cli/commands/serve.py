@@ -16,6 +16,8 @@ from segan.errors import UsageError
 
 app = typer.Typer()
 
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
+
 LocalRay = Annotated[
     bool, typer.Option("--local", help="Start a separate Ray instance on this machine.")
 ]
@@ -36,7 +38,7 @@ def serve(
 
     If SEGAN_SERVE_TOKEN is set, clients must send that token.
     """
-    _check_token(host)
+    has_token = _check_token(host)
     if local:
         from ray_jobs import LOOPBACK_ENV
 
@@ -59,7 +61,9 @@ def serve(
             stack.enter_context(runtime.local_ray(debug))
         else:
             join_cluster(debug)
-        served = build_application(name, threshold, replicas, runtime.gpus_per_replica())
+        hosts = () if has_token else LOOPBACK_HOSTS
+        gpus = runtime.gpus_per_replica()
+        served = build_application(name, threshold, replicas, gpus, hosts)
         stack.enter_context(runtime.serve_app(served, host, port, timeout, debug))
         echo(f"http://{host}:{port}  (stop with Ctrl-C)")
         while not stop_request():
@@ -67,8 +71,12 @@ def serve(
         echo("stopping")
 
 
-def _check_token(host: str) -> None:
-    """Raises UsageError if other machines could reach the server without a token."""
+def _check_token(host: str) -> bool:
+    """Whether clients need a token.
+
+    Raises:
+        UsageError: other machines could reach the server without one, or it is blank or short.
+    """
     try:
         from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
     except ModuleNotFoundError as error:
@@ -86,3 +94,4 @@ def _check_token(host: str) -> None:
         raise UsageError(
             f"{host}: other machines can reach it; set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
         )
+    return bool(token)

@@ -35,6 +35,14 @@ def train(
     run: Annotated[str, typer.Argument(metavar="RUN", help=f"{FOLDER} for the run.")],
     overrides: OverrideArgs = None,
     config: ConfigSource = None,
+    profile: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Write a trace of this many steps to RUN/profile, for Perfetto or Chrome.",
+        ),
+    ] = 0,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -55,7 +63,7 @@ def train(
         keep_driver_log(place.uri, f"segan train {place}"),
         track_live(settings.tracking, place.uri),
     ):
-        _train(settings, place, local, debug)
+        _train(settings, place, profile, local, debug)
         best = place.best_checkpoint()
         if best is None:
             raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
@@ -63,7 +71,7 @@ def train(
         _write_report(settings, place.uri)
 
 
-def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
+def _train(settings: Config, place: Run, profile: int, local: bool, debug: bool) -> None:
     from segan.cli.console import TrainingDisplay
     from segan.utils.signals import graceful_shutdown
 
@@ -75,7 +83,8 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
             graceful_shutdown(signal.SIGINT, signal.SIGTERM) as stop_request,
             TrainingDisplay() as display,
         ):
-            train_local(settings, place, Callbacks(on_step_end=display, should_stop=stop_request))
+            callbacks = Callbacks(on_step_end=display, should_stop=stop_request)
+            train_local(settings, place, callbacks, num_profiled_steps=profile)
     else:
         from ray_jobs.training.driver import train as train_on_ray
         from segan.training.resume import check_config
@@ -83,7 +92,13 @@ def _train(settings: Config, place: Run, local: bool, debug: bool) -> None:
         check_config(settings, place)  # fail before joining a cluster
         join_cluster(debug)
         with graceful_shutdown(signal.SIGTERM) as stop_request, TrainingDisplay() as display:
-            train_on_ray(settings, place, display, stop_request=stop_request)
+            train_on_ray(
+                settings,
+                place,
+                display,
+                stop_request=stop_request,
+                num_profiled_steps=profile,
+            )
 
 
 @app.command(epilog="segan tune s3://bucket/studies/first --config demo")

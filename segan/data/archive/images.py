@@ -7,6 +7,7 @@ raises RejectedError.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from segan.errors import SeganError
 # A subset of what Pillow opens: for PostScript it would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 MAX_PIXELS = 80_000_000  # the largest image of ISIC 2017 has 30 million
+# Of a JPEG. Each scan may pass over all pixels, however few bytes it has: at 80 megapixels 1000
+# scans of 114 bytes take 72 s. Encoders write about ten; dermatoscopes write one.
+MAX_SCANS = 100
 MIN_SIDE = 16
 MAX_ASPECT = 10
 
@@ -39,6 +43,22 @@ _EXIF_TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPPED_SIDES = (5, 6, 7, 8)  # orientations that swap width and height
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_MARKERS_WITHOUT_LENGTH = frozenset(b"\x01\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7\xd8")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+# Other formats that cameras and browsers write, for the message: by their first bytes.
+_OTHER_FORMATS = (
+    ("WebP", rb"RIFF....WEBP"),
+    ("GIF", rb"GIF8"),
+    ("HEIC", rb"....ftyp(?:hei|hev|mif1|msf1)"),
+    ("AVIF", rb"....ftypavi"),
+    ("JPEG 2000", rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"),
+    ("JPEG XL", rb"\x00\x00\x00\x0cJXL |\xff\x0a"),
+    ("DICOM", rb".{128}DICM"),
+    ("PDF", rb"%PDF-"),
+    ("SVG", rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE[^>]*>\s*)?<svg"),
+)
 _BLACK_OR_WHITE = ((0, 0, 0), (255, 255, 255))
 
 
@@ -57,6 +77,12 @@ def decode_image(name: str, content: bytes) -> Image.Image:
         image = _open_image(name, content)
         orientation = _read_orientation(image)
         return _apply_orientation(_to_rgb(name, image), orientation)
+
+
+def read_image_size(name: str, content: bytes) -> tuple[int, int]:
+    """(width, height) of an image as it is stored, by its header; raises as `decode_image`."""
+    with _decode_errors(name, content):
+        return _open_image(name, content).size
 
 
 def decode_frame(
@@ -118,13 +144,36 @@ def _decode_errors(name: str, content: bytes) -> Iterator[None]:
     except RejectedError:
         raise
     except UnidentifiedImageError:
-        found = "an empty file" if not content else f"{len(content)} bytes of another format"
+        found = _describe_format(content)
         raise RejectedError(f"{name}: expected an image, found {found}") from None
     except Image.DecompressionBombError as error:
         raise RejectedError(f"{name}: too large for a photograph ({error})") from None
     except Exception as error:  # damage surfaces anywhere in a decoder, also as MemoryError
         reason = str(error) or type(error).__name__
         raise RejectedError(f"{name}: damaged image ({reason})") from None
+
+
+def _describe_format(content: bytes) -> str:
+    """What the content of a file is that Pillow does not open here."""
+    if not content:
+        return "an empty file"
+    for name, start in _OTHER_FORMATS:
+        if re.match(start, content[:1024], re.DOTALL):
+            return f"{name}; convert it to {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return f"{len(content)} bytes of another format"
+
+
+def count_scans(content: bytes) -> int:
+    """The scans of a JPEG, by its markers as libjpeg reads them; nothing is decoded."""
+    scans, position = 0, 0
+    while found := _JPEG_MARKER.search(content, position):
+        marker, position = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        if marker not in _MARKERS_WITHOUT_LENGTH:
+            position += max(2, int.from_bytes(content[position : position + 2], "big"))
+        scans += marker == _START_OF_SCAN
+    return scans
 
 
 def _open_file(name: str, content: bytes) -> ImageFile.ImageFile:
@@ -136,6 +185,11 @@ def _open_file(name: str, content: bytes) -> ImageFile.ImageFile:
             f"{name}: too large for a photograph ({pixels} pixels; expected at most {MAX_PIXELS})"
         )
     if image.format in ("JPEG", "MPO"):
+        if (scans := count_scans(content)) > MAX_SCANS:
+            raise RejectedError(
+                f"{name}: expected a JPEG of at most {MAX_SCANS} scans, found {scans}; encode it "
+                "again"
+            )
         # One block: in the default blocks of 64 KiB, an image of 2 MB takes a quarter longer.
         image.decodermaxblock = max(image.decodermaxblock, len(content))
     return image

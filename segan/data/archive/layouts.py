@@ -59,6 +59,7 @@ LAYOUTS = {
     ),
 }
 
+_PH2_MASK_FOLDER = re.compile(r"IMD\d+_(?:lesion|roi)", re.IGNORECASE)
 _COMPILED_LAYOUTS = [
     (
         name,
@@ -99,6 +100,18 @@ def classify_path(path: str) -> FileRole | None:
             name = f"{dataset} {groups['year']}" if "year" in groups else dataset
             return FileRole(image is None, partner, split, groups["id"], name)
     return None
+
+
+def is_mask(path: str) -> bool:
+    """Whether the file at `path` is a mask or another map of an image, in any layout.
+
+    Names are compared without case. PH2's masks and regions are known by their folders alone.
+    """
+    stem = path.rpartition("/")[2].rpartition(".")[0].lower()
+    if stem.endswith((MASK_SUFFIX, "_superpixels")) or "_attribute_" in stem:
+        return True
+    folder = path.rpartition("/")[0].rpartition("/")[2]
+    return bool(_PH2_MASK_FOLDER.fullmatch(folder))
 
 
 def is_hidden(path: str) -> bool:

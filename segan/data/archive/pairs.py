@@ -47,6 +47,10 @@ class Archive:
             raise SeganError(f"{self.uri}: no pairs in split {name!r}; splits with pairs: {known}")
         return pairs
 
+    def rejects_of(self, split: str) -> list[dict[str, str]]:
+        """The rejects of a split, and those that may be of it because theirs is unknown."""
+        return [row for row in self.rejects if row["split"] in (split, "")]
+
 
 def make_reject(name: str, split: str, reason: str) -> dict[str, str]:
     """A row of the table of rejects."""

@@ -18,7 +18,7 @@ from segan.data.archive.images import RejectedError, decode_image, decode_mask
 from segan.data.archive.layouts import MASK_SUFFIX
 from segan.data.archive.pairs import Archive, Pair, check_rejects, make_reject
 from segan.data.archive.sources import FileEntry, Listing, list_folder, list_zip
-from segan.errors import NotFoundError, SeganError
+from segan.errors import NotFoundError, SeganError, StorageError
 
 __all__ = [
     "MASK_SUFFIX",
@@ -74,8 +74,9 @@ def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_mem
         read_member: `read` of a `segan.data.archive.zips.ZipReader`, to read many members.
 
     Raises:
-        RejectedError: it does not exist, is too large, or is damaged in its zip.
-        StorageError: it cannot be reached.
+        RejectedError: it does not exist, is too large, or is damaged in its zip; or a local file
+            cannot be read, for example for lack of permission.
+        StorageError: its bucket cannot be reached.
     """
     zip_and_member = zips.split_uri(uri)
     try:
@@ -87,6 +88,11 @@ def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_mem
         reason = f"{size} bytes; expected at most {zips.MAX_BYTES}"
     except NotFoundError:
         reason = "not found"
+    except StorageError as error:
+        # An error of a bucket concerns all its files; one of a local file this one alone.
+        if storage.is_s3(uri):
+            raise
+        reason = str(error).removeprefix(f"{zip_and_member[0] if zip_and_member else uri}: ")
     raise RejectedError(f"{storage.basename(uri)}: {reason}")
 
 

@@ -4,8 +4,8 @@
     photographs/17.jpg,masks/17.png,train,17,patient 4
 
 `image` and `mask` are names below the table's folder (zip members too, as `all.zip!/17.jpg`),
-absolute paths, or `s3://` URIs. Defaults of the other columns: `split` is train, `id` the image's
-name without extension, `group` empty.
+absolute paths, or `file://` or `s3://` URIs. Defaults of the other columns: `split` is train, `id`
+the image's name without extension, `group` empty.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -108,9 +109,10 @@ def _resolve(folder: str, column: str, value: str) -> str:
     if not value:
         raise UsageError(f"{column}: expected a name or a URI, found nothing")
     try:
-        if value.startswith("/") or storage.is_s3(value):
+        if value.startswith("/") or "://" in value:
             return storage.normalise(value)
-        return storage.join(folder, value)
+        # ./a.jpg, as find writes it, and a//b.jpg; what leads outside still does.
+        return storage.join(folder, posixpath.normpath(value))
     except UsageError as error:
         raise UsageError(
             f"{column}: expected a name below the table's folder, an absolute path or an s3:// "

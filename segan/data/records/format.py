@@ -16,19 +16,25 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter
 
 from segan import storage
-from segan.errors import StorageError, UsageError
-from segan.utils.models import FrozenModel
+from segan.data.records.shard_file import (
+    MAX_CLASSES,
+    make_schema,
+    parse_shard,
+    pixel_array,
+)
+from segan.errors import CorruptedError, StorageError, UsageError
+from segan.utils.models import Count, FrameSide, FrozenModel
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
-DECODER_VERSION = "2"  # changes when decoding the same file gives other pixels
 _SHARD = re.compile(
     r"(?P<split>\w+)-(?P<index>\d{5})-of-(?P<of>\d{5})-(?P<sha>[0-9a-f]{16})\.parquet"
 )
@@ -61,8 +67,8 @@ class Shard(FrozenModel):
     """
 
     name: str
-    num_rows: int
-    bytes: int
+    num_rows: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    bytes: Count
     sha256: str
     content_digest: str
 
@@ -85,12 +91,12 @@ class Manifest(FrozenModel):
         fingerprint: digest of all ids and pixels.
     """
 
-    height: int
-    width: int
-    classes: int
+    height: FrameSide
+    width: FrameSide
+    classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     splits: dict[str, tuple[Shard, ...]]
-    num_inputs: int
-    num_rejects: int
+    num_inputs: Count
+    num_rejects: Count
     source: str
     fingerprint: str
 
@@ -121,19 +127,7 @@ class Samples:
 
 def record_schema(height: int, width: int, classes: int) -> pa.Schema:
     """The schema of a shard; pixels are fixed-size binary, which is read without a copy."""
-    return pa.schema(
-        {
-            "id": pa.string(),
-            "image": pa.binary(height * width * 3),
-            "mask": pa.binary(classes * height * width),
-            "original_width": pa.int32(),
-            "original_height": pa.int32(),
-            "image_sha256": pa.string(),
-            "mask_sha256": pa.string(),
-        },
-        # An ingest does not reuse rows of another decoder version.
-        metadata={"decoder": DECODER_VERSION},
-    )
+    return make_schema(height * width * 3, classes * height * width)
 
 
 def shard_index(sample_id: str, num_shards: int) -> int:
@@ -204,7 +198,8 @@ def read_shard(uri: str, shard: Shard) -> pa.Table:
     """Reads the rows of a shard.
 
     Raises:
-        StorageError: the file is missing, or its checksum is not that of the manifest.
+        StorageError: the file is missing or not a shard, or its checksum or number of rows is not
+            that of the manifest.
     """
     name = storage.join(uri, shard.name)
     content = storage.read_bytes(name)
@@ -213,7 +208,12 @@ def read_shard(uri: str, shard: Shard) -> pa.Table:
             f"{name}: checksum mismatch: expected {shard.bytes} bytes with the manifest's "
             f"checksum, found {len(content)} bytes; run `segan ingest` again"
         )
-    return pq.read_table(io.BytesIO(content)).combine_chunks()
+    table = parse_shard(name, content)
+    if len(table) != shard.num_rows:
+        raise CorruptedError(
+            f"{name}: expected {shard.num_rows} rows by the manifest, found {len(table)}"
+        )
+    return table
 
 
 def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> list[Record]:
@@ -228,7 +228,10 @@ def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> l
         return []
     if storage.sha256(content)[:16] != file.sha256_prefix:
         return []
-    table = pq.read_table(io.BytesIO(content)).combine_chunks()
+    try:
+        table = parse_shard(file.name, content)
+    except CorruptedError:
+        return []
     if not table.schema.equals(record_schema(height, width, 1), check_metadata=True):
         return []
     samples = _to_samples(table, height, width, 1)
@@ -305,19 +308,19 @@ def read_manifest(uri: str) -> Manifest:
 
 def parse_manifest(name: str) -> Manifest:
     """Reads a manifest's file; raises StorageError if it is missing or not a manifest."""
-    try:
-        return Manifest.model_validate(storage.read_json(name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "content"
-        raise StorageError(f"{name}: not a manifest of records ({key}: {first['msg']})") from None
+    return storage.read_model(name, Manifest, "a manifest of records")
 
 
 def read_rejects(uri: str) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = pq.read_table(
-        io.BytesIO(storage.read_bytes(storage.join(uri, REJECTS)))
-    ).to_pylist()
-    return rows
+    name = storage.join(uri, REJECTS)
+    try:
+        rows = pq.read_table(io.BytesIO(storage.read_limited(name))).to_pylist()
+        return TypeAdapter(list[dict[str, str]]).validate_python(rows)
+    except (ValueError, OSError, MemoryError) as error:
+        if isinstance(error, StorageError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptedError(f"{name}: not a table of rejects ({reason})") from None
 
 
 def to_samples(table: pa.Table, manifest: Manifest) -> Samples:
@@ -326,10 +329,17 @@ def to_samples(table: pa.Table, manifest: Manifest) -> Samples:
 
 
 def _to_samples(table: pa.Table, height: int, width: int, classes: int) -> Samples:
+    found = tuple(table.schema.field(key).type.byte_width for key in ("image", "mask"))
+    if found != (height * width * 3, height * width * classes):
+        raise CorruptedError(
+            f"a shard of the records has images of {found[0]} bytes and masks of {found[1]}; "
+            f"expected frames of {width} x {height} pixels with {classes} classes; run "
+            "`segan ingest` again"
+        )
     return Samples(
         ids=table["id"].to_pylist(),
-        image=_pixel_array(table["image"]).reshape(-1, height, width, 3),
-        mask=_pixel_array(table["mask"]).reshape(-1, classes, height, width),
+        image=pixel_array(table["image"]).reshape(-1, height, width, 3),
+        mask=pixel_array(table["mask"]).reshape(-1, classes, height, width),
     )
 
 
@@ -354,13 +364,6 @@ def read_samples(
         image=np.concatenate([part.image for part in parts]),
         mask=np.concatenate([part.mask for part in parts]),
     )
-
-
-def _pixel_array(column: pa.ChunkedArray) -> np.ndarray:
-    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    size = array.type.byte_width
-    pixels = np.frombuffer(array.buffers()[1], dtype=np.uint8)  # buffers()[0] is the validity map
-    return pixels[array.offset * size : (array.offset + len(array)) * size]
 
 
 def _to_table(records: Sequence[Record], columns: pa.Schema) -> pa.Table:

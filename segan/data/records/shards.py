@@ -28,7 +28,6 @@ from segan.data.records.format import (
     shard_prefix,
     write_shard,
 )
-from segan.errors import StorageError
 
 STATS_SCHEMA = image_stats.SCHEMA.append(pa.field("split", pa.string()))
 PREFETCH_PAIRS = 4  # pairs whose files are read while another pair is decoded
@@ -151,17 +150,7 @@ def _prefetch(
 
 def _read_pair(pair: Pair, read: Callable[[str], bytes]) -> tuple[bytes, bytes]:
     assert pair.mask is not None, "a record needs a mask"
-    return _read_or_reject(pair.image, read), _read_or_reject(pair.mask, read)
-
-
-def _read_or_reject(uri: str, read: Callable[[str], bytes]) -> bytes:
-    try:
-        return read(uri)
-    except StorageError as error:
-        # An error of a bucket is transient and stops the job; one of a local file is permanent.
-        if storage.is_s3(uri):
-            raise
-        raise RejectedError(str(error)) from None
+    return read(pair.image), read(pair.mask)
 
 
 def _decode(

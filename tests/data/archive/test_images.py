@@ -14,7 +14,9 @@ from PIL import Image, ImageChops
 
 from segan import storage
 from segan.data.archive.images import (
+    MAX_SCANS,
     RejectedError,
+    count_scans,
     decode_frame,
     decode_image,
     decode_mask,
@@ -258,6 +260,72 @@ def test_a_tiff_with_a_fractional_offset_is_rejected() -> None:
     long, fraction = b"\x11\x01\x04\x00", b"\x11\x01\x0b\x00"
     with pytest.raises(RejectedError, match="damaged image"):
         decode_image("a.tif", encode(NOISE, "TIFF").replace(long, fraction))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (encode(SCENE, "WEBP"), "WebP"),
+        (encode(SCENE, "GIF"), "GIF"),
+        (encode(SCENE, "JPEG2000"), "JPEG 2000"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "AVIF"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"%PDF-1.7", "PDF"),
+        (b'<?xml version="1.0"?>\n<svg/>', "SVG"),
+    ],
+)
+def test_another_format_is_named(content: bytes, found: str) -> None:
+    said = f"^a.jpg: expected an image, found {found}; convert it to JPEG, PNG, BMP or TIFF$"
+    with pytest.raises(RejectedError, match=said):
+        decode_image("a.jpg", content)
+
+
+# Scans of a JPEG
+
+
+def with_more_scans(content: bytes, scans: int) -> bytes:
+    """A progressive JPEG with more scans of its last kind, each a run without coefficients."""
+    start, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    header_end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return content[:end] + scans * content[start:header_end] + content[end:]
+
+
+def test_the_scans_of_a_jpeg_are_counted() -> None:
+    baseline, progressive = (encode(SCENE, "JPEG", progressive=p) for p in (False, True))
+    assert (count_scans(baseline), count_scans(progressive)) == (1, 10)
+    assert count_scans(with_more_scans(progressive, 7)) == 17
+
+
+def test_markers_within_segments_and_after_the_end_are_no_scans() -> None:
+    """Such as those of a thumbnail in the EXIF data, or of the second image of an MPO."""
+    exif = Image.Exif()
+    exif[0x010E] = "description"
+    content = encode(SCENE, "JPEG", exif=exif.tobytes() + b"\xff\xda\0\x08" * 200)
+    assert content.count(b"\xff\xda") > MAX_SCANS
+    assert count_scans(content) == 1
+    assert difference(decode_image("a", content), SCENE) < 5
+    pictures = encode(SCENE, "MPO", save_all=True, append_images=[SCENE])
+    assert count_scans(pictures) == 1
+
+
+@pytest.mark.parametrize("fill", [b"", b"\xff\xff", b"\0junk", b"\xff\xd3\xff\0"])
+def test_a_jpeg_of_too_many_scans_is_rejected_before_decoding(fill: bytes) -> None:
+    """However the markers are separated: libjpeg skips what is between them."""
+    progressive = encode(SCENE, "JPEG", progressive=True)
+    end = progressive.rindex(b"\xff\xd9")
+    scan = with_more_scans(progressive, 1)[end:-2]
+    content = progressive[:end] + (fill + scan) * MAX_SCANS + progressive[end:]
+    decoders: list[Callable[[], object]] = [
+        lambda: decode_image("a.jpg", content),
+        lambda: decode_frame("a.jpg", content, (9, 7)),
+        lambda: decode_mask("a.jpg", content, SCENE.size),
+        lambda: decode_mask_frame("a.jpg", content, SCENE.size, (9, 7)),
+    ]
+    for decode in decoders:
+        with pytest.raises(RejectedError, match=r"^a\.jpg: expected a JPEG of at most 100 scans"):
+            decode()
 
 
 def test_postscript_is_rejected() -> None:

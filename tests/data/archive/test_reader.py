@@ -16,7 +16,7 @@ from segan.data.archive import reader as archives
 from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Archive, Pair, open_archive, read_file
 from segan.data.synthetic import generate_archive
-from segan.errors import SeganError, StorageError
+from segan.errors import SeganError
 
 TRAIN = "ISIC-2017_Training_Data"
 TRAIN_TRUTH = "ISIC-2017_Training_Part1_GroundTruth"
@@ -368,7 +368,7 @@ def test_what_is_neither_file_nor_folder_is_a_reject(archive_of_one_pair: Path) 
     assert reasons(open_archive(str(archive_of_one_pair))) == {
         f"{TRAIN}/pipe.jpg": "neither file nor folder"
     }
-    with pytest.raises(StorageError, match="expected a regular file"):
+    with pytest.raises(RejectedError, match="expected a regular file"):
         read_file(f"{archive_of_one_pair}/{TRAIN}/pipe.jpg")
 
 

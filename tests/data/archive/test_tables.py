@@ -39,6 +39,31 @@ def test_every_column_is_used(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "img/1.jpg",
+        "./img/1.jpg",
+        "img//1.jpg",
+        "img/../img/1.jpg",
+        "{0}/img/1.jpg",
+        "file://{0}/img/1.jpg",
+    ],
+)
+def test_a_name_may_be_written_in_any_form(tmp_path: Path, name: str) -> None:
+    (tmp_path / "table.csv").write_text(f"image,mask\n{name.format(tmp_path)},m.png\n")
+    archive = open_archive(str(tmp_path / "table.csv"))
+    assert archive.rejects == []
+    assert [pair.image for pair in archive.pairs] == [f"{tmp_path}/img/1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["../1.jpg", "img/../../1.jpg", "./../1.jpg", "..", "."])
+def test_a_name_outside_the_tables_folder_is_rejected(tmp_path: Path, name: str) -> None:
+    (tmp_path / "table.csv").write_text(f"image,mask\n{name},m.png\n")
+    archive = open_archive(str(tmp_path / "table.csv"))
+    assert (len(archive.pairs), len(archive.rejects)) == (0, 1)
+
+
 def test_image_and_mask_are_enough(tmp_path: Path) -> None:
     (pair,) = read_csv(tmp_path, "mask,image", "m.png,x/photo.17.jpeg").pairs
     assert pair == Pair("photo.17", "train", f"{tmp_path}/x/photo.17.jpeg", f"{tmp_path}/m.png")

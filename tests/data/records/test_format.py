@@ -27,7 +27,7 @@ from segan.data.records.format import (
     write_manifest,
     write_shard,
 )
-from segan.errors import StorageError, UsageError
+from segan.errors import CorruptedError, StorageError, UsageError
 
 HEIGHT, WIDTH = 5, 7
 
@@ -216,6 +216,64 @@ def test_damaged_shard(folder: str, damage: Callable[[bytes], bytes]) -> None:
         f"{path}: checksum mismatch: expected {shard.bytes} bytes with the manifest's "
         f"checksum, found {path.stat().st_size} bytes"
     )
+
+
+def rewrite(folder: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Changes the table of a shard, with a valid manifest."""
+    manifest = write(folder, records(4))
+    (shard,) = manifest.shards("train")
+    sink = io.BytesIO()
+    pq.write_table(change(pq.read_table(f"{folder}/{shard.name}")), sink, compression="zstd")
+    content = sink.getvalue()
+    storage.write_bytes(f"{folder}/{shard.name}", content)
+    changed = shard.model_copy(update={"sha256": storage.sha256(content)})
+    write_manifest(folder, manifest.model_copy(update={"splits": {"train": (changed,)}}), [])
+
+
+def replace_column(table: pa.Table, name: str, values: list[object]) -> pa.Table:
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(name), pa.array(values, table[name].type))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop_columns(["mask"]), "mask"),
+        (lambda t: t.rename_columns([*t.column_names[:-1], "x"]), "expected the columns"),
+        (lambda t: t.slice(0, 3), "expected 4 rows by the manifest, found 3"),
+        (lambda t: replace_column(t, "mask", [b"\7" * 35] * 4), "masks of 0 and 1"),
+        (lambda t: replace_column(t, "image", [None] * 4), "expected a value in every row"),
+        (lambda t: replace_column(t, "id", ["a", None, "c", "d"]), "expected a value in every row"),
+        (
+            lambda t: pa.concat_tables([replace_column(t, "image", [bytes(105)] * 4)] * 9999),
+            "39996 images of 105 bytes in a file of",
+        ),
+    ],
+    ids=["no mask", "a name", "rows", "values", "null", "null id", "a bomb"],
+)
+def test_a_shard_that_is_none_is_refused(
+    folder: str, change: Callable[[pa.Table], pa.Table], said: str
+) -> None:
+    rewrite(folder, change)
+    with pytest.raises(CorruptedError) as caught:
+        read(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_of_another_size_than_the_manifests_are_refused(folder: str) -> None:
+    manifest = write(folder, records(4))
+    other = manifest.model_copy(update={"height": HEIGHT + 1})
+    with pytest.raises(CorruptedError, match="expected frames of 7 x 6 pixels with 1 classes"):
+        to_samples(read(folder), other)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(99) + b"PAR1", b"text"])
+def test_a_damaged_table_of_rejects_is_one_error(folder: str, content: bytes) -> None:
+    write(folder, records(4))
+    storage.write_bytes(f"{folder}/rejects.parquet", content)
+    with pytest.raises(CorruptedError, match=r"rejects\.parquet: not a table of rejects"):
+        read_rejects(folder)
 
 
 def test_shard_of_other_records(folder: str) -> None:

@@ -1,0 +1,143 @@
+"""The device that a training uses, and how it computes there.
+
+`cluster.device=auto` takes a GPU where there is one, `performance.precision=auto` the fastest
+precision of the device that keeps the results. Both are resolved before a run starts and recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segan.config import ClusterConfig, Config, PerformanceConfig
+from segan.errors import UsageError
+from segan.utils.text import count_noun
+
+logger = logging.getLogger(__name__)
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU of this machine."""
+    return torch.cuda.is_available()
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can build kernels for a GPU here.
+
+    Triton needs a C compiler and Python's headers.
+    """
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return find_spec("triton") is not None and has_compiler and headers.exists()
+
+
+def resolve_local_device(cluster: ClusterConfig) -> ClusterConfig:
+    """Returns the section with this machine's device instead of `auto`.
+
+    Raises:
+        UsageError: a GPU is required, and there is none.
+    """
+    cluster = cluster.resolve_device(has_gpu())
+    torch_device(cluster.device)
+    return cluster
+
+
+def torch_device(name: str) -> torch.device:
+    """Returns the device of this process.
+
+    Args:
+        name: `cuda` or `cpu`.
+
+    Raises:
+        UsageError: torch finds no GPU.
+    """
+    if name != "cuda":
+        return torch.device("cpu")
+    if not has_gpu():
+        raise UsageError(
+            f"cluster.device cuda: torch {torch.__version__} finds no GPU on this machine, for a "
+            "reason that segan doctor may know; with cluster.device=cpu the run uses the CPU"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_performance(config: Config, device: str, recorded: Mapping[str, Any]) -> Config:
+    """Returns the configuration with a precision instead of `auto`.
+
+    A run or study that exists keeps the precision and the compilation that it began with, on any
+    device, so that it goes on as it was.
+
+    Args:
+        device: `cuda` or `cpu`.
+        recorded: the identity of the run or study that is resumed; empty for a new one.
+    """
+    performance = config.performance
+    kept = {
+        name: recorded[f"performance.{name}"]
+        for name in ("precision", "compile_mode")
+        if getattr(performance, name) == "auto" and f"performance.{name}" in recorded
+    }
+    performance = performance.model_copy(update=kept)
+    if performance.precision == "auto":
+        resolved = performance.resolve(device, can_compile=False)
+        performance = performance.model_copy(update={"precision": resolved.precision})
+    return config.model_copy(update={"performance": performance})
+
+
+def describe_device(cluster: ClusterConfig, performance: PerformanceConfig) -> str:
+    """The device and the way of computing, in one line.
+
+    Args:
+        cluster: with a resolved device.
+        performance: with a resolved precision.
+    """
+    precision: str = performance.precision
+    if cluster.device == "cuda":
+        device = count_noun(cluster.reserved_gpus, "GPU")
+        precision = {"bfloat16": "bfloat16 and TF32", "float32": "float32 without TF32"}.get(
+            performance.precision, "TF32"
+        )
+    else:
+        device = f"{count_noun(cluster.cpus_per_worker, 'CPU')} and no GPU"
+        performance = performance.resolve("cpu", can_compile=False)
+    memory_format = "channels last" if performance.channels_last else "channels first"
+    return (
+        f"{count_noun(cluster.workers, 'worker')}, each with {device}; {precision}, "
+        f"{memory_format}, compile_mode {performance.compile_mode}"
+    )
+
+
+def announce_device(
+    cluster: ClusterConfig, performance: PerformanceConfig, gpu_is_there: bool
+) -> None:
+    """Says what a training uses, and warns of a GPU that it leaves idle; see `describe_device`."""
+    logger.info(f"training with {describe_device(cluster, performance)}")
+    if gpu_is_there and cluster.device == "cpu":
+        logger.warning(
+            "warning: a GPU is left idle; cluster.device=auto, without cluster.gpus_per_worker=0, "
+            "uses it"
+        )
+
+
+def device_record(performance: PerformanceConfig, device: torch.device) -> dict[str, Any]:
+    """What run.json records of a training's device.
+
+    Args:
+        performance: resolved for the device.
+    """
+    is_gpu = device.type == "cuda"
+    return {
+        "type": device.type,
+        "name": torch.cuda.get_device_name(device) if is_gpu else None,
+        "precision": performance.precision,
+        "tf32": is_gpu and performance.precision != "float32",
+        "channels_last": performance.channels_last,
+        "compile_mode": performance.compile_mode,
+    }

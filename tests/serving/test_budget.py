@@ -1,0 +1,57 @@
+"""Memory that concurrent requests share."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ray_jobs.serving.budget import MemoryBudget
+
+
+def test_requests_hold_no_more_than_the_total_and_keep_their_order() -> None:
+    budget, held, most, order = MemoryBudget(10), 0, 0, list[int]()
+
+    async def request(number: int, size: int) -> None:
+        nonlocal held, most
+        async with budget.reserve(size):
+            order.append(number)
+            held += min(size, 10)
+            most = max(most, held)
+            await asyncio.sleep(0.001)
+            held -= min(size, 10)
+
+    async def run() -> None:
+        sizes = [4, 5, 10, 1, 99, 3, 3, 3, 3]
+        await asyncio.gather(*(request(number, size) for number, size in enumerate(sizes)))
+
+    asyncio.run(run())
+    assert most == 10
+    assert order == sorted(order)
+    assert budget.free_bytes == 10
+
+
+def test_a_failed_or_cancelled_request_gives_its_bytes_back() -> None:
+    budget = MemoryBudget(10)
+
+    async def fail() -> None:
+        async with budget.reserve(7):
+            raise ValueError
+
+    async def wait() -> None:
+        async with budget.reserve(7):
+            await asyncio.sleep(60)
+
+    async def run() -> None:
+        await asyncio.gather(fail(), return_exceptions=True)
+        holding = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0.01)
+        assert budget.free_bytes == 3
+        for task in (waiting, holding):
+            task.cancel()
+        await asyncio.gather(holding, waiting, return_exceptions=True)
+        async with budget.reserve(10):
+            pass
+
+    asyncio.run(run())
+    assert budget.free_bytes == 10
