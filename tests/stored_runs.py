@@ -29,7 +29,7 @@ def epoch_lines(epoch: int, jaccard: float) -> list[dict[str, Any]]:
             "jaccard_curve": [0.1, jaccard],
             "threshold": 0.5,
             "seconds": 8.0,
-            "validation_seconds": 2.0,
+            "stage_seconds": {"validation": 2.0, "segmentor": 3.0},
             "images_per_second": 2.5,
         },
     ]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from segan import storage
 from segan.report.search import Rung, TrialSummary, combine_trials, summarise_trial
-from segan.runs.listing import NUM_READ_THREADS, open_run
+from segan.runs.listing import NUM_READ_THREADS, epoch_seconds, open_run
 from segan.runs.run import RUN_FILE, Run
 from segan.runs.study import STUDY_FILE, Study
 from segan.runs.trial import Trial, TrialStatus
@@ -211,5 +211,5 @@ def _seconds_per_epoch(metrics: Sequence[Mapping[str, Any]]) -> float | None:
     epochs = [line for line in metrics if line["kind"] == "epoch"][-NUM_RECENT_EPOCHS:]
     if not epochs:
         return None
-    seconds = fmean(line["seconds"] + line.get("validation_seconds", 0.0) for line in epochs)
+    seconds = fmean(map(epoch_seconds, epochs))
     return seconds if math.isfinite(seconds) else None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from segan import storage
 from segan.runs.driver_log import LOG_FILE
+from segan.runs.listing import epoch_seconds
 from segan.runs.run import REPORT_FILES, RUN_FILE, Run
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus, read_result
@@ -60,17 +61,22 @@ def iter_metrics(run: Run, after: int = -1) -> Iterator[MetricPoint]:
     seconds = 0.0
     for line in run.metrics():
         if line["kind"] == "epoch":
-            seconds += line["seconds"] + line.get("validation_seconds", 0.0)
+            seconds += epoch_seconds(line)
         if line["samples"] > after:
             yield MetricPoint(
                 line["samples"],
                 seconds,
-                {
-                    f"{line['kind']}/{name}": value
-                    for name, value in line.items()
-                    if isinstance(value, int | float) and name not in ("samples", "step")
-                },
+                dict(_iter_numbers(line["kind"], line)),
             )
+
+
+def _iter_numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers among metrics, and those of nested mappings, by `prefix/name`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _iter_numbers(f"{prefix}/{name}", value)
+        elif isinstance(value, int | float) and name not in ("samples", "step"):
+            yield f"{prefix}/{name}", value
 
 
 def describe_run(run: Run, group: str | None = None) -> TrackedItem:

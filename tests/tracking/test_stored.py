@@ -41,6 +41,7 @@ def test_points_by_hand(tmp_path: Path) -> None:
     step = {"step/epoch": 2, "step/k": 1.0, "step/learning_rate": 0.003}
     assert points[2] == MetricPoint(40, 10.0, {**step, "step/segmentor_loss": 0.25})
     assert points[3].values["epoch/jaccard"] == 0.6
+    assert points[3].values["epoch/stage_seconds/validation"] == 2.0
     assert "epoch/jaccard_curve" not in points[3].values, "a list is no metric"
     assert list(iter_metrics(run, 20)) == points[2:]
     assert list(iter_metrics(run, 40)) == []
