@@ -21,12 +21,13 @@ from ray.exceptions import RayError
 
 from ray_jobs.cluster.queue import Claim, enter_queue, on_this_node
 from segan.storage.lease import LeaseConfig
+from segan.utils.messages import TRANSCRIPT
 
 if TYPE_CHECKING:
     from segan.training.resume import ResumePoint
     from segan.utils.signals import StopRequest
 
-logger = logging.getLogger(__name__)
+logger, transcript = logging.getLogger(__name__), logging.getLogger(TRANSCRIPT)
 
 PROGRESS_INTERVAL_S = 0.5
 STOP_TIMEOUT_S = 15.0  # before the workers are aborted; `ray job stop` kills the driver after 30
@@ -41,19 +42,21 @@ class Poll:
         progress: the latest; None before the first.
         messages: warnings since the last call.
         num_starts: of the worker group.
+        rank_zero_messages: warnings of rank 0 since the last call.
     """
 
     progress: dict[str, Any] | None
     messages: list[str]
     num_starts: int
+    rank_zero_messages: list[str] = field(default_factory=list)
 
 
 class RunCoordinator:
     """The actor's class.
 
     To the workers it passes the point that a worker group starts from and the driver's request to
-    stop; to the driver, the latest progress and warnings to log. In the queue of runs it stands for
-    the resources of the run.
+    stop; to the driver, the latest progress, warnings to log and rank 0's own. In the queue of runs
+    it stands for the resources of the run.
     """
 
     def __init__(self, claim: Claim, driver_ttl_s: float = LeaseConfig.ttl_s) -> None:
@@ -65,6 +68,7 @@ class RunCoordinator:
         self.claim, self.driver_ttl_s = claim, driver_ttl_s
         self.progress: dict[str, Any] | None = None
         self.messages: list[str] = []
+        self.rank_zero_messages: list[str] = []
         self.num_starts = 0
         self.workers: dict[int, Any] = {}
         self.stop_requested = False
@@ -101,10 +105,15 @@ class RunCoordinator:
         self.progress = progress
         return self.stop_requested or time.monotonic() - self.last_poll > self.driver_ttl_s
 
+    def add_rank_zero_message(self, text: str) -> None:
+        """Stores a warning of rank 0, which its own process has shown already."""
+        self.rank_zero_messages.append(text)
+
     def poll(self) -> Poll:
         self.last_poll = time.monotonic()
         messages, self.messages = self.messages, []
-        return Poll(self.progress, messages, self.num_starts)
+        rank_zero_messages, self.rank_zero_messages = self.rank_zero_messages, []
+        return Poll(self.progress, messages, self.num_starts, rank_zero_messages)
 
     def request_stop(self) -> None:
         self.stop_requested = True
@@ -186,6 +195,8 @@ class RunMonitor:
             return
         for message in poll.messages:
             logger.warning(message)
+        for message in poll.rank_zero_messages:
+            transcript.warning(f"rank 0: {message}")
         if poll.progress is not None:
             self.on_progress(poll.progress)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,7 @@ from segan.training.launch import build_trainer, record_hardware
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
+from segan.utils.messages import capture_messages
 
 
 class ResumingDataset:
@@ -111,6 +114,24 @@ def train_loop_per_worker(train_loop_config: dict[str, Any]) -> WorkerResult:
             `runs_per_node` (the number of trials that share a node).
     """
     storage.retry_access_checks()
+    with contextlib.ExitStack() as stack:
+        if train.get_context().get_world_rank() == 0:
+            stack.enter_context(relay_warnings(train_loop_config["coordinator"]))
+        return _train(train_loop_config)
+
+
+@contextlib.contextmanager
+def relay_warnings(coordinator: Any) -> Iterator[None]:
+    """Passes the warnings of this process to the driver, which keeps them in driver.log."""
+
+    def relay(_: int, text: str) -> None:
+        coordinator.add_rank_zero_message.remote(text)
+
+    with capture_messages(relay, logging.WARNING):
+        yield
+
+
+def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
     config: Config = train_loop_config["config"]
     run = Run(train_loop_config["run"], train_loop_config["fence"])
     coordinator = train_loop_config["coordinator"]

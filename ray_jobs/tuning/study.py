@@ -30,6 +30,7 @@ from segan import storage
 from segan.config import Config
 from segan.data.records.versions import read_version
 from segan.errors import NonFiniteError, SeganError, UsageError
+from segan.runs.driver_log import keep_driver_log
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import current_fence, hold_lease
@@ -173,7 +174,8 @@ def _run_trial(
     if trial.result().status is TrialStatus.FAILED:
         trial.clear_result()
     try:
-        train(trial_config, trial.run, lambda progress: None, full_context, [TuneReportCallback()])
+        with keep_driver_log(trial.run.uri, f"{trial.name} of {study}"):
+            train(trial_config, trial.run, lambda _: None, full_context, [TuneReportCallback()])
     except NonFiniteError as error:
         trial.mark_done(TrialStatus.DIVERGED, time.monotonic() - began, str(error))
         return

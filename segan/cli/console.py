@@ -32,6 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from segan.utils.messages import LOGGERS, TRANSCRIPT
 from segan.utils.text import escape_controls
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 stderr_console = Console(stderr=True)
 stdout_console = Console()
+transcript = logging.getLogger(TRANSCRIPT)
 
 # A validation of this epoch or a later one that finds more of its wrong pixels saturated is warned
 # of: earlier, a segmentor may still be far from its task.
@@ -127,20 +129,20 @@ class TrainingDisplay:
             echo(warning)
 
     def _show(self, progress: TrainingProgress) -> None:
+        epoch, status = f"{progress.epoch}/{progress.total_epochs}", format_progress(progress)
         if self._progress:
             self._progress.update(
                 self._task,
                 total=progress.total_samples,
                 completed=progress.samples,
-                epoch=f"{progress.epoch}/{progress.total_epochs}",
-                status=format_progress(progress),
+                epoch=epoch,
+                status=status,
             )
-        elif progress.num_validations > self._num_validations:
+        if progress.num_validations > self._num_validations:
             self._num_validations = progress.num_validations
-            stderr_console.print(
-                f"epoch {progress.epoch}/{progress.total_epochs}  {format_progress(progress)}",
-                soft_wrap=True,
-            )
+            if not self._progress:
+                stderr_console.print(f"epoch {epoch}  {status}", soft_wrap=True)
+            transcript.info(f"epoch {epoch}  {status}")
 
 
 def format_progress(progress: TrainingProgress) -> str:
@@ -167,10 +169,9 @@ def saturation_warning(progress: TrainingProgress) -> str:
 
 
 def echo(text: str) -> None:
-    """Writes a message to stderr."""
-    stderr_console.print(
-        escape_controls(text), soft_wrap=True, highlight=False, markup=False, emoji=False
-    )
+    """Writes a message to stderr, and to driver.log while one is kept."""
+    _print_line(text)
+    transcript.info(text)
 
 
 def echo_validation(trial: str, metrics: dict[str, Any], outcome: str = "") -> None:
@@ -183,16 +184,22 @@ class ConsoleHandler(logging.Handler):
     """Writes log messages to stderr as plain lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        echo(record.getMessage())
+        _print_line(record.getMessage())
 
 
 def show_log_messages() -> None:
     """Shows the log messages of `segan` and `ray_jobs`, from INFO up, in this process."""
-    for name in ("segan", "ray_jobs"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
             logger.addHandler(ConsoleHandler())
+
+
+def _print_line(text: str) -> None:
+    stderr_console.print(
+        escape_controls(text), soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
 
 
 def print_json(value: Any) -> None:
@@ -230,20 +237,30 @@ def print_table(
     stdout_console.print(
         escape_controls(title), soft_wrap=True, highlight=False, markup=False, emoji=False
     )
+    transcript.info(title)
+    for row in rows:
+        transcript.info("  ".join(_format_cell(value) for value in row))
+    stdout_console.print(make_table(columns, rows, left_columns))
+
+
+def make_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], left_columns: Sequence[int] = (0,)
+) -> Table:
+    """The table that `print_table` prints."""
     # As Text, since a string with brackets would be read as markup.
     cells = [[Text(_format_cell(value)) for value in row] for row in rows]
     names_fit = all(row[0].cell_len <= MAX_UNFOLDED_NAME for row in cells)
-    shown = Table(show_edge=False)  # room for a leaderboard on 80 columns
+    table = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
-        shown.add_column(
+        table.add_column(
             Text(column),
             justify="left" if i in left_columns else "right",
             overflow="fold",
             no_wrap=i == 0 and names_fit,
         )
     for row in cells:
-        shown.add_row(*row)
-    stdout_console.print(shown)
+        table.add_row(*row)
+    return table
 
 
 def _format_cell(value: Any) -> str:

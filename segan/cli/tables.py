@@ -22,6 +22,7 @@ _SEARCHED_KEYS = {  # of `segan tune`: key, heading
     "optimizer.learning_rate": "rate",
     "logistic.final_k": "k",
 }
+_OVERRIDES = "overrides"  # heading of an ablation's parameters
 
 
 def show_records(uri: str, manifest: Manifest) -> None:
@@ -202,34 +203,43 @@ def show_ensemble(uri: str, ensemble: Ensemble) -> None:
 
 def show_study(uri: str, rows: Sequence[TrialRow]) -> None:
     """A study's leaderboard and its total cost in epochs."""
-    keys = dict.fromkeys(key for row in rows for key in row.parameters)
-    columns = {key: name for key, name in _SEARCHED_KEYS.items() if key in keys}
-    if keys.keys() - _SEARCHED_KEYS:  # an ablation, whose trials change different keys
-        columns = {}
+    headings, parameters = format_parameters([row.parameters for row in rows])
     shown = [
         [
             row.trial,
-            *(f"{row.parameters[key]:.3g}" for key in columns),
-            *([] if columns else [_format_overrides(row.parameters)]),
+            *values,
             row.jaccard,
             None if row.threshold is None else f"{row.threshold:g}",
             f"{row.best_epoch}/{row.epochs}",
             row.status if row.status is TrialStatus.PRUNED else _format_status(row),
         ]
-        for row in rows
+        for row, values in zip(rows, parameters, strict=True)
     ]
-    headings = list(columns.values()) or ["overrides"]
     print_table(
         f"{uri}, best first",
         ["trial", *headings, "jaccard", "thresh.", "epoch", "status"],
         shown,
-        left_columns=(0,) if columns else (0, 1),
+        left_columns=(0, 1) if headings == [_OVERRIDES] else (0,),
     )
     epochs = sum(row.epochs for row in rows)
     stdout_console.print(
         f"best Jaccard {rows[0].jaccard:.4f}; {epochs} epochs in {len(rows)} trials",
         highlight=False,
     )
+
+
+def format_parameters(
+    trials: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Headings, and each trial's parameters below them: a column each, or one for an ablation."""
+    keys = dict.fromkeys(key for parameters in trials for key in parameters)
+    if not keys:
+        return [], [[] for _ in trials]
+    if keys.keys() - _SEARCHED_KEYS:  # an ablation, whose trials change different keys
+        return [_OVERRIDES], [[_format_overrides(parameters)] for parameters in trials]
+    columns = {key: name for key, name in _SEARCHED_KEYS.items() if key in keys}
+    values = [[f"{parameters[key]:.3g}" for key in columns] for parameters in trials]
+    return list(columns.values()), values
 
 
 def _format_overrides(parameters: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def render_page(
         min_images=MIN_IMAGES,
         case_groups=case_groups,
         disagreement_cases=disagreement_cases,
-        training_charts=training_charts(report, metrics),
+        training_charts=training_charts(report.splits.get(report.train_split, 0), metrics),
         threshold_chart=threshold_chart(result),
         jaccard_chart=histogram_chart("Histogram of the Jaccard per image", "Jaccard", counts),
         jaccard_quantiles=np.quantile(jaccards, (0.1, 0.25, 0.5, 0.75)).tolist(),
@@ -110,16 +110,23 @@ def render_page(
         ),
         disagreement_chart=disagreement_chart(result),
         disagreement_quartiles=disagreement_quartiles(result),
-        search_chart=search_chart(search) if search else None,
-        rung_chart=rung_chart(search) if search else None,
-        parameter_labels=parameter_labels(search) if search else {},
-        num_highlighted=NUM_HIGHLIGHTED,
+        **search_context(search),
     )
 
 
-def training_charts(report: Report, metrics: MetricRows) -> list[tuple[str, Chart]]:
+def search_context(search: SearchSummary | None) -> dict[str, Any]:
+    """What search.html.j2 needs."""
+    return {
+        "search": search,
+        "search_chart": search_chart(search) if search else None,
+        "rung_chart": rung_chart(search) if search else None,
+        "parameter_labels": parameter_labels(search) if search else {},
+        "num_highlighted": NUM_HIGHLIGHTED,
+    }
+
+
+def training_charts(rows_per_epoch: float, metrics: MetricRows) -> list[tuple[str, Chart]]:
     """(caption, chart over epochs) for each of _TRAINING_CHARTS that has logged values."""
-    rows_per_epoch = report.splits.get(report.train_split, 0)
     if not (metrics and rows_per_epoch):
         return []
     x_range = (0.0, max(row["samples"] for row in metrics) / rows_per_epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -68,41 +68,46 @@ class SearchSummary(FrozenModel):
 
 def summarise_search(study: Study) -> SearchSummary:
     """Summarises the trials and rungs of a study."""
-    config = study.config()
+    trials = [summarise_trial(trial, trial.run.metrics()) for trial in study.trials()]
+    return combine_trials(study, trials)
+
+
+def combine_trials(study: Study, trials: Iterable[TrialSummary]) -> SearchSummary:
+    """The summary of a study whose trials are summarised already."""
+    config, is_ablation = study.config(), study.command() == "ablate"
     search, epochs = config["search"], config["training"]["epochs"]
-    trials = {trial.name: trial for trial in study.trials()}
-    summaries = tuple(
-        TrialSummary(
-            name=row.trial,
-            parameters=row.parameters,
-            jaccard=row.jaccard,
-            threshold=row.threshold,
-            best_epoch=row.best_epoch,
-            epochs=row.epochs,
-            status=row.status,
-            reason=row.reason,
-            best_jaccards=best_so_far(trials[row.trial]),
-        )
-        for row in study.leaderboard_rows()
-    )
-    is_ablation = study.command() == "ablate"
+    trials = tuple(sorted(trials, key=lambda trial: -trial.jaccard))
     rungs = rung_epochs(search["grace_period"], search["reduction_factor"], epochs)
     if is_ablation or not search["early_stopping"]:
         rungs = []
     return SearchSummary(
         algorithm="ablation" if is_ablation else search["algorithm"],
-        trials=summaries,
-        rungs=tuple(summarise_rung(epoch, summaries) for epoch in rungs),
-        epochs_trained=sum(trial.epochs for trial in summaries),
-        epochs_without_stopping=len(summaries) * epochs,
+        trials=trials,
+        rungs=tuple(summarise_rung(epoch, trials) for epoch in rungs),
+        epochs_trained=sum(trial.epochs for trial in trials),
+        epochs_without_stopping=len(trials) * epochs,
     )
 
 
-def best_so_far(trial: Trial) -> tuple[tuple[int, float], ...]:
-    """(epoch, best Jaccard so far) of each validation of a trial."""
-    lines = trial.epoch_metrics()
+def summarise_trial(trial: Trial, metrics: Sequence[Mapping[str, Any]]) -> TrialSummary:
+    """Summarises a trial from the lines of its metrics.jsonl and its result."""
+    lines = [line for line in metrics if "jaccard" in line]
     bests = accumulate((line["jaccard"] for line in lines), max)
-    return tuple((line["epoch"], best) for line, best in zip(lines, bests, strict=True))
+    best = max(lines, key=lambda line: line["jaccard"], default={"jaccard": 0.0, "epoch": 0})
+    result = trial.result()
+    return TrialSummary(
+        name=trial.name,
+        parameters=trial.parameters,
+        jaccard=best["jaccard"],
+        threshold=best.get("threshold"),
+        best_epoch=best["epoch"],
+        epochs=lines[-1]["epoch"] if lines else 0,
+        status=result.status,
+        reason=result.reason,
+        best_jaccards=tuple(
+            (line["epoch"], so_far) for line, so_far in zip(lines, bests, strict=True)
+        ),
+    )
 
 
 def rung_epochs(grace: int, factor: float, epochs: int) -> list[int]:

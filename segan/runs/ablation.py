@@ -15,7 +15,7 @@ from segan.errors import UsageError
 from segan.runs.study import Study
 from segan.runs.trial import Trial
 
-FIXED_SECTIONS = ("data", "cluster", "search", "ablation")  # equal in all variants
+FIXED_SECTIONS = ("data", "cluster", "tracking", "search", "ablation")  # equal in all variants
 SEED_KEY = "training.seed"
 
 # Called with a trial's name, the metrics of a validated epoch and whether the trial continues.

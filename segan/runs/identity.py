@@ -42,6 +42,7 @@ def config_identity(config: Config, *excluded_sections: str) -> dict[str, Any]:
         "data": {"records"},
         "training": {"checkpoint_every_steps"},
         "evaluation": {"report"},
+        "tracking": True,
     }
     tree = config.model_dump(mode="json", exclude=excluded)
     return {f"{section}.{key}": v for section, branch in tree.items() for key, v in branch.items()}

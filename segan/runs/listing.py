@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,6 +165,11 @@ def epoch_rows(run: Run) -> list[dict[str, Any]]:
         for line in lines
         if line["kind"] == "epoch"
     ]
+
+
+def epoch_seconds(line: Mapping[str, Any]) -> float:
+    """The duration of an epoch and its validation, from its line of metrics.jsonl."""
+    return float(line["seconds"]) + float((line.get("stage_seconds") or {}).get("validation", 0.0))
 
 
 def non_default_values(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ class MetricValues(BaseModel):
     threshold: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
     jaccard_at_config_threshold: Score = 0.0
     jaccard_curve: list[Score] = []
+    stage_seconds: dict[str, Annotated[float, Field(strict=True, ge=0)]] = {}
     images_per_second: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
 
 

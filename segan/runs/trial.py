@@ -28,6 +28,14 @@ class TrialStatus(enum.StrEnum):
     FAILED = "failed"  # its last attempt ended with an error; it is tried again
     UNFINISHED = "unfinished"  # not started, running or interrupted
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether this is a verdict on the trial's parameters.
+
+        An error of storage, a lost node or a killed process is none: the trial is tried again.
+        """
+        return self not in (TrialStatus.UNFINISHED, TrialStatus.FAILED)
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -44,11 +52,7 @@ class TrialResult:
 
     @property
     def has_ended(self) -> bool:
-        """Whether this is a verdict on the trial's parameters.
-
-        An error of storage, a lost node or a killed process is none: the trial is tried again.
-        """
-        return self.status not in (TrialStatus.UNFINISHED, TrialStatus.FAILED)
+        return self.status.has_ended
 
 
 class _StoredResult(FrozenModel):

@@ -32,6 +32,7 @@ from segan.training.distributed import (
     sync_batch_norm_stats,
     world_size,
 )
+from segan.training.image_log import ImageLog
 from segan.training.loss_sums import LossSums, Span
 from segan.training.metrics import EpochMetrics, LoopState, LossValues, StepMetrics
 from segan.training.nonfinite import NonFiniteGuard, StepRecord
@@ -141,6 +142,7 @@ class Trainer:
             self._load(resume_point.checkpoint)
         self.loss_sums = LossSums(device, self.state.loss_sums)
         self.metrics_log = _open_metrics_log(run, self.spec.start) if rank() == 0 else None
+        self.image_log = ImageLog(run, validation) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
             config, run, self.spec.sampler.manifest, self.metrics_log, self.stage_timer
         )
@@ -349,8 +351,10 @@ class Trainer:
         """Returns the fields of `EpochMetrics` that a validation fills."""
         segmentor = self.model.eval_segmentor
         sync_batch_norm_stats(segmentor)
-        sweep = validate(segmentor, self.validation, self.config, self.device)
+        sweep = validate(segmentor, self.validation, self.config, self.device, self.image_log)
         threshold = sweep.best_threshold()
+        if self.image_log:
+            self.image_log.write(self.samples, threshold)
         scores = sweep.scores_at(threshold)
         saturation = sweep.saturation_at(threshold)
         at_config_threshold = sweep.scores_at(self.config.evaluation.threshold)
@@ -368,11 +372,18 @@ class Trainer:
         }
 
 
-def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torch.device) -> Sweep:
+def validate(
+    segmentor: Segmentor,
+    frames: Samples,
+    config: Config,
+    device: torch.device,
+    image_log: ImageLog | None = None,
+) -> Sweep:
     """Returns the threshold sweep over all ranks' frames; leaves S in training mode.
 
     Args:
         frames: this rank's share.
+        image_log: gets the maps of the frames that it shows.
     """
     sweep = Sweep.empty(config.network.classes)
     segmentor.eval()
@@ -380,6 +391,8 @@ def validate(segmentor: Segmentor, frames: Samples, config: Config, device: torc
         part = slice(start, start + config.evaluation.batch_size)
         image = torch.tensor(frames.image[part], device=device)
         probability = segment_frames(segmentor, image, config)
+        if image_log:
+            image_log.keep(start, probability)
         sweep.update(probability, torch.tensor(frames.mask[part], device=device))
     segmentor.train()
     sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))

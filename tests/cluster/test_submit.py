@@ -22,6 +22,7 @@ from infra.local.cluster import ray_cluster
 from infra.local.s3 import S3Server
 from segan import storage
 from segan.runs.checkpoint import SEGMENTOR_FILE
+from segan.runs.driver_log import read_log
 from segan.runs.run import Run
 from segan.runs.study import Study
 from tests.cluster.job_client import JobClient, poll_until
@@ -128,6 +129,19 @@ def test_a_user_error_is_one_line_and_an_exit_code(
     (line,) = logs
     assert line.startswith("segan: ")
     assert message in line
+
+
+def test_the_log_outlives_the_jobs(client: JobClient, trained_run: Run, study: Study) -> None:
+    messages = [line.message for line in read_log(trained_run.uri)]
+    starts = [m for m in messages if m.startswith(f"segan train {trained_run}: segan ")]
+    assert len(starts) == 2, messages
+    assert any(m.startswith(f"{trained_run}: stopped after step ") for m in messages)
+    assert messages[-1] == f"segan train {trained_run}: done"
+    assert f"log: segan runs logs {trained_run}" in client.get_logs("train-2")
+    of_study = [line.message for line in read_log(study.uri)]
+    for trial in study.trials():
+        assert any(m.startswith(f"{trial.name}  epoch 1  Jaccard ") for m in of_study)
+        assert read_log(trial.run.uri)[-1].message == f"{trial.name} of {study.uri}: done"
 
 
 def test_a_stopped_job_leaves_only_a_checkpoint(client: JobClient, stopped_epochs: int) -> None:

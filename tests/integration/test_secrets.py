@@ -173,7 +173,7 @@ def test_no_file_in_the_bucket_contains_a_secret(
     commands_folder: Path, planted_secrets: dict[str, str]
 ) -> None:
     names = {file.name for file in storage.list_files(BUCKET)}
-    assert {"run/run.json", "run/metrics.jsonl", "records/manifest.json"} <= names
+    assert {"run/run.json", "run/metrics.jsonl", "run/driver.log", "records/manifest.json"} <= names
     assert any(name.startswith("run/checkpoints/") for name in names)
     assert any(name.startswith("run/tensorboard/") for name in names)
     for name in names:

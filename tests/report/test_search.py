@@ -9,9 +9,9 @@ from segan.report.search import (
     Rung,
     SearchSummary,
     TrialSummary,
-    best_so_far,
     rung_epochs,
     summarise_rung,
+    summarise_trial,
 )
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
@@ -54,11 +54,11 @@ def test_rung_by_hand() -> None:
 
 
 def test_best_so_far(tmp_path: Path) -> None:
-    run = Run(str(tmp_path))
     lines = [{"epoch": 1, "jaccard": 0.3}, {"epoch": 2}, {"epoch": 3, "jaccard": 0.2}]
     lines.append({"epoch": 4, "jaccard": 0.5})
-    run.write_metrics([{"kind": "epoch", "samples": 10, **line} for line in lines])
-    assert best_so_far(Trial("t", {}, run)) == ((1, 0.3), (3, 0.3), (4, 0.5))
+    summary = summarise_trial(Trial("t", {}, Run(str(tmp_path))), lines)
+    assert summary.best_jaccards == ((1, 0.3), (3, 0.3), (4, 0.5))
+    assert (summary.jaccard, summary.best_epoch, summary.epochs) == (0.5, 4, 4)
 
 
 def test_trials_with_different_parameters() -> None:

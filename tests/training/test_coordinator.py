@@ -37,6 +37,13 @@ def test_each_start_counts_once_and_brings_its_workers() -> None:
     assert coordinator.poll().num_starts == 2
 
 
+def test_each_warning_of_rank_zero_is_polled_once() -> None:
+    coordinator = RunCoordinator(CLAIM)
+    coordinator.add_rank_zero_message("slow store")
+    assert coordinator.poll().rank_zero_messages == ["slow store"]
+    assert coordinator.poll().rank_zero_messages == []
+
+
 @dataclass
 class Clock:
     now: float = 1000.0

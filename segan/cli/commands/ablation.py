@@ -41,8 +41,10 @@ def ablate(
     from segan.data.records.versions import read_version
     from segan.evaluation.compare import compare_variants
     from segan.runs.ablation import prepare_trials, trial_overrides
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
     from segan.training.device import resolve_local_device, resolve_performance
     from segan.training.launch import train_all_local
     from segan.utils.signals import graceful_shutdown
@@ -53,7 +55,11 @@ def ablate(
     def on_validation(trial: str, metrics: dict[str, Any], should_continue: bool) -> None:
         echo_validation(trial, metrics)
 
-    with hold_lease(place.uri):
+    with (
+        hold_lease(place.uri),
+        keep_driver_log(place.uri, f"segan ablate {place.uri}"),
+        track_live(settings.tracking, place.uri),
+    ):
         if local:
             device = resolve_local_device(settings.cluster).device
             settings = resolve_performance(settings, device, place.recorded_identity())
@@ -67,8 +73,8 @@ def ablate(
             join_cluster(debug)
             run_ablation(settings, place, on_validation)
         report = compare_variants(settings, place, echo)
-    if as_json:
-        print_json(dataclasses.asdict(report))
-    else:
-        show_ablation(report)
-    place.require_finished(names)
+        if as_json:
+            print_json(dataclasses.asdict(report))
+        else:
+            show_ablation(report)
+        place.require_finished(names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segan.cli.commands import monitoring
 from segan.cli.commands.options import FOLDER, OUT, Debug, Json
 from segan.cli.console import print_json
 from segan.errors import SeganError
@@ -20,6 +21,7 @@ runs = typer.Typer(no_args_is_help=True, help="List and show runs in storage.")
 checkpoints = typer.Typer(
     no_args_is_help=True, help="List, download and verify the checkpoints of a run."
 )
+runs.add_typer(monitoring.app)
 app.add_typer(runs, name="runs")
 app.add_typer(checkpoints, name="checkpoints")
 

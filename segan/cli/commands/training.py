@@ -52,11 +52,17 @@ def train(
     SIGTERM, or Ctrl-C with --local, stops the training after the current step and saves a
     checkpoint.
     """
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
 
     settings, place = load_cli_config(config, overrides), Run(run)
-    with hold_lease(place.uri):  # before any file of the run is read
+    with (
+        hold_lease(place.uri),  # before any file of the run is read
+        keep_driver_log(place.uri, f"segan train {place}"),
+        track_live(settings.tracking, place.uri),
+    ):
         _train(settings, place, profile, local, debug)
         best = place.best_checkpoint()
         if best is None:
@@ -117,8 +123,10 @@ def tune(
     from ray_jobs.tuning.study import run_study
     from segan.cli.console import echo_validation, print_json
     from segan.cli.tables import show_study
+    from segan.runs.driver_log import keep_driver_log
     from segan.runs.study import Study
     from segan.storage.lease import hold_lease
+    from segan.tracking.copy import track_live
 
     settings, place = load_cli_config(config, overrides), Study(study)
     studies = [(place, settings)]
@@ -130,9 +138,11 @@ def tune(
         last = metrics["epoch"] >= settings.training.epochs
         echo_validation(trial, metrics, "finished" if last else "" if should_continue else "pruned")
 
-    with contextlib.ExitStack() as leases:
+    with contextlib.ExitStack() as stack:
         for member, _ in studies:
-            leases.enter_context(hold_lease(member.uri))
+            stack.enter_context(hold_lease(member.uri))
+        stack.enter_context(keep_driver_log(place.uri, f"segan tune {place.uri}"))
+        stack.enter_context(track_live(settings.tracking, place.uri))
         join_cluster(debug)
         for member, member_config in studies:
             run_study(member_config, member, on_validation)
@@ -144,8 +154,8 @@ def tune(
                 show_study(uri, rows)
         for uri in leaderboards:
             _write_report(settings, uri)
-    for member, _ in studies:
-        member.require_finished()
+        for member, _ in studies:
+            member.require_finished()
 
 
 @app.command("config", epilog="segan config --config demo network.width=8")
