@@ -165,7 +165,7 @@ class Checkpoint:
 
 
 def select_latest(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    return max(checkpoints, key=lambda c: c.samples, default=None)
+    return max(checkpoints, key=lambda c: (c.samples, c.is_validated), default=None)
 
 
 def select_best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
