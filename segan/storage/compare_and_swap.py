@@ -215,5 +215,6 @@ class _LocalConditionalFile:
 
 
 def _to_version(content: bytes) -> FileVersion | None:
-    # An empty file, left by a process that was killed before it wrote, counts as no file.
-    return FileVersion(content, "") if content else None
+    # An empty file, left by a process that was killed before it wrote, counts as no file, and so
+    # does one of zeros, left by a power cut: whoever wrote it has ended.
+    return FileVersion(content, "") if content.strip(b"\0") else None
