@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from segan.errors import NotFoundError, StorageError, UsageError
-from segan.storage import s3
+from segan.storage import multipart, s3
 from segan.storage.local import walk
 
 logger = logging.getLogger(__name__)
@@ -221,6 +221,44 @@ def write_bytes(uri: str, content: bytes) -> None:
         return
     with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
         sink.write(content)
+
+
+def write_buffers(uri: str, buffers: Sequence[bytes | memoryview]) -> tuple[str, int]:
+    """Writes the concatenation of buffers as `write_bytes` does, without joining them.
+
+    In S3 a large file is uploaded in parts, several at once.
+
+    Returns:
+        The file's SHA-256 as hex, and its size in bytes.
+    """
+    size = sum(len(buffer) for buffer in buffers)
+    if is_s3(uri):
+        return multipart.upload(uri, buffers), size
+    digest = hashlib.sha256()
+    with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
+        for chunk in multipart.split(buffers, s3.CHUNK_BYTES):
+            digest.update(chunk)
+            sink.write(chunk)
+    return digest.hexdigest(), size
+
+
+def append_bytes(uri: str, content: bytes, durable: bool) -> None:
+    """Appends to a local file, which need not exist; a kill or a power cut may leave a part.
+
+    Args:
+        durable: whether all that was appended so far survives a power cut when this returns.
+    """
+    path = Path(normalise(uri))
+    with os_errors(uri):
+        is_new = not path.exists()
+        _make_folder(path.parent)
+        with path.open("ab") as sink:
+            sink.write(content)
+            if durable:
+                sink.flush()
+                os.fsync(sink.fileno())
+        if is_new:
+            _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,14 @@
 """Durable writes: what was called done survives a power cut.
 
 The order of syncs, renames and deletions is recorded by functions in place of those of `os`; it is
-the same on every file system. On Linux, root can also cut the power of a file system: ext4 on a
-loop device, shut down by the kernel's own ioctl.
+the same on every file system. On Linux, root can also cut the power of one (`tests.storage.disk`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +23,8 @@ from segan.data.synthetic import generate_archive
 from segan.runs.checkpoint import CheckpointInfo
 from segan.runs.run import Run
 from segan.storage.compare_and_swap import conditional_file
-
-FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-NO_LOG_FLUSH = struct.pack("I", 2)  # nothing that is not on the device yet gets there
+from tests.storage.disk import Disk
+from tests.storage.disk import disk as disk  # a fixture
 
 
 class DiskJournal:
@@ -206,54 +201,6 @@ def test_a_lease_that_a_power_cut_left_empty_is_none(tmp_path: Path, content: by
 # Power cuts
 
 
-class Disk:
-    """A file system whose power can be cut.
-
-    Attributes:
-        folder: where it is mounted.
-    """
-
-    def __init__(self, image: Path, folder: Path):
-        self.image, self.folder = image, folder
-
-    def mount(self) -> None:
-        run_or_skip("mount", "-o", "loop", str(self.image), str(self.folder))
-
-    def cut_power(self) -> None:
-        """Loses all that is not on disk, and mounts it again as after a restart."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, NO_LOG_FLUSH)
-        finally:
-            os.close(descriptor)
-        subprocess.run(["umount", str(self.folder)], check=True)
-        self.mount()
-
-
-def run_or_skip(*command: str) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip(f"no `{command[0]}` on this machine")
-    if done.returncode:
-        pytest.skip(f"cannot cut the power of a file system: {done.stderr.strip()}")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """An ext4 file system on a loop device; skipped where it cannot be mounted (needs root)."""
-    if os.geteuid():
-        pytest.skip("only root can cut the power of a file system")
-    disk = Disk(tmp_path / "image", tmp_path / "disk")
-    disk.folder.mkdir()
-    with disk.image.open("wb") as image:
-        image.truncate(64 * 2**20)
-    run_or_skip("mkfs.ext4", "-q", str(disk.image))
-    disk.mount()
-    yield disk
-    subprocess.run(["umount", str(disk.folder)], check=True)
-
-
 def test_what_is_written_survives_a_power_cut(disk: Disk) -> None:
     content = os.urandom(3_000_000)
     storage.write_bytes(f"{disk.folder}/new/folder/file", content)
@@ -261,6 +208,7 @@ def test_what_is_written_survives_a_power_cut(disk: Disk) -> None:
     storage.delete_file(f"{disk.folder}/deleted")
     (disk.folder / "later").write_bytes(content)  # not synced: it shows that the cut is one
     disk.cut_power()
+    disk.restart()
     assert (disk.folder / "new/folder/file").read_bytes() == content
     assert not (disk.folder / "deleted").exists()
     later = disk.folder / "later"
@@ -271,10 +219,12 @@ def test_records_survive_a_power_cut(disk: Disk, tmp_path: Path) -> None:
     out = f"{disk.folder}/records"
     names = write_records(generate(tmp_path / "one", 0), out)
     disk.cut_power()
+    disk.restart()
     assert {*names, "manifest.json"} <= {file.name for file in storage.list_files(out)}
     assert write_records(str(tmp_path / "one"), out) == names  # nothing is torn
     names = write_records(generate(tmp_path / "other", 1), out, overwrite=True)
     disk.cut_power()
+    disk.restart()
     found = {file.name for file in storage.list_files(out) if "-of-" in file.name}
     assert found >= set(names)
     assert write_records(str(tmp_path / "other"), out) == names
