@@ -16,7 +16,9 @@ class MetricValues(BaseModel):
     """Metrics by name. Those that are listed are used by commands; the others are only shown."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Number | str | list[Number] | None] = Field(init=False)
+    __pydantic_extra__: dict[str, Number | str | list[Number] | dict[str, Number] | None] = Field(
+        init=False
+    )
 
     epoch: Count = 0
     step: Count = 0

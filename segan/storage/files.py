@@ -251,7 +251,7 @@ def append_bytes(uri: str, content: bytes, durable: bool) -> None:
     path = Path(normalise(uri))
     with os_errors(uri):
         is_new = not path.exists()
-        _make_folder(path.parent)
+        make_folder(path.parent)
         with path.open("ab") as sink:
             sink.write(content)
             if durable:
@@ -264,7 +264,7 @@ def append_bytes(uri: str, content: bytes, durable: bool) -> None:
 @contextlib.contextmanager
 def _durable_writer(target: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file, which becomes `target` durably if the block succeeds."""
-    _make_folder(target.parent)
+    make_folder(target.parent)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("wb") as sink:
@@ -286,10 +286,10 @@ def commit_file(file: BinaryIO, target: Path) -> None:
     _sync_folder(target.parent)
 
 
-def _make_folder(folder: Path) -> None:
-    """Creates a folder and its parents; their names survive a power cut too."""
+def make_folder(folder: Path) -> None:
+    """Creates a local folder and its parents durably, if they do not exist."""
     if not folder.is_dir():
-        _make_folder(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
 

@@ -13,6 +13,7 @@ from segan.report.search import (
     rung_epochs,
     summarise_rung,
 )
+from segan.runs.metrics_file import write_metrics
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 
@@ -57,7 +58,7 @@ def test_best_so_far(tmp_path: Path) -> None:
     run = Run(str(tmp_path))
     lines = [{"epoch": 1, "jaccard": 0.3}, {"epoch": 2}, {"epoch": 3, "jaccard": 0.2}]
     lines.append({"epoch": 4, "jaccard": 0.5})
-    run.write_metrics([{"kind": "epoch", "samples": 10, **line} for line in lines])
+    write_metrics(run.uri, [{"kind": "epoch", "samples": 10, **line} for line in lines])
     assert best_so_far(Trial("t", {}, run)) == ((1, 0.3), (3, 0.3), (4, 0.5))
 
 
