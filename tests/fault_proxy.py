@@ -38,8 +38,8 @@ class Fault:
 
     Attributes:
         kind: "answer" (the proxy responds with an error), "reset" (RST), "cut" (an early end of
-            the stream), "hang" (no byte passes for `seconds`) or "refuse" (the port is closed for
-            `seconds`).
+            the stream), "hang" (no byte passes for `seconds`), "refuse" (the port is closed for
+            `seconds`) or "slow" (the requests that it hits share `bytes_per_second`).
         times: number of requests to hit; None for all until `clear`. Ignored for "refuse".
         probability: of hitting a request that matches.
         request_prefix: start of the requests that match, such as "PUT" or "GET /bucket/key".
@@ -58,6 +58,7 @@ class Fault:
     after_bytes: int = 0
     after_headers: bool = False
     seconds: float = 0.0
+    bytes_per_second: float = 0.0
     status: int = 503
     code: str = "SlowDown"
 
@@ -147,6 +148,7 @@ class _Proxy:
         self.faults: list[_ActiveFault] = []
         self.requests: list[str] = []
         self.cleared = asyncio.Event()
+        self.free_at: dict[Fault, float] = {}  # when the next byte of a slow link may pass
         self.listener: asyncio.Server | None = None
         self.listen_timer: asyncio.TimerHandle | None = None
 
@@ -199,6 +201,14 @@ class _Proxy:
                 return fault
         return None
 
+    async def take_turn(self, fault: Fault, num_bytes: int) -> None:
+        """Waits until a slow link is free for these bytes."""
+        now = asyncio.get_running_loop().time()
+        begin = max(now, self.free_at.get(fault, 0.0))
+        self.free_at[fault] = begin + num_bytes / fault.bytes_per_second
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.cleared.wait(), self.free_at[fault] - now)
+
     async def handle_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -239,6 +249,13 @@ class _Proxy:
         ) -> None:
             left = fault.after_bytes if fault and fault.direction == direction else None
             chunk = chunk or await source.read(CHUNK)
+            if fault and left is not None and fault.kind == "slow":
+                while chunk:
+                    await self.take_turn(fault, len(chunk))
+                    sink.write(chunk)
+                    await sink.drain()
+                    chunk = await source.read(CHUNK)
+                return
             if fault and left is not None and fault.after_headers:
                 left += chunk.index(b"\r\n\r\n") + 4
             while chunk:

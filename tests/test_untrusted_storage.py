@@ -26,6 +26,7 @@ from segan.inference.predictions import read_predictions
 from segan.inference.predictor import Predictor
 from segan.runs.checkpoint import open_checkpoint
 from segan.runs.listing import describe_run, find_runs
+from segan.runs.metrics_file import write_metrics
 from segan.runs.run import Run
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
@@ -91,14 +92,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     root, config = tmp_path_factory.mktemp("place"), small_config()
     run = Run(f"{root}/run")
     run.create_or_resume(config, "the data")
-    run.write_metrics([LINE, {"kind": "step", "epoch": 1, "samples": 10, "learning_rate": 0.1}])
+    write_metrics(
+        run.uri, [LINE, {"kind": "step", "epoch": 1, "samples": 10, "learning_rate": 0.1}]
+    )
     checkpoint = open_checkpoint(save_checkpoint(run, config, 1, 0.5, 0.4))
     storage.write_json(f"{root}/run/result.json", {"status": "pruned", "reason": "", "seconds": 1})
     storage.write_json(f"{root}/run/lease.json", {"host": "h", "pid": 1, "lease_id": "a"})
     write_test_ensemble(f"{root}/ensemble", [checkpoint], 0.45)
     study = Study(f"{root}/study")
     trial = study.create_or_resume(config, "the data")[0]
-    trial.run.write_metrics([LINE])
+    write_metrics(trial.run.uri, [LINE])
     trial.mark_done(TrialStatus.FINISHED, 1)
     shard = Shard(name="train-0.parquet", num_rows=3, bytes=9, sha256="00", content_digest="00")
     manifest = make_manifest((68, 90, 1), {"train": [shard]}, [], "an archive")
@@ -290,7 +293,7 @@ def test_a_torn_table_of_metrics_keeps_what_can_be_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(str(tmp_path))
-    run.write_metrics([LINE, LINE | {"epoch": 2}, LINE | {"epoch": 3}])
+    write_metrics(run.uri, [LINE, LINE | {"epoch": 2}, LINE | {"epoch": 3}])
     uri = f"{run}/metrics.jsonl"
     storage.write_bytes(uri, storage.read_bytes(uri)[:-20])
     assert [line["epoch"] for line in run.metrics()] == [1, 2]

@@ -60,7 +60,9 @@ METRICS = (
     MetricSpec(
         "stage_seconds", "s", "Time of each stage in the last epoch, on rank 0", label="stage"
     ),
-    MetricSpec("checkpoint_seconds", "s", "Duration of the last checkpoint, on all workers"),
+    MetricSpec(
+        "checkpoint_seconds", "s", "Time that the training stood still for the last checkpoint"
+    ),
     MetricSpec("restarts", "starts", "Restarts of the worker group since the job began"),
 )
 

@@ -175,7 +175,7 @@ def _batches(spec: StreamSpec) -> Iterator[Batch]:
 class ValidationReporter:
     """Reports each validation to Ray Train and, in a study, waits for the scheduler's decision.
 
-    Only the metrics are reported; the checkpoint is in the run's folder already.
+    Only the metrics are reported; the checkpoint is being written to the run's folder.
     """
 
     def __init__(self, gauges: Gauges, trial: str | None, decisions: Any):

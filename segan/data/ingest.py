@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from segan.data.profile.duplicates import DuplicatePair
 from segan.data.profile.thumbnails import read_thumbnails
 from segan.data.records.format import (
     MANIFEST,
-    REJECTS,
     Manifest,
     Shard,
     ShardFile,
@@ -27,7 +27,7 @@ from segan.data.records.format import (
 )
 from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, write_task
 from segan.data.records.versions import EARLIER_MANIFESTS, earlier_versions, keep_version
-from segan.errors import UsageError
+from segan.errors import StorageError, UsageError
 from segan.storage.lease import current_fence, hold_lease
 from segan.utils import processes
 
@@ -52,7 +52,8 @@ class IngestOptions:
         size: (width, height) of the frames in pixels.
         rows_per_shard: approximate maximum of pairs in a shard.
         max_rejects: fraction of the archive's pairs; more rejects fail the ingest.
-        overwrite: deletes existing records first, with their earlier versions.
+        overwrite: replaces existing records, whatever they are of, and reuses none of them; their
+            earlier versions are deleted too.
         drop_duplicates: rejects near-duplicates of validation and test images from training, and
             those of test images from validation.
     """
@@ -95,15 +96,16 @@ def _ingest(
     archive: Archive, out: str, options: IngestOptions, executor: Executor, on_progress: OnProgress
 ) -> Manifest:
     if options.overwrite:
-        clear_output(out)
-    check_output(out, archive.uri, options.size)
+        check_overwrite(out)
+    else:
+        check_output(out, archive.uri, options.size)
     results = _run_tasks(plan_shards(archive, out, options), executor, on_progress)
     duplicate_pairs = duplicates.find_duplicates(
         _concat_stats(results.values()), limit=MAX_DUPLICATES
     )
     if options.drop_duplicates and duplicate_pairs:
         results |= _run_tasks(
-            _tasks_without_duplicates(duplicate_pairs, archive, out, options),
+            _tasks_without_duplicates(duplicate_pairs, archive, out, options, results.values()),
             executor,
             lambda pairs: None,
         )
@@ -116,10 +118,17 @@ def local_executor(num_workers: int) -> Executor:
 
 
 def check_output(out: str, source: str, size: tuple[int, int]) -> None:
-    """Raises UsageError if records of another archive or frame size are at `out`."""
+    """Checks that an ingest can write or update records at `out`.
+
+    Raises:
+        UsageError: records of another archive or frame size are there.
+        StorageError: the manifest there cannot be read.
+    """
     storage.check_access(out)
-    if not storage.exists(storage.join(out, MANIFEST)):
+    if not storage.exists(manifest := storage.join(out, MANIFEST)):
         return
+    if not _is_json(manifest):
+        raise StorageError(f"{manifest}: not JSON, perhaps cut off; --overwrite replaces it")
     existing = read_manifest(out)
     if (existing.width, existing.height) != size:
         raise UsageError(
@@ -133,21 +142,24 @@ def check_output(out: str, source: str, size: tuple[int, int]) -> None:
         )
 
 
-def clear_output(out: str) -> None:
-    """Deletes the records at `out` and their earlier versions, but no other files.
+def check_overwrite(out: str) -> None:
+    """Checks that an ingest may replace what is at `out`: records, or a manifest that is torn.
 
     Raises:
         StorageError: the manifest at `out` is not of records, or storage cannot be reached.
     """
     storage.check_access(out)
-    if storage.exists(manifest := storage.join(out, MANIFEST)):
+    manifest = storage.join(out, MANIFEST)
+    if storage.exists(manifest) and _is_json(manifest):
         read_manifest(out)  # raises if it is another manifest, which must be kept
-        storage.delete_file(manifest)  # first, so that partly deleted records look incomplete
-    storage.delete_folder(storage.join(out, EARLIER_MANIFESTS))
-    _delete_shards(out, keep=())
-    for name in (REJECTS, IMAGE_STATS, *PROFILE):
-        if storage.exists(storage.join(out, name)):
-            storage.delete_file(storage.join(out, name))
+
+
+def _is_json(uri: str) -> bool:
+    try:
+        json.loads(storage.read_bytes(uri))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def plan_shards(
@@ -155,6 +167,7 @@ def plan_shards(
     out: str,
     options: IngestOptions,
     excluded: Mapping[str, Mapping[str, str]] | None = None,
+    written: Collection[str] = (),
 ) -> list[ShardTask]:
     """Assigns every pair of the archive to a task; the largest tasks come first.
 
@@ -162,10 +175,16 @@ def plan_shards(
 
     Args:
         excluded: reason by id of the pairs to reject, by split.
+        written: names of the shards that this ingest has written already.
     """
     if options.rows_per_shard < 1:
         raise UsageError(f"--rows-per-shard {options.rows_per_shard}: expected at least 1")
-    existing = [f for file in storage.list_files(out) if (f := parse_shard_name(file.name))]
+    existing = [
+        shard
+        for file in storage.list_files(out)
+        if (shard := parse_shard_name(file.name))
+        and (file.name in written or not options.overwrite)
+    ]
     tasks = []
     for split in sorted({pair.split for pair in archive.pairs}):
         pairs = archive.split(split)
@@ -211,7 +230,11 @@ def _run_tasks(
 
 
 def _tasks_without_duplicates(
-    duplicate_pairs: Sequence[DuplicatePair], archive: Archive, out: str, options: IngestOptions
+    duplicate_pairs: Sequence[DuplicatePair],
+    archive: Archive,
+    out: str,
+    options: IngestOptions,
+    results: Iterable[ShardResult],
 ) -> list[ShardTask]:
     """The tasks of the shards that contain duplicates, with the duplicates excluded."""
     excluded: dict[str, dict[str, str]] = {}
@@ -219,7 +242,8 @@ def _tasks_without_duplicates(
         keys = [(pair.split, pair.id), (pair.other_split, pair.other_id)]
         (split, dropped), (other, kept) = sorted(keys, key=lambda key: _SPLIT_PRIORITY[key[0]])
         excluded.setdefault(split, {})[dropped] = f"{DUPLICATE_REASON} of {kept} in {other}"
-    tasks = plan_shards(archive, out, options, excluded)
+    written = {result.shard.name for result in results if result.shard}
+    tasks = plan_shards(archive, out, options, excluded, written)
     return [task for task in tasks if any(pair.id in task.excluded for pair in task.pairs)]
 
 
@@ -248,8 +272,11 @@ def _write_outputs(
     current_fence(out)()
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
-    keep_version(out, manifest)
+    if not options.overwrite:
+        keep_version(out, manifest)
     write_manifest(out, manifest, rejects)
+    if options.overwrite:
+        storage.delete_folder(storage.join(out, EARLIER_MANIFESTS))
     versions = [manifest, *earlier_versions(out)]
     _delete_shards(out, keep={shard.name for version in versions for shard in version.all_shards})
     return manifest

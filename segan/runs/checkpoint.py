@@ -1,6 +1,6 @@
 """A checkpoint in storage: its files, and the manifest that proves them complete.
 
-    epoch_00042/{segmentor.safetensors, critic.safetensors, trainer.pt, manifest.json}
+    epoch_00042/{segmentor.safetensors, critic.safetensors, trainer.safetensors, manifest.json}
 
 The manifest holds the checksum and size of each file. It is written last and checked on load, so
 an incomplete checkpoint is never used. Imports neither torch nor Ray.
@@ -8,8 +8,9 @@ an incomplete checkpoint is never used. Imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,14 +147,25 @@ class Checkpoint:
 
     def read(self, name: str) -> bytes:
         """A file's content; raises CorruptedError where it does not match its checksum."""
-        expected = self.entry(name)
-        content = storage.read_bytes(storage.join(self.uri, name))
-        if storage.sha256(content) != expected["sha256"]:
+        return b"".join(self.stream(name))
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """Yields a file's content in chunks.
+
+        Raises:
+            CorruptedError: after the last chunk, where the file does not match its checksum.
+        """
+        uri, expected = storage.join(self.uri, name), self.entry(name)
+        digest, size = hashlib.sha256(), 0
+        for chunk in storage.read_chunks(uri):
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+        if digest.hexdigest() != expected["sha256"]:
             raise CorruptedError(
-                f"{storage.join(self.uri, name)}: {len(content)} bytes that do not match the "
-                f"manifest's checksum ({expected['size']} bytes expected); use another checkpoint"
+                f"{uri}: {size} bytes that do not match the manifest's checksum "
+                f"({expected['size']} bytes expected); use another checkpoint"
             )
-        return content
 
     def _validation_metric(self, name: str) -> Any:
         if not self.is_validated:

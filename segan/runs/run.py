@@ -1,6 +1,7 @@
 """A training run in storage: its configuration, metrics and checkpoints.
 
-    <run>/run.json  metrics.jsonl  tensorboard/  checkpoints/epoch_00042/{..., manifest.json}
+    <run>/run.json  metrics/ or metrics.jsonl  tensorboard/
+          checkpoints/epoch_00042/{..., manifest.json}
 
 A checkpoint is saved after an epoch's validation (epoch_00042) or within an epoch (step_0000420).
 Imports neither torch nor Ray.
@@ -8,10 +9,8 @@ Imports neither torch nor Ray.
 
 from __future__ import annotations
 
-import json
-import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from segan.runs.checkpoint import (
     select_latest,
 )
 from segan.runs.identity import config_identity, require_same
-from segan.runs.metric_values import MetricsLine
+from segan.runs.metrics_file import read_metrics
 from segan.runs.provenance import git_commit, package_versions
 from segan.storage.lease import no_fence
 from segan.utils.models import FrozenModel
@@ -37,11 +36,7 @@ from segan.utils.models import FrozenModel
 if TYPE_CHECKING:
     from segan.config import Config
 
-logger = logging.getLogger(__name__)
-
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-MAX_METRICS_BYTES = 2**28  # 10,000 epochs of the paper's size have 71 MB
 PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
 
@@ -142,31 +137,8 @@ class Run:
         return storage.read_model(name, RunDescription, expected).model_dump()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; empty before the first was written.
-
-        A line that cannot be read is left out, with a warning: the checkpoints do not need it.
-        """
-        name = storage.join(self.uri, METRICS_FILE)
-        if not storage.exists(name):
-            return []
-        lines, errors = [], []
-        for line in storage.read_limited(name, MAX_METRICS_BYTES).split(b"\n"):
-            try:
-                if line:
-                    values = storage.parse_json(name, line)
-                    storage.validate_model(name, MetricsLine, values, "a line of metrics")
-                    lines.append(values)
-            except CorruptedError as error:
-                errors.append(str(error))
-        if errors:
-            total = len(lines) + len(errors)
-            logger.warning("%s; %s of %s lines left out", errors[0], len(errors), total)
-        return lines
-
-    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        self.fence()
-        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        storage.write_bytes(storage.join(self.uri, METRICS_FILE), text.encode())
+        """The lines of the run's metrics, in order; empty before the first was written."""
+        return read_metrics(self.uri)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints with a valid manifest, oldest first."""
@@ -211,18 +183,27 @@ class Run:
         return by_name[name]
 
     def save_checkpoint(
-        self, name: str, files: Mapping[str, bytes], info: CheckpointInfo
+        self,
+        name: str,
+        files: Mapping[str, bytes | Sequence[memoryview]],
+        info: CheckpointInfo,
     ) -> Checkpoint:
-        """Writes a checkpoint, its manifest last; replaces an incomplete one of the same name."""
+        """Writes a checkpoint, its manifest last; replaces an incomplete one of the same name.
+
+        Args:
+            files: the content of each file, as one or several buffers.
+        """
         uri = storage.join(self.uri, "checkpoints", name)
         self.fence()
         storage.delete_folder(uri)
+        entries = {}
         for file, content in files.items():
-            storage.write_bytes(storage.join(uri, file), content)
-        sums = {f: {"sha256": storage.sha256(c), "size": len(c)} for f, c in files.items()}
+            buffers = [content] if isinstance(content, bytes) else content
+            sha, size = storage.write_buffers(storage.join(uri, file), buffers)
+            entries[file] = {"sha256": sha, "size": size}
         self.fence()
-        storage.write_json(storage.join(uri, MANIFEST_FILE), make_manifest(sums, info))
-        return Checkpoint(uri, name, sums, info)
+        storage.write_json(storage.join(uri, MANIFEST_FILE), make_manifest(entries, info))
+        return Checkpoint(uri, name, entries, info)
 
     def prune_checkpoints(self, latest: Checkpoint) -> None:
         """Deletes every checkpoint but the best, the latest and the one before the latest.

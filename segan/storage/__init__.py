@@ -12,6 +12,7 @@ from segan.storage.documents import read_model as read_model
 from segan.storage.documents import validate_model as validate_model
 from segan.storage.files import FileInfo as FileInfo
 from segan.storage.files import RandomAccessFile as RandomAccessFile
+from segan.storage.files import append_bytes as append_bytes
 from segan.storage.files import basename as basename
 from segan.storage.files import check_access as check_access
 from segan.storage.files import delete_file as delete_file
@@ -30,5 +31,6 @@ from segan.storage.files import read_bytes as read_bytes
 from segan.storage.files import read_chunks as read_chunks
 from segan.storage.files import retry_access_checks as retry_access_checks
 from segan.storage.files import sha256 as sha256
+from segan.storage.files import write_buffers as write_buffers
 from segan.storage.files import write_bytes as write_bytes
 from segan.storage.files import write_json as write_json

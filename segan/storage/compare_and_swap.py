@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from segan import storage
 from segan.errors import StorageError
 from segan.storage import s3
-from segan.storage.files import os_errors
+from segan.storage.files import make_folder, os_errors
 
 LOCK_TIMEOUT_S = 5.0
 LOCK_POLL_INTERVAL_S = 0.02
@@ -155,7 +155,7 @@ class _LocalConditionalFile:
 
     def compare_and_swap(self, expected: FileVersion | None, new: bytes) -> bool:
         with os_errors(self.uri):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with self._open_locked(os.O_CREAT) as stream:
                 if _to_version(stream.read()) != expected:
                     return False
@@ -215,5 +215,6 @@ class _LocalConditionalFile:
 
 
 def _to_version(content: bytes) -> FileVersion | None:
-    # An empty file, left by a process that was killed before it wrote, counts as no file.
-    return FileVersion(content, "") if content else None
+    # An empty file, left by a process that was killed before it wrote, counts as no file, and so
+    # does one of zeros, left by a power cut: whoever wrote it has ended.
+    return FileVersion(content, "") if content.strip(b"\0") else None

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from segan.errors import NotFoundError, StorageError, UsageError
-from segan.storage import s3
+from segan.storage import multipart, s3
 from segan.storage.local import walk
 
 logger = logging.getLogger(__name__)
@@ -198,12 +198,11 @@ def download(
         StorageError: the sha256 is not `expected_sha256`; `target` is left unchanged.
     """
     digest, size = hashlib.sha256(), 0
-    with os_errors(target), _atomic_write(Path(target)) as partial:
-        with partial.open("wb") as sink:
-            for chunk in read_chunks(uri):
-                digest.update(chunk)
-                size += sink.write(chunk)
-                on_progress(len(chunk))
+    with os_errors(target), _durable_writer(Path(target)) as sink:
+        for chunk in read_chunks(uri):
+            digest.update(chunk)
+            size += sink.write(chunk)
+            on_progress(len(chunk))
         if digest.hexdigest() != expected_sha256:
             raise StorageError(
                 f"{uri}: expected sha256 {expected_sha256}, found {digest.hexdigest()} "
@@ -212,24 +211,98 @@ def download(
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file atomically: S3 puts are atomic, a local file is renamed into place."""
+    """Writes a file atomically and durably.
+
+    When it returns, the file survives a power cut. Before, a cut leaves the old file or none. S3
+    promises both for a PUT; a local file is synced, renamed into place, and its folder is synced.
+    """
     if is_s3(uri):
         s3.put_object(uri, content)
         return
-    with os_errors(uri), _atomic_write(Path(normalise(uri))) as partial:
-        partial.write_bytes(content)
+    with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
+        sink.write(content)
+
+
+def write_buffers(uri: str, buffers: Sequence[bytes | memoryview]) -> tuple[str, int]:
+    """Writes the concatenation of buffers as `write_bytes` does, without joining them.
+
+    In S3 a large file is uploaded in parts, several at once.
+
+    Returns:
+        The file's SHA-256 as hex, and its size in bytes.
+    """
+    size = sum(len(buffer) for buffer in buffers)
+    if is_s3(uri):
+        return multipart.upload(uri, buffers), size
+    digest = hashlib.sha256()
+    with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
+        for chunk in multipart.split(buffers, s3.CHUNK_BYTES):
+            digest.update(chunk)
+            sink.write(chunk)
+    return digest.hexdigest(), size
+
+
+def append_bytes(uri: str, content: bytes, durable: bool) -> None:
+    """Appends to a local file, which need not exist; a kill or a power cut may leave a part.
+
+    Args:
+        durable: whether all that was appended so far survives a power cut when this returns.
+    """
+    path = Path(normalise(uri))
+    with os_errors(uri):
+        is_new = not path.exists()
+        make_folder(path.parent)
+        with path.open("ab") as sink:
+            sink.write(content)
+            if durable:
+                sink.flush()
+                os.fsync(sink.fileno())
+        if is_new:
+            _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def _atomic_write(target: Path) -> Iterator[Path]:
-    """Yields a temporary path, which is renamed to `target` if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _durable_writer(target: Path) -> Iterator[BinaryIO]:
+    """Yields a temporary file, which becomes `target` durably if the block succeeds."""
+    make_folder(target.parent)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield partial
-        partial.replace(target)
+        with partial.open("wb") as sink:
+            yield sink
+            commit_file(sink, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def commit_file(file: BinaryIO, target: Path) -> None:
+    """Renames an open, written file to `target` in the same folder, durably.
+
+    The content must be on disk before the new name is: a rename alone may survive a power cut as a
+    file of zeros.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, target)
+    _sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a local folder and its parents durably, if they do not exist."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -287,10 +360,12 @@ def _warn_skipped(path: str, reason: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Deletes one file; raises NotFoundError if it does not exist."""
+    """Deletes one file durably; raises NotFoundError if it does not exist."""
     if not is_s3(uri):
+        path = Path(normalise(uri))
         with os_errors(uri):
-            Path(normalise(uri)).unlink()
+            path.unlink()
+            _sync_folder(path.parent)
         return
     if s3.stat_object(uri) is None:
         raise NotFoundError(f"{uri}: not found")

@@ -1,27 +1,28 @@
 """Checkpoints of a training: when they are written, what they hold, and how they are loaded.
 
-`CheckpointManager` names, writes and prunes a run's checkpoints. `serialise_checkpoint` makes their
-files and `load_checkpoint` restores a training from them. The format in storage, with the manifest
-and its checksums, is that of `segan.runs.checkpoint`.
+`CheckpointManager` names, writes and prunes a run's checkpoints. `checkpoint_tensors` says what
+their files hold, and `load_checkpoint` restores a training from them. The format in storage, with
+the manifest and its checksums, is that of `segan.runs.checkpoint`.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam
 
 from segan.config import Config
 from segan.data.records.format import Manifest
+from segan.errors import SeganError
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.run import Run
+from segan.training.background import BackgroundJob
 from segan.training.distributed import (
     all_gather_batch_norm_stats,
     batch_norm_stats,
@@ -32,21 +33,29 @@ from segan.training.distributed import (
 )
 from segan.training.metrics import EpochMetrics, LoopState, StepMetrics
 from segan.training.step import SegAN
+from segan.training.tensor_file import TensorFile, TensorSpec, load_tensors
 from segan.training.timer import Stage, StageTimer
 
 if TYPE_CHECKING:
-    from segan.training.metrics_log import MetricsLog
+    from segan.training.metrics_log import MetricsLog, MetricsUpdate
 
 CRITIC_FILE = "critic.safetensors"
-TRAINER_FILE = "trainer.pt"
-SEGMENTOR_STATS, EMA_STATS = "segmentor_stats", "ema_stats"  # keys of TRAINER_FILE
+TRAINER_FILE = "trainer.safetensors"
+# Tensors of TRAINER_FILE, beside the optimizers' and, with an EMA, S's own.
+SEGMENTOR_STATS, EMA_STATS, EMA_NUM_UPDATES = "segmentor_stats", "ema_stats", "ema_num_updates"
+
+Tensors = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointManager:
-    """Writes a run's checkpoints, from the state of all ranks.
+    """Writes a run's checkpoints in the background, from the state of all ranks.
 
     A validated epoch is saved as epoch_00042, a step between two validations as step_0000420. Of
     them, the best, the latest and the one before it are kept.
+
+    A context manager around the training: its end waits until the last checkpoint is written.
     """
 
     def __init__(
@@ -56,14 +65,17 @@ class CheckpointManager:
         manifest: Manifest,
         metrics_log: MetricsLog | None,
         stage_timer: StageTimer,
+        device: torch.device,
     ):
         """
         Args:
             manifest: of the records.
             metrics_log: of rank 0; written to storage before each checkpoint.
+            device: of the networks.
         """
         self.config, self.run, self.manifest, self.metrics_log = config, run, manifest, metrics_log
         self.stage_timer = stage_timer
+        self._snapshot, self._job = Snapshot(device), BackgroundJob()
 
     def save(
         self,
@@ -73,41 +85,132 @@ class CheckpointManager:
         epochs: int,
         samples: int,
     ) -> None:
-        """Writes a checkpoint; every rank calls it, and returns when it is complete.
+        """Takes a snapshot and begins to write it; every rank calls it.
+
+        Only the ranks' statistics are exchanged; then rank 0 copies its state to host memory, and
+        all ranks go on. If the previous checkpoint is not written yet, rank 0 waits for it first.
 
         Args:
             metrics: of the validated epoch, or of the step.
             epochs: completed.
             samples: images that all workers together have trained on.
+
+        Raises:
+            SeganError: the previous checkpoint could not be written; on rank 0.
         """
         for network in (model.segmentor, model.critic, model.eval_segmentor):
             assert max_replica_divergence(network) == 0, "every rank must hold the same weights"
         stats = gather_batch_norm_stats(model)
-        if rank() == 0:
-            assert self.metrics_log
-            # In this order, a kill between the two leaves lines beyond the last checkpoint, which
-            # a resumed run drops; in the other order lines would be missing.
-            self.metrics_log.flush()
-            is_epoch = isinstance(metrics, EpochMetrics)
-            name = f"epoch_{metrics.epoch:05d}" if is_epoch else f"step_{metrics.step:07d}"
-            info = CheckpointInfo(
-                epochs=epochs,
-                samples=samples,
-                metrics=metrics.to_dict(),
-                progress=state.to_dict(),
-                fingerprint=self.manifest.fingerprint,
-                frame={"width": self.manifest.width, "height": self.manifest.height},
-                config=self.config.model_dump(mode="json"),
+        if rank() > 0:
+            return
+        assert self.metrics_log
+        is_epoch = isinstance(metrics, EpochMetrics)
+        name = f"epoch_{metrics.epoch:05d}" if is_epoch else f"step_{metrics.step:07d}"
+        if self._job.is_running:
+            logger.warning(
+                "%s: the training waits with %s until %s is written", self.run, name, self._job.name
             )
-            with self.stage_timer.stage(Stage.SNAPSHOT):
-                files = serialise_checkpoint(model, stats)
-            with self.stage_timer.stage(Stage.UPLOAD):
-                saved = self.run.save_checkpoint(name, files, info)
-                self.run.prune_checkpoints(saved)
-        dist.barrier()
+        self._job.wait()
+        with self.stage_timer.stage(Stage.SNAPSHOT):
+            self._snapshot.take(checkpoint_tensors(model, stats))
+        state.num_lines = self.metrics_log.num_lines
+        info = CheckpointInfo(
+            epochs=epochs,
+            samples=samples,
+            metrics=metrics.to_dict(),
+            progress=state.to_dict(),
+            fingerprint=self.manifest.fingerprint,
+            frame={"width": self.manifest.width, "height": self.manifest.height},
+            config=self.config.model_dump(mode="json"),
+        )
+        update = self.metrics_log.take()
+        self._job.start(name, functools.partial(self._write, self.metrics_log, update, name, info))
+
+    def _write(
+        self, metrics_log: MetricsLog, update: MetricsUpdate, name: str, info: CheckpointInfo
+    ) -> None:
+        # In this order, a kill between the two leaves lines beyond the last checkpoint, which a
+        # resumed run drops; in the other order lines would be missing.
+        metrics_log.store(update, durable=True)
+        with self.stage_timer.stage(Stage.UPLOAD):
+            saved = self.run.save_checkpoint(name, self._snapshot.files(), info)
+            self.run.prune_checkpoints(saved)
+
+    def flush_metrics(self) -> None:
+        """Begins to write the metrics without a checkpoint, unless something is being written."""
+        if self.metrics_log and not self._job.is_running:
+            update = self.metrics_log.take()
+            store = functools.partial(self.metrics_log.store, update, durable=False)
+            self._job.start("a flush of metrics", store)
+
+    def raise_error(self) -> None:
+        """Raises the error of a checkpoint that could not be written."""
+        self._job.raise_error()
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint of a run that has ended, and merges its metrics."""
+        self._job.wait()
+        if self.metrics_log:
+            self.metrics_log.merge()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._job.wait()
+            elif isinstance(error, Exception):  # not Ctrl-C, which ends at once
+                try:
+                    self._job.wait()
+                except SeganError as another:
+                    logger.warning("%s", another)
+        finally:
+            if self.metrics_log:
+                self.metrics_log.close()
+            if not self._job.is_running:
+                self._snapshot.close()
 
 
-def gather_batch_norm_stats(model: SegAN) -> dict[str, Tensor]:
+class Snapshot:
+    """The files of a checkpoint in host memory, which is allocated once for all checkpoints."""
+
+    def __init__(self, device: torch.device):
+        self._is_cuda = device.type == "cuda"
+        self._files: dict[str, TensorFile] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Copies the tensors of each file.
+
+        From a GPU in the order of its stream: the host does not wait, and later steps of the
+        stream do not change the copies.
+        """
+        for file, tensors in files.items():
+            specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+            if file not in self._files or self._files[file].specs != specs:
+                self._files[file] = TensorFile(specs, pin=self._is_cuda)
+            self._files[file].fill(tensors)
+        if self._is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def files(self) -> dict[str, list[memoryview]]:
+        """The content of each file, valid until the next `take`; waits for a GPU's copies."""
+        if self._copied:
+            self._copied.synchronize()
+        return {name: file.buffers() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def gather_batch_norm_stats(model: SegAN) -> Tensors:
     """Returns every rank's batch-norm statistics, [ranks, values], of S and of its EMA if any."""
     stats = {SEGMENTOR_STATS: all_gather_batch_norm_stats(model.segmentor)}
     if model.ema:
@@ -115,8 +218,8 @@ def gather_batch_norm_stats(model: SegAN) -> dict[str, Tensor]:
     return stats
 
 
-def serialise_checkpoint(model: SegAN, stats: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Returns the files of a checkpoint by name.
+def checkpoint_tensors(model: SegAN, stats: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    """Returns the tensors of each file of a checkpoint by name; most are the model's own.
 
     The segmentor's file is for inference: with an EMA it holds the averaged weights, and S itself
     is in the trainer's file. Its batch-norm statistics are the mean over the ranks, which differ
@@ -129,52 +232,85 @@ def serialise_checkpoint(model: SegAN, stats: Mapping[str, Tensor]) -> dict[str,
     Args:
         stats: from `gather_batch_norm_stats`.
     """
-    ema = model.ema
-    segmentor = _cpu_state_dict(model.eval_segmentor)
-    segmentor_stats = {name: segmentor[name] for name in batch_norm_stats(model.eval_segmentor)}
-    unflatten(_mean_over_ranks(stats[EMA_STATS if ema else SEGMENTOR_STATS]), segmentor_stats)
-    trainer: dict[str, Any] = {
-        "segmentor_optimizer": model.segmentor_optimizer.state_dict(),
-        "critic_optimizer": model.critic_optimizer.state_dict(),
-        **{name: rank_stats.cpu() for name, rank_stats in stats.items()},
-    }
-    if ema:
-        trainer["segmentor"] = _cpu_state_dict(model.segmentor)
-        trainer["ema_num_updates"] = ema.num_updates
-    buffer = io.BytesIO()
-    torch.save(trainer, buffer)
+    segmentor: Tensors = dict(model.eval_segmentor.state_dict())
+    means = {n: torch.empty_like(t) for n, t in batch_norm_stats(model.eval_segmentor).items()}
+    if means:
+        unflatten(_mean_over_ranks(stats[EMA_STATS if model.ema else SEGMENTOR_STATS]), means)
+    trainer: Tensors = dict(stats)
+    for prefix, parameter, optimizer in _optimized_parameters(model):
+        trainer |= {
+            f"{prefix}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()
+        }
+    if model.ema:
+        trainer |= _prefixed_segmentor(model)
+        trainer[EMA_NUM_UPDATES] = torch.tensor(model.ema.num_updates)
     return {
-        SEGMENTOR_FILE: save_tensors(segmentor),
-        CRITIC_FILE: save_tensors(_cpu_state_dict(model.critic)),
-        TRAINER_FILE: buffer.getvalue(),
+        SEGMENTOR_FILE: segmentor | means,
+        CRITIC_FILE: dict(model.critic.state_dict()),
+        TRAINER_FILE: trainer,
     }
 
 
-def load_checkpoint(model: SegAN, checkpoint: Checkpoint, device: torch.device) -> None:
+def load_checkpoint(model: SegAN, checkpoint: Checkpoint) -> None:
     """Restores weights, Adam's moments and batch-norm statistics, in place.
 
     Each rank gets its own batch-norm statistics, or their mean for another number of ranks.
 
     Raises:
-        CorruptedError: a file does not match its checksum.
+        CorruptedError: a file does not match its checksum, or is of another configuration.
     """
-    model.eval_segmentor.load_state_dict(load_tensors(checkpoint.read(SEGMENTOR_FILE)))
-    model.critic.load_state_dict(load_tensors(checkpoint.read(CRITIC_FILE)))
-    # weights_only: nothing but tensors and plain containers, so no code from storage runs.
-    trainer: dict[str, Any] = torch.load(
-        io.BytesIO(checkpoint.read(TRAINER_FILE)), map_location=device, weights_only=True
-    )
-    for name in ("segmentor_optimizer", "critic_optimizer"):
-        for group in trainer[name]["param_groups"]:
-            group["fused"] = model.fused  # depends on this device, not on the one that saved it
-        optimizer = getattr(model, name)
-        optimizer.load_state_dict(trainer[name])
-        _match_moment_layout(optimizer)
-    if ema := model.ema:
-        model.segmentor.load_state_dict(trainer["segmentor"])
-        ema.num_updates = trainer["ema_num_updates"]
-        _load_rank_stats(trainer[EMA_STATS], ema.network)
-    _load_rank_stats(trainer[SEGMENTOR_STATS], model.segmentor)
+    load_tensors(checkpoint, SEGMENTOR_FILE, lambda _: model.eval_segmentor.state_dict())
+    load_tensors(checkpoint, CRITIC_FILE, lambda _: model.critic.state_dict())
+    places: Tensors = {}
+
+    def find_places(specs: Mapping[str, TensorSpec]) -> Tensors:
+        places.update(_trainer_places(model, specs))
+        return places
+
+    load_tensors(checkpoint, TRAINER_FILE, find_places)
+    if model.ema:
+        model.ema.num_updates = int(places[EMA_NUM_UPDATES])
+        _load_rank_stats(places[EMA_STATS], model.ema.network)
+    _load_rank_stats(places[SEGMENTOR_STATS], model.segmentor)
+
+
+def _trainer_places(model: SegAN, specs: Mapping[str, TensorSpec]) -> Tensors:
+    """Where the tensors of TRAINER_FILE are read to; creates the optimizers' state."""
+    names = (SEGMENTOR_STATS, EMA_STATS) if model.ema else (SEGMENTOR_STATS,)
+    places = {
+        name: torch.empty(specs[name].shape, dtype=specs[name].dtype)
+        for name in names
+        if name in specs
+    }
+    for prefix, parameter, optimizer in _optimized_parameters(model):
+        if f"{prefix}.step" not in specs:  # an optimizer without a step has no state
+            continue
+        # Fused Adam has its step on the device, and walks weights and moments in memory order, so
+        # their layouts must agree.
+        device = parameter.device if model.fused else torch.device("cpu")
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=specs[f"{prefix}.step"].dtype, device=device),
+            "exp_avg": torch.empty_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.empty_like(parameter, requires_grad=False),
+        }
+        places |= {f"{prefix}.{key}": value for key, value in optimizer.state[parameter].items()}
+    if model.ema:
+        places |= _prefixed_segmentor(model) | {EMA_NUM_UPDATES: torch.tensor(0)}
+    return places
+
+
+def _optimized_parameters(model: SegAN) -> Iterator[tuple[str, nn.Parameter, Adam]]:
+    """Yields each parameter with its optimizer and the prefix of the optimizer's tensors."""
+    for label, network, optimizer in (
+        ("segmentor_optimizer", model.segmentor, model.segmentor_optimizer),
+        ("critic_optimizer", model.critic, model.critic_optimizer),
+    ):
+        for name, parameter in network.named_parameters():
+            yield f"{label}.{name}", parameter, optimizer
+
+
+def _prefixed_segmentor(model: SegAN) -> Tensors:
+    return {f"segmentor.{name}": tensor for name, tensor in model.segmentor.state_dict().items()}
 
 
 def _load_rank_stats(rank_stats: Tensor, network: nn.Module) -> None:
@@ -182,21 +318,6 @@ def _load_rank_stats(rank_stats: Tensor, network: nn.Module) -> None:
     unflatten(local, batch_norm_stats(network))
 
 
-def _match_moment_layout(optimizer: Optimizer) -> None:
-    # Fused Adam walks weights and moments in memory order, so their layouts must agree.
-    for parameter, moments in optimizer.state.items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name] = torch.empty_like(parameter).copy_(moments[name])
-
-
 def _mean_over_ranks(rank_stats: Tensor) -> Tensor:
     # In float64, in which the mean of equal rows is exactly that row.
     return rank_stats.double().mean(0)
-
-
-def _cpu_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    # Contiguous, whatever memory format the device uses.
-    return {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
-    }

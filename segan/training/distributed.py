@@ -110,12 +110,18 @@ def sync_batch_norm_stats(network: nn.Module) -> None:
         unflatten(all_reduce_sum(flatten(stats)) / world_size(), stats)
 
 
+@torch.no_grad()
 def max_replica_divergence(network: nn.Module) -> float:
-    """Returns the largest absolute difference of a parameter between any rank and rank 0."""
-    with torch.no_grad():
-        local = torch.cat([parameter.flatten() for parameter in network.parameters()])
-        rank0 = local.clone()
+    """Returns the largest absolute difference of a parameter between any rank and rank 0.
+
+    Compares one parameter after another, which takes little memory.
+    """
+    if world_size() == 1:
+        return 0.0
+    divergence = torch.zeros((), device=next(network.parameters()).device)
+    for parameter in network.parameters():
+        rank0 = parameter.clone(memory_format=torch.contiguous_format)
         dist.broadcast(rank0, src=0)
-        divergence = (local - rank0).abs().max()
-        dist.all_reduce(divergence, op=dist.ReduceOp.MAX)
+        divergence = torch.maximum(divergence, rank0.sub_(parameter).abs_().max().float())
+    dist.all_reduce(divergence, op=dist.ReduceOp.MAX)
     return float(divergence)

@@ -60,7 +60,8 @@ class EpochMetrics(LossValues):
             ones at `threshold`; see `segan.evaluation.saturation`.
         stage_seconds: of each `segan.training.timer.Stage` on this rank since the previous epoch's
             line; a checkpoint is saved after its epoch's line, so it counts for the next.
-        checkpoint_seconds, best_jaccard: known after the checkpoint, so not in metrics.jsonl.
+        checkpoint_seconds, best_jaccard: known after the checkpoint, so not in metrics.jsonl; the
+            seconds are those that the training stood still for it.
     """
 
     kind: ClassVar[str] = "epoch"
@@ -93,6 +94,7 @@ class LoopState:
     Attributes:
         step: steps done.
         num_validations: validations done.
+        num_lines: of metrics written.
         jaccard, saturated_fraction, wrong_saturated_fraction: of the last validation.
         losses: as last logged, for a step or for an epoch.
         loss_sums: of `LossSums.gather`, when the state was saved.
@@ -100,6 +102,7 @@ class LoopState:
 
     step: int = 0
     num_validations: int = 0
+    num_lines: int = 0
     jaccard: float | None = None
     best_jaccard: float | None = None
     saturated_fraction: float | None = None

@@ -1,9 +1,11 @@
-"""A run's metrics.jsonl and TensorBoard events."""
+"""A run's metrics and TensorBoard events."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +13,104 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from segan import storage
+from segan.runs.metrics_file import MetricsWriter
 from segan.runs.run import Run
 from segan.training.event_writer import EventWriter
 from segan.training.metrics import EpochMetrics, StepMetrics
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MetricsUpdate:
+    """Lines of metrics and records of TensorBoard's event file that are not in storage yet."""
+
+    lines: list[dict[str, Any]]
+    events: bytes
+
 
 class MetricsLog:
-    """Writes metrics as lines of metrics.jsonl and as TensorBoard scalars.
+    """Writes metrics as lines of the run's metrics and as TensorBoard scalars.
 
-    Object storage has no append, so all lines are kept in memory and each flush writes them all. A
-    resumed run drops the lines beyond its checkpoint, so that each step has exactly one line.
+    An update holds what was added since the last one. A resumed run drops the lines beyond its
+    checkpoint, so that each step has exactly one line.
+
+    Attributes:
+        num_lines: written since the run began.
     """
 
-    def __init__(self, run: Run, samples: int):
+    def __init__(self, run: Run, samples: int, num_lines: int):
         """
         Args:
             samples: seen at the checkpoint that the run resumes from; 0 for a new run.
+            num_lines: that were written up to this checkpoint; the number found is compared.
         """
-        self.run = run
-        self.lines = [line for line in run.metrics() if line["samples"] <= samples]
+        self.run, self.num_lines = run, num_lines
+        self._metrics = MetricsWriter(run.uri, samples, run.fence)
+        self._pending = list[dict[str, Any]]()
         self._writer = EventWriter(purge_step=samples + 1)
+        self._events = next(self._writer.files(), None)
+        self._num_event_parts = self._num_event_bytes = 0
+        found = sum(line["samples"] <= samples for line in run.metrics()) if samples else 0
+        if found != num_lines:
+            logger.warning(
+                "%s: expected %d lines of metrics up to the checkpoint, found %d; the curves have "
+                "a gap, and the training goes on",
+                run,
+                num_lines,
+                found,
+            )
 
     def write(self, metrics: StepMetrics | EpochMetrics, samples: int) -> None:
         """Adds a line; its numbers become TensorBoard scalars at the step `samples`."""
         values = metrics.to_dict()
-        self.lines.append({"kind": metrics.kind, "samples": samples, **values})
+        self.num_lines += 1
+        self._pending.append({"kind": metrics.kind, "samples": samples, **values})
         for name, value in iter_scalars(values):
             if name not in ("epoch", "step"):
                 self._writer.add_scalar(f"{metrics.kind}/{name}", value, samples)
 
-    def flush(self) -> None:
-        """Writes both to storage."""
-        self.run.write_metrics(self.lines)
+    def take(self) -> MetricsUpdate:
+        """Returns what was added since the last call, for `store`."""
+        lines, self._pending = self._pending, []
         self._writer.flush()
-        _upload(self._writer.files(), self.run)
+        return MetricsUpdate(lines, self._take_events())
+
+    def _take_events(self) -> bytes:
+        if self._events is None:
+            return b""
+        with self._events.open("rb") as file:
+            file.seek(self._num_event_bytes)
+            events = file.read()
+        self._num_event_bytes += len(events)
+        return events
+
+    def store(self, update: MetricsUpdate, durable: bool) -> None:
+        """Writes an update to storage; may run in another thread, one update after another.
+
+        Args:
+            durable: whether the lines must survive a power cut: those before a checkpoint must.
+        """
+        self._metrics.append(update.lines, durable)
+        if self._events is None or not update.events:
+            return
+        name = storage.join(self.run.uri, "tensorboard", self._events.name)
+        if not storage.is_s3(name):
+            storage.append_bytes(name, update.events, durable=False)
+            return
+        # TensorBoard reads the files of a folder in the order of their names.
+        self._num_event_parts += 1
+        storage.write_bytes(_part_name(name, self._num_event_parts), update.events)
+
+    def merge(self) -> None:
+        """Makes one file each of metrics and events, when the training has ended."""
+        self._metrics.merge()
+        if self._events is None or not self._num_event_parts:
+            return
+        name = storage.join(self.run.uri, "tensorboard", self._events.name)
+        storage.write_bytes(name, self._events.read_bytes()[: self._num_event_bytes])
+        for number in range(1, self._num_event_parts + 1):
+            storage.delete_file(_part_name(name, number))
 
     def close(self) -> None:
         """Ends TensorBoard's thread and drops what was not flushed."""
@@ -58,6 +124,10 @@ def iter_scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{key}", number) for key, number in iter_scalars(value))
         elif isinstance(value, int | float):
             yield name, value
+
+
+def _part_name(name: str, number: int) -> str:
+    return f"{name}.{number:06d}"
 
 
 def write_hyperparameters(

@@ -141,16 +141,23 @@ class Trainer:
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
         self.loss_sums = LossSums(device, self.state.loss_sums)
-        self.metrics_log = _open_metrics_log(run, self.spec.start) if rank() == 0 else None
+        self.metrics_log = (
+            _open_metrics_log(run, self.spec.start, self.state.num_lines) if rank() == 0 else None
+        )
         self.image_log = ImageLog(run, validation) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
-            config, run, self.spec.sampler.manifest, self.metrics_log, self.stage_timer
+            config,
+            run,
+            self.spec.sampler.manifest,
+            self.metrics_log,
+            self.stage_timer,
+            device,
         )
 
     def _load(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.samples == self.spec.start, "the stream must start at the checkpoint"
         with self.stage_timer.stage(Stage.RESTORE):
-            load_checkpoint(self.model, checkpoint, self.device)
+            load_checkpoint(self.model, checkpoint)
         self.state = LoopState.from_dict(checkpoint.info.progress or {})
         self._first_step = self.state.step
 
@@ -160,17 +167,21 @@ class Trainer:
         Ends early, after a checkpoint, if `on_validation_end` returns False or, with `stopped`
         set, if `should_stop` returns True on any rank.
 
+        Returns when the last checkpoint is written.
+
         Raises:
             NonFiniteError: a loss or gradient is not finite; on every rank.
+            StorageError: a checkpoint could not be written; on rank 0.
         """
-        try:
-            with profile_steps(
+        with (
+            self.checkpointer,
+            profile_steps(
                 self.num_profiled_steps, self.checkpointer.run, lambda: self.state.step
-            ) as on_step_done:
-                self._train(iter(batches), on_step_done)
-        finally:
-            if self.metrics_log:
-                self.metrics_log.close()
+            ) as on_step_done,
+        ):
+            self._train(iter(batches), on_step_done)
+            if not self.stopped:  # else it will go on, and has little time now
+                self.checkpointer.finish()
 
     def _train(self, batches: Iterator[Batch], on_step_done: Callable[[], None]) -> None:
         timer, checkpoint_every = EpochTimer(), self.config.training.checkpoint_every_steps
@@ -178,6 +189,7 @@ class Trainer:
             self._end_epoch(self.config.training.epochs - 1, timer)
             self._report_progress(self.config.training.epochs - 1, timer)
         while self.samples < self.spec.stop and self.should_continue and not self.stopped:
+            self.checkpointer.raise_error()
             batch = self._next_batch(batches, timer)
             epoch = self.samples // self.rows_per_epoch
             self._train_step(batch, epoch)
@@ -319,8 +331,8 @@ class Trainer:
                 best_jaccard=self.state.best_jaccard,
             )
             self.should_continue = self.callbacks.on_validation_end(metrics)
-        elif self.metrics_log:
-            self.metrics_log.flush()
+        else:
+            self.checkpointer.flush_metrics()
         return is_validated
 
     def _take_stage_seconds(self) -> dict[str, float]:
@@ -401,9 +413,9 @@ def validate(
     return Sweep(sums.cpu().numpy(), int(count), pixels.cpu().numpy())
 
 
-def _open_metrics_log(run: Run, samples: int) -> MetricsLog:
+def _open_metrics_log(run: Run, samples: int, num_lines: int) -> MetricsLog:
     # TensorBoard is imported by the one process that writes the log, not by every other rank,
     # controller and trial of a cluster.
     from segan.training.metrics_log import MetricsLog
 
-    return MetricsLog(run, samples)
+    return MetricsLog(run, samples, num_lines)

@@ -23,6 +23,7 @@ from ray_jobs.tuning.study import run_study
 from segan.config import Config
 from segan.data.records.format import read_manifest
 from segan.evaluation.compare import compare_variants
+from segan.runs.metrics_file import write_metrics
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 
@@ -162,7 +163,8 @@ def test_optuna_suggests_parameters_and_gets_earlier_results(
     for name, jaccard in (("trial_000", 0.2), ("trial_001", 0.3)):
         assert search.suggest(name) == {"trial": name}
         trial = study.get_trial(name)
-        trial.run.write_metrics([{"kind": "epoch", "epoch": 1, "samples": 1, "jaccard": jaccard}])
+        line = {"kind": "epoch", "epoch": 1, "samples": 1, "jaccard": jaccard}
+        write_metrics(trial.run.uri, [line])
         trial.mark_done(TrialStatus.FINISHED, 1.0)
         search.on_trial_complete(name, {"jaccard": jaccard})
     trained: list[str] = []

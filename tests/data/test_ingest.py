@@ -20,7 +20,7 @@ from PIL import Image
 from segan import storage
 from segan.data.archive.folds import k_fold_split
 from segan.data.archive.reader import Archive, Pair, open_archive
-from segan.data.ingest import IngestOptions, clear_output, local_executor, plan_shards
+from segan.data.ingest import IngestOptions, local_executor, plan_shards
 from segan.data.ingest import ingest as write_records
 from segan.data.records.format import (
     MANIFEST,
@@ -257,8 +257,10 @@ def test_records_in_a_bucket(synthetic_archive: Path, out: str, bucket: str) -> 
     assert there.fingerprint == here.fingerprint
     assert there.splits == here.splits
     assert read_manifest(f"{bucket}/records") == there
-    clear_output(f"{bucket}/records")
-    assert not [f for f in storage.list_files(f"{bucket}/records") if "-of-" in f.name]
+    counting, overwritten = overwrite(f"{bucket}/archive", f"{bucket}/records")
+    assert (counting.num_decoded, overwritten.fingerprint) == (9, there.fingerprint)
+    names = {f.name for f in storage.list_files(f"{bucket}/records") if "-of-" in f.name}
+    assert names == {s.name for shards in overwritten.splits.values() for s in shards}
 
 
 # Shards
@@ -317,36 +319,74 @@ def test_records_of_another_archive_or_size_are_not_replaced(
     assert read_ids(out, "train") == {f"ISIC_000000{i}" for i in range(5)}
 
 
-def test_clear_output_keeps_other_files(synthetic_archive: Path, out: str) -> None:
-    ingest(str(synthetic_archive), out)
+def overwrite(source: Path | str, out: str) -> tuple["CountingExecutor", Manifest]:
+    return ingest_again(source, out, overwrite=True)
+
+
+def test_overwriting_decodes_everything_and_keeps_other_files(
+    synthetic_archive: Path, source: Path, out: str
+) -> None:
+    ingest(str(synthetic_archive), out, rows_per_shard=2)
     storage.write_bytes(f"{out}/README.md", b"mine")
-    clear_output(out)
-    assert [file.name for file in storage.list_files(out)] == ["README.md"]
-
-
-def test_clear_output_without_a_manifest(out: str) -> None:
-    clear_output(out)
-    name = f"{out}/train-00000-of-00001-{0:016x}.parquet"
-    storage.write_bytes(name, b"of a job that was stopped")
-    clear_output(out)
-    assert not storage.exists(name)
-
-
-def test_clear_output_keeps_records_in_subfolders(synthetic_archive: Path, out: str) -> None:
-    """`--overwrite` must not delete records in subfolders."""
-    ingest(str(synthetic_archive), out)
     below = ingest(str(synthetic_archive), f"{out}/below")
-    clear_output(out)
+    counting, manifest = overwrite(source, out)
+    assert counting.num_decoded == 9
+    assert manifest.source == str(source)
     assert read_manifest(f"{out}/below") == below
     assert read_ids(f"{out}/below", "train") == {f"ISIC_000000{i}" for i in range(5)}
+    left = {name for name in read_files(out) if not name.startswith("below/")}
+    fresh = f"{out}-fresh"
+    ingest(str(source), fresh)
+    assert left == {*read_files(fresh), "README.md"}
 
 
-def test_clear_output_refuses_another_manifest(out: str) -> None:
+def test_overwriting_keeps_the_old_records_until_the_new_ones_are_complete(
+    synthetic_archive: Path, source: Path, out: str
+) -> None:
+    before, files = ingest(str(synthetic_archive), out), read_files(out)
+
+    def fail(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
+        yield from local_executor(1)(tasks[:1])
+        raise OSError("a power cut")
+
+    with pytest.raises(OSError, match="a power cut"):
+        write_records(
+            open_archive(str(source)), out, IngestOptions(FRAME_SIZE, overwrite=True), fail
+        )
+    assert read_manifest(out) == before
+    assert files.items() <= read_files(out).items()
+
+
+def test_duplicates_are_dropped_without_decoding_twice(source: Path, out: str) -> None:
+    """`--overwrite` reuses what it has itself written, and nothing else."""
+    images, masks = (file.parent for file in damaged_files(source))
+    for test in source.glob("*Test*/ISIC_*"):  # train gets a copy of each test image
+        folder = images if test.suffix == ".jpg" else masks
+        shutil.copy(test, folder / f"ISIC_99{test.name[7:]}")
+    ingest(str(source), out)
+    counting, manifest = ingest_again(source, out, overwrite=True, drop_duplicates=True)
+    assert manifest.num_rejects == 2
+    assert counting.num_decoded == 11
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(700), b'{"height": 16, "wid', b"\xff\xfe", b"[" * 100_000]
+)
+def test_overwriting_repairs_a_torn_manifest(source: Path, out: str, content: bytes) -> None:
+    """As a power cut leaves it."""
+    before = ingest(str(source), out)
+    storage.write_bytes(f"{out}/{MANIFEST}", content)
+    with pytest.raises(SeganError, match=r"manifest\.json: not JSON.* --overwrite replaces it"):
+        ingest(str(source), out)
+    assert overwrite(source, out)[1] == before == read_manifest(out)
+
+
+def test_overwriting_refuses_another_manifest(source: Path, out: str) -> None:
     """A checkpoint's manifest has the same file name."""
     storage.write_json(f"{out}/{MANIFEST}", {"files": {}, "info": {}})
     with pytest.raises(SeganError, match=f"{out}"):
-        clear_output(out)
-    assert storage.exists(f"{out}/{MANIFEST}")
+        overwrite(source, out)
+    assert [file.name for file in storage.list_files(out)] == [MANIFEST]
 
 
 # Updating records
@@ -365,7 +405,7 @@ class CountingExecutor:
 
 
 def ingest_again(
-    source: Path, out: str, rows_per_shard: int = 250, **options: Any
+    source: Path | str, out: str, rows_per_shard: int = 250, **options: Any
 ) -> tuple[CountingExecutor, Manifest]:
     """Ingests with a counting executor; returns it and the manifest."""
     counting = CountingExecutor()

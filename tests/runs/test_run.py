@@ -11,6 +11,7 @@ from segan import storage
 from segan.config import Config, load_config
 from segan.errors import CorruptedError, LeaseLostError, SeganError, StorageError, UsageError
 from segan.runs.checkpoint import CheckpointInfo, open_checkpoint
+from segan.runs.metrics_file import MetricsWriter, write_metrics
 from segan.runs.run import Run, find_checkpoint
 from segan.runs.trial import Trial, TrialStatus
 
@@ -247,7 +248,7 @@ def test_a_manifest_of_something_else_is_no_checkpoint(local_run: Run, manifest:
 def test_nothing_is_written_or_deleted_behind_a_fence(local_run: Run) -> None:
     save_checkpoints(local_run, 0.3, 0.2, 0.1, 0.4)
     local_run.create_or_resume(CONFIG, "f")
-    local_run.write_metrics([{"step": 1}])
+    write_metrics(local_run.uri, [{"step": 1}])
     before = {f.name: storage.read_bytes(f"{local_run}/{f.name}") for f in files_of(local_run)}
 
     def fence() -> None:
@@ -260,7 +261,8 @@ def test_nothing_is_written_or_deleted_behind_a_fence(local_run: Run) -> None:
     for write in (
         lambda: run.save_checkpoint("epoch_00004", FILES, checkpoint_info(40)),
         lambda: run.prune_checkpoints(latest),
-        lambda: run.write_metrics([]),
+        lambda: MetricsWriter(run.uri, 0, run.fence).append([{"samples": 1}]),
+        lambda: MetricsWriter(run.uri, 0, run.fence).merge(),
         lambda: run.record_hardware("another machine", {"type": "cpu"}),
         lambda: trial.mark_done(TrialStatus.FINISHED, 1.0),
         lambda: trial.clear_result(),
@@ -376,25 +378,7 @@ def test_a_missing_run_is_reported(run: Run) -> None:
     assert str(caught.value) == f"{run.uri}: no run here (no run.json)"
 
 
-# Metrics and the rest
-
-
-def test_metrics_come_back_as_they_were_written(run: Run) -> None:
-    assert run.metrics() == []
-    lines = [
-        {"kind": "step", "epoch": 1, "samples": 10, "loss": 0.1 + 0.2},
-        {
-            "kind": "epoch",
-            "epoch": 1,
-            "samples": 10,
-            "jaccard_curve": [0.0, 1e-9],
-            "note": "ü\u2028\n",
-        },
-    ]
-    run.write_metrics(lines)
-    assert run.metrics() == lines
-    run.write_metrics(lines[:1])
-    assert run.metrics() == lines[:1]
+# The rest
 
 
 def test_a_run_travels_to_another_process(local_run: Run) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from segan import storage
 from segan.config import load_config
 from segan.errors import SeganError, StorageError, UsageError
+from segan.runs.metrics_file import write_metrics
 from segan.runs.study import Study, sample_parameters
 from segan.runs.trial import TrialResult, TrialStatus
 
@@ -118,9 +119,11 @@ def test_a_study_without_a_newer_key_has_its_default(tmp_path: Path) -> None:
 def test_the_leaderboard_has_each_trial_at_its_best_epoch(tmp_path: Path) -> None:
     study = Study(str(tmp_path / "study"))
     poor, good, idle = study.create_or_resume(load_config(None, ["search.trials=3"]), "data")
-    poor.run.write_metrics([epoch_metrics(1, 0.3), epoch_metrics(2, 0.2)])
+    write_metrics(poor.run.uri, [epoch_metrics(1, 0.3), epoch_metrics(2, 0.2)])
     poor.mark_done(TrialStatus.PRUNED, 12.34, "after epoch 2")
-    good.run.write_metrics([epoch_metrics(1, 0.4), epoch_metrics(2, 0.6), epoch_metrics(3, 0.5)])
+    write_metrics(
+        good.run.uri, [epoch_metrics(1, 0.4), epoch_metrics(2, 0.6), epoch_metrics(3, 0.5)]
+    )
     rows = study.write_leaderboard()
     assert [row.trial for row in rows] == [good.name, poor.name, idle.name]
     assert [(row.epochs, row.best_epoch, row.jaccard) for row in rows] == [

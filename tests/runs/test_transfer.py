@@ -24,6 +24,7 @@ from segan.inference.predictor import Predictor
 from segan.runs.ablation import prepare_trials
 from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo
 from segan.runs.ensemble import Choice, Ensemble, EnsembleMember, write_ensemble
+from segan.runs.metrics_file import write_metrics
 from segan.runs.run import Run, find_checkpoint
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
@@ -96,7 +97,7 @@ def write_run(uri: str, *jaccards: float, config: Config | None = None) -> Run:
         )
         files = FILES | {SEGMENTOR_FILE: FILES[SEGMENTOR_FILE] + bytes([epoch])}
         run.save_checkpoint(f"epoch_{epoch:05d}", files, info)
-    run.write_metrics(lines)
+    write_metrics(run.uri, lines)
     return run
 
 

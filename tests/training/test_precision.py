@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from segan.networks.logistic import AdaptiveLogistic
-from segan.runs.checkpoint import CheckpointInfo
+from segan.runs.checkpoint import Checkpoint, CheckpointInfo
 from segan.runs.run import Run
 from segan.training.checkpointing import (
+    Snapshot,
+    checkpoint_tensors,
     gather_batch_norm_stats,
     load_checkpoint,
-    serialise_checkpoint,
 )
 from segan.training.distributed import single_process_group
 from segan.training.precision import to_device
@@ -104,17 +105,20 @@ def test_the_logistic_does_not_round_to_bfloat16() -> None:
     assert p.item() == pytest.approx(0.999089, abs=1e-6)
 
 
+def save_checkpoint(model: SegAN, folder: Path) -> Checkpoint:
+    snapshot = Snapshot(CPU)
+    snapshot.take(checkpoint_tensors(model, gather_batch_norm_stats(model)))
+    return Run(str(folder)).save_checkpoint("step_0000002", snapshot.files(), NO_INFO)
+
+
 @pytest.mark.parametrize("performance", [{"precision": "bfloat16"}, {"channels_last": False}])
 def test_resuming_from_a_checkpoint_is_exact(
     performance: dict[str, object], tmp_path: Path
 ) -> None:
     whole = train_steps(2, **performance)
-    statistics = gather_batch_norm_stats(whole)
-    saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", serialise_checkpoint(whole, statistics), NO_INFO
-    )
+    saved = save_checkpoint(whole, tmp_path)
     later = train_steps(0, **performance)
-    load_checkpoint(later, saved, CPU)
+    load_checkpoint(later, saved)
     for model in (whole, later):
         model.train_step(*random_batch(5))
     for name in ("segmentor", "critic"):
@@ -124,12 +128,9 @@ def test_resuming_from_a_checkpoint_is_exact(
 
 def test_moments_take_the_memory_format_of_their_weights(tmp_path: Path) -> None:
     planes = train_steps(2, channels_last=False)
-    statistics = gather_batch_norm_stats(planes)
-    saved = Run(str(tmp_path)).save_checkpoint(
-        "step_0000002", serialise_checkpoint(planes, statistics), NO_INFO
-    )
+    saved = save_checkpoint(planes, tmp_path)
     last = train_steps(0, channels_last=True)
-    load_checkpoint(last, saved, CPU)
+    load_checkpoint(last, saved)
     moved = last.segmentor_optimizer.state
     for parameter, before in zip(
         last.segmentor.parameters(), planes.segmentor.parameters(), strict=True

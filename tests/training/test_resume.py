@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as load_tensors
 
 from segan import storage
 from segan.config import Config
@@ -47,7 +47,7 @@ from tests.training.helpers import (
 )
 
 STEP_SAMPLES = [BATCH_SIZE * n for n in range(1, STEPS + 1)]
-FILES = ("segmentor.safetensors", "critic.safetensors", "trainer.pt")
+FILES = ("segmentor.safetensors", "critic.safetensors", "trainer.safetensors")
 
 
 class AbortError(Exception):
@@ -113,20 +113,28 @@ def assert_same(run: Run, other: Run) -> None:
 # Checkpoints within epochs
 
 
+def record_saves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns a list of the names of checkpoints, to which each is added when it is complete."""
+    saved, real = list[str](), Run.save_checkpoint
+
+    def save_checkpoint(run: Run, name: str, *rest: Any) -> Checkpoint:
+        checkpoint = real(run, name, *rest)
+        saved.append(name)
+        return checkpoint
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_checkpoint)
+    return saved
+
+
 def test_checkpoints_within_epochs_change_nothing(
-    uninterrupted_run: Run, records: str, tmp_path: Path
+    uninterrupted_run: Run, records: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, saved = Run(str(tmp_path / "run")), []
-
-    def on_step_end(progress: TrainingProgress) -> None:
-        latest = run.latest_checkpoint()
-        saved.append(latest.name if latest else None)
-
-    train_local(configure_checkpoints(records, 5), run, Callbacks(on_step_end=on_step_end))
+    run, saved = Run(str(tmp_path / "run")), record_saves(monkeypatch)
+    train_local(configure_checkpoints(records, 5), run)
     assert_same(run, uninterrupted_run)
     # After steps 5, 10 and 15; epochs end with steps 6, 11 and 16.
     names = ["step_0000005", "epoch_00001", "step_0000010", "epoch_00002", "step_0000015"]
-    assert list(dict.fromkeys(saved)) == [None, *names, "epoch_00003"]
+    assert saved == [*names, "epoch_00003"]
 
 
 def test_the_last_step_of_a_validated_epoch_is_saved_once(records: str, tmp_path: Path) -> None:
@@ -341,7 +349,7 @@ def test_a_corrupted_latest_checkpoint_is_skipped_and_named(
 def test_a_checkpoint_with_a_missing_file_is_skipped(
     killed_run: Run, records: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage.delete_file(f"{killed_run}/checkpoints/step_0000010/trainer.pt")
+    storage.delete_file(f"{killed_run}/checkpoints/step_0000010/trainer.safetensors")
     assert (
         resolve_resume(configure_checkpoints(records, 2), killed_run).spec.start == 8 * BATCH_SIZE
     )
@@ -387,14 +395,18 @@ def test_two_corrupted_checkpoints_fall_back_to_the_third(
 
 def test_a_run_without_usable_checkpoints_is_not_restarted(killed_run: Run, records: str) -> None:
     before = killed_run.metrics()
-    corrupt(f"{killed_run}/checkpoints/epoch_00001/trainer.pt", flip_middle_byte)
+    corrupt(f"{killed_run}/checkpoints/epoch_00001/trainer.safetensors", flip_middle_byte)
     corrupt(f"{killed_run}/checkpoints/step_0000008/manifest.json", CORRUPTIONS["torn"])
     storage.delete_file(f"{killed_run}/checkpoints/step_0000010/critic.safetensors")
     with pytest.raises(StorageError) as caught:
         train_local(configure_checkpoints(records, 2), killed_run)
     message = str(caught.value)
     assert message.startswith(f"{killed_run}: no checkpoint is usable (")
-    for word in ("epoch_00001: trainer.pt: expected sha256", "step_0000008: ", "no such file"):
+    for word in (
+        "epoch_00001: trainer.safetensors: expected sha256",
+        "step_0000008: ",
+        "no such file",
+    ):
         assert word in message
     assert killed_run.metrics() == before
 
@@ -532,11 +544,11 @@ def test_the_saved_segmentor_is_the_ema(records: str, tmp_path: Path) -> None:
     train_local(configure(records, training={"ema_decay": 0.9}), averaged)
     own, mean = load_weights(plain), load_weights(averaged)
     assert not torch.equal(own["out.weight"], mean["out.weight"])
-    trainer = torch.load(
-        io.BytesIO(averaged.latest_checkpoint().read("trainer.pt")), weights_only=True
-    )
+    latest = averaged.latest_checkpoint()
+    assert latest is not None
+    trainer = load_tensors(latest.read("trainer.safetensors"))
     # S itself is trained as without an EMA.
-    assert all(torch.equal(trainer["segmentor"][name], own[name]) for name in own)
+    assert all(torch.equal(trainer[f"segmentor.{name}"], own[name]) for name in own)
     assert trainer["ema_num_updates"] == STEPS
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from segan import storage
 from segan.errors import NotFoundError, StorageError
 from segan.storage import s3
-from segan.storage.files import os_errors
+from segan.storage.files import commit_file, os_errors
 
 PART_SIZE = 8 * 1024 * 1024  # S3 allows 10,000 parts of at least 5 MiB
 
@@ -78,8 +78,7 @@ def _file_writer(uri: str, tag: str) -> Iterator[tuple[int, Write]]:
                 f"{uri}: another command is downloading this file; wait until it ends"
             ) from None
         yield file.tell(), file.write
-        file.flush()
-        partial.replace(target)
+        commit_file(file, target)
 
 
 @contextlib.contextmanager
