@@ -288,6 +288,8 @@ def commit_file(file: BinaryIO, target: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Creates a local folder and its parents durably, if they do not exist."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)

@@ -53,7 +53,7 @@ def _scan(
 ) -> list[os.DirEntry[str]]:
     """The entries of a folder by name; none if it has been listed or is not to be."""
     path = os.path.join(root, folder)
-    if not os.path.exists(path):  # `root` is not there yet, or the folder has been deleted
+    if not os.path.exists(os.path.normpath(path)):  # `root` is not there yet, or has been deleted
         return []
     try:
         status = os.stat(path)

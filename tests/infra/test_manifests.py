@@ -141,7 +141,7 @@ def test_ray_accepts_the_runtime_environment(deployment: Deployment) -> None:
 def test_the_working_directory_is_small(tmp_path: Path) -> None:
     packed = package_working_dir(ROOT, tmp_path / "working_dir.zip")
     names = zipfile.ZipFile(packed).namelist()
-    assert packed.stat().st_size < MEBIBYTE
+    assert packed.stat().st_size < 2 * MEBIBYTE
     assert {"ray_jobs/train.py", "segan/config/shipped/paper.yaml", "segan/cli/main.py"} <= set(
         names
     )

@@ -153,7 +153,7 @@ def test_a_merge_while_it_is_read(run: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("tail", "count"),
-    [(b'{"samples": 3', 1), (b"\0" * 50, 1), (b"\n3\n[]\n", 3), (b"\xff\n" + b"[" * 10**5, 2)],
+    [(b'{"samples": 3', 1), (b"\0" * 50, 1), (b"\n3\n[]\n", 2), (b"\xff\n" + b"[" * 10**5, 2)],
 )
 def test_torn_lines_are_passed_over_with_one_message(
     run: str, tail: bytes, count: int, caplog: pytest.LogCaptureFixture

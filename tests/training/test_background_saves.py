@@ -107,9 +107,8 @@ def test_the_next_checkpoint_waits_for_the_one_before_and_says_so(
         train_local(config, run, slow_store.callbacks(release_at=STEPS + 1))
     finally:
         logger.removeHandler(handler)
-    assert caplog.messages[0] == (
-        f"{run}: the training waits with step_0000004 until step_0000002 is written"
-    )
+    said = [record.message for record in caplog.records if record.name == logger.name]
+    assert said[0] == f"{run}: the training waits with step_0000004 until step_0000002 is written"
     order = ["step 4", "said", "end step_0000002", "begin step_0000004", "end step_0000004"]
     assert sorted(order, key=slow_store.index) == order
     assert slow_store.index("end step_0000002") < slow_store.index("step 5")
