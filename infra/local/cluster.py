@@ -142,17 +142,24 @@ def ray_node(
         f"--num-gpus={num_gpus}",
         f"--object-store-memory={GIB // 4}",
     ]
-    with _run_ray(
-        options,
-        free_ports(3),
-        folder,
-        folder / "tmp",
-        environment,
-        cluster.token_path,
-        cluster.dashboard,
-        ip,
-    ) as node:
-        node.wait_until(lambda: bool(cluster.alive_node_ids() - earlier_nodes), START_TIMEOUT_S)
+    with ExitStack() as stack:
+
+        def start() -> None:
+            node = stack.enter_context(
+                _run_ray(
+                    options,
+                    free_ports(3),
+                    folder,
+                    folder / "tmp",
+                    environment,
+                    cluster.token_path,
+                    cluster.dashboard,
+                    ip,
+                )
+            )
+            node.wait_until(lambda: bool(cluster.alive_node_ids() - earlier_nodes), START_TIMEOUT_S)
+
+        retry_start(start)  # Ray gives a node up that has not started after 30 s
         yield
 
 

@@ -28,6 +28,7 @@ for attempt in (os.listdir, lambda f: os.chdir(f), lambda f: open(f + "/planted"
 
 PROGRAM = """
 import psutil
+import ray_jobs  # before Ray, as in every command: Ray reads its settings when it is imported
 import ray
 from segan.cli.commands.options import join_cluster
 
@@ -53,10 +54,8 @@ def ray_connection() -> None:
 def test_it_listens_on_loopback_alone_with_a_token_for_its_user(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
-    # As in a command that trains, ray_jobs has been imported before.
-    program = "import ray_jobs.tuning.study\n" + PROGRAM
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
     assert "['127.0.0.1'] True" in done.stderr.splitlines(), done.stderr
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0

@@ -157,7 +157,7 @@ def test_optuna_suggests_parameters_and_gets_earlier_results(
     """A study that has two finished trials of three trains the third."""
     few = ("search.algorithm=optuna", "search.trials=3", "training.epochs=1")
     study = Study(f"{bucket}/study")
-    config = make_config(*STUDY, *few)
+    config = make_config(*STUDY, *few, "performance.precision=float32")
     fingerprint = read_manifest(config.data.records).fingerprint
     search = StudyOptunaSearch(study, config.search, study.create_or_resume(config, fingerprint))
     for name, jaccard in (("trial_000", 0.2), ("trial_001", 0.3)):

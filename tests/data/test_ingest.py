@@ -257,7 +257,9 @@ def test_records_in_a_bucket(synthetic_archive: Path, out: str, bucket: str) -> 
     assert there.fingerprint == here.fingerprint
     assert there.splits == here.splits
     assert read_manifest(f"{bucket}/records") == there
-    counting, overwritten = overwrite(f"{bucket}/archive", f"{bucket}/records")
+    counting, overwritten = ingest_again(
+        f"{bucket}/archive", f"{bucket}/records", rows_per_shard=2, overwrite=True
+    )
     assert (counting.num_decoded, overwritten.fingerprint) == (9, there.fingerprint)
     names = {f.name for f in storage.list_files(f"{bucket}/records") if "-of-" in f.name}
     assert names == {s.name for shards in overwritten.splits.values() for s in shards}

@@ -162,6 +162,7 @@ def test_a_slow_store_delays_no_step_until_the_next_checkpoint(
     """
     run, undisturbed = Run(f"{bucket}/run"), Run(str(tmp_path / "undisturbed"))
     train_local(configure(records), undisturbed)
+    (tmp_path / "proxy").mkdir()
     with run_fault_proxy(s3.endpoint, tmp_path / "proxy") as proxy:
         slow = Fault(
             "slow", None, request_prefix=f"PUT /{bucket[5:]}/run/checkpoints", bytes_per_second=1e6
