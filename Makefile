@@ -8,11 +8,10 @@ READY := .venv/.ready
 # The build of torch: cpu, cu130, ...; by default the one for this machine. See infra/install.py.
 export TORCH
 
-# Workers that run tests side by side. For one test in a debugger: .venv/bin/pytest tests/...
-WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Added to the selection of tests; empty for `make test-all`.
+ONLY := and not slow
 
-.PHONY: setup demo cluster cluster-stop test test-all quick lint format docs clean
+.PHONY: setup demo cluster cluster-stop test test-all test-clusters test-others quick lint format docs clean
 
 setup: $(READY)
 
@@ -35,11 +34,18 @@ cluster: $(READY)
 cluster-stop: $(READY)
 	$(BIN)/python -m infra.local.background stop
 
+# The tests with Ray clusters and all others, side by side.
 test: lint
-	$(PYTEST) -m "not slow"
+	$(MAKE) --no-print-directory -j2 test-clusters test-others
 
-test-all: lint
-	$(PYTEST)
+test-all:
+	$(MAKE) --no-print-directory test ONLY=
+
+test-clusters: $(READY)
+	$(BIN)/pytest -m "cluster $(ONLY)"
+
+test-others: $(READY)
+	$(BIN)/pytest -m "not cluster $(ONLY)"
 
 quick: $(READY)
 	$(BIN)/pytest -m "not integration and not cluster and not browser"

@@ -1,10 +1,6 @@
 """Shared fixtures: a clean environment, a real S3 server, a real Ray head and the real data.
 
-Quick tests run first. With several workers (`pytest -n 2 --no-loadscope-reorder`)
-the tests of the shared Ray head start at once on one of them, because they take the longest; the
-others get the remaining modules, one by one. Each worker has its own folders, HOME and servers.
-
-With SEGAN_TEST_BUDGET=1, a test fails that takes longer than BUDGET_S without a `slow` mark.
+Quick tests run first.
 """
 
 from __future__ import annotations
@@ -56,23 +52,15 @@ settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the tests that start less first; last on one of several workers.
-
-    There the long files come first, so that no worker is left with one at the end.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that start less first."""
 
     def cost(item: pytest.Item) -> int:
         return max(
             (i for i, m in enumerate(MARKS_BY_COST, 1) if item.get_closest_marker(m)), default=0
         )
 
-    items.sort(key=cost, reverse=is_worker(config))
-
-
-def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is one of several workers of pytest-xdist."""
-    return hasattr(config, "workerinput")
+    items.sort(key=cost)
 
 
 @pytest.hookimpl(wrapper=True)

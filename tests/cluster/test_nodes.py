@@ -189,6 +189,7 @@ def running_driver(cluster: Cluster, run: Run, *overrides: str) -> Iterator[subp
             driver.kill()
 
 
+@pytest.mark.slow
 def test_a_drained_node_is_left_after_a_checkpoint_without_a_failure(
     cluster: Cluster, run: Run
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_drained_node_is_left_after_a_checkpoint_without_a_failure(
         assert latest.files == other.files
 
 
+@pytest.mark.slow
 def test_a_run_of_fixed_size_reports_the_missing_workers(cluster: Cluster, run: Run) -> None:
     with running_driver(cluster, run, "cluster.max_failures=1") as driver:
         cluster.nodes[1].disconnect()
@@ -224,6 +226,7 @@ def test_a_run_of_fixed_size_reports_the_missing_workers(cluster: Cluster, run: 
         assert "2 workers" in stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_elastic_run_continues_without_a_node_and_ends_without_any(
     cluster: Cluster, run: Run
 ) -> None:

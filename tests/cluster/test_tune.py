@@ -51,7 +51,7 @@ def leaked_resources(before: dict[str, str]) -> dict[str, Any]:
     return {"groups": len(groups), "actors": actors - RAY_SYSTEM_ACTORS, "cpus": round(used, 3)}
 
 
-def wait_for_cleanup(before: dict[str, str], seconds: float = 10) -> dict[str, Any]:
+def wait_for_cleanup(before: dict[str, str], seconds: float = 90) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while any(leaked_resources(before).values()) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -206,7 +206,7 @@ def test_an_interrupted_ablation_resumes_and_finishes_every_variant(
     code, lines = run_and_interrupt("-seed0  epoch 1", "ablate", study.uri, "--config", str(file))
     assert (code, lines[-1]) == (130, "segan: interrupted\n")
     assert not [line for line in lines if line.startswith("scoring")]
-    assert wait_for_cleanup(before, 30) == NO_LEAKS
+    assert wait_for_cleanup(before) == NO_LEAKS
     run_ablation(config, study, lambda *_: None)
     assert wait_for_cleanup(before) == NO_LEAKS
     for trial in study.trials():
