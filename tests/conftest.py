@@ -1,6 +1,7 @@
 """Shared fixtures: a clean environment, a real S3 server, a real Ray head and the real data.
 
-Quick tests run first.
+Quick tests run first. With SEGAN_TEST_BUDGET=1, a test fails that takes longer than BUDGET_S
+without a `slow` mark.
 """
 
 from __future__ import annotations
