@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Protocol
 from segan import storage
 from segan.errors import StorageError
 from segan.storage import s3
-from segan.storage.files import make_folder, os_errors
+from segan.storage.files import os_errors
+from segan.storage.local import make_folder
 
 LOCK_TIMEOUT_S = 5.0
 LOCK_POLL_INTERVAL_S = 0.02

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from segan.errors import NotFoundError, StorageError, UsageError
 from segan.storage import multipart, s3
-from segan.storage.local import walk
+from segan.storage.local import durable_writer, make_folder, sync_folder, walk
 
 logger = logging.getLogger(__name__)
 _retry_checks = False
@@ -198,7 +197,7 @@ def download(
         StorageError: the sha256 is not `expected_sha256`; `target` is left unchanged.
     """
     digest, size = hashlib.sha256(), 0
-    with os_errors(target), _durable_writer(Path(target)) as sink:
+    with os_errors(target), durable_writer(Path(target)) as sink:
         for chunk in read_chunks(uri):
             digest.update(chunk)
             size += sink.write(chunk)
@@ -219,7 +218,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     if is_s3(uri):
         s3.put_object(uri, content)
         return
-    with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
+    with os_errors(uri), durable_writer(Path(normalise(uri))) as sink:
         sink.write(content)
 
 
@@ -235,7 +234,7 @@ def write_buffers(uri: str, buffers: Sequence[bytes | memoryview]) -> tuple[str,
     if is_s3(uri):
         return multipart.upload(uri, buffers), size
     digest = hashlib.sha256()
-    with os_errors(uri), _durable_writer(Path(normalise(uri))) as sink:
+    with os_errors(uri), durable_writer(Path(normalise(uri))) as sink:
         for chunk in multipart.split(buffers, s3.CHUNK_BYTES):
             digest.update(chunk)
             sink.write(chunk)
@@ -258,53 +257,7 @@ def append_bytes(uri: str, content: bytes, durable: bool) -> None:
                 sink.flush()
                 os.fsync(sink.fileno())
         if is_new:
-            _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _durable_writer(target: Path) -> Iterator[BinaryIO]:
-    """Yields a temporary file, which becomes `target` durably if the block succeeds."""
-    make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("wb") as sink:
-            yield sink
-            commit_file(sink, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def commit_file(file: BinaryIO, target: Path) -> None:
-    """Renames an open, written file to `target` in the same folder, durably.
-
-    The content must be on disk before the new name is: a rename alone may survive a power cut as a
-    file of zeros.
-    """
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, target)
-    _sync_folder(target.parent)
-
-
-def make_folder(folder: Path) -> None:
-    """Creates a local folder and its parents durably, if they do not exist."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
+            sync_folder(path.parent)
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -367,7 +320,7 @@ def delete_file(uri: str) -> None:
         path = Path(normalise(uri))
         with os_errors(uri):
             path.unlink()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return
     if s3.stat_object(uri) is None:
         raise NotFoundError(f"{uri}: not found")

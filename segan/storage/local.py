@@ -1,10 +1,15 @@
-"""Lists the files below a local folder."""
+"""Local folders: lists what is below them, and writes files that survive a power cut."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 OnSkip = Callable[[str, str], object]  # called with a path and a reason
 
@@ -23,6 +28,10 @@ def walk(root: str, on_skip: OnSkip) -> Iterator[tuple[str, os.stat_result]]:
     Raises:
         OSError: `root` is not a folder or cannot be read.
     """
+    try:
+        os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):  # not there yet, or its parent is a file
+        return
     links: list[str] = []
     listed: set[tuple[int, int]] = set()
     folders = [""]
@@ -53,8 +62,6 @@ def _scan(
 ) -> list[os.DirEntry[str]]:
     """The entries of a folder by name; none if it has been listed or is not to be."""
     path = os.path.join(root, folder)
-    if not os.path.exists(os.path.normpath(path)):  # `root` is not there yet, or has been deleted
-        return []
     try:
         status = os.stat(path)
         key = (status.st_dev, status.st_ino)
@@ -63,7 +70,7 @@ def _scan(
         listed.add(key)
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:  # deleted in this moment
+    except FileNotFoundError:  # deleted in the meantime
         return []
     except OSError as error:
         if not folder:
@@ -81,3 +88,50 @@ def _leads_up(link: str, root: str) -> bool:
 
 def _printable(path: str) -> str:
     return path.encode(errors="backslashreplace").decode()
+
+
+@contextlib.contextmanager
+def durable_writer(target: Path) -> Iterator[BinaryIO]:
+    """Yields a temporary file, which becomes `target` durably if the block succeeds."""
+    make_folder(target.parent)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb") as sink:
+            yield sink
+            commit_file(sink, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def commit_file(file: BinaryIO, target: Path) -> None:
+    """Renames an open, written file to `target` in the same folder, durably.
+
+    The content must be on disk before the new name is: a rename alone may survive a power cut as a
+    file of zeros.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, target)
+    sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a local folder and its parents durably, if they do not exist."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable: files that were created, renamed or deleted."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,8 @@ from typing import Any
 from segan import storage
 from segan.errors import NotFoundError, StorageError
 from segan.storage import s3
-from segan.storage.files import commit_file, os_errors
+from segan.storage.files import os_errors
+from segan.storage.local import commit_file
 
 PART_SIZE = 8 * 1024 * 1024  # S3 allows 10,000 parts of at least 5 MiB
 
