@@ -21,11 +21,10 @@ from ray_jobs.cluster.address import check_ray_address
 from ray_jobs.cluster.folders import ray_folder
 from ray_jobs.cluster.ray_internals import RECORDED_ADDRESS
 from segan.errors import SeganError, UsageError
+from segan.storage.lease import RAY_JOB_VARIABLE
 
 # What a cluster needs of this project.
 PACKAGES = ("segan", "ray_jobs")
-# Ray sets it in the driver of a submitted job.
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def connect(debug: bool = False) -> None:
@@ -90,7 +89,7 @@ def _code_environment(address: str) -> dict[str, Any]:
     The processes of a Ray that this process starts inherit its import path, and a submitted job
     has the code that it was submitted with.
     """
-    if address in ("", "local") or JOB_VARIABLE in os.environ:
+    if address in ("", "local") or RAY_JOB_VARIABLE in os.environ:
         return {}
     packages = [Path(next(iter(importlib.import_module(name).__path__))) for name in PACKAGES]
     return {

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from segan.config.base import FrozenConfig
 from segan.config.search import AblationConfig, SearchConfig
+from segan.config.tracking import TrackingConfig
 from segan.config.validation import set_values, validate
 from segan.utils.models import MAX_FRAME_SIDE
 
@@ -351,27 +351,6 @@ class ClusterConfig(FrozenConfig):
                 "choose min_workers <= workers"
             )
         return self
-
-
-class TrackingConfig(FrozenConfig):
-    """Experiment trackers that show a training while it runs, beside TensorBoard."""
-
-    mlflow: str | None = Field(
-        None, description="URI of an MLflow server that gets the metrics; needs segan[mlflow]."
-    )
-    wandb: str | None = Field(
-        None, description="Project of Weights & Biases that gets the metrics; needs segan[wandb]."
-    )
-
-    @field_validator("mlflow")
-    @classmethod
-    def _check_no_credentials(cls, uri: str | None) -> str | None:
-        if uri is not None and "@" in urlsplit(uri).netloc:  # run.json has the configuration
-            raise ValueError(
-                "expected a URI without credentials; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD"
-            )
-        return uri
 
 
 class Config(FrozenConfig):

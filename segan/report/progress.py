@@ -15,7 +15,7 @@ from segan.runs.listing import NUM_READ_THREADS, epoch_seconds, open_run
 from segan.runs.run import RUN_FILE, Run
 from segan.runs.study import STUDY_FILE, Study
 from segan.runs.trial import Trial, TrialStatus
-from segan.storage.lease import parent_study_uri, read_holder
+from segan.storage.lease import read_driver
 from segan.utils.models import FrozenModel
 
 NUM_RECENT_EPOCHS = 5  # whose mean duration is expected of the next ones
@@ -83,8 +83,7 @@ class ProgressReader:
     def read(self) -> Progress:
         """Reads the current state."""
         # The driver first: one that ends later has not left any trial as stopped.
-        study = parent_study_uri(self.uri)
-        holder = read_holder(self.uri) or (read_holder(study) if study else None)
+        holder = read_driver(self.uri)
         host = holder.host if holder else None
         trials = self._study.trials() if self._study else [self._as_trial()]
         with ThreadPoolExecutor(NUM_READ_THREADS) as pool:

@@ -25,7 +25,7 @@ from segan.errors import SeganError, StoppedError, StorageError
 from segan.runs.run import RUN_FILE
 from segan.runs.study import STUDY_FILE
 from segan.storage.compare_and_swap import conditional_file
-from segan.storage.lease import parent_study_uri, read_holder
+from segan.storage.lease import RAY_JOB_VARIABLE, read_driver
 from segan.utils.messages import capture_messages, redact_secrets
 
 LOG_FILE = "driver.log"
@@ -35,7 +35,6 @@ MAX_LINE_CHARACTERS = 4000
 FLUSH_INTERVAL_S = 5.0
 FOLLOW_INTERVAL_S = 2.0
 CLOSE_ATTEMPTS = 3
-RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of a Ray job
 
 logger = logging.getLogger(__name__)
 
@@ -208,19 +207,13 @@ def follow_log(uri: str, sleep: Callable[[float], object] = time.sleep) -> Itera
     """Yields the lines of driver.log, and new ones until no driver holds the run any more."""
     last: LogLine | None = None
     while True:
-        active = has_driver(uri)  # before reading, so that the last lines are not missed
+        driver = read_driver(uri)  # before reading, so that the last lines are not missed
         lines = read_log(uri)
         yield from lines[_position_after(lines, last) :]
         last = lines[-1] if lines else last
-        if not active:
+        if driver is None:
             return
         sleep(FOLLOW_INTERVAL_S)
-
-
-def has_driver(uri: str) -> bool:
-    """Whether a driver holds the lease of a run, of its study, or of a study."""
-    places = (uri, parent_study_uri(storage.normalise(uri)))
-    return any(place is not None and read_holder(place) is not None for place in places)
 
 
 def _position_after(lines: list[LogLine], last: LogLine | None) -> int:

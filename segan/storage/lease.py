@@ -40,6 +40,7 @@ from segan.storage.files import os_errors
 logger = logging.getLogger(__name__)
 
 LEASE_FILE = "lease.json"
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set in the driver of a Ray job
 LEASE_LOST_SIGNAL = signal.SIGUSR2  # from the heartbeat thread to the main thread
 
 
@@ -182,6 +183,12 @@ def read_holder(uri: str) -> Holder | None:
     version = conditional_file(storage.join(storage.normalise(uri), LEASE_FILE)).read()
     holder = Holder.from_version(version) if version else None
     return None if holder is None or holder.has_exited else holder
+
+
+def read_driver(uri: str) -> Holder | None:
+    """Returns the holder of a study, or of a run or the study that it is a trial of, as above."""
+    study = parent_study_uri(storage.normalise(uri))
+    return read_holder(uri) or (read_holder(study) if study else None)
 
 
 def parent_study_uri(run_uri: str) -> str | None:
@@ -342,7 +349,7 @@ def _utc_now() -> str:
 def _ray_submission_id() -> str:
     """Returns the submission id of the Ray job whose driver this process is, or ''."""
     try:
-        job_config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        job_config = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}"))
         return str(job_config["metadata"]["job_submission_id"])
     except (ValueError, LookupError, TypeError):
         return ""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from segan import storage
 from segan.errors import SeganError
-from segan.runs.driver_log import has_driver
 from segan.runs.listing import open_run
 from segan.runs.run import RUN_FILE, Run
 from segan.runs.study import STUDY_FILE, Study
 from segan.runs.trial import TrialStatus
+from segan.storage.lease import read_driver
 from segan.tracking.stored import (
     TrackedItem,
     describe_run,
@@ -33,7 +33,7 @@ from segan.tracking.stored import (
 from segan.tracking.tracker import ItemWriter, Tracker, TrackerName, open_tracker
 
 if TYPE_CHECKING:
-    from segan.config.schema import TrackingConfig
+    from segan.config.tracking import TrackingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class TrackerCopy:
 
 def follow(copy: TrackerCopy, sleep: Callable[[float], object] = time.sleep) -> None:
     """Updates a copy until no driver holds the run or study any more, and then completes it."""
-    while has_driver(copy.uri):
+    while read_driver(copy.uri):
         copy.try_update()
         sleep(UPDATE_INTERVAL_S)
     copy.update(final=True)
