@@ -8,9 +8,7 @@ namespace's address (`infra.local.namespaces`).
 import json
 import os
 import secrets
-import shutil
 import sysconfig
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +24,11 @@ from infra.local.processes import (
     run_supervised,
 )
 from ray_jobs import LOOPBACK_ENV
+from ray_jobs.cluster.folders import MAX_FOLDER_LENGTH, temporary_ray_folder
 
 START_TIMEOUT_S = 90
 GRACE_PERIOD_S = 10
 GIB = 2**30
-# Ray creates Unix sockets about 65 characters below its folder; their paths have at most 107.
-MAX_FOLDER_LENGTH = 40
 LOOPBACK_IP = "127.0.0.1"
 
 
@@ -242,11 +239,8 @@ def _socket_folder(folder: Path) -> Iterator[Path]:
     if len(str(folder / "ray")) <= MAX_FOLDER_LENGTH:
         yield folder / "ray"
         return
-    parent = Path(tempfile.mkdtemp(prefix="ray-"))
-    try:
-        yield parent / "ray"
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)
+    with temporary_ray_folder() as temporary:
+        yield Path(temporary)
 
 
 def _shared_environment(token_path: Path, ip: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from segan import storage
+from segan.evaluation.metrics import confusion
 
 Mask = np.ndarray  # bool [H, W]
 COLUMNS = 24  # of each mask, characters: three fit a terminal of 80
@@ -39,8 +40,7 @@ def read_mask(uri: str) -> Mask:
 
 def jaccard(first: Mask, second: Mask) -> float:
     """Intersection over union of two masks; 1 if both are empty."""
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
+    return float(confusion(first, second).scores()["jaccard"])
 
 
 def _draw(mask: Mask, columns: int, symbols: Mapping[tuple[bool, bool], str]) -> list[str]:

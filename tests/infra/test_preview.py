@@ -38,7 +38,7 @@ def test_three_masks_fit_a_terminal_of_80_columns() -> None:
 
 def test_jaccard_is_intersection_over_union() -> None:
     # 2 pixels in both, 4 in either.
-    first, second = np.array([1, 1, 1, 0, 0], bool), np.array([0, 1, 1, 1, 0], bool)
+    first, second = np.array([[1, 1, 1, 0, 0]], bool), np.array([[0, 1, 1, 1, 0]], bool)
     assert jaccard(first, second) == 0.5
     assert jaccard(first, ~first) == 0
     assert jaccard(first & False, second & False) == 1
