@@ -111,6 +111,7 @@ def checkpoint_epochs(trial: Trial) -> int:
     return latest.info.epochs if latest else 0
 
 
+@pytest.mark.slow
 def test_a_study_resumes_after_its_driver_was_killed_and_prunes_trials(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:
@@ -195,6 +196,7 @@ def run_and_interrupt(after: str, *arguments: str) -> tuple[int, list[str]]:
         return process.wait(), lines
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_resumes_and_finishes_every_variant(
     bucket: str, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
