@@ -20,9 +20,10 @@ from segan.runs.checkpoint import (
     make_manifest,
     open_checkpoint,
 )
-from segan.runs.ensemble import is_ensemble, read_ensemble
+from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, is_ensemble, read_ensemble
 from segan.runs.listing import list_checkpoints, run_not_found
 from segan.runs.run import RUN_FILE, find_checkpoint
+from segan.runs.shipped import locate_model
 from segan.storage.lease import hold_lease
 
 
@@ -43,13 +44,16 @@ class FileCheck:
 def find_checkpoints(uri: str) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints to verify: one, all of a run's, or an ensemble's members.
 
+    Args:
+        uri: of one of these, or the name of a model that ships with segan.
+
     Returns:
         The checkpoints, and a message for each of a run's folders without a valid manifest.
 
     Raises:
         SeganError: there is no checkpoint here.
     """
-    uri = storage.normalise(uri)
+    _, uri = locate_model(uri)
     storage.check_access(uri)
     if is_ensemble(uri):
         return read_ensemble(uri).checkpoints(uri), []
@@ -117,16 +121,65 @@ def download_checkpoint(
             there; nothing was written.
         StorageError: a file fails its checksum, or cannot be read or written.
     """
-    if storage.is_s3(folder):
-        raise UsageError(f"{folder}: expected a local folder; copy to s3:// with the S3 tools")
+    _require_local(folder)
     with hold_lease(folder):
         return _download(checkpoint, storage.normalise(folder), files, on_progress)
+
+
+def download_ensemble(
+    uri: str, folder: str, on_progress: Callable[[int], None]
+) -> tuple[list[str], list[str]]:
+    """Downloads an ensemble into a local folder: weights, card, and ensemble.json at the end.
+
+    Weights are verified, and kept where they are present, as in `download_checkpoint`.
+
+    Args:
+        on_progress: is called with numbers of bytes that are present or downloaded.
+
+    Returns:
+        The names of all files of weights, and of those that were downloaded.
+
+    Raises:
+        UsageError: as `download_checkpoint`.
+        StorageError: as `download_checkpoint`.
+    """
+    _require_local(folder)
+    with hold_lease(folder):
+        folder = storage.normalise(folder)
+        names, downloaded = [], []
+        for number, checkpoint in enumerate(read_ensemble(uri).checkpoints(uri), 1):
+            target = storage.join(folder, str(number))
+            files = [*checkpoint.files]
+            missing = _download_files(checkpoint, target, files, on_progress)
+            names += [f"{number}/{file}" for file in files]
+            downloaded += [f"{number}/{file}" for file in missing]
+        for file in (CARD_FILE, ENSEMBLE_FILE):
+            if storage.exists(storage.join(uri, file)):
+                content = storage.read_bytes(storage.join(uri, file))
+                storage.write_bytes(storage.join(folder, file), content)
+    return names, downloaded
+
+
+def _require_local(folder: str) -> None:
+    if storage.is_s3(folder):
+        raise UsageError(f"{folder}: expected a local folder; copy to s3:// with the S3 tools")
 
 
 def _download(
     checkpoint: Checkpoint, folder: str, files: Sequence[str], on_progress: Callable[[int], None]
 ) -> list[str]:
     manifest = _merge_manifests(checkpoint, folder, files)
+    missing = _download_files(checkpoint, folder, files, on_progress)
+    name = storage.join(folder, MANIFEST_FILE)
+    if not (storage.exists(name) and storage.read_json(name) == manifest):
+        storage.write_json(name, manifest)
+    return missing
+
+
+def _download_files(
+    checkpoint: Checkpoint, folder: str, files: Sequence[str], on_progress: Callable[[int], None]
+) -> list[str]:
+    """Downloads the files that are not there yet; returns them."""
     present = {file.name for file in storage.list_files(folder)} & set(files)
     for file in present:
         _check_existing_file(checkpoint, folder, file)
@@ -135,9 +188,6 @@ def _download(
     for file in missing:
         source, target = (storage.join(uri, file) for uri in (checkpoint.uri, folder))
         storage.download(source, target, checkpoint.files[file]["sha256"], on_progress)
-    name = storage.join(folder, MANIFEST_FILE)
-    if not (storage.exists(name) and storage.read_json(name) == manifest):
-        storage.write_json(name, manifest)
     return missing
 
 

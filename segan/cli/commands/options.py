@@ -14,8 +14,21 @@ if TYPE_CHECKING:
 OUT = "OUT"  # metavar of every output
 FOLDER = "A local folder or an s3:// prefix"
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """The names of shipped models for a shell; without one it completes files."""
+    from segan.runs.shipped import shipped_models
+
+    return [name for name in shipped_models() if name.startswith(incomplete)]
+
+
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="URI of a run, a checkpoint or an ensemble.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=complete_model,
+        help="Name of a model that ships with segan, or URI of a run, a checkpoint or an ensemble.",
+    ),
 ]
 ArchiveArgument = Annotated[
     str,

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segan.cli.commands import monitoring
-from segan.cli.commands.options import FOLDER, OUT, Debug, Json
+from segan.cli.commands.options import (
+    FOLDER,
+    OUT,
+    Debug,
+    Json,
+    ModelArgument,
+    complete_model,
+)
 from segan.cli.console import print_json
-from segan.errors import SeganError
+from segan.errors import SeganError, UsageError
 
 if TYPE_CHECKING:
     from segan.runs.checkpoint import Checkpoint
@@ -28,6 +35,15 @@ app.add_typer(checkpoints, name="checkpoints")
 CheckpointSource = Annotated[
     str,
     typer.Argument(metavar="CHECKPOINT", help="URI of a run, or RUN/checkpoints/NAME."),
+]
+ModelSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=complete_model,
+        help="Name of a model that ships with segan, or URI of a run, RUN/checkpoints/NAME, or an "
+        "ensemble.",
+    ),
 ]
 CheckpointName = Annotated[
     str | None,
@@ -107,7 +123,7 @@ def list_checkpoints(
     "download", epilog="segan checkpoints download s3://b/runs/first ./first --name best"
 )
 def download(
-    source: CheckpointSource,
+    source: ModelSource,
     out: Annotated[str, typer.Argument(metavar=OUT, help="Local folder for the files.")],
     name: CheckpointName = None,
     file: Annotated[
@@ -117,10 +133,20 @@ def download(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download a checkpoint and verify each file's checksum."""
+    """Download a checkpoint or an ensemble, and verify each file's checksum."""
+    from segan import storage
     from segan.cli.console import echo, progress_bar
+    from segan.runs.ensemble import is_ensemble
+    from segan.runs.shipped import locate_model
     from segan.runs.transfer import download_checkpoint
 
+    model, place = locate_model(source)
+    storage.check_access(place)
+    if is_ensemble(place):
+        if name or file:
+            raise UsageError(f"{model}: an ensemble is downloaded whole; omit --name and --file")
+        _download_ensemble(model, place, out, as_json)
+        return
     checkpoint, files = _find_files(source, name, file or ())
     size = sum(checkpoint.files[file]["size"] for file in files)
     with progress_bar("downloading", size, in_bytes=True) as advance:
@@ -128,18 +154,35 @@ def download(
     if as_json:
         print_json({"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded})
     else:
-        present = len(files) - len(downloaded)
-        echo(
-            f"{checkpoint.uri}: {len(downloaded)} of {len(files)} files downloaded to {out}, "
-            f"{present} present before"
-        )
+        echo(_describe_download(checkpoint.uri, files, downloaded, out))
+
+
+def _download_ensemble(model: str, uri: str, out: str, as_json: bool) -> None:
+    from segan.cli.console import echo, progress_bar
+    from segan.runs.ensemble import read_ensemble
+    from segan.runs.transfer import download_ensemble
+
+    size = sum(f.size for member in read_ensemble(uri).members for f in member.files.values())
+    with progress_bar("downloading", size, in_bytes=True) as advance:
+        files, downloaded = download_ensemble(uri, out, advance)
+    if as_json:
+        print_json({"ensemble": model, "files": files, "downloaded": downloaded})
+    else:
+        echo(_describe_download(model, files, downloaded, out))
+
+
+def _describe_download(
+    source: str, files: Sequence[str], downloaded: Sequence[str], out: str
+) -> str:
+    return (
+        f"{source}: {len(downloaded)} of {len(files)} files downloaded to {out}, "
+        f"{len(files) - len(downloaded)} present before"
+    )
 
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
 def verify(
-    uri: Annotated[
-        str, typer.Argument(metavar="URI", help="URI of a run, a checkpoint or an ensemble.")
-    ],
+    uri: ModelArgument,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
