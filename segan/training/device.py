@@ -115,14 +115,29 @@ def describe_device(cluster: ClusterConfig, performance: PerformanceConfig) -> s
 
 
 def announce_device(
-    cluster: ClusterConfig, performance: PerformanceConfig, gpu_is_there: bool
+    cluster: ClusterConfig,
+    performance: PerformanceConfig,
+    gpu_is_there: bool,
+    cpu_capability: str = torch.backends.cpu.get_cpu_capability(),
 ) -> None:
-    """Says what a training uses, and warns of a GPU that it leaves idle; see `describe_device`."""
+    """Says what a training uses, and warns of a GPU that it leaves idle and of slow arithmetic.
+
+    Args:
+        cluster: with a resolved device.
+        performance: with a resolved precision.
+        gpu_is_there: whether the machine or the cluster has a GPU.
+        cpu_capability: the vector instructions of this machine's CPU, in torch's words.
+    """
     logger.info(f"training with {describe_device(cluster, performance)}")
     if gpu_is_there and cluster.device == "cpu":
         logger.warning(
             "warning: a GPU is left idle; cluster.device=auto, without cluster.gpus_per_worker=0, "
             "uses it"
+        )
+    if (cluster.device, performance.precision, cpu_capability) == ("cpu", "bfloat16", "AVX2"):
+        logger.warning(
+            "warning: this CPU has no AVX-512 and computes bfloat16 several times more slowly than "
+            "float32; performance.precision=float32 is the fast one here"
         )
 
 

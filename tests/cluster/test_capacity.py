@@ -14,7 +14,7 @@ from infra.local.cluster import RayCluster, ray_cluster, ray_node
 from infra.local.namespaces import Namespace
 from tests.infra.process_utils import child_process
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 QUERY_PROGRAM = """
 import sys
@@ -89,7 +89,6 @@ def test_refused_at_once_or_waited_for(
 DRY_RUN = [sys.executable, "-m", "infra.local.dry_run", "--cpus", "9", "cluster.workers=8"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nodes", "code", "output"),
     [(4, 0, "node 4 │       2"), (1, 2, "8 workers of 1 GPU: 8 GPUs required, 2 available")],

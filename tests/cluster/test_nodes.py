@@ -31,7 +31,7 @@ from tests.cluster.conftest import hosts_or_skip
 from tests.cluster.job_client import JobClient, poll_until
 from tests.environment import temporary_environment
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 BUCKET = "s3://node-tests"
 # The arguments of `train` after the run.
@@ -189,7 +189,6 @@ def running_driver(cluster: Cluster, run: Run, *overrides: str) -> Iterator[subp
             driver.kill()
 
 
-@pytest.mark.slow
 def test_a_drained_node_is_left_after_a_checkpoint_without_a_failure(
     cluster: Cluster, run: Run
 ) -> None:
@@ -217,7 +216,6 @@ def test_a_drained_node_is_left_after_a_checkpoint_without_a_failure(
         assert latest.files == other.files
 
 
-@pytest.mark.slow
 def test_a_run_of_fixed_size_reports_the_missing_workers(cluster: Cluster, run: Run) -> None:
     with running_driver(cluster, run, "cluster.max_failures=1") as driver:
         cluster.nodes[1].disconnect()
@@ -226,7 +224,6 @@ def test_a_run_of_fixed_size_reports_the_missing_workers(cluster: Cluster, run: 
         assert "2 workers" in stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_an_elastic_run_continues_without_a_node_and_ends_without_any(
     cluster: Cluster, run: Run
 ) -> None:

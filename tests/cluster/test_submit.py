@@ -28,7 +28,7 @@ from segan.runs.study import Study
 from tests.cluster.job_client import JobClient, poll_until
 from tests.environment import temporary_environment
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 BUCKET = "s3://submit-tests"
 TINY = (

@@ -69,6 +69,15 @@ def test_variables_of_uv_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["UV_DEFAULT_INDEX"] == "https://mine.example.com/simple"
 
 
+@pytest.mark.parametrize("dont_write", [True, False])
+def test_packages_are_compiled_where_imports_keep_no_bytecode(
+    dont_write: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_COMPILE_BYTECODE", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", dont_write)
+    assert ("UV_COMPILE_BYTECODE" in uv_environment({})) == dont_write
+
+
 @pytest.mark.parametrize(
     ("torch", "options", "expected"),
     [

@@ -21,7 +21,8 @@ from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.infra.process_utils import wait_for
 
 PART = 5 * 2**20  # the least that S3 accepts of a part that is not the last
-CONTENT = random.Random(0).randbytes(3 * PART + 1000)
+# Every part is above half of PART: any of them may be the one that a fault cuts there.
+CONTENT = random.Random(0).randbytes(4 * PART - 1000)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 50))

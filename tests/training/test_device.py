@@ -14,7 +14,12 @@ from segan.config import ClusterConfig, Config, PerformanceConfig, load_config, 
 from segan.errors import UsageError
 from segan.runs.run import Run
 from segan.runs.study import Study
-from segan.training.device import describe_device, device_record, resolve_performance
+from segan.training.device import (
+    announce_device,
+    describe_device,
+    device_record,
+    resolve_performance,
+)
 from segan.training.launch import train_local
 from tests.training.helpers import configure, metric_lines, same_weights
 
@@ -150,3 +155,22 @@ def test_what_a_run_uses_is_said_and_recorded(
     assert "warning: a GPU is left idle" in caplog.messages[-1]
     assert same_weights(run, same)
     assert metric_lines(run) == metric_lines(same)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "cpu_capability", "expected"),
+    [
+        ("cpu", "bfloat16", "AVX2", True),
+        ("cpu", "bfloat16", "AVX512", False),
+        ("cpu", "float32", "AVX2", False),
+        ("cuda", "bfloat16", "AVX2", False),
+    ],
+)
+def test_a_cpu_that_only_emulates_bfloat16_is_warned_of(
+    device: Any, precision: Any, cpu_capability: str, expected: bool, caplog: Any
+) -> None:
+    cluster = ClusterConfig(device=device).resolve_device(has_gpu=device == "cuda")
+    performance = PerformanceConfig(precision=precision)
+    announce_device(cluster, performance, device == "cuda", cpu_capability)
+    warnings = [m for m in caplog.messages if "computes bfloat16 several times more slowly" in m]
+    assert bool(warnings) == expected

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segan.cli.commands import monitoring
 from segan.cli.commands.options import FOLDER, OUT, Debug, Json
 from segan.cli.console import print_json
-from segan.errors import SeganError
+from segan.errors import SeganError, UsageError
 
 if TYPE_CHECKING:
     from segan.runs.checkpoint import Checkpoint
+
+REPORT = "report"  # the word of --file for report.json and report.html
 
 app = typer.Typer()
 runs = typer.Typer(no_args_is_help=True, help="List and show runs in storage.")
@@ -27,7 +29,7 @@ app.add_typer(checkpoints, name="checkpoints")
 
 CheckpointSource = Annotated[
     str,
-    typer.Argument(metavar="CHECKPOINT", help="URI of a run, or RUN/checkpoints/NAME."),
+    typer.Argument(metavar="CHECKPOINT", help="URI of a run, a study or RUN/checkpoints/NAME."),
 ]
 CheckpointName = Annotated[
     str | None,
@@ -107,32 +109,89 @@ def list_checkpoints(
     "download", epilog="segan checkpoints download s3://b/runs/first ./first --name best"
 )
 def download(
-    source: CheckpointSource,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="URI", help="URI of a run, RUN/checkpoints/NAME, a study or an ensemble."
+        ),
+    ],
     out: Annotated[str, typer.Argument(metavar=OUT, help="Local folder for the files.")],
     name: CheckpointName = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(help="Download only this file, such as segmentor; can be repeated."),
+        typer.Option(help="Download only this file, such as segmentor or report; can be repeated."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download a checkpoint and verify each file's checksum."""
-    from segan.cli.console import echo, progress_bar
+    """Download a checkpoint, the best one of a study, or an ensemble, and verify its weights.
+
+    The report of a run, study or ensemble comes with --file report.
+    """
+    from segan import storage
+    from segan.cli.console import echo
+    from segan.runs.ensemble import is_ensemble
+    from segan.runs.run import REPORT_FILES
+    from segan.runs.transfer import download_report
+
+    place = storage.normalise(source)
+    storage.check_access(place)
+    names = file or []
+    files = [name for name in names if name != REPORT]
+    result: dict[str, Any] = {"files": [], "downloaded": []}
+    if files or not names:
+        if is_ensemble(place):
+            result = _download_ensemble(place, out, name, files)
+        else:
+            result = _download_checkpoint(place, out, name, files)
+    if REPORT in names:
+        result["downloaded"] += download_report(place, out)
+        result["files"] += REPORT_FILES
+    if as_json:
+        print_json(result)
+        return
+    count, total = len(result["downloaded"]), len(result["files"])
+    echo(
+        f"{result.get('checkpoint', place)}: {count} of {total} files downloaded to {out}, "
+        f"{total - count} present before"
+    )
+
+
+def _download_ensemble(
+    uri: str, out: str, name: str | None, files: Sequence[str]
+) -> dict[str, Any]:
+    from segan.cli.console import progress_bar
+    from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, read_ensemble
+    from segan.runs.transfer import download_ensemble
+
+    if name or files:
+        raise UsageError(
+            f"{uri}: an ensemble, which is downloaded as a whole; leave --name away, and use "
+            f"--file for its {REPORT} only"
+        )
+    members = read_ensemble(uri).checkpoints(uri)
+    size = sum(entry["size"] for member in members for entry in member.files.values())
+    with progress_bar("downloading", size, in_bytes=True) as advance:
+        downloaded = download_ensemble(uri, out, advance)
+    weights = [f"{i}/{file}" for i, member in enumerate(members, 1) for file in member.files]
+    return {
+        "ensemble": uri,
+        "files": [*weights, CARD_FILE, ENSEMBLE_FILE],
+        "downloaded": downloaded,
+    }
+
+
+def _download_checkpoint(
+    uri: str, out: str, name: str | None, file_names: Sequence[str]
+) -> dict[str, Any]:
+    from segan.cli.console import progress_bar
     from segan.runs.transfer import download_checkpoint
 
-    checkpoint, files = _find_files(source, name, file or ())
+    checkpoint, files = _find_files(uri, name, file_names)
     size = sum(checkpoint.files[file]["size"] for file in files)
     with progress_bar("downloading", size, in_bytes=True) as advance:
         downloaded = download_checkpoint(checkpoint, out, files, advance)
-    if as_json:
-        print_json({"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded})
-    else:
-        present = len(files) - len(downloaded)
-        echo(
-            f"{checkpoint.uri}: {len(downloaded)} of {len(files)} files downloaded to {out}, "
-            f"{present} present before"
-        )
+    return {"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded}
 
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
@@ -206,10 +265,9 @@ def _find_files(
     source: str, name: str | None, file_names: Sequence[str]
 ) -> tuple[Checkpoint, list[str]]:
     """A checkpoint and the names of the files that are asked for; all if `file_names` is empty."""
-    from segan.runs.run import find_checkpoint
-    from segan.runs.transfer import choose_files
+    from segan.runs.transfer import choose_files, find_model
 
-    checkpoint = find_checkpoint(source, name)
+    checkpoint = find_model(source, name)
     return checkpoint, choose_files(checkpoint, file_names)
 
 
