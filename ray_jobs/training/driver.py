@@ -30,7 +30,7 @@ from segan.runs.run import Run
 from segan.storage.lease import current_fence, hold_lease
 from segan.training.device import announce_device, resolve_performance
 from segan.training.launch import stopped_error
-from segan.training.resume import resolve_resume
+from segan.training.resume import announce_initial_weights, create_or_resume, resolve_resume
 from segan.training.trainer import TrainingProgress
 from segan.utils.signals import StopRequest
 
@@ -94,9 +94,10 @@ def _train(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     resume_point = resolve_resume(config, run, fingerprint=context.get("fingerprint"))
     config = resolve_performance(config, cluster.device, run.recorded_identity())
-    run.create_or_resume(config, resume_point.spec.sampler.manifest.fingerprint)
+    create_or_resume(config, run, resume_point)
     if "trial" not in context:
         announce_device(cluster, config.performance, cluster_has_gpu())
+        announce_initial_weights(resume_point)
 
     def on_update(progress: dict[str, Any]) -> None:
         on_progress(TrainingProgress(**progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import time
@@ -33,10 +34,13 @@ from segan.errors import NonFiniteError, SeganError, UsageError
 from segan.runs.driver_log import keep_driver_log
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
+from segan.runs.warm_start import find_initial_weights
 from segan.storage.lease import current_fence, hold_lease
 from segan.training.device import announce_device, resolve_performance
 
 OnValidation = Callable[[str, dict[str, Any], bool], None]
+
+logger = logging.getLogger(__name__)
 
 
 def run_study(config: Config, study: Study, on_validation: OnValidation) -> None:
@@ -61,10 +65,14 @@ def run_study(config: Config, study: Study, on_validation: OnValidation) -> None
 def prepare_config(config: Config, study: Study) -> tuple[Config, int]:
     """Resolves the device and the precision that `auto` stands for, and says which they are.
 
+    Says also which weights the trials of a new study take from `training.init`.
+
     Returns:
         The configuration with the precision that all trials have, and the number of runs that fit
         the cluster at once.
     """
+    if not study.recorded_identity() and (initial := find_initial_weights(config)):
+        logger.info(initial.describe())
     cluster = resolve_cluster_device(config.cluster)
     capacity = max_concurrent_runs(cluster, TRIAL_ACTOR_CPUS)
     config = resolve_performance(config, cluster.device, study.recorded_identity())

@@ -211,6 +211,11 @@ class TrainingConfig(FrozenConfig):
     seed: int = Field(
         0, ge=0, description="Seed of the initial weights, the sample order and the augmentation."
     )
+    init: str = Field(
+        "",
+        description="Model whose weights the run begins from (warm start): a name that ships with "
+        "segan or a URI; empty for random weights (P).",
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,

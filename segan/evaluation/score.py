@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Pair, read_image, read_mask
+from segan.evaluation.bootstrap import Interval, mean_interval
 from segan.evaluation.metrics import SCORE_NAMES, confusion
 from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Prediction, Predictor
@@ -60,6 +61,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows_by_member = zip(*(row["members"] for row in rows), strict=True)
         summary["members"] = [_means(member) for member in rows_by_member]
     return summary
+
+
+def score_intervals(rows: Sequence[dict[str, Any]]) -> dict[str, Interval]:
+    """Mean of each score over the rows of ScoreTask, with its bootstrap interval."""
+    return {name: mean_interval([row[name] for row in rows]) for name in SCORE_NAMES}
 
 
 def _scores(prediction: Prediction, truth: np.ndarray) -> dict[str, float]:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from segan import storage
 from segan.config import Config
-from segan.errors import CorruptedError
 from segan.inference.frames import mean_map, segment_frames
 from segan.inference.upload import resize_to_frame
+from segan.inference.weights import read_segmentor
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import is_ensemble, read_ensemble
 from segan.runs.run import find_checkpoint
+from segan.runs.shipped import locate_model
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Predictor:
 
     A checkpoint is a model with one member, an ensemble a model with three.
 
-    predictor = Predictor.load("s3://bucket/runs/first")
+    predictor = Predictor.load("isic2017")
     mask = predictor(Image.open("ISIC_0000000.jpg")).mask
     """
 
@@ -101,7 +100,7 @@ class Predictor:
         Args:
             frame_size: (width, height) of a frame in pixels.
             threshold: in (0, 1); a probability above it is lesion.
-            name: of the model: the URI to load it from.
+            name: of the model: what to load it by.
         """
         self.members, self.frame_size = members, frame_size
         self.threshold, self.name = threshold, name
@@ -109,7 +108,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        uri: str,
+        model: str,
         threshold: float | None = None,
         low_memory: bool = False,
         tta: bool | None = None,
@@ -117,27 +116,31 @@ class Predictor:
         """Loads a model.
 
         Args:
-            uri: of an ensemble, a checkpoint, or a run, of which the best checkpoint is used.
+            model: the name of a model that ships with segan, such as `isic2017`, or the URI of an
+                ensemble, a checkpoint, or a run, of which the best checkpoint is used.
             threshold: None for the best threshold on validation.
             low_memory: read each member's weights per call instead of keeping all in memory; slow.
             tta: overrides the runs' `evaluation.tta`.
 
         Raises:
+            UsageError: `model` is a word that names no model.
             StorageError: there is no model, or it does not match its checksums.
         """
-        uri = storage.normalise(uri)
+        name, uri = locate_model(model)
         storage.check_access(uri)
         if is_ensemble(uri):
             ensemble = read_ensemble(uri)
             checkpoints, best = ensemble.checkpoints(uri), ensemble.threshold
         else:
             checkpoint = find_checkpoint(uri)
-            checkpoints, best, uri = [checkpoint], checkpoint.threshold, checkpoint.uri
+            checkpoints, best, name = [checkpoint], checkpoint.threshold, checkpoint.uri
+            uri = name
+        members = [Member.from_checkpoint(found, not low_memory, tta) for found in checkpoints]
         return cls(
-            [Member.from_checkpoint(checkpoint, not low_memory, tta) for checkpoint in checkpoints],
+            [replace(member, name=member.name.replace(uri, name, 1)) for member in members],
             checkpoints[0].frame_size,
             best if threshold is None else threshold,
-            uri,
+            name,
         )
 
     def __call__(self, image: Image.Image) -> Prediction:
@@ -190,38 +193,3 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     full = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)
     return full[0, 0].numpy()
-
-
-def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
-    """The segmentor of a checkpoint in evaluation mode.
-
-    Raises:
-        CorruptedError: the weights do not match their checksum, or not the configuration.
-    """
-    config, content = checkpoint.config.network, checkpoint.read(SEGMENTOR_FILE)
-    where = storage.join(checkpoint.uri, SEGMENTOR_FILE)
-    try:
-        weights = load_tensors(content)
-    except SafetensorError as error:
-        raise CorruptedError(f"{where}: not a safetensors file ({error})") from None
-    with torch.device("meta"):  # allocates nothing, whatever sizes the configuration names
-        expected = Segmentor(config).state_dict()
-    if difference := _find_difference(weights, expected):
-        raise CorruptedError(
-            f"{where}: not the weights of the checkpoint's configuration: {difference}"
-        )
-    segmentor = Segmentor(config)
-    segmentor.load_state_dict(weights)
-    return segmentor.eval()
-
-
-def _find_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first tensor whose name, shape or type differs; "" if all are equal."""
-    if names := found.keys() ^ expected.keys():
-        name = min(names)
-        return f"{name} is {'missing' if name in expected else 'unknown'}"
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-            shapes = (f"{t.dtype} {list(t.shape)}" for t in (tensor, found[name]))
-            return f"{name}: expected {' and found '.join(shapes)}"
-    return ""

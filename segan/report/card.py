@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from segan import storage
+from segan.config import Config, format_value, parse_config
 from segan.evaluation.bootstrap import Interval
 from segan.evaluation.metrics import SCORE_NAMES
 from segan.evaluation.result import EvaluationResult
 from segan.evaluation.slices import MIN_IMAGES, SliceGroup
+from segan.runs.checkpoint import short_name
 from segan.runs.ensemble import Ensemble, EnsembleMember
+from segan.runs.identity import config_identity
 from segan.utils.html import render
 
 _RULE_DESCRIPTIONS = {
@@ -28,11 +33,31 @@ _CONFIG_COLUMNS = {  # config keys by column name
 }
 
 
-def render_card(uri: str, ensemble: Ensemble, result: EvaluationResult) -> str:
+@dataclass(frozen=True)
+class ArchiveScores:
+    """Scores of an ensemble against an archive's masks, at the images' own sizes.
+
+    Attributes:
+        scores: mean of each score over `num_images` images.
+    """
+
+    num_images: int
+    scores: Mapping[str, Interval]
+
+
+def render_card(
+    uri: str,
+    ensemble: Ensemble,
+    result: EvaluationResult,
+    commands: Sequence[str],
+    archive_scores: ArchiveScores | None = None,
+) -> str:
     """The text of card.md.
 
     Args:
         result: of the ensemble on its validation split.
+        commands: that make the ensemble from records, see `build_commands`.
+        archive_scores: of the images of the validation split.
     """
     text = render(
         "segan/report/card.md.j2",
@@ -47,8 +72,34 @@ def render_card(uri: str, ensemble: Ensemble, result: EvaluationResult) -> str:
         score_table=_score_table(ensemble, result),
         slice_table=_slice_table(result.slice_groups),
         min_images=MIN_IMAGES,
+        commands=commands,
+        archive_scores=archive_scores,
+        archive_table=_archive_table(archive_scores.scores) if archive_scores else "",
     )
     return text + "\n"
+
+
+def build_commands(ensemble: Ensemble) -> list[str]:
+    """The commands that train the members on records and build the ensemble of them."""
+    runs = [f"runs/{short_name(member.uri).partition('/')[0]}" for member in ensemble.members]
+    trainings = [
+        shlex.join(["segan", "train", run, "data.records=RECORDS", *_overrides(member)])
+        for run, member in zip(runs, ensemble.members, strict=True)
+    ]
+    members = [word for run in runs for word in ("--member", run)]
+    build = shlex.join(["segan", "ensemble", "build", *members, "--out", "ENSEMBLE"])
+    return [*trainings, build]
+
+
+def _overrides(member: EnsembleMember) -> list[str]:
+    """The values of a member's configuration that are not the defaults, as `section.key=value`."""
+    config = parse_config(member.info.config)
+    values, defaults = (
+        config_identity(c, "search", "ablation", "cluster") | {"cluster.workers": c.cluster.workers}
+        for c in (config, Config())
+    )
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    return [f"{key}={format_value(value)}" for key, value in changed.items()]
 
 
 def _training_table(members: Sequence[EnsembleMember]) -> str:
@@ -94,6 +145,11 @@ def _slice_table(slice_groups: Sequence[SliceGroup]) -> str:
             name = group.attribute if i == 0 else ""
             rows.append([name, one.name, str(one.num_images), f"{one.jaccard:.3f}", interval])
     return _markdown_table(["", "", "images", "Jaccard", "95 % interval"], rows)
+
+
+def _archive_table(scores: Mapping[str, Interval]) -> str:
+    rows = [[name, _format_interval(score)] for name, score in scores.items()]
+    return _markdown_table(["score", "mean (95 % interval)"], rows)
 
 
 def _format_interval(score: Interval) -> str:

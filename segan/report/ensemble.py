@@ -12,7 +12,7 @@ from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
 from segan.evaluation.select import NUM_MEMBERS, check_compatible, make_choice, select_members
-from segan.report.card import render_card
+from segan.report.card import build_commands, render_card
 from segan.report.write import CachedEvaluation, try_write_report
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.ensemble import Ensemble, Rule, check_output, describe_member, write_ensemble
@@ -86,7 +86,8 @@ def _build_ensemble(
         )
         result = evaluate_members(maps, data.validation, members, threshold)
         current_fence(out)()
-        write_ensemble(out, ensemble, members, render_card(out, ensemble, result), overwrite)
+        card = render_card(out, ensemble, result, build_commands(ensemble))
+        write_ensemble(out, ensemble, members, card, overwrite)
         if candidates[0].config.evaluation.report:
             try_write_report(out, log, CachedEvaluation(maps, result))
     return ensemble

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 SEGMENTOR_FILE = "segmentor.safetensors"
+CRITIC_FILE = "critic.safetensors"
 BEST, LATEST = "best", "latest"  # aliases, accepted wherever a checkpoint's name is
 
 

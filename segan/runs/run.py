@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from segan.config import Config
 
 RUN_FILE = "run.json"
+INIT_PREFIX = "init."  # of the keys of the weights that a run began from
 PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
 
@@ -75,15 +76,24 @@ class Run:
     def __str__(self) -> str:
         return self.uri
 
-    def create_or_resume(self, config: Config, fingerprint: str) -> None:
+    def create_or_resume(
+        self, config: Config, fingerprint: str, init: Mapping[str, Any] | None = None
+    ) -> None:
         """Writes run.json, or checks that an existing run has the same configuration and records.
+
+        Args:
+            init: the checksums of the weights that it begins from, from
+                `segan.runs.warm_start.InitialWeights.identity`; None for random weights, or for a
+                run that goes on from a checkpoint.
 
         Raises:
             UsageError: the run exists with another configuration or other records.
         """
         name = storage.join(self.uri, RUN_FILE)
-        identity = _identity(config) | {"fingerprint": fingerprint}
+        identity = _identity(config) | {"fingerprint": fingerprint} | dict(init or {})
         if recorded := self.recorded_identity():
+            if init is None:  # its weights are those of the checkpoint
+                identity |= {k: v for k, v in recorded.items() if k.startswith(INIT_PREFIX)}
             # A key that the run was started without has its default value.
             found = _identity(type(config)()) | recorded
             advice = "resume with the same values, or use another URI"

@@ -24,6 +24,7 @@ from segan.runs.checkpoint import (
 from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, is_ensemble, read_ensemble
 from segan.runs.listing import list_checkpoints, run_not_found
 from segan.runs.run import REPORT_FILES, RUN_FILE, find_checkpoint
+from segan.runs.shipped import locate_model
 from segan.runs.study import STUDY_FILE, Study
 from segan.storage.lease import hold_lease
 
@@ -45,13 +46,16 @@ class FileCheck:
 def find_checkpoints(uri: str) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints to verify: one, all of a run's, or an ensemble's members.
 
+    Args:
+        uri: of one of these, or the name of a model that ships with segan.
+
     Returns:
         The checkpoints, and a message for each of a run's folders without a valid manifest.
 
     Raises:
         SeganError: there is no checkpoint here.
     """
-    uri = storage.normalise(uri)
+    _, uri = locate_model(uri)
     storage.check_access(uri)
     if is_ensemble(uri):
         return read_ensemble(uri).checkpoints(uri), []

@@ -20,7 +20,7 @@ from torch.optim import Adam
 from segan.config import Config
 from segan.data.records.format import Manifest
 from segan.errors import SeganError
-from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo
+from segan.runs.checkpoint import CRITIC_FILE, SEGMENTOR_FILE, Checkpoint, CheckpointInfo
 from segan.runs.run import Run
 from segan.training.background import BackgroundJob
 from segan.training.distributed import (
@@ -39,7 +39,6 @@ from segan.training.timer import Stage, StageTimer
 if TYPE_CHECKING:
     from segan.training.metrics_log import MetricsLog, MetricsUpdate
 
-CRITIC_FILE = "critic.safetensors"
 TRAINER_FILE = "trainer.safetensors"
 # Tensors of TRAINER_FILE, beside the optimizers' and, with an EMA, S's own.
 SEGMENTOR_STATS, EMA_STATS, EMA_NUM_UPDATES = "segmentor_stats", "ema_stats", "ema_num_updates"

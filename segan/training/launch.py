@@ -28,7 +28,12 @@ from segan.training.device import (
 )
 from segan.training.distributed import rank, single_process_group, world_size
 from segan.training.metrics import EpochMetrics
-from segan.training.resume import ResumePoint, resolve_resume
+from segan.training.resume import (
+    ResumePoint,
+    announce_initial_weights,
+    create_or_resume,
+    resolve_resume,
+)
 from segan.training.trainer import Callbacks, Trainer
 from segan.utils.memory import keep_freed_memory
 
@@ -115,11 +120,12 @@ def _train_local(
     resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     spec, cluster = resume_point.spec, resolve_local_device(config.cluster)
     config = resolve_performance(config, cluster.device, run.recorded_identity())
-    run.create_or_resume(config, spec.sampler.manifest.fingerprint)
+    create_or_resume(config, run, resume_point)
     if resume_point.is_finished:
         return
     performance = config.performance.resolve(cluster.device, can_compile())
     announce_device(cluster, performance, has_gpu())
+    announce_initial_weights(resume_point)
     device = torch_device(cluster.device)
     with single_process_group():
         record_hardware(config, run, device)

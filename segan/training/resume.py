@@ -16,6 +16,7 @@ from segan.errors import StorageError, UsageError
 from segan.runs.checkpoint import MANIFEST_FILE, Checkpoint
 from segan.runs.run import Run
 from segan.runs.transfer import verify_checkpoint
+from segan.runs.warm_start import InitialWeights, find_initial_weights, require_unchanged
 from segan.training.metrics import LoopState
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ class ResumePoint:
     Attributes:
         spec: the rows that are left of the run.
         checkpoint: the state to start from, at `spec.start`; None for a new run.
+        initial_weights: of a new run; None for random ones.
     """
 
     spec: StreamSpec
     checkpoint: Checkpoint | None = None
+    initial_weights: InitialWeights | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -52,19 +55,23 @@ class ResumePoint:
 def check_config(config: Config, run: Run, fingerprint: str | None = None) -> StreamSpec:
     """Checks the configuration against the records; returns the rows of the whole run.
 
-    Reads no image and no checkpoint, so a mistake is reported before any long work. A run that has
+    Reads no image and no weights, so a mistake is reported before any long work. A run that has
     begun reads the records that it began with, whatever has been ingested since.
 
     Args:
         fingerprint: of the records of a run that has not begun; None for the newest.
 
     Raises:
-        UsageError: the configuration does not fit the records, or those of the run are not there.
+        UsageError: the configuration does not fit the records or the model of `training.init`, or
+            the records of the run are not there.
         StorageError: the records or the run cannot be read.
     """
     storage.check_access(run.uri)
-    manifest = read_version(config.data.records, run.fingerprint() or fingerprint)
+    recorded = run.fingerprint()
+    manifest = read_version(config.data.records, recorded or fingerprint)
     _check_records(config, manifest)
+    if recorded is None:
+        find_initial_weights(config)
     return StreamSpec(
         config.data.records,
         DeterministicSampler(manifest, config.data.train, config.training.seed),
@@ -94,9 +101,26 @@ def resolve_resume(
         StorageError: storage cannot be read, or the run has checkpoints and none is usable.
     """
     spec = check_config(config, run, fingerprint)
-    checkpoint = find_resume_checkpoint(run, warn)
-    start = checkpoint.samples if checkpoint else 0
-    return ResumePoint(replace(spec, start=start), checkpoint)
+    checkpoint, recorded = find_resume_checkpoint(run, warn), run.recorded_identity()
+    if checkpoint:
+        return ResumePoint(replace(spec, start=checkpoint.samples), checkpoint)
+    initial_weights = find_initial_weights(config)
+    if initial_weights and recorded.get("training.init") == config.training.init:
+        require_unchanged(initial_weights, recorded, run.uri)
+    return ResumePoint(spec, initial_weights=initial_weights)
+
+
+def create_or_resume(config: Config, run: Run, resume_point: ResumePoint) -> None:
+    """Writes run.json, or checks that a run goes on as it began; see `Run.create_or_resume`."""
+    initial = resume_point.initial_weights
+    fingerprint = resume_point.spec.sampler.manifest.fingerprint
+    run.create_or_resume(config, fingerprint, initial.identity() if initial else None)
+
+
+def announce_initial_weights(resume_point: ResumePoint) -> None:
+    """Says which weights a run takes from a model, if it begins from one."""
+    if resume_point.initial_weights:
+        logger.info(resume_point.initial_weights.describe())
 
 
 def find_resume_checkpoint(run: Run, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -42,6 +42,7 @@ from segan.training.resume import ResumePoint
 from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import SegAN
 from segan.training.timer import EpochTimer, Stage, StageTimer
+from segan.training.warm_start import load_initial_weights
 
 if TYPE_CHECKING:
     from segan.training.metrics_log import MetricsLog
@@ -140,6 +141,9 @@ class Trainer:
         self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
         if resume_point.checkpoint:
             self._load(resume_point.checkpoint)
+        elif resume_point.initial_weights:
+            with self.stage_timer.stage(Stage.RESTORE):
+                load_initial_weights(self.model, resume_point.initial_weights)
         self.loss_sums = LossSums(device, self.state.loss_sums)
         self.metrics_log = (
             _open_metrics_log(run, self.spec.start, self.state.num_lines) if rank() == 0 else None

@@ -187,9 +187,13 @@ def test_a_finished_run_has_nothing_left_to_do(
 
 
 def test_one_worker_on_the_cluster_waits_for_its_turn_and_equals_local_training(
-    bucket: str, make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+    bucket: str,
+    make_config: Callable[..., Config],
+    uninterrupted_run: tuple[Run, list[TrainingProgress]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = make_config()
+    """Both begin from the weights of another run."""
+    config = make_config(f"training.init={uninterrupted_run[0].uri}")
     with (
         queued_coordinator(Claim("another run", 4.0, 0.0)) as (other, _),
         ThreadPoolExecutor(1) as pool,
@@ -206,6 +210,11 @@ def test_one_worker_on_the_cluster_waits_for_its_turn_and_equals_local_training(
     train_local(config, local)
     assert weight_checksums(on_ray) == weight_checksums(local)
     assert metrics_without_times(on_ray) == metrics_without_times(local)
+    initial = [r.description()["identity"]["init.critic_sha256"] for r in (on_ray, local)]
+    assert initial[0] == initial[1] is not None
+    random = Run(f"{bucket}/random")
+    train_local(make_config(), random)
+    assert weight_checksums(random) != weight_checksums(local)
 
 
 def list_workers() -> list[Any]:

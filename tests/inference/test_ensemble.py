@@ -30,8 +30,9 @@ from segan.errors import StorageError, UsageError
 from segan.evaluation.metrics import confusion
 from segan.evaluation.select import find_candidates, select_members_greedily
 from segan.inference.frames import segment_frames
-from segan.inference.predictor import Member, Predictor, read_segmentor
+from segan.inference.predictor import Member, Predictor
 from segan.inference.thresholds import THRESHOLDS
+from segan.inference.weights import read_segmentor
 from segan.networks.segmentor import Segmentor, build_segmentor
 from segan.report.ensemble import build_ensemble
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, CheckpointInfo

@@ -129,7 +129,7 @@ def predict(
     """Write a mask for each image at the image's own size, named as in the challenge.
 
     predictions.csv lists the area, confidence and flags of each mask. Repeating the command writes
-    only the missing masks.
+    only the missing masks. A single image is segmented in this process, without Ray.
     """
     from segan import storage
     from segan.cli.console import echo, print_json, progress_bar
@@ -159,7 +159,7 @@ def predict(
         num_present = len(found) - len(missing)
         if num_present:
             echo(f"{num_present} of {len(found)} masks exist already")
-        if local or not missing:
+        if local or len(missing) <= 1:
             results = run_image_task(predictor, missing, task)
         else:
             from ray_jobs.batch.inference import map_images
@@ -264,3 +264,46 @@ def build_ensemble(
         print_json(ensemble.model_dump(mode="json"))
     else:
         show_ensemble(out, ensemble)
+
+
+@ensembles.command("pack", epilog="segan ensemble pack s3://b/ensembles/k ./isic2017 --half")
+def pack_ensemble(
+    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="URI of an ensemble.")],
+    out: OutArgument,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store kernels as float16, at half the size.")
+    ] = False,
+    tta: Annotated[
+        bool | None,
+        typer.Option(
+            "--tta/--no-tta",
+            help="Whether the model averages over flips unless told otherwise; default: as in the "
+            "runs' config.",
+        ),
+    ] = None,
+    records: RecordsOption = "",
+    archive: Annotated[
+        str,
+        typer.Option(
+            metavar="ARCHIVE",
+            help="Also score the validation images at their own size, for the card.",
+        ),
+    ] = "",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pack an ensemble as a model to hand on, with a card and without the places of its runs.
+
+    Its threshold and scores are those of the packed weights. The models that ship with segan are
+    such folders in segan/models.
+    """
+    from segan.cli.console import echo, print_json
+    from segan.cli.tables import show_ensemble
+    from segan.report.pack import pack_ensemble as pack
+
+    packed = pack(ensemble, out, half, tta, records, archive, overwrite, echo)
+    if as_json:
+        print_json(packed.model_dump(mode="json"))
+    else:
+        show_ensemble(out, packed)

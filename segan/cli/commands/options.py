@@ -14,8 +14,21 @@ if TYPE_CHECKING:
 OUT = "OUT"  # metavar of every output
 FOLDER = "A local folder or an s3:// prefix"
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """The names of shipped models for a shell; without one it completes files."""
+    from segan.runs.shipped import shipped_models
+
+    return [name for name in shipped_models() if name.startswith(incomplete)]
+
+
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="URI of a run, a checkpoint or an ensemble.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=complete_model,
+        help="Name of a model that ships with segan, or URI of a run, a checkpoint or an ensemble.",
+    ),
 ]
 ArchiveArgument = Annotated[
     str,
@@ -74,14 +87,17 @@ Tta = Annotated[
 
 
 def load_cli_config(config: str | None, overrides: list[str] | None) -> Config:
-    """The configuration of a command, with an absolute URI of its records."""
+    """The configuration of a command, with absolute URIs of its records and initial weights."""
     from segan import storage
     from segan.config import load_config
+    from segan.runs.shipped import locate_model
 
-    settings = load_config(config, overrides or [])
-    if not settings.data.records:
-        return settings
-    return settings.with_overrides({"data.records": storage.normalise(settings.data.records)})
+    settings, absolute = load_config(config, overrides or []), {}
+    if settings.data.records:
+        absolute["data.records"] = storage.normalise(settings.data.records)
+    if settings.training.init:
+        absolute["training.init"] = locate_model(settings.training.init)[0]
+    return settings.with_overrides(absolute) if absolute else settings
 
 
 def join_cluster(debug: bool) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segan.cli.commands import monitoring
-from segan.cli.commands.options import FOLDER, OUT, Debug, Json
+from segan.cli.commands.options import (
+    FOLDER,
+    OUT,
+    Debug,
+    Json,
+    ModelArgument,
+    complete_model,
+)
 from segan.cli.console import print_json
 from segan.errors import SeganError, UsageError
 
@@ -30,6 +37,15 @@ app.add_typer(checkpoints, name="checkpoints")
 CheckpointSource = Annotated[
     str,
     typer.Argument(metavar="CHECKPOINT", help="URI of a run, a study or RUN/checkpoints/NAME."),
+]
+ModelSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=complete_model,
+        help="Name of a model that ships with segan, or URI of a run, RUN/checkpoints/NAME, a "
+        "study or an ensemble.",
+    ),
 ]
 CheckpointName = Annotated[
     str | None,
@@ -109,12 +125,7 @@ def list_checkpoints(
     "download", epilog="segan checkpoints download s3://b/runs/first ./first --name best"
 )
 def download(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="URI", help="URI of a run, RUN/checkpoints/NAME, a study or an ensemble."
-        ),
-    ],
+    source: ModelSource,
     out: Annotated[str, typer.Argument(metavar=OUT, help="Local folder for the files.")],
     name: CheckpointName = None,
     file: Annotated[
@@ -132,16 +143,17 @@ def download(
     from segan.cli.console import echo
     from segan.runs.ensemble import is_ensemble
     from segan.runs.run import REPORT_FILES
+    from segan.runs.shipped import locate_model
     from segan.runs.transfer import download_report
 
-    place = storage.normalise(source)
+    model, place = locate_model(source)
     storage.check_access(place)
     names = file or []
     files = [name for name in names if name != REPORT]
     result: dict[str, Any] = {"files": [], "downloaded": []}
     if files or not names:
         if is_ensemble(place):
-            result = _download_ensemble(place, out, name, files)
+            result = _download_ensemble(model, place, out, name, files)
         else:
             result = _download_checkpoint(place, out, name, files)
     if REPORT in names:
@@ -152,13 +164,13 @@ def download(
         return
     count, total = len(result["downloaded"]), len(result["files"])
     echo(
-        f"{result.get('checkpoint', place)}: {count} of {total} files downloaded to {out}, "
+        f"{result.get('checkpoint', model)}: {count} of {total} files downloaded to {out}, "
         f"{total - count} present before"
     )
 
 
 def _download_ensemble(
-    uri: str, out: str, name: str | None, files: Sequence[str]
+    model: str, uri: str, out: str, name: str | None, files: Sequence[str]
 ) -> dict[str, Any]:
     from segan.cli.console import progress_bar
     from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, read_ensemble
@@ -166,7 +178,7 @@ def _download_ensemble(
 
     if name or files:
         raise UsageError(
-            f"{uri}: an ensemble, which is downloaded as a whole; leave --name away, and use "
+            f"{model}: an ensemble, which is downloaded as a whole; leave --name away, and use "
             f"--file for its {REPORT} only"
         )
     members = read_ensemble(uri).checkpoints(uri)
@@ -175,7 +187,7 @@ def _download_ensemble(
         downloaded = download_ensemble(uri, out, advance)
     weights = [f"{i}/{file}" for i, member in enumerate(members, 1) for file in member.files]
     return {
-        "ensemble": uri,
+        "ensemble": model,
         "files": [*weights, CARD_FILE, ENSEMBLE_FILE],
         "downloaded": downloaded,
     }
@@ -196,9 +208,7 @@ def _download_checkpoint(
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
 def verify(
-    uri: Annotated[
-        str, typer.Argument(metavar="URI", help="URI of a run, a checkpoint or an ensemble.")
-    ],
+    uri: ModelArgument,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
