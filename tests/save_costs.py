@@ -19,9 +19,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 
@@ -32,7 +33,7 @@ from segan.config import Config
 from segan.errors import StoppedError
 from segan.runs.run import Run
 from segan.runs.transfer import verify_checkpoint
-from segan.training.checkpointing import load_checkpoint
+from segan.training.checkpointing import CheckpointManager, load_checkpoint
 from segan.training.distributed import single_process_group
 from segan.training.launch import train_local
 from segan.training.metrics import StepMetrics
@@ -47,23 +48,20 @@ BUCKET = "costs"
 STEPS = (100, 10_000, 1_000_000)
 LOG_EVERY, STEPS_PER_FLUSH, STEPS_PER_EPOCH = 10, 10_000, 80  # an epoch of 2000 images in 25s
 REPEATS = 5
-BATCH_SIZE, CHECKPOINT_EVERY, LAST_STEP = 2, 2, 4
+BATCH_SIZE, CHECKPOINT_EVERY, LAST_STEP = 2, 2, 3  # stops after the next step
 T = TypeVar("T")
 
 
 @contextmanager
 def counted_s3() -> Iterator[FaultProxy]:
-    """An S3 server, behind a proxy that counts requests."""
+    """An S3 server, and a proxy in front of it that counts requests."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         for part in ("s3", "proxy"):
             (folder / part).mkdir()
         with s3_server(folder / "s3") as server, temporary_environment(server.environment):
             server.create_bucket(BUCKET)
-            with (
-                run_fault_proxy(server.endpoint, folder / "proxy") as proxy,
-                temporary_environment({"AWS_ENDPOINT_URL": proxy.endpoint}),
-            ):
+            with run_fault_proxy(server.endpoint, folder / "proxy") as proxy:
                 yield proxy
 
 
@@ -145,7 +143,7 @@ def measure_epoch(proxy: FaultProxy) -> Iterator[dict[str, Any]]:
         yield {"epoch": epoch, **methods(requests), "of them listings": lists}
 
 
-def measure_checkpoint(proxy: FaultProxy, width: int) -> Iterator[dict[str, Any]]:
+def measure_checkpoint(width: int) -> Iterator[dict[str, Any]]:
     """Saves within an epoch, then what is done with such a checkpoint."""
     config, run = training(width, 1, CHECKPOINT_EVERY), Run(f"s3://{BUCKET}/run")
     peaks, ends = dict[int, int](), dict[int, float]()
@@ -155,25 +153,27 @@ def measure_checkpoint(proxy: FaultProxy, width: int) -> Iterator[dict[str, Any]
         peaks.setdefault(step, memory("VmHWM"))  # called once more after the validation
         ends.setdefault(step, time.perf_counter())
 
-    with suppress(StoppedError):  # before the validation, which takes memory of its own
+    stood_still, save = list[float](), CheckpointManager.save
+
+    def timed_save(*arguments: Any) -> None:
+        stood_still.append(timed(lambda: save(*arguments))[1])
+
+    # A stop comes before the validation, which takes memory of its own.
+    with suppress(StoppedError), patch.object(CheckpointManager, "save", timed_save):
         train_local(config, run, Callbacks(on_step_end, should_stop=lambda: len(ends) >= LAST_STEP))
     latest = run.latest_checkpoint()
     assert latest is not None
     size = sum(entry["size"] for entry in latest.files.values())
-    stages: collections.Counter[str] = collections.Counter()
-    for line in run.metrics():
-        stages.update(line.get("stage_seconds") or {})
     before = peaks[CHECKPOINT_EVERY - 1]
     yield {
         "checkpoint bytes": size,
-        "seconds of stages": {name: round(value, 2) for name, value in stages.items()},
+        "training stood still, s": stood_still,
         "seconds between ends of steps": [
             round(ends[step] - ends[step - 1], 2) for step in sorted(ends)[1:]
         ],
         "peak of steps without a checkpoint": before,
         "peak with checkpoints": max(peaks.values()),
         "extra, of the checkpoint": round((max(peaks.values()) - before) / size, 2),
-        "requests": methods(proxy.pop_requests()),
     }
     _, seconds = timed(run.checkpoints)
     yield {"listed, s": seconds}
@@ -198,12 +198,15 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=64)
     arguments = parser.parse_args()
     print(json.dumps({"load": os.getloadavg(), "threads": threading.active_count()}))
-    with counted_s3() as proxy:
+    with counted_s3() as proxy, ExitStack() as stack:
         measures = {
             "flush": lambda: measure_flush(proxy),
             "epoch": lambda: measure_epoch(proxy),
-            "checkpoint": lambda: measure_checkpoint(proxy, arguments.width),
+            "checkpoint": lambda: measure_checkpoint(arguments.width),
         }
+        # Not for checkpoints: the proxy would need as much CPU time as the upload.
+        counted = {} if arguments.what == "checkpoint" else {"AWS_ENDPOINT_URL": proxy.endpoint}
+        stack.enter_context(temporary_environment(counted))
         for measurement in measures[arguments.what]():
             print(json.dumps(measurement), flush=True)
     return 0
