@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Pair, read_image, read_mask
+from segan.errors import RejectedError
 from segan.evaluation.bootstrap import Interval, mean_interval
 from segan.evaluation.metrics import SCORE_NAMES, confusion
 from segan.inference.pipeline import ImageSize, Row

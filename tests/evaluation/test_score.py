@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Pair
+from segan.errors import RejectedError
 from segan.evaluation.score import score_pair, summarise
 from segan.inference.predictor import Predictor
 from tests.inference.models import untrained_predictor
