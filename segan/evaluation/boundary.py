@@ -28,7 +28,8 @@ def _boundary_points(mask: np.ndarray) -> np.ndarray:
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     corner = np.array([rows[0], columns[0]])  # the mask's own box is faster than a whole photograph
     inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.argwhere(inside & ~binary_erosion(inside)) + corner
+    points: np.ndarray = np.argwhere(inside & ~binary_erosion(inside)) + corner
+    return points
 
 
 def perimeter_ratio(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
