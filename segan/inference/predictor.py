@@ -17,6 +17,7 @@ from segan import storage
 from segan.config import Config
 from segan.errors import UsageError
 from segan.inference.frames import mean_map, segment_frames
+from segan.inference.huggingface import is_hub_model, read_hub_model, read_hub_segmentor
 from segan.inference.images import ImageSource, to_image
 from segan.inference.upload import resize_to_frame
 from segan.inference.weights import read_segmentor
@@ -123,7 +124,8 @@ class Predictor:
 
         Args:
             model: the name of a model that ships with segan, such as `isic2017`, or the URI of an
-                ensemble, a checkpoint, or a run, of which the best checkpoint is used.
+                ensemble, a checkpoint, a run, of which the best checkpoint is used, or a folder of
+                the Hugging Face Hub that `segan export` wrote.
             threshold: None for the best threshold on validation.
             low_memory: read each member's weights per call instead of keeping all in memory; slow.
             tta: overrides the runs' `evaluation.tta`.
@@ -136,6 +138,8 @@ class Predictor:
         chosen = _find_device(device)
         name, uri = locate_model(model)
         storage.check_access(uri)
+        if is_hub_model(uri):
+            return cls._load_hub_model(name, uri, threshold, low_memory, tta, chosen)
         if is_ensemble(uri):
             ensemble = read_ensemble(uri)
             checkpoints, best = ensemble.checkpoints(uri), ensemble.threshold
@@ -153,6 +157,35 @@ class Predictor:
             best if threshold is None else threshold,
             name,
         )
+
+    @classmethod
+    def _load_hub_model(
+        cls,
+        name: str,
+        uri: str,
+        threshold: float | None,
+        low_memory: bool,
+        tta: bool | None,
+        device: torch.device | None,
+    ) -> Predictor:
+        model = read_hub_model(uri)
+        members = []
+        for number, entry in enumerate(model.members, 1):
+            read: Callable[[], Segmentor] = functools.partial(
+                read_hub_segmentor, uri, model, number
+            )
+            if not low_memory:
+                read = functools.cache(read)
+                read()
+            config = entry.parse_config()
+            if tta is not None:
+                config = config.with_overrides({"evaluation.tta": tta})
+            sha256 = entry.sha256 or f"{model.weights.sha256}/{number}"
+            members.append(
+                Member(read, config, entry.threshold, f"{name}/{number}", sha256, device)
+            )
+        best = model.threshold if threshold is None else threshold
+        return cls(members, (model.frame["width"], model.frame["height"]), best, name)
 
     @overload
     def predict(self, images: list[ImageSource] | tuple[ImageSource, ...]) -> list[Prediction]: ...

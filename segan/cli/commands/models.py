@@ -29,6 +29,7 @@ class ExportFormat(enum.StrEnum):
     onnx = "onnx"
     torch = "torch"
     safetensors = "safetensors"
+    huggingface = "huggingface"
 
 
 app = typer.Typer()
@@ -125,7 +126,9 @@ def export(
     out: OutArgument,
     export_format: Annotated[
         ExportFormat,
-        typer.Option("--format", help="ONNX, torch.export's .pt2, or the weights alone."),
+        typer.Option(
+            "--format", help="ONNX, torch.export's .pt2, the weights alone, or a folder of the Hub."
+        ),
     ] = ExportFormat.onnx,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest accepted difference of a probability.")
@@ -135,7 +138,7 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Export a model to one file and verify that it reproduces the model's outputs."""
+    """Export a model for other programs and verify that it reproduces the model's outputs."""
     from segan import storage
     from segan.cli.console import echo, print_json, spinner
     from segan.inference.export import export as export_model
@@ -153,7 +156,8 @@ def export(
         if "max_abs_difference" in verification:
             difference = verification["max_abs_difference"]
             result = f"probabilities within {difference:.2g} of the model's"
-        echo(f"{description['file']}, model.json and README.md written to {out}; {result}")
+        metadata = "config.json" if export_format is ExportFormat.huggingface else "model.json"
+        echo(f"{description['file']}, {metadata} and README.md written to {out}; {result}")
 
 
 @ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
