@@ -22,6 +22,7 @@ from segan.data.stream.batches import Batch, StreamSpec
 from segan.errors import NonFiniteError, SeganError
 from segan.runs.run import Run
 from segan.training.device import torch_device
+from segan.training.distributed import broadcast_object
 from segan.training.launch import build_trainer, record_hardware
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import ResumePoint, resolve_resume
@@ -187,7 +188,11 @@ class ValidationReporter:
         train.report({name: v for name, v in values.items() if not isinstance(v, list)})
         if self.decisions is None:
             return True
-        decision = ray.get(self.decisions.get.remote(self.trial, metrics.epoch))
+        decision = None
+        # One waiting call for each trial, whatever its number of workers.
+        if train.get_context().get_world_rank() == 0:
+            decision = ray.get(self.decisions.get.remote(self.trial, metrics.epoch))
+        decision = broadcast_object(decision)
         if decision is None:
             raise SilentDriverError(f"trial {self.trial}: the driver of its study does not answer")
         return bool(decision)

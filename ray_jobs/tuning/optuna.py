@@ -9,9 +9,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from segan.config import SearchConfig
-from segan.errors import UsageError
 from segan.runs.study import Study
 from segan.runs.trial import Trial
+from segan.utils.extras import require_extra
 
 
 class StudyOptunaSearch(Searcher):
@@ -57,10 +57,5 @@ def _build_optuna(search: SearchConfig, num_trials: int) -> OptunaSearch:
         "optimizer.weight_clip": tune.loguniform(*search.weight_clip),
         "logistic.final_k": tune.choice(list(search.final_k)),
     }
-    try:
-        return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed + num_trials)
-    except (ImportError, AssertionError):  # Ray asserts that the module is there
-        raise UsageError(
-            "search.algorithm=optuna: Optuna is not installed; install segan with its extra "
-            "optuna (in the checkout: pip install -e '.[optuna]')"
-        ) from None
+    require_extra("search.algorithm=optuna", "optuna")
+    return OptunaSearch(space, metric="jaccard", mode="max", seed=search.seed + num_trials)

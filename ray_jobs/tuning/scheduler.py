@@ -25,6 +25,8 @@ from segan.runs.trial import Trial
 from segan.storage.lease import LeaseConfig
 
 REPUBLISH_INTERVAL_S = 5.0
+# Calls that never wait have threads of their own, so that waiting ones cannot keep them out.
+PROMPT = "prompt"
 
 
 class StopDecisions:
@@ -40,22 +42,21 @@ class StopDecisions:
         self._condition = asyncio.Condition()
         self._driver_ttl_s, self._last_contact = driver_ttl_s, time.monotonic()
 
+    @ray.method(concurrency_group=PROMPT)
     async def update(self, decisions: Mapping[tuple[str, int], bool]) -> None:
         self._last_contact = time.monotonic()
         async with self._condition:
             self._decisions |= decisions
             self._condition.notify_all()
 
+    @ray.method(concurrency_group=PROMPT)
     async def count(self) -> int:
         """The number of decisions; the driver asks for it every few seconds."""
         self._last_contact = time.monotonic()
         return len(self._decisions)
 
     async def get(self, trial: str, epoch: int) -> bool | None:
-        """Waits for the decision; all ranks of a trial get the same one.
-
-        None if the driver is silent.
-        """
+        """Waits for the decision, which a trial's rank 0 asks for; None if the driver is silent."""
         async with self._condition:
             while (trial, epoch) not in self._decisions:
                 patience = self._last_contact + self._driver_ttl_s - time.monotonic()
@@ -65,6 +66,7 @@ class StopDecisions:
                     await asyncio.wait_for(self._condition.wait(), patience)
         return self._decisions[trial, epoch]
 
+    @ray.method(concurrency_group=PROMPT)
     async def is_stopped(self, trial: str) -> bool:
         """Whether a trial has been stopped, which a killed process of it may not have learnt."""
         return any(not go for (name, _), go in self._decisions.items() if name == trial)
@@ -97,6 +99,13 @@ class DecisionPublisher:
             self.actor.update.remote(decisions)
 
 
+def start_stop_decisions() -> Any:
+    """Starts the actor; returns its handle."""
+    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
+    groups = {"concurrency_groups": {PROMPT: 10}, "scheduling_strategy": on_this_node()}
+    return ray.remote(**options, **groups)(StopDecisions).remote()
+
+
 @contextlib.contextmanager
 def decision_publisher() -> Iterator[DecisionPublisher]:
     """Starts a StopDecisions actor, which is killed after the block.
@@ -104,9 +113,7 @@ def decision_publisher() -> Iterator[DecisionPublisher]:
     It is on the driver's node, since any other can be lost; and if its process is killed, Ray
     starts it again and the calls of the trials that wait in it are repeated.
     """
-    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "max_task_retries": -1}
-    actor_class = ray.remote(**options, scheduling_strategy=on_this_node())(StopDecisions)
-    publisher, finished = DecisionPublisher(actor_class.remote()), threading.Event()
+    publisher, finished = DecisionPublisher(start_stop_decisions()), threading.Event()
 
     def republish() -> None:
         while not finished.wait(REPUBLISH_INTERVAL_S):

@@ -29,6 +29,7 @@ from segan.cli.commands import (
 )
 from segan.cli.console import preserve_stdout, show_log_messages
 from segan.errors import SeganError, UsageError
+from segan.utils.extras import missing_module_error
 from segan.utils.text import escape_controls
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -103,6 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "free some space there, or set TMPDIR to another folder"
         return _report_error(f"{place}: {error.strerror}; {advice}", 1, debug)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (
+            missing := missing_module_error("this command", error.name or "")
+        ):
+            return _report_error(str(missing), missing.exit_code, debug)
         if not hasattr(error, "format_message"):  # not wrong usage, which typer has found
             return _report_error(_describe_internal_error(error, debug), 1, debug)
         message = error.format_message()

@@ -58,13 +58,20 @@ def check_python() -> Outcome:
 
 
 def check_packages() -> Outcome:
-    """Compares the installed packages with the requirements of pyproject.toml."""
-    requirements = [Requirement(line) for line in _read_requirements()[1]]
-    needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    """Compares the installed packages with the requirements of pyproject.toml.
+
+    Those of the extra train count where any of its two main packages is installed.
+    """
+    extra = "train" if _installed_version("torch") or _installed_version("ray") else ""
+    _, needed = _read_requirements(extra)
     missing = [f"{r.name} is missing" for r in needed if _installed_version(r.name) is None]
     if problems := missing + _version_mismatches(needed):
-        return failed("; ".join(problems), "make setup, or pip install -c constraints.txt -e .")
-    return ok(f"{len(needed)} installed as required")
+        target = f"'.[{extra}]'" if extra else "."
+        return failed(
+            "; ".join(problems), f"make setup, or pip install -c constraints.txt -e {target}"
+        )
+    found = f"{len(needed)} installed as required"
+    return ok(found if extra else f"{found}; without segan[train], only runs can be read")
 
 
 def check_tested_versions() -> Outcome:
@@ -82,6 +89,8 @@ def check_tested_versions() -> Outcome:
 
 
 def check_gpus() -> Outcome:
+    if not _installed_version("torch"):
+        return skipped("not checked: torch is not installed")
     import torch
 
     driver = _nvidia_driver_version()
@@ -175,15 +184,24 @@ def check_open_files() -> Outcome:
     return ok(message)
 
 
-def _read_requirements() -> tuple[str, list[str]]:
-    """Returns the required Python and packages: of the checkout, else of the installed package."""
+def _read_requirements(extra: str = "") -> tuple[str, list[Requirement]]:
+    """Returns the required Python and packages: of the checkout, else of the installed package.
+
+    Args:
+        extra: whose packages are required too.
+    """
     path = ROOT / "pyproject.toml"
     if path.exists():
         project = tomllib.loads(path.read_text()).get("project", {})
         if project.get("name") == "segan":
-            return project["requires-python"], project["dependencies"]
+            lines = project["dependencies"] + project.get("optional-dependencies", {}).get(
+                extra, []
+            )
+            return project["requires-python"], [Requirement(line) for line in lines]
     installed = metadata.distribution("segan")
-    return installed.metadata["Requires-Python"], installed.requires or []
+    requirements = [Requirement(line) for line in installed.requires or []]
+    needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return installed.metadata["Requires-Python"], needed
 
 
 def _version_mismatches(requirements: Iterable[Requirement]) -> list[str]:

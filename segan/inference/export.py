@@ -13,7 +13,6 @@ its own k, resize mode and test-time augmentation. A safetensors file holds only
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import tempfile
@@ -30,7 +29,7 @@ from torch.fx.experimental import _config as shapes
 import segan
 from segan import storage
 from segan.data.synthetic import generate_pair
-from segan.errors import SeganError, UsageError
+from segan.errors import SeganError
 from segan.inference import huggingface
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
@@ -38,6 +37,7 @@ from segan.networks.segmentor import MIN_SIDE
 from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE
 from segan.runs.shipped import shipped_models
 from segan.storage.lease import current_fence, hold_lease
+from segan.utils.extras import require_extra
 from segan.utils.html import render
 
 ExportFormat = Literal["onnx", "torch", "safetensors", "huggingface"]
@@ -209,8 +209,9 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
 def load_exported(file: Path) -> InferenceFunction:
     """An exported network as a function, using only ONNX Runtime or torch."""
     if file.suffix == ".onnx":
-        runtime = _import_optional("onnxruntime")
-        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda x: session.run(None, {INPUT_NAME: x})[0]
     module = torch.export.load(str(file)).module()
 
@@ -269,6 +270,8 @@ def _synthetic_batches(size: tuple[int, int]) -> Iterator[np.ndarray]:
 def _export_program(
     model: EnsembleModule, size: tuple[int, int], metadata: dict[str, Any], file: Path
 ) -> None:
+    if file.suffix == ".onnx":
+        require_extra("--format onnx", "export")
     example = torch.rand(2, 3, size[1], size[0])
     dynamic = torch.export.Dim.DYNAMIC
     # Without specialisation on sizes of 1, so that a batch of one passes too.
@@ -280,8 +283,8 @@ def _export_program(
     if file.suffix == ".pt2":
         torch.export.save(program, str(file), extra_files={"model.json": json.dumps(metadata)})
         return
-    _import_optional("onnxscript")
-    onnx = _import_optional("onnx")
+    import onnx
+
     # It warns about each operator of torchvision, which is not used here.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
@@ -322,13 +325,3 @@ def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:
 def _to_properties(metadata: dict[str, Any]) -> dict[str, str]:
     """The metadata as strings: JSON for everything else."""
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-
-
-def _import_optional(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UsageError(
-            f"{package} is not installed, which --format onnx needs; install segan with "
-            "its extra export (in the checkout: pip install -e '.[export]')"
-        ) from None

@@ -131,16 +131,15 @@ def find_target(uri: str) -> ReportTarget:
         return ReportTarget("ensemble", uri, members, ensemble.threshold, ensemble=ensemble)
     if storage.exists(storage.join(uri, STUDY_FILE)):
         study = Study(uri)
-        runs = [trial.run for trial in study.trials()]
-        validated = [(run, best) for run in runs if (best := run.best_checkpoint())]
-        if not validated:
+        if (found := study.best_run()) is None:
             raise UsageError(f"{uri}: no trial has a validated checkpoint yet; try again later")
-        run, best = max(validated, key=lambda candidate: candidate[1].jaccard)
-        return ReportTarget("study", uri, (best,), best.threshold, run, study)
+        trial_run, checkpoint = found
+        members = (checkpoint,)
+        return ReportTarget("study", uri, members, checkpoint.threshold, trial_run, study)
     run = open_run(uri)
-    if (found := run.best_checkpoint()) is None:
+    if (best := run.best_checkpoint()) is None:
         raise UsageError(f"{uri}: no validated checkpoint yet; try again later")
-    return ReportTarget("run", uri, (found,), found.threshold, run)
+    return ReportTarget("run", uri, (best,), best.threshold, run)
 
 
 def build_report(

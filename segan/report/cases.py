@@ -13,7 +13,7 @@ from segan.evaluation.result import EvaluationResult
 from segan.evaluation.slices import ImageScores
 from segan.inference.frames import mean_map
 from segan.runs.checkpoint import Checkpoint
-from segan.utils.html import jpeg_data_uri
+from segan.utils.html.images import jpeg_data_uri
 from segan.utils.outline import outline_path
 
 CASES_PER_GROUP = 6

@@ -14,9 +14,9 @@ from typing import Any
 
 from segan import storage
 from segan.errors import SeganError, UsageError
-from segan.report.page import search_context, training_charts
 from segan.report.progress import Progress, ProgressReader, describe_progress
 from segan.report.search import SearchSummary
+from segan.report.training_charts import search_context, training_charts
 from segan.utils.html import render
 
 LOOPBACK = "127.0.0.1"

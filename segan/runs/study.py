@@ -3,26 +3,29 @@
     <study>/study.json  leaderboard.json  trials/<trial>/ (a run, with result.json when it ended)
 
 The trials' parameters are fixed when a study is created and each trial's metrics are in its run,
-so a study whose driver died is resumed from these files alone. Imports no Ray.
+so a study whose driver died is resumed from these files alone. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 from pydantic import field_validator
 
 from segan import storage
 from segan.config import Config
 from segan.errors import SeganError
+from segan.runs.checkpoint import Checkpoint
 from segan.runs.identity import config_identity, require_same
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 from segan.storage.lease import no_fence
 from segan.utils.models import FrozenModel
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STUDY_FILE = "study.json"
 
@@ -197,6 +200,12 @@ class Study:
         if unfinished := self.unfinished(names):
             raise SeganError(f"{self.uri}: {unfinished}; run the same command again to go on")
 
+    def best_run(self) -> tuple[Run, Checkpoint] | None:
+        """The trial with the best checkpoint, and that checkpoint; None before a validation."""
+        runs = [trial.run for trial in self.trials()]
+        validated = [(run, best) for run in runs if (best := run.best_checkpoint())]
+        return max(validated, key=lambda pair: pair[1].jaccard, default=None)
+
     def leaderboard_rows(self) -> list[TrialRow]:
         """A row for each trial, the best first."""
         return sorted(map(_leaderboard_row, self.trials()), key=lambda row: -row.jaccard)
@@ -244,6 +253,8 @@ def sample_parameters(config: Config) -> list[dict[str, float]]:
         return []
     if search.algorithm == "grid":
         return [{"logistic.final_k": k} for k in search.final_k]
+    import numpy as np  # not in the base installation, which only reads studies
+
     rng = np.random.default_rng(search.seed)
     return [
         {
@@ -261,6 +272,8 @@ def best_epoch(epochs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    import numpy as np
+
     low, high = np.log(bounds)
     return float(f"{np.exp(rng.uniform(low, high)):.4g}")
 

@@ -1,10 +1,11 @@
-"""Downloads checkpoints and verifies them against their manifests.
+"""Downloads checkpoints, ensembles and reports, and verifies weights against their checksums.
 
 Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ from segan.runs.checkpoint import (
 )
 from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, is_ensemble, read_ensemble
 from segan.runs.listing import list_checkpoints, run_not_found
-from segan.runs.run import RUN_FILE, find_checkpoint
+from segan.runs.run import REPORT_FILES, RUN_FILE, find_checkpoint
 from segan.runs.shipped import locate_model
+from segan.runs.study import STUDY_FILE, Study
 from segan.storage.lease import hold_lease
 
 
@@ -89,6 +91,27 @@ def verify_checkpoint(
         yield FileCheck(uri, expected["size"], error)
 
 
+def find_model(uri: str, name: str | None = None) -> Checkpoint:
+    """The checkpoint to download: of a run, of a study's best trial, or the one at the URI.
+
+    Args:
+        name: see `find_checkpoint`; None or best for a study.
+
+    Raises:
+        UsageError: the study has no validated checkpoint yet, or `name` does not fit the URI.
+        StorageError: there is no checkpoint.
+    """
+    place = storage.normalise(uri)
+    storage.check_access(place)
+    if not storage.exists(storage.join(place, STUDY_FILE)):
+        return find_checkpoint(place, name)
+    if name not in (None, BEST):
+        raise UsageError(f"{place}: a study, of which only the best is known; name a trial instead")
+    if (found := Study(place).best_run()) is None:
+        raise UsageError(f"{place}: no trial has a validated checkpoint yet; try again later")
+    return found[1]
+
+
 def choose_files(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
     """The checkpoint's files with these names or stems; all if `names` is empty.
 
@@ -100,6 +123,53 @@ def choose_files(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
             expected = ", ".join([*checkpoint.files, MANIFEST_FILE])
             raise UsageError(f"{checkpoint.uri}: no file {name!r}; expected one of {expected}")
     return [f for f in checkpoint.files if not names or f in names or f.split(".")[0] in names]
+
+
+def download_ensemble(
+    uri: str, folder: str, on_progress: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """Downloads an ensemble: its members' weights, its card, and ensemble.json last.
+
+    Files that are present are kept, as in `download_checkpoint`.
+
+    Args:
+        on_progress: is called with numbers of bytes of weights, present or downloaded.
+
+    Returns:
+        The files that were downloaded; the others were present.
+
+    Raises:
+        UsageError, StorageError: see `download_checkpoint`.
+    """
+    uri = storage.normalise(uri)
+    checkpoints = read_ensemble(uri).checkpoints(uri)
+    with _hold_folder(folder) as place:
+        _refuse_other(storage.join(uri, ENSEMBLE_FILE), place)
+        missing = []
+        for checkpoint in checkpoints:
+            member = storage.basename(checkpoint.uri)
+            target = storage.join(place, member)
+            names = _download_files(checkpoint, target, [*checkpoint.files], on_progress)
+            missing += [f"{member}/{name}" for name in names]
+        return missing + _copy_documents(uri, place, [CARD_FILE, ENSEMBLE_FILE])
+
+
+def download_report(uri: str, folder: str) -> list[str]:
+    """Downloads the report of a run, a study or an ensemble: report.json and report.html.
+
+    Returns:
+        The files that were downloaded; the others were present.
+
+    Raises:
+        UsageError: see `download_checkpoint`.
+        StorageError: there is no report, or it cannot be read or written.
+    """
+    uri = storage.normalise(uri)
+    storage.check_access(uri)
+    if not storage.exists(storage.join(uri, REPORT_FILES[-1])):  # written last
+        raise StorageError(f"{uri}: no report here; write one with `segan report {uri}`")
+    with _hold_folder(folder) as place:
+        return _copy_documents(uri, place, REPORT_FILES)
 
 
 def download_checkpoint(
@@ -121,48 +191,17 @@ def download_checkpoint(
             there; nothing was written.
         StorageError: a file fails its checksum, or cannot be read or written.
     """
-    _require_local(folder)
-    with hold_lease(folder):
-        return _download(checkpoint, storage.normalise(folder), files, on_progress)
+    with _hold_folder(folder) as place:
+        return _download(checkpoint, place, files, on_progress)
 
 
-def download_ensemble(
-    uri: str, folder: str, on_progress: Callable[[int], None]
-) -> tuple[list[str], list[str]]:
-    """Downloads an ensemble into a local folder: weights, card, and ensemble.json at the end.
-
-    Weights are verified, and kept where they are present, as in `download_checkpoint`.
-
-    Args:
-        on_progress: is called with numbers of bytes that are present or downloaded.
-
-    Returns:
-        The names of all files of weights, and of those that were downloaded.
-
-    Raises:
-        UsageError: as `download_checkpoint`.
-        StorageError: as `download_checkpoint`.
-    """
-    _require_local(folder)
-    with hold_lease(folder):
-        folder = storage.normalise(folder)
-        names, downloaded = [], []
-        for number, checkpoint in enumerate(read_ensemble(uri).checkpoints(uri), 1):
-            target = storage.join(folder, str(number))
-            files = [*checkpoint.files]
-            missing = _download_files(checkpoint, target, files, on_progress)
-            names += [f"{number}/{file}" for file in files]
-            downloaded += [f"{number}/{file}" for file in missing]
-        for file in (CARD_FILE, ENSEMBLE_FILE):
-            if storage.exists(storage.join(uri, file)):
-                content = storage.read_bytes(storage.join(uri, file))
-                storage.write_bytes(storage.join(folder, file), content)
-    return names, downloaded
-
-
-def _require_local(folder: str) -> None:
+@contextlib.contextmanager
+def _hold_folder(folder: str) -> Iterator[str]:
+    """Keeps other processes from writing into a local folder; yields its path."""
     if storage.is_s3(folder):
         raise UsageError(f"{folder}: expected a local folder; copy to s3:// with the S3 tools")
+    with hold_lease(folder):
+        yield storage.normalise(folder)
 
 
 def _download(
@@ -179,7 +218,7 @@ def _download(
 def _download_files(
     checkpoint: Checkpoint, folder: str, files: Sequence[str], on_progress: Callable[[int], None]
 ) -> list[str]:
-    """Downloads the files that are not there yet; returns them."""
+    """Downloads the files that are missing, verifies those that are present; returns the former."""
     present = {file.name for file in storage.list_files(folder)} & set(files)
     for file in present:
         _check_existing_file(checkpoint, folder, file)
@@ -189,6 +228,23 @@ def _download_files(
         source, target = (storage.join(uri, file) for uri in (checkpoint.uri, folder))
         storage.download(source, target, checkpoint.files[file]["sha256"], on_progress)
     return missing
+
+
+def _copy_documents(uri: str, folder: str, names: Sequence[str]) -> list[str]:
+    """Copies small files without checksums, in this order; returns those that were missing."""
+    for name in names:
+        _refuse_other(storage.join(uri, name), folder)
+    missing = [name for name in names if not storage.exists(storage.join(folder, name))]
+    for name in missing:
+        storage.write_bytes(storage.join(folder, name), storage.read_bytes(storage.join(uri, name)))
+    return missing
+
+
+def _refuse_other(source: str, folder: str) -> None:
+    """Raises UsageError where a folder has another file of the same name as `source`."""
+    target = storage.join(folder, storage.basename(source))
+    if storage.exists(target) and storage.read_bytes(target) != storage.read_bytes(source):
+        raise UsageError(f"{target}: differs from {source}; delete it, or use another folder")
 
 
 def _merge_manifests(checkpoint: Checkpoint, folder: str, files: Sequence[str]) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from segan.errors import UsageError
 from segan.runs.trial import TrialStatus
 from segan.tracking.stored import MetricPoint, TrackedItem
+from segan.utils.extras import require_extra
 
 TrackerName = Literal["mlflow", "wandb"]
 
@@ -56,13 +55,7 @@ def open_tracker(name: TrackerName, place: str | None = None) -> Tracker:
     Raises:
         UsageError: its package is not installed, or the place is missing.
     """
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"tracker {name}: its package cannot be imported ({error}); install it with "
-            f"`pip install 'segan[{name}]'`"
-        ) from None
+    require_extra(f"tracker {name}", name)
     if name == "mlflow":
         from segan.tracking.mlflow_tracker import MlflowTracker
 

@@ -67,6 +67,13 @@ class HostCollectives:
         return gathered
 
 
+def broadcast_object(obj: Any) -> Any:
+    """Returns rank 0's object on every rank; the others' are ignored."""
+    objects = [obj]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Returns the element-wise sum of a tensor over the ranks."""
     total = values.clone()

@@ -19,6 +19,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 from ray_jobs.tuning.ablation import run_ablation
 from ray_jobs.tuning.optuna import StudyOptunaSearch
+from ray_jobs.tuning.scheduler import start_stop_decisions
 from ray_jobs.tuning.study import run_study
 from segan.config import Config
 from segan.data.records.format import read_manifest
@@ -151,6 +152,19 @@ def test_a_study_resumes_after_its_driver_was_killed_and_prunes_trials(
     # A further call has nothing to do.
     run_study(config, study, lambda *_: pytest.fail("a finished trial ran again"))
     assert study.write_leaderboard() == rows
+
+
+def test_any_number_of_waiting_trials_get_their_decisions() -> None:
+    """More than the calls that an actor takes at a time."""
+    actor = start_stop_decisions()
+    try:
+        waiting = [actor.get.remote(f"trial_{n}", 1) for n in range(5000)]
+        assert ray.get(actor.count.remote()) == 0  # gets in although all wait
+        assert not ray.get(actor.is_stopped.remote("trial_0"))
+        actor.update.remote({(f"trial_{n}", 1): n % 2 == 0 for n in reversed(range(5000))})
+        assert ray.get(waiting) == [n % 2 == 0 for n in range(5000)]
+    finally:
+        ray.kill(actor)
 
 
 def test_optuna_suggests_parameters_and_gets_earlier_results(

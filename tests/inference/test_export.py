@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 from segan import storage
 from segan.config import Config
 from segan.data.synthetic import generate_pair
-from segan.errors import SeganError
+from segan.errors import SeganError, UsageError
 from segan.inference import export as exporting
 from segan.inference.export import EnsembleModule, export
 from segan.inference.predictor import Member, Predictor
@@ -164,6 +164,7 @@ def test_a_file_that_gives_other_maps_is_not_written(
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(
-        SeganError, match=r"onnxscript is not installed.*pip install -e '\.\[export\]'"
+        UsageError, match=r"needs onnxscript, which is not installed; pip install 'segan\[export\]'"
     ):
-        exporting._import_optional("onnxscript")
+        export(make_predictor({"resize_mode": "native"}), f"{tmp_path}/out", "onnx")
+    assert storage.list_files(f"{tmp_path}/out") == []

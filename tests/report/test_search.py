@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segan.report.page import parameter_labels, search_chart
 from segan.report.search import (
     Rung,
     SearchSummary,
@@ -13,6 +12,7 @@ from segan.report.search import (
     summarise_rung,
     summarise_trial,
 )
+from segan.report.training_charts import parameter_labels, search_chart
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
 

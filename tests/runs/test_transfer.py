@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from infra.local.s3 import S3Server
 from segan import storage
@@ -23,14 +27,17 @@ from segan.errors import UsageError
 from segan.inference.predictor import Predictor
 from segan.runs.ablation import prepare_trials
 from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo
+from segan.runs.driver_log import keep_driver_log
 from segan.runs.ensemble import Choice, Ensemble, EnsembleMember, write_ensemble
 from segan.runs.metrics_file import write_metrics
-from segan.runs.run import Run, find_checkpoint
+from segan.runs.run import REPORT_FILES, Run, find_checkpoint
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
 from segan.storage import s3
+from segan.utils.extras import MODULES
 from tests.cli.test_cli import TINY_OVERRIDES, error_message, run_cli
 from tests.inference.models import copy_files, read_files
+from tests.wheel import ROOT
 
 FILES = {
     SEGMENTOR_FILE: b"weights of S" * 99,
@@ -83,6 +90,7 @@ def write_run(uri: str, *jaccards: float, config: Config | None = None) -> Run:
             "jaccard_at_config_threshold": 0.1,
             "jaccard_curve": [jaccard],
             "images_per_second": 20.0 + epoch,
+            "seconds": 1.0,
         }
         lines += [
             {"kind": "step", "epoch": epoch, "samples": 10 * epoch, "learning_rate": 1 / epoch}
@@ -610,17 +618,16 @@ def test_only_a_bucket_has_links(local_run: Run) -> None:
     assert "no file '../../run.json'; expected one of " in said
 
 
-# Without torch and Ray
+# With the base installation
 
-BLOCKED_IMPORTS_PROGRAM = """
+BASE_PROGRAM = """
 import contextlib, io, json, sys
 
-class Refusing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "ray"):
-            raise ImportError(f"{name} was to be imported")
+from segan.utils.extras import MODULES
 
-sys.meta_path.insert(0, Refusing())
+for names in MODULES.values():
+    for name in names:
+        sys.modules[name] = None  # as if it were not installed
 from segan.cli.main import main
 
 done = []
@@ -633,10 +640,10 @@ print(json.dumps(done))
 """
 
 
-def run_without_torch_and_ray(*commands: list[str]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each command, in a process that can import neither."""
+def run_with_base(*commands: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each command, in a process without the extras' modules."""
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED_IMPORTS_PROGRAM, json.dumps(commands)],
+        [sys.executable, "-c", BASE_PROGRAM, json.dumps(commands)],
         capture_output=True,
         text=True,
         timeout=100,
@@ -645,32 +652,138 @@ def run_without_torch_and_ray(*commands: list[str]) -> list[tuple[int, str, str]
     return [tuple(one) for one in json.loads(done.stdout)]
 
 
-def test_torch_and_ray_are_not_needed(trained_runs: str, root: str, tmp_path: Path) -> None:
-    copy_files(trained_runs, root)
+def test_the_base_reads_and_downloads(root: str, tmp_path: Path) -> None:
+    run = write_run(f"{root}/run", 0.1, 0.6, 0.3)
     write_study(f"{root}/k")
-    run, out = f"{root}/real", f"{tmp_path}/out"
-    write_test_ensemble(f"{root}/three", write_run(f"{root}/other", 0.1, 0.6, 0.3))
+    write_test_ensemble(f"{root}/three", run)
+    write_report_files(run.uri)
+    with keep_driver_log(run.uri, "segan train"):
+        logging.getLogger("segan").warning("a warning")
+    out = f"{tmp_path}/out"
     commands = [
         ["runs", "ls", root],
-        ["runs", "show", run],
+        ["runs", "show", run.uri],
         ["runs", "show", f"{root}/k"],
-        ["checkpoints", "ls", run],
-        ["checkpoints", "download", run, out, "--name", "latest"],
-        ["checkpoints", "verify", run],
+        ["runs", "logs", run.uri],
+        ["runs", "watch", f"{root}/k", "--once"],
+        ["runs", "watch", run.uri, "--once"],
+        ["checkpoints", "ls", run.uri],
+        ["checkpoints", "download", run.uri, f"{out}/run", "--name", "latest"],
+        ["checkpoints", "download", run.uri, f"{out}/run", "--file", "report"],
+        ["checkpoints", "download", f"{root}/k", f"{out}/best"],
+        ["checkpoints", "download", f"{root}/three", f"{out}/three"],
+        ["checkpoints", "verify", run.uri],
         ["checkpoints", "verify", f"{root}/three"],
-        ["checkpoints", "verify", out],
+        ["checkpoints", "verify", f"{out}/run"],
+        ["checkpoints", "verify", f"{out}/three"],
+        ["config", "network.width=8"],
         ["runs", "show", f"{root}/three"],
-        ["checkpoints", "url", run],
+        ["checkpoints", "url", run.uri],
     ]
-    *done, (shown, _, ensemble), (code, link, said) = run_without_torch_and_ray(*commands)
-    assert [code for code, *_ in done] == [0] * 8, done
+    *done, (shown, _, ensemble), (code, link, said) = run_with_base(*commands)
+    assert [code for code, *_ in done] == [0] * 16, done
+    assert "a warning" in done[3][1]
     assert (shown, "an ensemble, not a run" in ensemble) == (2, True)
-    latest = find_checkpoint(run, "latest")
-    assert read_files(out) == read_files(latest.uri)
+    assert read_files(f"{out}/three") == read_files(f"{root}/three")
     if root.startswith("s3://"):
-        assert http_get(link.strip()) == find_checkpoint(run).read(SEGMENTOR_FILE)
+        assert http_get(link.strip()) == find_checkpoint(run.uri).read(SEGMENTOR_FILE)
     else:
         assert (code, "expected an s3:// URI" in said) == (2, True)
+
+
+def test_what_needs_an_extra_says_so_in_one_line(tmp_path: Path) -> None:
+    run, out = write_run(f"{tmp_path}/run", 0.5).uri, f"{tmp_path}/out"
+    commands = [
+        ["train", out],
+        ["train", out, "--local"],
+        ["tune", out],
+        ["ablate", out, "--config", "ablation"],
+        ["synth", out],
+        ["ingest", run, out],
+        ["evaluate", run, run, "--local"],
+        ["predict", run, run, out],
+        ["export", run, out],
+        ["ensemble", "build", "--member", run, "--out", out],
+        ["report", run, "--out", f"{out}/report.html"],
+        ["serve", run, "--local"],
+        ["bench", "step"],
+        ["runs", "track", run, "--to", "mlflow"],
+    ]
+    for words, (code, stdout, stderr) in zip(commands, run_with_base(*commands), strict=True):
+        extra = words[-1] if words[-1] == "mlflow" else "serve" if words[0] == "serve" else "train"
+        assert (code, stdout) == (2, ""), (words, stderr)
+        (line,) = stderr.splitlines()
+        assert re.search(rf" needs \w+, which is not installed; pip install '.*\[{extra}\]'", line)
+        assert ("whl/cpu" in line) == (extra == "train")
+    assert not Path(out).exists()
+
+
+def test_the_modules_of_the_extras_are_those_of_the_package() -> None:
+    """A requirement that is added to pyproject.toml must have its module listed."""
+    names = {"pillow": "PIL", "mlflow-skinny": "mlflow", "python-multipart": "python_multipart"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra, modules in MODULES.items():
+        lines = map(Requirement, project["optional-dependencies"][extra])
+        packages = [line.name for line in lines if line.name != "segan"]
+        assert {names.get(package, package) for package in packages} - {"ray"} <= {*modules}
+
+
+# Ensembles, studies and reports
+
+
+def write_report_files(uri: str) -> None:
+    for name in REPORT_FILES:
+        storage.write_bytes(f"{uri}/{name}", f"{name} of {uri}".encode())
+
+
+def test_an_ensemble_is_downloaded_whole_and_resumed(root: str, tmp_path: Path) -> None:
+    source, out = f"{root}/three", tmp_path / "out"
+    write_test_ensemble(source, write_run(f"{root}/run", 0.1, 0.6, 0.3))
+    words = ["checkpoints", "download", source, out, "--json"]
+    result = run_cli(*words).json
+    assert result["ensemble"] == source
+    assert result["downloaded"] == result["files"]
+    assert read_files(str(out)) == read_files(source)
+    (out / "ensemble.json").unlink()  # as after a download that was interrupted
+    (out / "2" / SEGMENTOR_FILE).unlink()
+    assert run_cli(*words).json["downloaded"] == [f"2/{SEGMENTOR_FILE}", "ensemble.json"]
+    assert read_files(str(out)) == read_files(source)
+    assert "downloaded as a whole" in error_message(2, *words[:-1], "--name", "best")
+    write_test_ensemble(f"{root}/two", write_run(f"{root}/other", 0.1, 0.6))
+    said = error_message(2, "checkpoints", "download", f"{root}/two", out)
+    assert said.endswith("delete it, or use another folder")
+
+
+def test_a_corrupted_member_is_not_kept(root: str, tmp_path: Path) -> None:
+    source, out = f"{root}/three", tmp_path / "out"
+    write_test_ensemble(source, write_run(f"{root}/run", 0.1, 0.6, 0.3))
+    corrupt(f"{source}/2/{SEGMENTOR_FILE}")
+    done = run_cli("checkpoints", "download", source, out)
+    assert (done.exit_code, "expected sha256" in done.stderr) == (1, True)
+    assert {*read_files(str(out))} == {f"1/{SEGMENTOR_FILE}"}
+
+
+def test_the_best_checkpoint_of_a_study_is_downloaded(root: str, tmp_path: Path) -> None:
+    write_study(f"{root}/k")
+    words = ["checkpoints", "download", f"{root}/k", tmp_path / "out"]
+    best = f"{root}/k/trials/trial_000/checkpoints/epoch_00002"
+    assert run_cli(*words, "--json").json["checkpoint"] == best
+    assert read_files(f"{tmp_path}/out") == read_files(best)
+    assert "name a trial instead" in error_message(2, *words, "--name", "latest")
+
+
+def test_a_report_is_downloaded_with_or_without_weights(root: str, tmp_path: Path) -> None:
+    run = write_run(f"{root}/run", 0.5)
+    words = ["checkpoints", "download", run, tmp_path / "out", "--file", "report"]
+    assert f"{run}: no report here" in error_message(1, *words)
+    write_report_files(run.uri)
+    assert run_cli(*words, "--json").json["downloaded"] == [*REPORT_FILES]
+    assert {*read_files(f"{tmp_path}/out")} == {*REPORT_FILES}
+    both = run_cli(*words, "--file", "segmentor", "--json").json
+    assert both["downloaded"] == [SEGMENTOR_FILE]
+    assert both["files"] == [SEGMENTOR_FILE, *REPORT_FILES]
+    storage.write_bytes(f"{run}/report.html", b"a newer one")
+    assert "report.html: differs from " in error_message(2, *words)
 
 
 @pytest.mark.integration

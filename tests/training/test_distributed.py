@@ -14,6 +14,7 @@ from segan.config import parse_config
 from segan.training.distributed import (
     HostCollectives,
     all_reduce_sum,
+    broadcast_object,
     max_replica_divergence,
     rank,
     single_process_group,
@@ -54,6 +55,7 @@ def run_rank(index: int, folder: Path) -> None:
         "norm": synced_norm_stats(index),
         "no divergence": same,
         "collectives": run_collectives(index),
+        "broadcast": broadcast_object({"from": index}),
         "divergence": max_replica_divergence(model.critic),
     }
     torch.save(found, folder / f"rank{index}.pt")
@@ -65,6 +67,10 @@ def run_collectives(index: int) -> tuple[list[bool], bool, list[Any]]:
     collectives = HostCollectives()
     answers = [collectives.any_rank_async(index == 1 and call == 3) for call in range(1, 6)]
     return answers, collectives.wait(), collectives.all_gather_object({"rank": index})
+
+
+def test_every_rank_gets_the_object_of_rank_zero(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["broadcast"] for rank in ranks] == [{"from": 0}, {"from": 0}]
 
 
 def synced_norm_stats(index: int) -> tuple[list[float], list[float]]:

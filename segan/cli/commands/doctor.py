@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segan.cli.commands.options import FOLDER, Debug, Json
 from segan.errors import SeganError
+
+if TYPE_CHECKING:
+    from segan.doctor.checks import Check
 
 app = typer.Typer()
 
@@ -25,7 +29,6 @@ def doctor(
 
     Starts no Ray and joins no cluster. Exit code 1 if a check fails.
     """
-    from ray_jobs.cluster.doctor import cluster_checks
     from segan.cli.console import print_json, print_table, progress_bar, redirect_stdout_to_stderr
     from segan.doctor.checks import Check, CheckStatus, run_checks, skipped
     from segan.doctor.machine import machine_checks
@@ -37,7 +40,7 @@ def doctor(
     ]
     checks = [
         *machine_checks(),
-        *cluster_checks(),
+        *_cluster_checks(),
         *(storage_checks(uri) if uri else no_storage_check),
     ]
     rows = []
@@ -54,3 +57,14 @@ def doctor(
     failed = [row["check"] for row in rows if row["status"] == CheckStatus.FAILED]
     if failed:
         raise SeganError(f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}")
+
+
+def _cluster_checks() -> list[Check]:
+    """The checks of the cluster; one that says why there is none where Ray is not installed."""
+    if find_spec("ray"):
+        from ray_jobs.cluster.doctor import cluster_checks
+
+        return cluster_checks()
+    from segan.doctor.checks import Check, skipped
+
+    return [Check("cluster", lambda: skipped("not checked: Ray is not installed"))]

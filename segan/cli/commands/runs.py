@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,8 @@ from segan.errors import SeganError, UsageError
 if TYPE_CHECKING:
     from segan.runs.checkpoint import Checkpoint
 
+REPORT = "report"  # the word of --file for report.json and report.html
+
 app = typer.Typer()
 runs = typer.Typer(no_args_is_help=True, help="List and show runs in storage.")
 checkpoints = typer.Typer(
@@ -34,15 +36,15 @@ app.add_typer(checkpoints, name="checkpoints")
 
 CheckpointSource = Annotated[
     str,
-    typer.Argument(metavar="CHECKPOINT", help="URI of a run, or RUN/checkpoints/NAME."),
+    typer.Argument(metavar="CHECKPOINT", help="URI of a run, a study or RUN/checkpoints/NAME."),
 ]
 ModelSource = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         autocompletion=complete_model,
-        help="Name of a model that ships with segan, or URI of a run, RUN/checkpoints/NAME, or an "
-        "ensemble.",
+        help="Name of a model that ships with segan, or URI of a run, RUN/checkpoints/NAME, a "
+        "study or an ensemble.",
     ),
 ]
 CheckpointName = Annotated[
@@ -128,56 +130,80 @@ def download(
     name: CheckpointName = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(help="Download only this file, such as segmentor; can be repeated."),
+        typer.Option(help="Download only this file, such as segmentor or report; can be repeated."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download a checkpoint or an ensemble, and verify each file's checksum."""
+    """Download a checkpoint, the best one of a study, or an ensemble, and verify its weights.
+
+    The report of a run, study or ensemble comes with --file report.
+    """
     from segan import storage
-    from segan.cli.console import echo, progress_bar
+    from segan.cli.console import echo
     from segan.runs.ensemble import is_ensemble
+    from segan.runs.run import REPORT_FILES
     from segan.runs.shipped import locate_model
-    from segan.runs.transfer import download_checkpoint
+    from segan.runs.transfer import download_report
 
     model, place = locate_model(source)
     storage.check_access(place)
-    if is_ensemble(place):
-        if name or file:
-            raise UsageError(f"{model}: an ensemble is downloaded whole; omit --name and --file")
-        _download_ensemble(model, place, out, as_json)
+    names = file or []
+    files = [name for name in names if name != REPORT]
+    result: dict[str, Any] = {"files": [], "downloaded": []}
+    if files or not names:
+        if is_ensemble(place):
+            result = _download_ensemble(model, place, out, name, files)
+        else:
+            result = _download_checkpoint(place, out, name, files)
+    if REPORT in names:
+        result["downloaded"] += download_report(place, out)
+        result["files"] += REPORT_FILES
+    if as_json:
+        print_json(result)
         return
-    checkpoint, files = _find_files(source, name, file or ())
+    count, total = len(result["downloaded"]), len(result["files"])
+    echo(
+        f"{result.get('checkpoint', model)}: {count} of {total} files downloaded to {out}, "
+        f"{total - count} present before"
+    )
+
+
+def _download_ensemble(
+    model: str, uri: str, out: str, name: str | None, files: Sequence[str]
+) -> dict[str, Any]:
+    from segan.cli.console import progress_bar
+    from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE, read_ensemble
+    from segan.runs.transfer import download_ensemble
+
+    if name or files:
+        raise UsageError(
+            f"{model}: an ensemble, which is downloaded as a whole; leave --name away, and use "
+            f"--file for its {REPORT} only"
+        )
+    members = read_ensemble(uri).checkpoints(uri)
+    size = sum(entry["size"] for member in members for entry in member.files.values())
+    with progress_bar("downloading", size, in_bytes=True) as advance:
+        downloaded = download_ensemble(uri, out, advance)
+    weights = [f"{i}/{file}" for i, member in enumerate(members, 1) for file in member.files]
+    return {
+        "ensemble": model,
+        "files": [*weights, CARD_FILE, ENSEMBLE_FILE],
+        "downloaded": downloaded,
+    }
+
+
+def _download_checkpoint(
+    uri: str, out: str, name: str | None, file_names: Sequence[str]
+) -> dict[str, Any]:
+    from segan.cli.console import progress_bar
+    from segan.runs.transfer import download_checkpoint
+
+    checkpoint, files = _find_files(uri, name, file_names)
     size = sum(checkpoint.files[file]["size"] for file in files)
     with progress_bar("downloading", size, in_bytes=True) as advance:
         downloaded = download_checkpoint(checkpoint, out, files, advance)
-    if as_json:
-        print_json({"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded})
-    else:
-        echo(_describe_download(checkpoint.uri, files, downloaded, out))
-
-
-def _download_ensemble(model: str, uri: str, out: str, as_json: bool) -> None:
-    from segan.cli.console import echo, progress_bar
-    from segan.runs.ensemble import read_ensemble
-    from segan.runs.transfer import download_ensemble
-
-    size = sum(f.size for member in read_ensemble(uri).members for f in member.files.values())
-    with progress_bar("downloading", size, in_bytes=True) as advance:
-        files, downloaded = download_ensemble(uri, out, advance)
-    if as_json:
-        print_json({"ensemble": model, "files": files, "downloaded": downloaded})
-    else:
-        echo(_describe_download(model, files, downloaded, out))
-
-
-def _describe_download(
-    source: str, files: Sequence[str], downloaded: Sequence[str], out: str
-) -> str:
-    return (
-        f"{source}: {len(downloaded)} of {len(files)} files downloaded to {out}, "
-        f"{len(files) - len(downloaded)} present before"
-    )
+    return {"checkpoint": checkpoint.uri, "files": files, "downloaded": downloaded}
 
 
 @checkpoints.command("verify", epilog="segan checkpoints verify s3://bucket/runs/first")
@@ -249,10 +275,9 @@ def _find_files(
     source: str, name: str | None, file_names: Sequence[str]
 ) -> tuple[Checkpoint, list[str]]:
     """A checkpoint and the names of the files that are asked for; all if `file_names` is empty."""
-    from segan.runs.run import find_checkpoint
-    from segan.runs.transfer import choose_files
+    from segan.runs.transfer import choose_files, find_model
 
-    checkpoint = find_checkpoint(source, name)
+    checkpoint = find_model(source, name)
     return checkpoint, choose_files(checkpoint, file_names)
 
 

@@ -77,13 +77,7 @@ def _check_token(host: str) -> bool:
     Raises:
         UsageError: other machines could reach the server without one, or it is blank or short.
     """
-    try:
-        from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"serve needs {error.name}; install segan with its extra serve (in the checkout: "
-            "pip install -e '.[serve]')"
-        ) from None
+    from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
 
     token = configured_token_digest()
     try:

@@ -56,7 +56,9 @@ def train(
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
     from segan.tracking.copy import track_live
+    from segan.utils.extras import require_extra
 
+    require_extra("segan train", "train")  # before anything is written
     settings, place = load_cli_config(config, overrides), Run(run)
     with (
         hold_lease(place.uri),  # before any file of the run is read

@@ -17,7 +17,7 @@ from segan.data.records.format import (
     to_samples,
 )
 from segan.errors import StorageError
-from segan.utils.html import jpeg_data_uri
+from segan.utils.html.images import jpeg_data_uri
 from segan.utils.outline import outline_mask
 
 SampleKey = tuple[str, str]  # split and id; two splits may have the same id

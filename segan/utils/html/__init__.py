@@ -5,15 +5,11 @@ A page runs no script and loads nothing: its images are data URIs.
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from importlib.resources import files
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
 
 def render(template: str, **context: Any) -> str:
@@ -34,13 +30,6 @@ def format_percent(fraction: float) -> str:
 def format_degrees(angle: float) -> str:
     """An angle in whole degrees."""
     return f"{angle:.0f}\u00b0".replace("-", "\u2212")
-
-
-def jpeg_data_uri(pixels: np.ndarray, **options: Any) -> str:
-    """uint8 [H, W, 3] as a JPEG in a data URI; `options` are those of Pillow's JPEG writer."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", optimize=True, **options)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @functools.cache
