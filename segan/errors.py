@@ -36,6 +36,10 @@ class CorruptedError(StorageError):
     """A stored file differs from what was written."""
 
 
+class RejectedError(SeganError):
+    """An image or mask that cannot be used; the message goes into the table of rejects."""
+
+
 class NonFiniteError(SeganError):
     """A loss or gradient is NaN or infinite; retrying will not help."""
 

@@ -20,8 +20,8 @@ from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
 from ray_jobs.serving.budget import MemoryBudget
 from ray_jobs.serving.web import create_app
 from segan import storage
-from segan.data.archive.images import RejectedError, read_image_size
-from segan.errors import UsageError
+from segan.data.archive.images import read_image_size
+from segan.errors import RejectedError, UsageError
 from segan.inference.predictor import Predictor
 from segan.inference.upload import decode_upload
 from segan.inference.view import Dimensions, ImageSegmentation

@@ -21,7 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ray_jobs.serving import api
 from ray_jobs.serving.auth import require_token
-from segan.data.archive.images import RejectedError
+from segan.errors import RejectedError
 from segan.inference.masks import encode_mask
 from segan.inference.view import ImageSegmentation
 from segan.utils.html import render

@@ -20,6 +20,7 @@ from segan.cli.commands import (
     data,
     doctor,
     download,
+    evaluate,
     models,
     report,
     runs,
@@ -43,7 +44,19 @@ app = typer.Typer(
         "stopped by SIGTERM and saved a checkpoint."
     ),
 )
-for group in (download, data, training, ablation, models, report, serve, runs, doctor, bench):
+for group in (
+    download,
+    data,
+    training,
+    ablation,
+    evaluate,
+    models,
+    report,
+    serve,
+    runs,
+    doctor,
+    bench,
+):
     app.add_typer(group.app)
 
 

@@ -14,6 +14,7 @@ from segan.runs.trial import TrialStatus
 
 if TYPE_CHECKING:
     from segan.data.records.format import Manifest
+    from segan.evaluation.bootstrap import Interval
     from segan.runs.ensemble import Ensemble
     from segan.runs.study import TrialRow
 
@@ -176,6 +177,40 @@ def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     columns = ["name", "epoch", "jaccard", "bytes", "state", "alias"]
     print_table(f"checkpoints of {run}", columns, shown, (0, 4))
+
+
+def show_scores(detail: Mapping[str, Any]) -> None:
+    """A model's mean scores on a split, with their intervals and the means of its members."""
+    members = detail["members"]
+    rows = [
+        [
+            name,
+            detail[name],
+            f"{interval['low']:.4f} to {interval['high']:.4f}",
+            *(member[name] for member in members),
+        ]
+        for name, interval in detail["intervals"].items()
+    ]
+    rows.append(["threshold", detail["threshold"], "", *(m["threshold"] for m in members)])
+    print_table(
+        f"{detail['model']} on {detail['num_images']} images of {detail['split']}",
+        [
+            "",
+            "ensemble" if members else "model",
+            "95 % interval",
+            *(f"member {i}" for i, _ in enumerate(members, 1)),
+        ],
+        rows,
+    )
+
+
+def show_differences(first: str, second: str, differences: Mapping[str, Interval]) -> None:
+    """The mean differences of two models' scores, paired by image."""
+    rows = [
+        [name, f"{difference.mean:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"]
+        for name, difference in differences.items()
+    ]
+    print_table(f"{first} minus {second}, paired by image", ["", "mean", "95 % interval"], rows)
 
 
 def show_ensemble(uri: str, ensemble: Ensemble) -> None:

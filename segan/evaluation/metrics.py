@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 SCORE_NAMES = ("accuracy", "dice", "jaccard")
+FAILED_BELOW = 0.65  # the Jaccard below which the challenge of 2018 counts an image as 0
+
+
+def threshold_jaccard(jaccard: np.ndarray) -> np.ndarray:
+    """The challenge's thresholded Jaccard: 0 where the Jaccard is below FAILED_BELOW."""
+    return np.where(jaccard >= FAILED_BELOW, jaccard, 0.0)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,18 @@ class Confusion:
         """The counts as one array [4, ...], in the order of the attributes."""
         return np.stack(
             [self.true_positive, self.false_positive, self.false_negative, self.true_negative]
+        )
+
+    def sensitivity(self) -> np.ndarray:
+        """Fraction of the lesion that is found, in [0, 1]; 1 where there is no lesion."""
+        return _ratio(
+            self.true_positive.astype(np.float64), self.true_positive + self.false_negative
+        )
+
+    def specificity(self) -> np.ndarray:
+        """Fraction of the skin that is left out, in [0, 1]; 1 where there is no skin."""
+        return _ratio(
+            self.true_negative.astype(np.float64), self.true_negative + self.false_positive
         )
 
     def scores(self) -> dict[str, np.ndarray]:

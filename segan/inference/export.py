@@ -1,8 +1,10 @@
-"""Exports a model to one file for other programs: ONNX, torch.export's .pt2, or safetensors.
+"""Exports a model for other programs: ONNX, torch.export's .pt2, safetensors, or the HF Hub.
 
     <out>/model.onnx | model.pt2 | model.safetensors
           model.json     inputs, outputs, pre- and post-processing, result of the verification
           README.md      the same for people, with an example program
+
+A folder of the Hugging Face Hub is that of `segan.inference.huggingface`.
 
 In ONNX and .pt2 an ensemble is one network that returns the mean of its members' maps, each with
 its own k, resize mode and test-time augmentation. A safetensors file holds only weights, for
@@ -28,18 +30,22 @@ import segan
 from segan import storage
 from segan.data.synthetic import generate_pair
 from segan.errors import SeganError
+from segan.inference import huggingface
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import MIN_SIDE
+from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE
+from segan.runs.shipped import shipped_models
 from segan.storage.lease import current_fence, hold_lease
 from segan.utils.extras import require_extra
 from segan.utils.html import render
 
-ExportFormat = Literal["onnx", "torch", "safetensors"]
+ExportFormat = Literal["onnx", "torch", "safetensors", "huggingface"]
 MODEL_FILES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
     "torch": "model.pt2",
     "safetensors": "model.safetensors",
+    "huggingface": huggingface.WEIGHTS_FILE,
 }
 OPSET = 18
 PROBABILITY_TOLERANCE = 1e-4  # of a float32 probability
@@ -85,6 +91,8 @@ def export(
 
 def _export(predictor: Predictor, out: str, kind: ExportFormat, tolerance: float) -> dict[str, Any]:
     metadata = describe(predictor, kind)
+    if kind == "huggingface":
+        return _export_to_hub(predictor, out, metadata)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / MODEL_FILES[kind]
         if kind == "safetensors":
@@ -103,6 +111,56 @@ def _export(predictor: Predictor, out: str, kind: ExportFormat, tolerance: float
     )
     storage.write_json(storage.join(out, "model.json"), metadata)
     return metadata
+
+
+def _export_to_hub(predictor: Predictor, out: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Writes a folder of the Hugging Face Hub; see `segan.inference.huggingface`."""
+    weights = huggingface.encode_weights(_numbered_weights(predictor))
+    for entry, member in zip(metadata["members"], predictor.members, strict=True):
+        entry["config"] = member.config.model_dump(mode="json", include=huggingface.SECTIONS)
+    metadata |= {
+        "model_type": huggingface.MODEL_TYPE,
+        "architectures": ["Segmentor"],
+        "weights": {"sha256": storage.sha256(weights), "size": len(weights)},
+        "verification": {"weights": "bitwise equal"},
+    }
+    card = render(
+        "segan/inference/huggingface.md.j2",
+        title=storage.basename(predictor.name),
+        card=_read_card(predictor),
+        **metadata,
+    )
+    files = {
+        huggingface.WEIGHTS_FILE: weights,
+        "README.md": card.encode(),
+        huggingface.CONFIG_FILE: json.dumps(metadata, indent=2).encode(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        _require_same_weights(predictor, Predictor.load(folder))
+    current_fence(out)()
+    for name, content in files.items():  # config.json, which makes it a model, is the last
+        storage.write_bytes(storage.join(out, name), content)
+    return metadata
+
+
+def _read_card(predictor: Predictor) -> str:
+    """The body of an ensemble's card; "" for other models."""
+    uri = str(shipped_models().get(predictor.name, predictor.name))
+    place = storage.join(uri, CARD_FILE)
+    if not (storage.exists(storage.join(uri, ENSEMBLE_FILE)) and storage.exists(place)):
+        return ""
+    _, _, body = storage.read_bytes(place).decode().partition("\n## ")
+    return f"## {body}".strip() if body else ""
+
+
+def _require_same_weights(predictor: Predictor, written: Predictor) -> None:
+    for i, pair in enumerate(zip(predictor.members, written.members, strict=True), 1):
+        expected, found = (member.read().cpu().state_dict() for member in pair)
+        for name, value in expected.items():
+            if not torch.equal(found[name], value):
+                raise SeganError(f"{predictor.name}: weight {i}.{name} differs in the export")
 
 
 def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
@@ -242,13 +300,17 @@ def _export_program(
     onnx.save(proto, str(file))
 
 
-def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -> None:
-    weights = {
+def _numbered_weights(predictor: Predictor) -> dict[str, Tensor]:
+    """All members' weights, each name prefixed by its member's number and a dot."""
+    return {
         f"{i}.{name}": value.contiguous()
         for i, member in enumerate(predictor.members, 1)
         for name, value in member.read().cpu().state_dict().items()
     }
-    save_file(weights, file, _to_properties(metadata))
+
+
+def _write_weights(predictor: Predictor, metadata: dict[str, Any], file: Path) -> None:
+    save_file(_numbered_weights(predictor), file, _to_properties(metadata))
 
 
 def _verify_weights(predictor: Predictor, file: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from segan import storage
 from segan.data.archive import layouts
-from segan.data.archive.images import RejectedError
+from segan.data.archive.images import EXTENSIONS
 from segan.data.archive.reader import MASK_SUFFIX, read_image
-from segan.errors import SeganError, StorageError
+from segan.errors import RejectedError, SeganError, StorageError
 from segan.inference.frames import std_map
 from segan.inference.pipeline import ImageSize, Row
 from segan.inference.predictor import Predictor, resize_map
@@ -35,7 +35,6 @@ from segan.utils.text import escape_controls
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 PROBABILITY, UNCERTAINTY = "probability", "uncertainty"
 MAP_SUFFIXES = (f"_{PROBABILITY}", f"_{UNCERTAINTY}")
 # A longer name has no room for the suffix of the file that `storage.write_bytes` renames.
@@ -56,7 +55,7 @@ def find_images(uri: str, reject: Callable[[str], object] = logger.warning) -> l
         StorageError: it cannot be reached.
     """
     storage.check_access(uri)
-    if uri.lower().endswith(IMAGE_EXTENSIONS):
+    if uri.lower().endswith(EXTENSIONS):
         if not storage.exists(uri):
             raise StorageError(f"{uri}: not found")
         return [storage.normalise(uri)]
@@ -76,7 +75,7 @@ def find_images(uri: str, reject: Callable[[str], object] = logger.warning) -> l
 
 
 def _is_image(name: str) -> bool:
-    if not name.lower().endswith(IMAGE_EXTENSIONS) or layouts.is_hidden(name):
+    if not name.lower().endswith(EXTENSIONS) or layouts.is_hidden(name):
         return False
     return not (layouts.is_mask(name) or image_id(name).lower().endswith(MAP_SUFFIXES))
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segan.data.archive.images import RejectedError
+from segan.errors import RejectedError
 from segan.inference.predictor import Predictor
 from segan.utils.resources import usable_cpus
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast, overload
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from segan import storage
 from segan.config import Config
+from segan.errors import UsageError
 from segan.inference.frames import mean_map, segment_frames
+from segan.inference.huggingface import is_hub_model, read_hub_model, read_hub_segmentor
+from segan.inference.images import ImageSource, to_image
 from segan.inference.upload import resize_to_frame
 from segan.inference.weights import read_segmentor
 from segan.networks.segmentor import Segmentor
@@ -47,6 +51,7 @@ class Member:
         threshold: for its own maps, in (0, 1).
         name: the URI of its checkpoint.
         sha256: of its weights in storage; "" if they exist only in memory.
+        device: that it runs on; None for the GPU if there is one, else the CPU.
     """
 
     read: Callable[[], Segmentor]
@@ -54,6 +59,7 @@ class Member:
     threshold: float
     name: str
     sha256: str = ""
+    device: torch.device | None = None
 
     @classmethod
     def from_checkpoint(
@@ -79,8 +85,8 @@ class Member:
         return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Maps [B, classes, H, W] of frames, uint8 [B, H, W, 3]; on the GPU if there is one."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Maps [B, classes, H, W] of frames, uint8 [B, H, W, 3]; on its device."""
+        device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return segment_frames(self.read().to(device), frames.to(device), self.config)
 
 
@@ -90,7 +96,7 @@ class Predictor:
     A checkpoint is a model with one member, an ensemble a model with three.
 
     predictor = Predictor.load("isic2017")
-    mask = predictor(Image.open("ISIC_0000000.jpg")).mask
+    mask = predictor.predict("ISIC_0000000.jpg").mask
     """
 
     def __init__(
@@ -112,22 +118,28 @@ class Predictor:
         threshold: float | None = None,
         low_memory: bool = False,
         tta: bool | None = None,
+        device: str | torch.device | None = None,
     ) -> Predictor:
         """Loads a model.
 
         Args:
             model: the name of a model that ships with segan, such as `isic2017`, or the URI of an
-                ensemble, a checkpoint, or a run, of which the best checkpoint is used.
+                ensemble, a checkpoint, a run, of which the best checkpoint is used, or a folder of
+                the Hugging Face Hub that `segan export` wrote.
             threshold: None for the best threshold on validation.
             low_memory: read each member's weights per call instead of keeping all in memory; slow.
             tta: overrides the runs' `evaluation.tta`.
+            device: to run on, such as "cpu" or "cuda:1"; None for the GPU if there is one.
 
         Raises:
-            UsageError: `model` is a word that names no model.
+            UsageError: `model` is a word that names no model, or there is no such device.
             StorageError: there is no model, or it does not match its checksums.
         """
+        chosen = _find_device(device)
         name, uri = locate_model(model)
         storage.check_access(uri)
+        if is_hub_model(uri):
+            return cls._load_hub_model(name, uri, threshold, low_memory, tta, chosen)
         if is_ensemble(uri):
             ensemble = read_ensemble(uri)
             checkpoints, best = ensemble.checkpoints(uri), ensemble.threshold
@@ -137,18 +149,79 @@ class Predictor:
             uri = name
         members = [Member.from_checkpoint(found, not low_memory, tta) for found in checkpoints]
         return cls(
-            [replace(member, name=member.name.replace(uri, name, 1)) for member in members],
+            [
+                replace(member, name=member.name.replace(uri, name, 1), device=chosen)
+                for member in members
+            ],
             checkpoints[0].frame_size,
             best if threshold is None else threshold,
             name,
         )
 
-    def __call__(self, image: Image.Image) -> Prediction:
-        """Segments an image of any size; the map is resized bilinearly to that size."""
-        return self.postprocess(self.predict_proba(self.preprocess(image)[None])[0], image.size)
+    @classmethod
+    def _load_hub_model(
+        cls,
+        name: str,
+        uri: str,
+        threshold: float | None,
+        low_memory: bool,
+        tta: bool | None,
+        device: torch.device | None,
+    ) -> Predictor:
+        model = read_hub_model(uri)
+        members = []
+        for number, entry in enumerate(model.members, 1):
+            read: Callable[[], Segmentor] = functools.partial(
+                read_hub_segmentor, uri, model, number
+            )
+            if not low_memory:
+                read = functools.cache(read)
+                read()
+            config = entry.parse_config()
+            if tta is not None:
+                config = config.with_overrides({"evaluation.tta": tta})
+            sha256 = entry.sha256 or f"{model.weights.sha256}/{number}"
+            members.append(
+                Member(read, config, entry.threshold, f"{name}/{number}", sha256, device)
+            )
+        best = model.threshold if threshold is None else threshold
+        return cls(members, (model.frame["width"], model.frame["height"]), best, name)
 
-    def predict_members(self, image: Image.Image) -> Iterator[Prediction]:
-        """Each member's prediction at its own threshold, then the prediction of the model."""
+    @overload
+    def predict(self, images: list[ImageSource] | tuple[ImageSource, ...]) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: ImageSource) -> Prediction: ...
+
+    def predict(self, images: ImageSource | Sequence[ImageSource]) -> Prediction | list[Prediction]:
+        """Segments an image of any size, or several; each map is resized bilinearly to that size.
+
+        Args:
+            images: one, or a list or tuple of them; each is a path or s3:// URI, a file's content,
+                a Pillow image, or an array with channels last: uint8, uint16, or floats in [0, 1].
+                Masks are those of the upright image, by its EXIF orientation.
+
+        Raises:
+            UsageError, RejectedError: it is not an image that can be used.
+            StorageError: it cannot be read.
+        """
+        if isinstance(images, list | tuple):
+            return [self(image) for image in images]
+        return self(cast(ImageSource, images))
+
+    def __call__(self, image: ImageSource) -> Prediction:
+        """Segments one image, see `predict`."""
+        upright = to_image(image)
+        maps = self.predict_proba(self.preprocess(upright)[None])[0]
+        return self.postprocess(maps, upright.size)
+
+    def predict_members(self, source: ImageSource) -> Iterator[Prediction]:
+        """Each member's prediction at its own threshold, then the prediction of the model.
+
+        Args:
+            source: an image, see `predict`.
+        """
+        image = to_image(source)
         maps = self.predict_proba(self.preprocess(image)[None])[0]
         yield from self.postprocess_members(maps, image.size)
         yield self.postprocess(maps, image.size)
@@ -186,6 +259,19 @@ class Predictor:
         """Each member's prediction at its own threshold, from the members' maps."""
         for member, member_map in zip(self.members, maps, strict=True):
             yield self.postprocess(member_map[None], size, member.threshold)
+
+
+def _find_device(device: str | torch.device | None) -> torch.device | None:
+    """The device of a name; raises UsageError if there is none of that name here."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # of another build of torch, or of the driver
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device}: expected one such as cpu or cuda ({reason})") from None
+    return found
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from segan import storage
+from segan.config import NetworkConfig
 from segan.errors import CorruptedError
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
@@ -28,6 +29,11 @@ def read_weights(checkpoint: Checkpoint, file: str = SEGMENTOR_FILE) -> dict[str
     except SafetensorError as error:
         where = storage.join(checkpoint.uri, file)
         raise CorruptedError(f"{where}: not a safetensors file ({error})") from None
+    return to_float32(weights)
+
+
+def to_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with float16 tensors as float32."""
     return {n: t.float() if t.dtype == torch.float16 else t for n, t in weights.items()}
 
 
@@ -53,11 +59,24 @@ def read_segmentor(checkpoint: Checkpoint) -> Segmentor:
     Raises:
         CorruptedError: the weights do not match their checksum, or not the configuration.
     """
-    config, weights = checkpoint.config.network, read_weights(checkpoint)
+    where = storage.join(checkpoint.uri, SEGMENTOR_FILE)
+    return build_from_weights(checkpoint.config.network, read_weights(checkpoint), where)
+
+
+def build_from_weights(
+    config: NetworkConfig, weights: Mapping[str, Tensor], where: str
+) -> Segmentor:
+    """The segmentor of a configuration with these weights, in evaluation mode.
+
+    Args:
+        where: URI of the weights, for the message.
+
+    Raises:
+        CorruptedError: the weights are not those of the configuration.
+    """
     with torch.device("meta"):  # allocates nothing, whatever sizes the configuration names
         expected = Segmentor(config).state_dict()
     if difference := find_difference(weights, expected):
-        where = storage.join(checkpoint.uri, SEGMENTOR_FILE)
         raise CorruptedError(
             f"{where}: not the weights of the checkpoint's configuration: {difference}"
         )

@@ -21,6 +21,7 @@ MODULES = {
     ),
     "serve": ("contourpy", "fastapi", "python_multipart", "starlette", "uvicorn"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "dicom": ("pydicom",),
     "optuna": ("optuna",),
     "mlflow": ("mlflow",),
     "wandb": ("wandb",),

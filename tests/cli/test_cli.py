@@ -273,6 +273,22 @@ def test_without_json_a_table_is_printed(workspace: Path) -> None:
     assert "scoring 2/2" in done.stderr
 
 
+def test_two_models_are_compared_by_image(workspace: Path, tmp_path: Path) -> None:
+    run, archive, table = workspace / "run", workspace / "archive", tmp_path / "scores.csv"
+    words = ["evaluate", run, run / "checkpoints" / "best", archive, "--local", "--csv", table]
+    found = run_cli(*words, "--json").json
+    first, second = found["models"]
+    assert first["scores"] == second["scores"] == read_output(workspace, "evaluate")["scores"]
+    for name, interval in first["intervals"].items():
+        assert interval["low"] <= first[name] <= interval["high"]
+        assert found["differences"][name] == {"mean": 0, "low": 0, "high": 0}
+    lines = table.read_text().splitlines()
+    assert len(lines) == 1 + 2 * first["num_images"]
+    assert lines[0].startswith("model,id,accuracy,dice,jaccard,sensitivity,specificity,")
+    assert "paired by image" in run_cli(*words).stdout
+    assert "found 3" in error_message(2, "evaluate", run, run, run, archive)
+
+
 def test_a_threshold_is_taken_instead_of_the_models(workspace: Path) -> None:
     words = [
         "evaluate",

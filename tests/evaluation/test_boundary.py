@@ -1,4 +1,4 @@
-"""Perimeter and roughness by hand."""
+"""Perimeter, roughness and boundary distance by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segan.evaluation.boundary import perimeter, perimeter_ratio, roughness
+from segan.evaluation.boundary import (
+    hausdorff_distance_95,
+    perimeter,
+    perimeter_ratio,
+    roughness,
+)
 
 
 def parse_mask(*rows: str) -> np.ndarray:
@@ -49,3 +54,56 @@ def test_roughness_does_not_depend_on_size(one: int, other: int) -> None:
 
     assert roughness(square(one), square(other)) == pytest.approx(1)
     assert perimeter_ratio(square(one), square(other)) == pytest.approx(one / other)
+
+
+# The 95th percentile Hausdorff distance
+
+
+def edge_points(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Pixels of the mask with a neighbour outside of it, also beyond the image."""
+    padded = np.pad(mask, 1)
+    return [
+        (y, x)
+        for y, x in np.argwhere(mask)
+        if not all(padded[y + 1 + dy, x + 1 + dx] for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)))
+    ]
+
+
+def brute_force_distance(predicted: np.ndarray, truth: np.ndarray) -> float:
+    edges = edge_points(predicted), edge_points(truth)
+    directed = []
+    for starts, ends in (edges, edges[::-1]):
+        nearest = [min(np.hypot(y - v, x - u) for v, u in ends) for y, x in starts]
+        directed.append(np.percentile(nearest, 95))
+    return float(max(directed))
+
+
+def test_distance_of_shifted_and_nested_squares() -> None:
+    base = np.zeros((40, 50), bool)
+    base[10:20, 10:20] = True
+    assert hausdorff_distance_95(base, base) == 0
+    assert hausdorff_distance_95(np.roll(base, 7, 1), base) == 7
+    inner = np.zeros_like(base)
+    inner[12:18, 12:18] = True
+    # Every inner edge is 2 pixels from the outer one; from an outer corner it is 2 times sqrt(2).
+    found = hausdorff_distance_95(inner, base)
+    assert 2 <= found <= 2 * np.sqrt(2)
+    assert found == pytest.approx(brute_force_distance(inner, base))
+
+
+def test_distance_with_an_empty_mask() -> None:
+    empty, one = np.zeros((3, 4), bool), np.zeros((3, 4), bool)
+    one[1, 1] = True
+    assert hausdorff_distance_95(empty, empty) == 0
+    assert hausdorff_distance_95(empty, one) == hausdorff_distance_95(one, empty) == 5
+
+
+@given(st.integers(0, 10_000))
+def test_distance_equals_that_of_a_brute_force_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = [rng.random((9, 12)) < rng.uniform(0.1, 0.9) for _ in range(2)]
+    for mask in masks:
+        mask[tuple(rng.integers(0, 9, 2))] = True
+    found = hausdorff_distance_95(*masks)
+    assert found == pytest.approx(brute_force_distance(*masks))
+    assert found == hausdorff_distance_95(*reversed(masks))

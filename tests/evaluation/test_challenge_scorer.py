@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segan.evaluation.metrics import SCORE_NAMES, confusion
+from segan.evaluation.metrics import SCORE_NAMES, confusion, threshold_jaccard
 from segan.inference.masks import mask_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # the scorer's own
@@ -83,3 +83,28 @@ def test_empty_masks(tmp_path: Path, scorer: Any) -> None:
     expected = scorer.SegmentationScore.from_dir(tmp_path / "truth", tmp_path / "predictions")
     for name in SCORE_NAMES:
         assert found[name].mean() == pytest.approx(expected.macro_average[name], abs=1e-9), name
+
+
+def test_scores_of_an_image_are_the_scorers(scorer: Any, isic2017: Path) -> None:
+    """Per image, on real masks and their perturbations, with empty and full ones among them."""
+    import pandas as pd
+    from isic_challenge_scoring import metrics
+
+    truths = [
+        np.asarray(Image.open(f)) > 128 for f in sorted((isic2017 / TRUTH).glob("*.png"))[:24]
+    ]
+    truths += [np.zeros_like(truths[0]), np.ones_like(truths[0])]
+    for index, truth in enumerate(truths):
+        predicted = perturb(truth, index)
+        counts = confusion(predicted, truth)
+        names = ("true_positive", "true_negative", "false_positive", "false_negative")
+        matrix = pd.Series(
+            {
+                n: int(getattr(counts, k))
+                for n, k in zip(("TP", "TN", "FP", "FN"), names, strict=True)
+            }
+        )
+        jaccard = counts.scores()["jaccard"]
+        assert float(counts.sensitivity()) == metrics.binary_sensitivity(matrix)
+        assert float(counts.specificity()) == metrics.binary_specificity(matrix)
+        assert float(threshold_jaccard(jaccard)) == metrics.binary_threshold_jaccard(matrix)

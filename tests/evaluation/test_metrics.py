@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segan.evaluation.metrics import SCORE_NAMES, confusion
+from segan.evaluation.metrics import SCORE_NAMES, confusion, threshold_jaccard
 
 Rows = list[list[int]]
 
@@ -77,3 +77,26 @@ def test_identities(seed: int, few: float, many: float) -> None:
     jaccard, dice = float(there["jaccard"]), float(there["dice"])
     assert dice == pytest.approx(2 * jaccard / (1 + jaccard))
     assert (jaccard == 1) == np.array_equal(predicted, truth)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "sensitivity", "specificity"),
+    [
+        ([[1, 1], [0, 0]], [[1, 0], [1, 0]], 1 / 2, 1 / 2),
+        ([[1, 1], [1, 1]], [[1, 0], [0, 0]], 1, 0),
+        ([[0, 0], [0, 0]], [[1, 0], [0, 0]], 0, 1),
+        ([[1, 0], [0, 0]], [[0, 0], [0, 0]], 1, 3 / 4),  # no lesion
+        ([[1, 0], [0, 0]], [[1, 1], [1, 1]], 1 / 4, 1),  # no skin
+    ],
+)
+def test_sensitivity_and_specificity_by_hand(
+    predicted: Rows, truth: Rows, sensitivity: float, specificity: float
+) -> None:
+    counts = confusion(mask(predicted), mask(truth))
+    assert counts.sensitivity() == pytest.approx(sensitivity)
+    assert counts.specificity() == pytest.approx(specificity)
+
+
+def test_a_jaccard_below_the_threshold_counts_as_0() -> None:
+    found = threshold_jaccard(np.array([0.0, 0.6499, 0.65, 1.0]))
+    np.testing.assert_array_equal(found, [0, 0, 0.65, 1])

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from segan.data.archive.images import RejectedError
-from segan.errors import StorageError
+from segan.errors import RejectedError, StorageError
 from segan.inference.pipeline import ImageSize, Row, run_image_task
 from segan.inference.predictor import Predictor
 from tests.inference.models import untrained_predictor

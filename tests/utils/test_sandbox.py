@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from segan.data.archive.images import RejectedError, read_image_size
+from segan.data.archive.images import read_image_size
+from segan.errors import RejectedError
 from segan.utils.sandbox import LimitExceededError, Sandbox
 
 

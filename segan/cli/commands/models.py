@@ -1,16 +1,14 @@
-"""Commands that use a model, which is a run, a checkpoint or an ensemble, or build one."""
+"""Commands that segment with a model, export it, or make one of several."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from segan.cli.commands.options import (
-    ArchiveArgument,
     Debug,
     Json,
     Local,
@@ -21,7 +19,6 @@ from segan.cli.commands.options import (
     RecordsOption,
     Threshold,
     Tta,
-    advance_and_return,
     join_cluster,
 )
 from segan.errors import SeganError, UsageError
@@ -32,74 +29,12 @@ class ExportFormat(enum.StrEnum):
     onnx = "onnx"
     torch = "torch"
     safetensors = "safetensors"
+    huggingface = "huggingface"
 
 
 app = typer.Typer()
 ensembles = typer.Typer(no_args_is_help=True, help="Combine the best three runs into one model.")
 app.add_typer(ensembles, name="ensemble")
-
-
-@app.command(epilog="segan evaluate s3://bucket/runs/first s3://bucket/isic2017 --split test")
-def evaluate(
-    model: ModelArgument,
-    archive: ArchiveArgument,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    threshold: Threshold = None,
-    tta: Tta = None,
-    local: Local = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Score a model against an archive's masks, at the original size of the images."""
-    from segan import storage
-    from segan.cli.console import echo, print_json, print_table, progress_bar
-    from segan.data.archive.reader import open_archive
-    from segan.evaluation.score import ScoreTask, summarise
-    from segan.inference.pipeline import run_image_task
-    from segan.inference.predictor import Predictor
-
-    opened = open_archive(storage.normalise(archive))
-    pairs, rejects = opened.split(split), opened.rejects_of(split)
-    for row in rejects:
-        echo(f"not scored: {row['name']}: {row['reason']}")
-    predictor = Predictor.load(model, threshold, tta=tta)
-    if local:
-        results: Iterator[dict[str, Any]] = run_image_task(predictor, pairs, ScoreTask())
-    else:
-        from ray_jobs.batch.inference import map_images
-
-        join_cluster(debug)
-        results = map_images(ScoreTask(), pairs, predictor.name, threshold, tta)
-    with progress_bar("scoring", len(pairs)) as advance:
-        rows = sorted(
-            (advance_and_return(row, advance) for row in results), key=lambda row: str(row["id"])
-        )
-    summary = summarise(rows) | {"threshold": predictor.threshold, "split": split}
-    summary["num_rejects"] = len(rejects)
-    member_scores = summary.pop("members", [])
-    members = [
-        {"model": member.name, "threshold": member.threshold, **scores}
-        for member, scores in zip(
-            predictor.members if member_scores else (), member_scores, strict=True
-        )
-    ]
-    if rejects:
-        echo(
-            f"{len(rejects)} files of {split} or of no known split are not scored; the scores are "
-            f"those of the other {count_noun(len(rows), 'image')}"
-        )
-    if as_json:
-        details = {"members": members, "scores": rows, "rejects": rejects}
-        print_json(summary | {"model": predictor.name, **details})
-        return
-    names = ["accuracy", "dice", "jaccard", "threshold"]
-    shown = [(f"member {i}", member) for i, member in enumerate(members, 1)]
-    shown.append(("ensemble" if members else "model", summary))
-    print_table(
-        f"{predictor.name} on {summary['num_images']} images of {split}",
-        ["", *names],
-        [[title, *(scores[name] for name in names)] for title, scores in shown],
-    )
 
 
 @app.command(epilog="segan predict s3://bucket/runs/first ./photographs ./masks")
@@ -191,7 +126,9 @@ def export(
     out: OutArgument,
     export_format: Annotated[
         ExportFormat,
-        typer.Option("--format", help="ONNX, torch.export's .pt2, or the weights alone."),
+        typer.Option(
+            "--format", help="ONNX, torch.export's .pt2, the weights alone, or a folder of the Hub."
+        ),
     ] = ExportFormat.onnx,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest accepted difference of a probability.")
@@ -201,7 +138,7 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Export a model to one file and verify that it reproduces the model's outputs."""
+    """Export a model for other programs and verify that it reproduces the model's outputs."""
     from segan import storage
     from segan.cli.console import echo, print_json, spinner
     from segan.inference.export import export as export_model
@@ -219,7 +156,8 @@ def export(
         if "max_abs_difference" in verification:
             difference = verification["max_abs_difference"]
             result = f"probabilities within {difference:.2g} of the model's"
-        echo(f"{description['file']}, model.json and README.md written to {out}; {result}")
+        metadata = "config.json" if export_format is ExportFormat.huggingface else "model.json"
+        echo(f"{description['file']}, {metadata} and README.md written to {out}; {result}")
 
 
 @ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")

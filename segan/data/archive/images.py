@@ -15,10 +15,14 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
-from segan.errors import SeganError
+from segan.data.archive.dicom import EXTENSION as DICOM_EXTENSION
+from segan.data.archive.dicom import decode_dicom, is_dicom, read_dicom_size
+from segan.errors import RejectedError
 
 # A subset of what Pillow opens: for PostScript it would run Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+FORMATS = (*PILLOW_FORMATS, "DICOM")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", DICOM_EXTENSION)
 MAX_PIXELS = 80_000_000  # the largest image of ISIC 2017 has 30 million
 # Of a JPEG. Each scan may pass over all pixels, however few bytes it has: at 80 megapixels 1000
 # scans of 114 bytes take 72 s. Encoders write about ten; dermatoscopes write one.
@@ -55,15 +59,10 @@ _OTHER_FORMATS = (
     ("AVIF", rb"....ftypavi"),
     ("JPEG 2000", rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"),
     ("JPEG XL", rb"\x00\x00\x00\x0cJXL |\xff\x0a"),
-    ("DICOM", rb".{128}DICM"),
     ("PDF", rb"%PDF-"),
     ("SVG", rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE[^>]*>\s*)?<svg"),
 )
 _BLACK_OR_WHITE = ((0, 0, 0), (255, 255, 255))
-
-
-class RejectedError(SeganError):
-    """An image or mask that cannot be used; the message goes into the table of rejects."""
 
 
 def decode_image(name: str, content: bytes) -> Image.Image:
@@ -74,15 +73,25 @@ def decode_image(name: str, content: bytes) -> Image.Image:
             size or aspect ratio is out of range.
     """
     with _decode_errors(name, content):
-        image = _open_image(name, content)
-        orientation = _read_orientation(image)
-        return _apply_orientation(_to_rgb(name, image), orientation)
+        return to_upright_rgb(name, _open_image(name, content))
+
+
+def to_upright_rgb(name: str, image: Image.Image) -> Image.Image:
+    """An opened image in RGB, 8 bits per channel, with its EXIF orientation applied.
+
+    Raises:
+        RejectedError: it is not an opaque image of 8 or 16 bits per channel.
+    """
+    orientation = _read_orientation(image)
+    return _apply_orientation(_to_rgb(name, image), orientation)
 
 
 def read_image_size(name: str, content: bytes) -> tuple[int, int]:
     """(width, height) of an image as it is stored, by its header; raises as `decode_image`."""
     with _decode_errors(name, content):
-        return _open_image(name, content).size
+        if is_dicom(content):
+            return check_size(name, read_dicom_size(name, content))
+        return check_size(name, _open_file(name, content).size)
 
 
 def decode_frame(
@@ -159,7 +168,7 @@ def _describe_format(content: bytes) -> str:
         return "an empty file"
     for name, start in _OTHER_FORMATS:
         if re.match(start, content[:1024], re.DOTALL):
-            return f"{name}; convert it to {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            return f"{name}; convert it to {', '.join(PILLOW_FORMATS[:-1])} or {PILLOW_FORMATS[-1]}"
     return f"{len(content)} bytes of another format"
 
 
@@ -178,7 +187,7 @@ def count_scans(content: bytes) -> int:
 
 def _open_file(name: str, content: bytes) -> ImageFile.ImageFile:
     """Reads the file's header; the pixels are decoded on use."""
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
     pixels = image.size[0] * image.size[1]
     if pixels > MAX_PIXELS:
         raise RejectedError(
@@ -195,15 +204,28 @@ def _open_file(name: str, content: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _open_image(name: str, content: bytes) -> ImageFile.ImageFile:
+def _open_image(name: str, content: bytes) -> Image.Image:
+    if is_dicom(content):
+        check_size(name, read_dicom_size(name, content))
+        return decode_dicom(name, content)
     image = _open_file(name, content)
-    short, long = sorted(image.size)
+    check_size(name, image.size)
+    return image
+
+
+def check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """The size (width, height); raises RejectedError if it is out of range."""
+    short, long = sorted(size)
     if short < MIN_SIDE or long > MAX_ASPECT * short:
         raise RejectedError(
             f"{name}: expected sides of at least {MIN_SIDE} pixels and an aspect ratio of at most "
-            f"{MAX_ASPECT}, found {image.size[0]} x {image.size[1]}"
+            f"{MAX_ASPECT}, found {size[0]} x {size[1]}"
         )
-    return image
+    if (pixels := short * long) > MAX_PIXELS:
+        raise RejectedError(
+            f"{name}: too large for a photograph ({pixels} pixels; expected at most {MAX_PIXELS})"
+        )
+    return size
 
 
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ SPLIT_NAMES = {"training": "train", "validation": "validation", "test": "test"}
 MASK_SUFFIX = "_segmentation"
 
 _PART = r"_(?P<part>Training|Validation|Test)"
-_IMAGE = r"/(?P<id>[^/]+)(?<!_superpixels)\.(?:jpe?g|png)"
+_IMAGE = r"/(?P<id>[^/]+)(?<!_superpixels)\.(?:jpe?g|png|dcm)"
 _MASK = r"/(?P<id>[^/]+)(?<!_superpixels)_segmentation\.png"
 
 

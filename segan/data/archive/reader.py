@@ -14,11 +14,11 @@ from PIL import Image
 
 from segan import storage
 from segan.data.archive import layouts, tables, zips
-from segan.data.archive.images import RejectedError, decode_image, decode_mask
+from segan.data.archive.images import decode_image, decode_mask
 from segan.data.archive.layouts import MASK_SUFFIX
 from segan.data.archive.pairs import Archive, Pair, check_rejects, make_reject
 from segan.data.archive.sources import FileEntry, Listing, list_folder, list_zip
-from segan.errors import NotFoundError, SeganError, StorageError
+from segan.errors import NotFoundError, RejectedError, SeganError, StorageError
 
 __all__ = [
     "MASK_SUFFIX",

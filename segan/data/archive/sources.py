@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from segan import storage
 from segan.data.archive import layouts, zips
-from segan.data.archive.images import RejectedError
 from segan.data.archive.pairs import make_reject
-from segan.errors import StorageError, UsageError
+from segan.errors import RejectedError, StorageError, UsageError
 
 
 class FileEntry(NamedTuple):

@@ -22,8 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from segan import storage
-from segan.data.archive.images import RejectedError
-from segan.errors import StorageError
+from segan.errors import RejectedError, StorageError
 
 MEMBER_SEPARATOR = "!/"
 MAX_BYTES = 256 * 2**20  # of a file or member, ten times the size of a photograph

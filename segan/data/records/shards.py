@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from segan import storage
 from segan.data.archive import zips
-from segan.data.archive.images import RejectedError, decode_frame, decode_mask_frame
+from segan.data.archive.images import decode_frame, decode_mask_frame
 from segan.data.archive.reader import Pair, read_file
 from segan.data.profile import image_stats
 from segan.data.records.format import (
@@ -28,6 +28,7 @@ from segan.data.records.format import (
     shard_prefix,
     write_shard,
 )
+from segan.errors import RejectedError
 
 STATS_SCHEMA = image_stats.SCHEMA.append(pa.field("split", pa.string()))
 PREFETCH_PAIRS = 4  # pairs whose files are read while another pair is decoded

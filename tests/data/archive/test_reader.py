@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from segan import storage
 from segan.data.archive import layouts, zips
 from segan.data.archive import reader as archives
-from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Archive, Pair, open_archive, read_file
 from segan.data.synthetic import generate_archive
-from segan.errors import SeganError
+from segan.errors import RejectedError, SeganError
 
 TRAIN = "ISIC-2017_Training_Data"
 TRAIN_TRUTH = "ISIC-2017_Training_Part1_GroundTruth"

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segan import storage
-from segan.data.archive.images import RejectedError
 from segan.data.archive.reader import Archive, Pair, open_archive, read_file
-from segan.errors import SeganError, StorageError
+from segan.errors import RejectedError, SeganError, StorageError
 
 ROW = "a.jpg,a.png"
 

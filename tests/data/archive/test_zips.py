@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from segan import storage
 from segan.data.archive import zips
-from segan.data.archive.images import RejectedError
-from segan.errors import NotFoundError, StorageError
+from segan.errors import NotFoundError, RejectedError, StorageError
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 CONTENT = bytes(range(256)) * 40
