@@ -40,7 +40,7 @@ def calibrated_segmentor(config: Config, seed: int) -> Segmentor:
     segmentor = build_segmentor(config.network, seed)
     images = np.stack([generate_pair(9, i, (192, 160))[0] for i in range(8)])
     update_bn([torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255], segmentor)
-    segmentor.logistic.set_k(3.0 + seed)
+    segmentor.logistic.set_k(6.0 + seed)
     return segmentor.eval()
 
 
@@ -108,7 +108,7 @@ def test_the_metadata_in_the_file_equal_model_json(exported: Path) -> None:
     about = json.loads((exported / "model.json").read_text())
     assert about["threshold"] == THRESHOLD
     assert about["frame"] == {"width": 108, "height": 81}
-    assert [member["k"] for member in about["members"]] == pytest.approx([3.0, 4.0])
+    assert [member["k"] for member in about["members"]] == pytest.approx([6.0, 7.0])
     assert [member["sha256"] for member in about["members"]] == [f"sha of {i}" for i in range(2)]
     assert about["verification"]["max_abs_difference"] <= about["verification"]["tolerance"] == 1e-4
     session = onnxruntime.InferenceSession(exported / "model.onnx")
