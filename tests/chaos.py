@@ -4,16 +4,15 @@
 
 Runs a head without CPUs, two nodes with a worker each, and an S3 server behind a proxy, in four
 network namespaces (Linux, root, iproute2). At random moments, by the seed, a process is killed or
-frozen, or storage fails for some seconds; what an operator would restart is restarted. The
-disturbed run must have bitwise the same weights, optimizer states and metrics as the undisturbed
-one. Prints one line per fault with the seconds until the next step; exit code 0 if the runs are
-equal.
+frozen, storage fails for some seconds, the same command is started a second time, or the records
+are replaced; what an operator would restart is restarted. The disturbed run must have bitwise the
+same weights, optimizer states and metrics as the undisturbed one. Prints one line per fault with
+the seconds until the next step; exit code 0 if the runs are equal.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,149 +22,34 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from infra.local.cluster import RayCluster, ray_cluster, ray_node
-from infra.local.namespaces import INTERFACE, Namespace, namespaces
+from infra.local.namespaces import Namespace
 from infra.local.processes import StartError
-from infra.local.s3 import S3Server, s3_server
-from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
-from tests.timing import without_timing
+from tests.chaos_cluster import ARCHIVES, BUCKET, RECORDS, ChaosCluster, chaos_cluster
+from tests.fault_proxy import Fault
 
-BUCKET = "chaos"
-RECORDS = f"s3://{BUCKET}/records"
 TRAIN = (
     f"data.records={RECORDS} network.width=2 augment.crop=64 training.batch_size=4 "
     "training.checkpoint_every_steps=2 training.log_every_steps=1 cluster.threads_per_worker=1 "
     "cluster.workers=2 cluster.cpus_per_worker=2 cluster.max_failures=3"
 )
-# One process for all queries: starting one for each would use half a core.
-QUERY_PROGRAM = """
-import json, sys
-from segan.errors import SeganError
-from segan.runs.run import Run
-
-for line in sys.stdin:
-    what, uri = line.split()
-    run = Run(uri)
-    try:
-        latest = run.latest_checkpoint()
-        if what == "images":
-            answer = latest.samples if latest else 0
-        else:
-            answer = [dict(latest.files), run.metrics()]
-    except SeganError:
-        answer = None
-    print(json.dumps(answer), flush=True)
-"""
 STEP_TIMEOUT_S = 400  # from a fault to the next step; after that the run hangs
 WORKER, RAYLET, GCS, WEED = "ray::RayTrainWorker", "raylet/raylet", "gcs_server", "weed"
 
 
-class ChaosCluster:
-    """The hosts and their servers; each server is restarted on its host."""
-
-    def __init__(self, hosts: list[Namespace], folder: Path):
-        self.head, *self.nodes, self.store = hosts
-        self.folder = folder
-        self.stacks: dict[str, ExitStack] = defaultdict(ExitStack)
-        self.server: S3Server
-        self.cluster: RayCluster
-        self.faults: FaultProxy
-        self.query_process: subprocess.Popen[str]
-        self.s3_environment: dict[str, str] = {}
-        self.total_images = 0  # of a full run
-
-    def start(self) -> None:
-        self.start_store()
-        with self.store.enter():
-            proxy = run_fault_proxy(self.server.endpoint, self.folder, host=self.store.ip)
-            self.faults = self.stacks["proxy"].enter_context(proxy)
-            self.server.create_bucket(BUCKET)
-        self.s3_environment = self.server.environment | {
-            "AWS_ENDPOINT_URL": self.faults.endpoint,
-            "GLOO_SOCKET_IFNAME": INTERFACE,
-        }
-        self.start_cluster()
-        with self.head.enter():
-            self.query_process = subprocess.Popen(
-                [sys.executable, "-c", QUERY_PROGRAM],
-                env=self.environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        self.stacks["asked"].callback(
-            self.query_process.communicate
-        )  # closes its stdin, which ends it
-
-    def start_store(self) -> None:
-        with self.store.enter(), _s3_credentials(self.s3_environment):
-            server = s3_server(self.folder / "s3", self.store.ip)
-            self.server = self.stacks["store"].enter_context(server)
-
-    def start_cluster(self) -> None:
-        with self.head.enter():
-            cluster = ray_cluster(self.folder / "ray", 0, self.s3_environment, ip=self.head.ip)
-            self.cluster = self.stacks["head"].enter_context(cluster)
-        for node in self.nodes:
-            self.start_node(node)
-
-    def start_node(self, node: Namespace) -> None:
-        with node.enter():
-            server = ray_node(
-                self.cluster, self.folder / node.name, 3, self.s3_environment, node.ip
-            )
-            self.stacks[node.name].enter_context(server)
-
-    def stop(self, name: str) -> None:
-        """Stops what still runs under this name."""
-        self.stacks[name].close()
-
-    def stop_all(self) -> None:
-        for name in ("asked", *(node.name for node in self.nodes), "head", "proxy", "store"):
-            self.stop(name)
-
-    def environment(self) -> dict[str, str]:
-        return os.environ | self.s3_environment | self.cluster.environment
-
-    def segan(self, *arguments: str) -> None:
-        """Runs a command on the head, which must succeed."""
-        with self.head.enter():
-            done = subprocess.run(
-                [sys.executable, "-m", "segan", *arguments],
-                env=self.environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        assert done.returncode == 0, done.stderr
-
-    def samples_seen(self, run: str) -> int:
-        """The images up to the run's latest checkpoint; 0 if storage does not answer."""
-        return int(self._query("images", run) or 0)
-
-    def outcome(self, run: str) -> tuple[Any, Any]:
-        """The last checkpoint's checksums, and the metrics without times."""
-        files, lines = self._query("outcome", run)
-        return files, without_timing(lines)
-
-    def _query(self, what: str, run: str) -> Any:
-        assert self.query_process.stdin is not None
-        assert self.query_process.stdout is not None
-        self.query_process.stdin.write(f"{what} {run}\n")
-        self.query_process.stdin.flush()
-        return json.loads(self.query_process.stdout.readline())
-
-
 class RestartingDriver:
-    """Runs the same command again until it succeeds."""
+    """Runs the same command again until it succeeds.
+
+    Attributes:
+        process: the driver; another one after `hand_over`.
+    """
 
     def __init__(self, cluster: ChaosCluster, run: str, *overrides: str):
-        self.cluster, self.log = cluster, (cluster.folder / "driver.log").open("a")
+        self.cluster, self.run = cluster, run
+        self.log = (cluster.folder / "driver.log").open("a")
         self.command = [sys.executable, "-m", "segan", "train", run, *TRAIN.split(), *overrides]
         self.starts = 0
         self.done = threading.Event()
@@ -181,10 +65,34 @@ class RestartingDriver:
             )
 
     def _rerun_until_done(self) -> None:
-        while self.process.wait() != 0:
-            time.sleep(0.5)
-            self._start()
+        while True:
+            process = self.process
+            code = process.wait()
+            if process is self.process:
+                if code == 0:
+                    break
+                time.sleep(0.5)
+                self._start()
         self.done.set()
+
+    def start_second(self) -> None:
+        """Starts the command beside the driver, which must refuse the second one."""
+        second = self.cluster.run_on_head(self.command)
+        if second.returncode != 2 or str(self.process.pid) not in second.stderr:
+            raise SystemExit(f"a second driver ended with {second.returncode}:\n{second.stderr}")
+
+    def hand_over(self) -> None:
+        """Freezes the driver until a second one has taken the run over, then continues it."""
+        frozen = self.process
+        frozen.send_signal(signal.SIGSTOP)
+        self._start()
+        _wait_until(
+            lambda: self.cluster.holder(self.run) == self.process.pid,
+            f"{self.run}: not taken over from a frozen driver",
+        )
+        frozen.send_signal(signal.SIGCONT)
+        if frozen.wait(STEP_TIMEOUT_S) == 0:
+            raise SystemExit("the driver that was frozen does not know that it lost its lease")
 
 
 class FaultInjector:
@@ -192,6 +100,7 @@ class FaultInjector:
 
     def __init__(self, cluster: ChaosCluster, driver: RestartingDriver, seed: int):
         self.cluster, self.driver, self.rng = cluster, driver, random.Random(seed)
+        self.archive = 0
 
     def fault_kinds(self) -> dict[str, Callable[[], None]]:
         return {
@@ -201,6 +110,9 @@ class FaultInjector:
             "node frozen": lambda: self.freeze(self.random_node(), RAYLET, 10),
             "driver killed": lambda: self.driver.process.kill(),
             "driver frozen": self.freeze_driver,
+            "driver superseded": self.driver.hand_over,
+            "second driver": self.driver.start_second,
+            "records replaced": self.replace_records,
             "head killed": self.kill_head,
             "store killed": self.kill_store,
             "store frozen": lambda: self.freeze(self.cluster.store, WEED, 20),
@@ -233,6 +145,13 @@ class FaultInjector:
         self.driver.process.send_signal(signal.SIGSTOP)
         time.sleep(self.rng.uniform(1, 20))
         self.driver.process.send_signal(signal.SIGCONT)
+
+    def replace_records(self) -> None:
+        """Then restarts the workers, which must read the records that the run began with."""
+        self.archive = (self.archive + 1) % len(ARCHIVES)
+        self.cluster.ingest(self.archive)
+        for node in self.cluster.nodes:
+            self.signal(node, WORKER, signal.SIGKILL)
 
     def kill_head(self) -> None:
         self.signal(self.cluster.head, GCS, signal.SIGKILL)
@@ -297,7 +216,7 @@ def train_with_faults(
         reached = _wait_for_progress(cluster, run, cluster.samples_seen(run))
         recovery_seconds[kind].append(time.monotonic() - began)
         print(
-            f"{number:3}  {kind:16} {recovery_seconds[kind][-1]:6.1f} s to the next step",
+            f"{number:3}  {kind:17} {recovery_seconds[kind][-1]:6.1f} s to the next step",
             flush=True,
         )
     driver.done.wait()
@@ -307,41 +226,24 @@ def train_with_faults(
 
 def _wait_for_progress(cluster: ChaosCluster, run: str, reached: int) -> int:
     """Waits until the run has a later checkpoint or has ended; returns its images."""
-    last = cluster.total_images
-    deadline = time.monotonic() + STEP_TIMEOUT_S
-    while (now := cluster.samples_seen(run)) <= reached and now < last:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{run}: no step for {STEP_TIMEOUT_S} s")
-        time.sleep(0.5)
+    now = 0
+
+    def has_progress() -> bool:
+        nonlocal now
+        now = cluster.samples_seen(run)
+        return now > reached or now >= cluster.total_images
+
+    _wait_until(has_progress, f"{run}: no step for {STEP_TIMEOUT_S} s")
     return now
 
 
-@contextmanager
-def chaos_cluster(folder: Path) -> Iterator[ChaosCluster]:
-    """Starts a ChaosCluster, with records of synthetic images in storage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with namespaces(["head", "one", "two", "store"]) as hosts:
-        cluster = ChaosCluster(hosts, folder)
-        try:
-            cluster.start()
-            counts = ("--train", "24", "--validation", "4", "--test", "0", "--short-side", "64")
-            cluster.segan("synth", f"s3://{BUCKET}/archive", *counts)
-            cluster.segan("ingest", f"s3://{BUCKET}/archive", RECORDS, "--local", "--workers", "1")
-            yield cluster
-        finally:
-            cluster.stop_all()
-
-
-@contextmanager
-def _s3_credentials(environment: dict[str, str]) -> Iterator[None]:
-    """Passes the credentials to a server that is restarted, which reads the environment."""
-    given = {name: value for name, value in environment.items() if "KEY" in name}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name in given:
-            del os.environ[name]
+def _wait_until(condition: Callable[[], bool], failure: str) -> None:
+    """Raises SystemExit with this message after `STEP_TIMEOUT_S`."""
+    deadline = time.monotonic() + STEP_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(failure)
+        time.sleep(0.5)
 
 
 def main() -> int:
@@ -362,7 +264,7 @@ def main() -> int:
             cluster, disturbed, arguments.epochs, arguments.faults, arguments.seed
         )
         for kind, seconds in sorted(recovery_seconds.items()):
-            print(f"{kind:16} median {statistics.median(seconds):6.1f} s of {len(seconds)}")
+            print(f"{kind:17} median {statistics.median(seconds):6.1f} s of {len(seconds)}")
         same = cluster.outcome(undisturbed) == cluster.outcome(disturbed)
         print("the same to the last bit" if same else "NOT THE SAME")
         return 0 if same else 1

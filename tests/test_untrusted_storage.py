@@ -8,40 +8,70 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segan import storage
 from segan.cli.main import main
-from segan.data.records.format import Shard, make_manifest, read_manifest, write_manifest
+from segan.data.records.format import (
+    REJECTS,
+    Record,
+    make_manifest,
+    read_manifest,
+    read_rejects,
+    read_shard,
+    shard_prefix,
+    to_samples,
+    write_manifest,
+    write_shard,
+)
+from segan.data.records.versions import EARLIER_MANIFESTS, read_version
 from segan.errors import CorruptedError, SeganError
-from segan.inference.predictions import read_predictions
-from segan.inference.predictor import Predictor
-from segan.runs.checkpoint import open_checkpoint
+from segan.inference.masks import MaskWriter
+from segan.inference.predictions import MODEL_FILE, PredictionTable, read_predictions
+from segan.inference.predictor import Predictor, read_segmentor
+from segan.networks.segmentor import build_segmentor
+from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint, open_checkpoint
 from segan.runs.listing import describe_run, find_runs
-from segan.runs.metrics_file import write_metrics
+from segan.runs.metrics_file import PARTS_FOLDER, MetricsWriter, write_metrics
 from segan.runs.run import Run
 from segan.runs.study import Study
+from segan.runs.transfer import download_checkpoint
 from segan.runs.trial import TrialStatus
 from segan.storage.lease import read_holder
+from segan.training.tensor_file import load_tensors
 from tests.browser.server import write_test_ensemble
-from tests.inference.models import save_checkpoint, small_config
+from tests.inference.models import (
+    save_checkpoint,
+    small_config,
+    untrained_predictor,
+)
 
 FUZZ_EXAMPLES = int(os.environ.get("SEGAN_FUZZ_EXAMPLES", "0"))
+CHECKPOINT = "run/checkpoints/epoch_00001"
+MAX_EXTRA_MEMORY = 2**30  # bytes, above the peak before; a file of storage has at most 256 MiB
 
 
 class Reader(NamedTuple):
-    """A file, by its name below the folder of `place`, and the function that reads it."""
+    """A file, by a pattern of its name below the folder of `place`, and what reads it.
+
+    Attributes:
+        header: whether only the header of a safetensors file is changed.
+    """
 
     file: str
     read: Callable[[str], Any]
+    header: bool = False
 
 
 def read_run(place: str) -> None:
@@ -49,7 +79,7 @@ def read_run(place: str) -> None:
 
 
 def read_checkpoint(place: str) -> None:
-    checkpoint = open_checkpoint(f"{place}/run/checkpoints/epoch_00001")
+    checkpoint = open_checkpoint(f"{place}/{CHECKPOINT}")
     for attribute in ("jaccard", "threshold", "frame_size", "config"):
         with contextlib.suppress(SeganError):
             getattr(checkpoint, attribute)
@@ -69,17 +99,67 @@ def read_records(place: str) -> None:
         assert manifest.num_rows(split) >= 0
 
 
+def read_earlier_records(place: str) -> None:
+    read_version(f"{place}/records", "earlier")
+
+
+def read_rows(place: str) -> None:
+    """As if a hostile store had changed the checksum in the manifest, too."""
+    uri = f"{place}/records"
+    manifest = read_manifest(uri)
+    shard = manifest.shards("train")[0]
+    sha256 = storage.file_sha256(f"{uri}/{shard.name}")
+    to_samples(read_shard(uri, shard.model_copy(update={"sha256": sha256})), manifest)
+
+
+def with_matching_checksum(uri: str, file: str) -> Checkpoint:
+    """As if a hostile store had changed the checksum in the manifest, too."""
+    checkpoint, name = open_checkpoint(uri), f"{uri}/{file}"
+    entry = {"sha256": storage.file_sha256(name), "size": storage.file_size(name)}
+    return dataclasses.replace(checkpoint, files={**checkpoint.files, file: entry})
+
+
+def read_weights(place: str) -> None:
+    read_segmentor(with_matching_checksum(f"{place}/{CHECKPOINT}", SEGMENTOR_FILE))
+
+
+def resume_weights(place: str) -> None:
+    checkpoint = with_matching_checksum(f"{place}/{CHECKPOINT}", SEGMENTOR_FILE)
+    segmentor = build_segmentor(small_config().network, 0)
+    load_tensors(checkpoint, SEGMENTOR_FILE, lambda _: segmentor.state_dict())
+
+
+def download(place: str) -> None:
+    checkpoint = open_checkpoint(f"{place}/{CHECKPOINT}")
+    download_checkpoint(checkpoint, f"{place}/pulled", [SEGMENTOR_FILE], lambda _: None)
+
+
+def predict_again(place: str) -> None:
+    PredictionTable(MaskWriter(f"{place}/masks"), untrained_predictor())
+
+
 READERS = {
     "run": Reader("run/run.json", read_run),
     "metrics": Reader("run/metrics.jsonl", read_run),
+    "metrics of a run that trains": Reader(
+        f"training/{PARTS_FOLDER}/*.jsonl", lambda p: Run(f"{p}/training").metrics()
+    ),
     "trial's result": Reader("run/result.json", lambda p: find_runs(f"{p}/run")),
     "lease": Reader("run/lease.json", lambda p: read_holder(f"{p}/run")),
-    "checkpoint": Reader("run/checkpoints/epoch_00001/manifest.json", read_checkpoint),
-    "checkpoints of a run": Reader("run/checkpoints/epoch_00001/manifest.json", read_run),
+    "checkpoint": Reader(f"{CHECKPOINT}/manifest.json", read_checkpoint),
+    "checkpoints of a run": Reader(f"{CHECKPOINT}/manifest.json", read_run),
     "ensemble": Reader("ensemble/ensemble.json", lambda p: Predictor.load(f"{p}/ensemble")),
     "study": Reader("study/study.json", read_study),
     "metrics of a study": Reader("study/trials/trial_000/metrics.jsonl", read_study),
     "records": Reader("records/manifest.json", read_records),
+    "earlier records": Reader(f"records/{EARLIER_MANIFESTS}/earlier.json", read_earlier_records),
+    "rows of records": Reader("records/train-*.parquet", read_rows),
+    "rejects": Reader(f"records/{REJECTS}", lambda p: read_rejects(f"{p}/records")),
+    "weights": Reader(f"{CHECKPOINT}/{SEGMENTOR_FILE}", read_weights, header=True),
+    "weights to resume from": Reader(f"{CHECKPOINT}/{SEGMENTOR_FILE}", resume_weights, header=True),
+    "weights of any content": Reader(f"{CHECKPOINT}/{SEGMENTOR_FILE}", read_weights),
+    "download to go on with": Reader("pulled/manifest.json", download),
+    "model of predictions": Reader(f"masks/{MODEL_FILE}", predict_again),
     "predictions": Reader("masks/predictions.csv", lambda p: read_predictions(f"{p}/masks")),
 }
 LINE = {"kind": "epoch", "epoch": 1, "samples": 10, "jaccard": 0.5, "threshold": 0.4, "k": 1.0}
@@ -103,9 +183,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     trial = study.create_or_resume(config, "the data")[0]
     write_metrics(trial.run.uri, [LINE])
     trial.mark_done(TrialStatus.FINISHED, 1)
-    shard = Shard(name="train-0.parquet", num_rows=3, bytes=9, sha256="00", content_digest="00")
-    manifest = make_manifest((68, 90, 1), {"train": [shard]}, [], "an archive")
-    write_manifest(f"{root}/records", manifest, [])
+    MetricsWriter(f"{root}/training", 0).append([LINE])
+    image, mask = np.zeros((5, 7, 3), np.uint8), np.zeros((1, 5, 7), np.uint8)
+    rows = [Record(f"ISIC_{number}", image, mask, (600, 450)) for number in range(3)]
+    shard = write_shard(f"{root}/records", shard_prefix("train", 0, 1), rows, 5, 7, 1)
+    reject = {"name": "a.jpg", "split": "train", "reason": "torn"}
+    manifest = make_manifest((5, 7, 1), {"train": [shard]}, [reject], "an archive")
+    write_manifest(f"{root}/records", manifest, [reject])
+    storage.write_json(f"{root}/records/{EARLIER_MANIFESTS}/earlier.json", manifest.model_dump())
+    download(str(root))
+    predict_again(str(root))
     storage.write_bytes(f"{root}/masks/predictions.csv", PREDICTION.encode())
     return str(root)
 
@@ -185,14 +272,26 @@ def contents(draw: st.DrawFn, valid: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
+def with_header(content: bytes, valid: bytes) -> bytes:
+    """A valid safetensors file with this content in place of the JSON of its header."""
+    size = 8 + int.from_bytes(valid[:8], "little")
+    return len(content).to_bytes(8, "little") + content + valid[size:]
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @pytest.mark.timeout(0 if FUZZ_EXAMPLES else 120)
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_of_any_content_raises_one_line_at_most(
     place: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader = READERS[name]
-    file = Path(place, reader.file)
-    valid = file.read_bytes()
+    (file,) = Path(place).glob(reader.file)
+    valid, count, memory = file.read_bytes(), 0, peak_memory()
+    seed = valid[8 : 8 + int.from_bytes(valid[:8], "little")] if reader.header else valid
 
     @settings(
         max_examples=FUZZ_EXAMPLES // len(READERS) or 25,
@@ -201,9 +300,11 @@ def test_a_reader_of_any_content_raises_one_line_at_most(
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(contents(valid))
+    @given(contents(seed))
     def check(content: bytes) -> None:
-        file.write_bytes(content)
+        nonlocal count
+        count += 1
+        file.write_bytes(with_header(content, valid) if reader.header else content)
         try:
             reader.read(place)
         except SeganError as error:
@@ -215,6 +316,9 @@ def test_a_reader_of_any_content_raises_one_line_at_most(
         check()
     finally:
         file.write_bytes(valid)
+    extra = peak_memory() - memory
+    print(f"{name}: {count} contents, {extra / 2**20:.0f} MiB above the peak before")
+    assert extra <= MAX_EXTRA_MEMORY
 
 
 @pytest.mark.parametrize(

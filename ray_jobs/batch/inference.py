@@ -13,6 +13,7 @@ import ray
 import torch
 from torch import Tensor
 
+from ray_jobs.cluster.queue import report_busy_cluster
 from segan import storage
 from segan.inference.pipeline import ImageTask, Item, Row, run_image_task
 from segan.inference.predictor import Predictor
@@ -64,7 +65,8 @@ def map_images(
     """The rows of `segan.inference.pipeline.run_image_task`, in the order of their completion.
 
     Runs one actor per GPU, or per CPU if the cluster has no GPUs. Each actor reads and
-    post-processes images in threads while its network runs.
+    post-processes images in threads while its network runs. On a busy cluster, the work starts
+    with the first actor that can be placed.
 
     Args:
         task: what to do with each image; sent to the actors.
@@ -77,6 +79,7 @@ def map_images(
     """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    report_busy_cluster("GPU" if gpus else "CPU")
     actors = max(1, min(gpus or cpus - 1, len(items)))
     threads = max(2, cpus // actors) if gpus else 2
     blocks = max(

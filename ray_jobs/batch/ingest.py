@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ray_jobs.cluster.connect import unwrap_user_error
+from ray_jobs.cluster.queue import report_busy_cluster
 from segan.data.records.shards import ShardResult, ShardTask, write_task
 
 TASKS_PER_CPU = 2  # submitted at once: enough to keep the CPUs busy, few enough to cancel
@@ -16,9 +17,12 @@ TASKS_PER_CPU = 2  # submitted at once: enough to keep the CPUs busy, few enough
 def cluster_executor(tasks: Sequence[ShardTask]) -> Iterator[ShardResult]:
     """Runs `write_task` for each task; yields the results in the order of their completion.
 
+    On a busy cluster, the tasks wait for free CPUs.
+
     Raises:
         SeganError: raised by a task; the unfinished tasks are cancelled.
     """
+    report_busy_cluster("CPU")
     write = ray.remote(write_task)
     max_running = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending, running = list(tasks), list[ray.ObjectRef]()

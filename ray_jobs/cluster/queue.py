@@ -97,10 +97,11 @@ def wait_for_turn(
 ) -> None:
     """Waits until a run fits beside those before it, and says which runs it waits for.
 
-    An elastic run needs its minimum of workers.
+    An elastic run needs its minimum of workers. A claim of the same run is that of a driver whose
+    lease was taken over, and which may be frozen; it does not count.
 
     Args:
-        name: of the run, for messages.
+        name: of the run, as in its claim.
         number: in the queue; None to wait for all that are in it.
         timeout_s: seconds to wait; 0 waits without a limit.
 
@@ -111,7 +112,11 @@ def wait_for_turn(
     reported, deadline = "", time.monotonic() + timeout_s
     while True:
         claims = read_claims()
-        before = [claim for other, claim in claims.items() if number is None or other < number]
+        before = [
+            claim
+            for other, claim in claims.items()
+            if (number is None or other < number) and claim.name != name
+        ]
         if not _shortfall(config, before) and _is_available(config):
             return
         before += _claims_of_other_jobs(claims.values())
@@ -128,6 +133,25 @@ def wait_for_turn(
             logger.warning(f"{message}; waiting for them to end")
             reported = holders
         time.sleep(POLL_INTERVAL_S)
+
+
+def report_busy_cluster(kind: str) -> None:
+    """Says who reserves the cluster's CPUs or GPUs, if not one is free.
+
+    For jobs whose tasks Ray queues by itself, and starts when the first is free. They do not wait
+    here, because an autoscaler starts nodes only for tasks that exist.
+
+    Args:
+        kind: "CPU" or "GPU".
+    """
+    if ray.available_resources().get(kind, 0) >= 1 - TOLERANCE:
+        return
+    runs = read_claims().values()
+    holders = ", ".join(claim.name for claim in [*runs, *_claims_of_other_jobs(runs)])
+    logger.warning(
+        f"none of {count_noun(total_resources()[kind], kind)} is free; waiting for "
+        f"{holders or 'tasks of other jobs'} to end"
+    )
 
 
 def read_claims() -> dict[int, Claim]:

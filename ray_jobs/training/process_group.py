@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,7 @@ import ray
 from ray.train.torch import TorchConfig
 
 from ray_jobs.cluster.ray_internals import TORCH_CONFIG
-
-LOOPBACK_INTERFACE = "lo"
-# The interface on which torch's backends connect to each other.
-INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+from segan.training.distributed import use_loopback
 
 _torch_config = TORCH_CONFIG.load()
 _TorchBackend: Any = _torch_config._TorchBackend
@@ -38,7 +34,7 @@ class _FileBackend(_TorchBackend):
             return
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         self._file: str = worker_group.execute_single(0, _make_rendezvous_file)
-        worker_group.execute(_use_loopback)
+        worker_group.execute(use_loopback)
         worker_group.execute(_torch_config._set_torch_distributed_env_vars)
         options = {
             "backend": backend_config.backend or ("nccl" if gpus else "gloo"),
@@ -83,9 +79,3 @@ def _make_rendezvous_file() -> str:
 
 def _remove_folder(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _use_loopback() -> None:
-    if LOOPBACK_INTERFACE in (name for _, name in socket.if_nameindex()):
-        for variable in INTERFACE_VARIABLES:
-            os.environ.setdefault(variable, LOOPBACK_INTERFACE)

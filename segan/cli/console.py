@@ -225,6 +225,7 @@ def redirect_stdout_to_stderr() -> None:
 
 # Columns of the terminal. A longer name folds, or it would leave no room for the other columns.
 MAX_UNFOLDED_NAME = 40
+MIN_NAME_WIDTH = 12
 
 
 def print_table(
@@ -240,7 +241,14 @@ def print_table(
     transcript.info(title)
     for row in rows:
         transcript.info("  ".join(_format_cell(value) for value in row))
-    stdout_console.print(make_table(columns, rows, left_columns))
+    table = make_table(columns, rows, left_columns)
+    if _min_width(table) <= stdout_console.width:
+        stdout_console.print(table)
+        return
+    for name, *values in rows:  # each value on a line of its own, since columns would cut them up
+        stdout_console.print(Text(_format_cell(name)))
+        for column, value in zip(columns[1:], values, strict=True):
+            stdout_console.print(Text(f"  {column}: {_format_cell(value)}"))
 
 
 def make_table(
@@ -252,15 +260,22 @@ def make_table(
     names_fit = all(row[0].cell_len <= MAX_UNFOLDED_NAME for row in cells)
     table = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
+        words = [column, *(word for row in cells for word in row[i].plain.split())]
         table.add_column(
             Text(column),
             justify="left" if i in left_columns else "right",
             overflow="fold",
             no_wrap=i == 0 and names_fit,
+            min_width=max(map(len, words)) if i or names_fit else MIN_NAME_WIDTH,
         )
     for row in cells:
         table.add_row(*row)
     return table
+
+
+def _min_width(table: Table) -> int:
+    """The width of the terminal in which no word is cut up, but for a name that is folded."""
+    return sum(3 + (column.min_width or 0) for column in table.columns)
 
 
 def _format_cell(value: Any) -> str:

@@ -72,9 +72,8 @@ class PredictionTable:
         self._rows: dict[str, PredictionRow] = {}
         self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
         model_uri = storage.join(task.out, MODEL_FILE)
-        existing = storage.read_json(model_uri) if storage.exists(model_uri) else None
-        if existing is not None and not overwrite:
-            _require_same_model(task.out, self._model, existing)
+        if storage.exists(model_uri) and not overwrite:
+            _require_same_model(task.out, self._model, storage.read_json(model_uri))
             self._rows = {row.id: row for row in read_predictions(task.out)}
             return
         if storage.exists(storage.join(task.out, TABLE_FILE)):

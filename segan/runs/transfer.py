@@ -253,12 +253,18 @@ def _merge_manifests(checkpoint: Checkpoint, folder: str, files: Sequence[str]) 
     name = storage.join(folder, MANIFEST_FILE)
     if storage.exists(name):
         found = storage.read_json(name)
-        same = isinstance(found, dict) and found.get("info") == vars(checkpoint.info)
-        if not same or not found.get("files", {}).items() <= checkpoint.files.items():
+        content = found if isinstance(found, dict) else {}
+        files_found = content.get("files")
+        is_part = (
+            content.get("info") == vars(checkpoint.info)
+            and isinstance(files_found, dict)
+            and files_found.items() <= checkpoint.files.items()
+        )
+        if not is_part:
             raise UsageError(
                 f"{name}: of another checkpoint than {checkpoint.uri}; use an empty folder"
             )
-        kept = set(found["files"])
+        kept = set(content["files"])
     entries = {f: entry for f, entry in checkpoint.files.items() if f in kept or f in files}
     return make_manifest(entries, checkpoint.info)
 

@@ -42,18 +42,25 @@ def resolve_local_device(cluster: ClusterConfig) -> ClusterConfig:
     """Returns the section with this machine's device instead of `auto`.
 
     Raises:
-        UsageError: a GPU is required, and there is none.
+        UsageError: a GPU is required, and there is none, or one for each worker.
     """
     cluster = cluster.resolve_device(has_gpu())
     torch_device(cluster.device)
+    if cluster.device == "cuda" and cluster.workers > torch.cuda.device_count():
+        raise UsageError(
+            f"cluster.workers {cluster.workers}: this machine has "
+            f"{count_noun(torch.cuda.device_count(), 'GPU')}, and each worker needs its own; use "
+            "fewer workers, or cluster.device=cpu"
+        )
     return cluster
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str, index: int | None = None) -> torch.device:
     """Returns the device of this process.
 
     Args:
         name: `cuda` or `cpu`.
+        index: of the GPU, which becomes torch's current one; None for the current one.
 
     Raises:
         UsageError: torch finds no GPU.
@@ -65,6 +72,8 @@ def torch_device(name: str) -> torch.device:
             f"cluster.device cuda: torch {torch.__version__} finds no GPU on this machine, for a "
             "reason that segan doctor may know; with cluster.device=cpu the run uses the CPU"
         )
+    if index is not None:
+        torch.cuda.set_device(index)
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+LOOPBACK_INTERFACE = "lo"
+# The interface on which torch's backends connect to each other.
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def rank() -> int:
@@ -21,15 +28,32 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
+def process_group(store: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Initialises a process group whose ranks meet in a file.
+
+    Args:
+        store: the file, which must not exist before the first rank comes.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, f"file://{store}", rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
 def single_process_group() -> Iterator[None]:
     """Initialises a process group of one rank, so that 1 and n workers share one code path."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder, process_group(Path(folder, "store"), 0, 1):
+        yield
+
+
+def use_loopback() -> None:
+    """Lets the collectives of ranks on one node connect through its loopback interface."""
+    if LOOPBACK_INTERFACE in (name for _, name in socket.if_nameindex()):
+        for variable in INTERFACE_VARIABLES:
+            os.environ.setdefault(variable, LOOPBACK_INTERFACE)
 
 
 class HostCollectives:

@@ -12,7 +12,7 @@ import torch
 from segan.config import Config
 from segan.data.records.format import read_samples
 from segan.data.stream.batches import local_batches
-from segan.errors import NonFiniteError, StoppedError, StorageError, UsageError
+from segan.errors import NonFiniteError, StoppedError, StorageError
 from segan.runs.ablation import OnValidation
 from segan.runs.run import Run
 from segan.runs.trial import Trial, TrialStatus
@@ -26,7 +26,8 @@ from segan.training.device import (
     resolve_performance,
     torch_device,
 )
-from segan.training.distributed import rank, single_process_group, world_size
+from segan.training.distributed import rank, world_size
+from segan.training.local_ranks import local_ranks
 from segan.training.metrics import EpochMetrics
 from segan.training.resume import (
     ResumePoint,
@@ -91,12 +92,14 @@ def train_local(
 ) -> None:
     """Trains a run to its end in this process, where a debugger can stop it.
 
+    With several workers, this process is rank 0 and the others are processes of this machine.
+
     Args:
         fingerprint: of the records of a new run; None for the newest.
         num_profiled_steps: see `segan.training.profile`.
 
     Raises:
-        UsageError: more than one worker is configured, or another process trains this run.
+        UsageError: there are fewer GPUs than workers, or another process trains this run.
         StoppedError: `callbacks.should_stop` returned True.
         NonFiniteError: a loss or gradient is not finite.
     """
@@ -112,11 +115,6 @@ def _train_local(
     fingerprint: str | None,
     num_profiled_steps: int,
 ) -> None:
-    if config.cluster.workers != 1:
-        raise UsageError(
-            f"cluster.workers {config.cluster.workers}: --local trains with 1 worker, in this "
-            "process"
-        )
     resume_point = resolve_resume(config, run, fingerprint=fingerprint)
     spec, cluster = resume_point.spec, resolve_local_device(config.cluster)
     config = resolve_performance(config, cluster.device, run.recorded_identity())
@@ -126,15 +124,34 @@ def _train_local(
     performance = config.performance.resolve(cluster.device, can_compile())
     announce_device(cluster, performance, has_gpu())
     announce_initial_weights(resume_point)
-    device = torch_device(cluster.device)
-    with single_process_group():
-        record_hardware(config, run, device)
-        trainer = build_trainer(
-            config, run, resume_point, callbacks, device, num_profiled_steps=num_profiled_steps
-        )
-        trainer.train(local_batches(spec))
-    if trainer.stopped:
+    rank_args = config, run, resume_point, cluster.device, num_profiled_steps
+    with local_ranks(spec.world_size, _train_rank, *rank_args):
+        stopped = _train_rank(*rank_args, callbacks)
+    if stopped:
         raise stopped_error(run)
+
+
+def _train_rank(
+    config: Config,
+    run: Run,
+    resume_point: ResumePoint,
+    device_name: str,
+    num_profiled_steps: int,
+    callbacks: Callbacks | None = None,
+) -> bool:
+    """Trains this rank; returns whether the training was stopped before its end."""
+    device = torch_device(device_name, rank())
+    record_hardware(config, run, device)
+    trainer = build_trainer(
+        config,
+        run,
+        resume_point,
+        callbacks or Callbacks(),
+        device,
+        num_profiled_steps=num_profiled_steps,
+    )
+    trainer.train(local_batches(resume_point.spec, rank()))
+    return trainer.stopped
 
 
 def train_all_local(

@@ -522,7 +522,6 @@ def test_a_missing_input_is_one_line(
         (["train", "run", "network.widht=8"], "nearest known one is network.width"),
         (["train", "run", "network.width=0"], "greater than or equal to 1, found 0"),
         (["train", "run", "--config", "none.yaml"], "none.yaml: cannot be read (No such file"),
-        (["train", "run", "--local", "cluster.workers=2"], "--local trains with 1"),
         (["train", "run", "--local"], "data.records: expected the URI of records"),
     ],
 )

@@ -41,3 +41,20 @@ def test_leaderboard_has_one_line_per_trial_on_80_columns(
     (row,) = [line for line in lines if "trial_000" in line]
     assert "142/300" in row
     assert "unfinished" in row
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_the_values_of_a_table_can_be_read_at_any_width(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name, which may be of any length, is folded; no other word is cut up."""
+    monkeypatch.setattr(console.stdout_console, "_width", width)
+    values = ["12/300", "0.7087 at 142", "unfinished, 45 min", "2026-11-27 18:43", 1517]
+    columns = ["run", "epochs", "jaccard", "state", "started", "images/s"]
+    with console.preserve_stdout():
+        console.print_table("runs", columns, [["a/long/name" * 9, *values], ["short", *values]])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert all(len(line) <= width for line in lines)
+    words = " ".join(lines).replace("│", " ").split()
+    for word in " ".join(map(str, values)).split():
+        assert words.count(word) == 2, word

@@ -7,16 +7,26 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
+from ray_jobs.batch.inference import map_images
+from ray_jobs.batch.ingest import cluster_executor
 from ray_jobs.cluster.queue import Claim, read_claims, wait_for_turn
 from ray_jobs.training.coordinator import queued_coordinator
+from segan import storage
 from segan.config import Config
+from segan.data.archive.reader import open_archive
+from segan.data.ingest import IngestOptions, ingest
+from segan.data.synthetic import generate_archive
 from segan.errors import StoppedError, UsageError
+from segan.inference.masks import MaskWriter
+from segan.runs.run import Run
+from tests.inference.models import save_checkpoint, small_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
@@ -54,20 +64,31 @@ def test_a_run_waits_for_those_before_it_and_starts_when_they_have_ended(
 
 
 OTHER_JOB = """
+import sys
 import ray
 ray.init(namespace="another project", logging_level="ERROR")
 group = ray.util.placement_group([{"CPU": 1}])
 ray.get(group.ready())
-app = ray.remote(num_cpus=2)(type("App", (), {"ping": lambda self: 1})).remote()
+app = ray.remote(num_cpus=int(sys.argv[1]))(type("App", (), {"ping": lambda self: 1})).remote()
 ray.get(app.ping.remote())
 print("ready", flush=True)
 input()
 """
 
 
-def test_a_run_waits_for_other_users_of_the_cluster(make_config: Callable[..., Config]) -> None:
-    config = make_config().cluster
-    command = [sys.executable, "-c", OTHER_JOB]
+def test_a_run_does_not_wait_for_a_frozen_driver_of_its_own(
+    make_config: Callable[..., Config],
+) -> None:
+    """Which has lost the lease and cannot know it, so that its claim stays."""
+    claim = Claim.of_run("s3://b/run", make_config("cluster.workers=2").cluster)
+    with queued_coordinator(claim), queued_coordinator(claim) as (_, number):
+        wait_for_turn(make_config("cluster.workers=2").cluster, claim.name, number, timeout_s=0.1)
+
+
+@contextmanager
+def other_job(cpus: int) -> Iterator[Callable[[], object]]:
+    """A job of another project that holds these CPUs and one more; yields what ends it."""
+    command = [sys.executable, "-c", OTHER_JOB, str(cpus)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -75,10 +96,16 @@ def test_a_run_waits_for_other_users_of_the_cluster(make_config: Callable[..., C
             assert process.stdout is not None
             while process.stdout.readline() != "ready\n":
                 assert process.poll() is None
-            with pytest.raises(UsageError) as caught:
-                wait_for_turn(config, "the run", timeout_s=0.1)
+            yield lambda: process.communicate("\n")
         finally:
-            process.communicate("\n")
+            if process.poll() is None:
+                process.communicate("\n")
+
+
+def test_a_run_waits_for_other_users_of_the_cluster(make_config: Callable[..., Config]) -> None:
+    config = make_config().cluster
+    with other_job(2), pytest.raises(UsageError) as caught:
+        wait_for_turn(config, "the run", timeout_s=0.1)
     job = r"of Ray job \w+"
     expected = (
         rf"the run: 2 CPUs required, 1 of 4 free; the others are reserved by App {job}, "
@@ -86,6 +113,36 @@ def test_a_run_waits_for_other_users_of_the_cluster(make_config: Callable[..., C
     )
     assert re.match(expected, str(caught.value)), str(caught.value)
     wait_for_turn(config, "the run")
+
+
+def test_ingest_and_predict_start_when_a_cpu_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first with tasks, the second with actors of Ray Data."""
+    caplog.set_level(logging.WARNING)
+    uri = f"{tmp_path}/archive"
+    generate_archive(
+        {"train": 2}, 0, lambda name, content: storage.write_bytes(f"{uri}/{name}", content), 64
+    )
+    archive = open_archive(uri)
+    images = [pair.image for pair in archive.pairs]
+    model = save_checkpoint(Run(f"{tmp_path}/run"), small_config(), 1, 0.5, 0.4)
+    task = MaskWriter(f"{tmp_path}/masks")
+    jobs = [
+        lambda: ingest(archive, f"{tmp_path}/records", IngestOptions(), cluster_executor),
+        lambda: [*map_images(task, images, model)],
+    ]
+    with other_job(3) as end, ThreadPoolExecutor(2) as pool:
+        started = [pool.submit(job) for job in jobs]
+        said = r"none of 4 CPUs is free; waiting for App of Ray job \w+, placement group .* to end"
+        while sum(bool(re.match(said, message)) for message in caplog.messages) < 2:
+            assert not any(job.done() for job in started)
+            time.sleep(0.05)
+        end()
+        manifest, rows = (job.result(timeout=100) for job in started)
+    assert len(manifest.shards("train")) == 1
+    assert sorted(row["image"] for row in rows) == sorted(images)
+    assert not any(row.get("error") for row in rows)
 
 
 def test_drivers_that_enter_at_once_get_different_numbers() -> None:

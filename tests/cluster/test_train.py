@@ -86,6 +86,15 @@ def test_a_run_writes_its_description_metrics_and_checkpoints(
     assert any("tfevents" in file.name for file in storage.list_files(f"{run}/tensorboard"))
 
 
+def test_two_ranks_of_this_machine_equal_two_workers_of_the_cluster(
+    two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
+) -> None:
+    local = Run(f"{bucket}/local")
+    train_local(two_worker_config, local)
+    assert weight_checksums(local) == weight_checksums(uninterrupted_run[0])
+    assert metrics_without_times(local) == metrics_without_times(uninterrupted_run[0])
+
+
 def test_a_stop_request_stops_the_workers_and_the_run_resumes(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:

@@ -148,6 +148,21 @@ def test_masks_of_another_model_are_refused(
     assert not storage.exists(f"{work.out}/predictions.csv")
 
 
+@pytest.mark.parametrize("content", [b"null", b"[]", b"{torn"])
+def test_masks_of_an_unknown_model_are_kept_until_they_are_overwritten(
+    predictor: Predictor, images: list[str], tmp_path: Path, content: bytes
+) -> None:
+    work = MaskWriter(f"{tmp_path}/out")
+    predict_missing(work, predictor, images)
+    rows = read_predictions(work.out)
+    storage.write_bytes(f"{work.out}/{predictions.MODEL_FILE}", content)
+    with pytest.raises(StorageError, match=predictions.MODEL_FILE):
+        PredictionTable(work, predictor)
+    assert read_predictions(work.out) == rows
+    PredictionTable(work, predictor, overwrite=True)
+    assert predict_missing(work, predictor, images) == ["a", "b", "c", "d"]
+
+
 @pytest.mark.parametrize("content", ["id,image\na\n", "nonsense", "id,image,area\na,b,many\n"])
 def test_an_invalid_table_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "predictions.csv").write_text(content)

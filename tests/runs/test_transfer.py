@@ -32,6 +32,7 @@ from segan.runs.ensemble import Choice, Ensemble, EnsembleMember, write_ensemble
 from segan.runs.metrics_file import write_metrics
 from segan.runs.run import REPORT_FILES, Run, find_checkpoint
 from segan.runs.study import Study
+from segan.runs.transfer import download_checkpoint, find_checkpoints
 from segan.runs.trial import TrialStatus
 from segan.storage import s3
 from segan.utils.extras import MODULES
@@ -445,6 +446,22 @@ def test_a_checkpoint_is_not_downloaded_over_another(local_run: Run, tmp_path: P
         2, "checkpoints", "download", local_run, out, "--name", "latest"
     )
     assert read_files(str(out)) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": None}, {"files": []}, {"files": "all"}, {"info": None}], ids=str
+)
+def test_a_manifest_of_a_download_that_is_none_is_refused(
+    local_run: Run, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    (checkpoint, *_), _ = find_checkpoints(local_run.uri)
+    target = f"{tmp_path}/pulled"
+    arguments = (checkpoint, target, [*checkpoint.files], lambda _: None)
+    download_checkpoint(*arguments)
+    uri = f"{target}/manifest.json"
+    storage.write_json(uri, storage.read_json(uri) | change)
+    with pytest.raises(UsageError, match=r"manifest\.json: of another checkpoint than"):
+        download_checkpoint(*arguments)
 
 
 @pytest.mark.parametrize("how", [flip_last_bit, truncate, lambda c: c + b"\0", lambda _: b""])

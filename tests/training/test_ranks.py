@@ -12,8 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
 from segan.config import Config, parse_config
-from segan.data.records.format import read_shard
-from segan.data.stream.batches import Batch, StreamSpec, to_batch
+from segan.data.stream.batches import Batch, local_batches
 from segan.errors import NonFiniteError
 from segan.runs.run import Run
 from segan.training.checkpointing import TRAINER_FILE, load_checkpoint
@@ -22,9 +21,8 @@ from segan.training.distributed import (
     flatten,
     rank,
     single_process_group,
-    world_size,
 )
-from segan.training.launch import build_trainer
+from segan.training.launch import build_trainer, train_local
 from segan.training.resume import find_resume_checkpoint, resolve_resume
 from segan.training.step import SegAN
 from segan.training.trainer import Callbacks, Trainer
@@ -58,17 +56,6 @@ def configure_variant(records: str, sections: dict[str, dict[str, Any]]) -> Conf
     for name, section in sections.items():
         tree[name] |= section
     return parse_config(tree)
-
-
-def rank_batches(spec: StreamSpec) -> Iterator[Batch]:
-    """This rank's batches, distributed as Ray Data does."""
-    manifest = spec.sampler.manifest
-    blocks = spec.sampler.blocks(
-        spec.start, spec.stop, spec.batch_size, lambda shard: read_shard(spec.records, shard)
-    )
-    for i, table in enumerate(blocks):
-        if i % world_size() == rank():
-            yield to_batch(table, manifest)
 
 
 def run_rank(index: int, folder: Path, records: str) -> None:
@@ -107,7 +94,7 @@ def train(config: Config, run: Run, callbacks: Callbacks | None = None) -> dict[
     spec = resume_point.spec
     trainer = build_trainer(config, run, resume_point, callbacks or Callbacks())
     begun = clone_stats(trainer.model)
-    trainer.train(rank_batches(spec))
+    trainer.train(local_batches(spec, rank()))
     return {
         "start": spec.start,
         "step": trainer.state.step,
@@ -148,7 +135,7 @@ def train_with_inf_weight(config: Config, run: Run) -> dict[str, Any]:
             yield batch
 
     try:
-        trainer.train(with_inf_weight(rank_batches(resume_point.spec)))
+        trainer.train(with_inf_weight(local_batches(resume_point.spec, rank())))
     except NonFiniteError as error:
         return before | {"said": str(error), "after": clone_weights(trainer)}
     return before
@@ -208,6 +195,16 @@ def test_a_stopped_run_resumes_exactly(ranks: Ranks, folder: Path) -> None:
     assert one is not None
     assert other is not None
     assert one.files == other.files
+
+
+def test_local_training_with_two_ranks_is_the_same(
+    ranks: Ranks, folder: Path, records: str
+) -> None:
+    """Rank 0 is this process, and the other one is started by it."""
+    local = Run(f"{folder}/local")
+    train_local(configure_ranks(records, 0), local)
+    assert same_weights(Run(f"{folder}/undisturbed"), local)
+    assert metric_lines(Run(f"{folder}/undisturbed")) == metric_lines(local)
 
 
 def test_the_saved_segmentor_has_the_mean_of_the_statistics(ranks: Ranks, folder: Path) -> None:

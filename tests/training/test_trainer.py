@@ -483,11 +483,6 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_several_workers_need_the_cluster(records: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cluster\.workers 2"):
-        train_local(configure(records, cluster={"workers": 2}), Run(str(tmp_path / "run")))
-
-
 def test_batches_in_another_order_are_refused(config: Config, tmp_path: Path) -> None:
     resume_point = resolve_resume(config, Run(str(tmp_path / "run")))
     with single_process_group():

@@ -20,7 +20,7 @@ from segan.cli.commands.options import (
     join_cluster,
     load_cli_config,
 )
-from segan.errors import StorageError
+from segan.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from segan.config import Config
@@ -43,6 +43,15 @@ def train(
             help="Write a trace of this many steps to RUN/profile, for Perfetto or Chrome.",
         ),
     ] = 0,
+    overfit: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Train on the first N images only, without augmentation, and validate on the "
+            "same, to see that the network learns them; with --local.",
+        ),
+    ] = 0,
     local: Local = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -52,24 +61,41 @@ def train(
     SIGTERM, or Ctrl-C with --local, stops the training after the current step and saves a
     checkpoint.
     """
+    from segan import storage
+    from segan.cli.console import echo
     from segan.runs.driver_log import keep_driver_log
     from segan.runs.run import Run
     from segan.storage.lease import hold_lease
     from segan.tracking.copy import track_live
     from segan.utils.extras import require_extra
+    from segan.utils.text import count_noun
 
     require_extra("segan train", "train")  # before anything is written
+    if overfit and not local:
+        raise UsageError("--overfit: it trains in this process; add --local")
     settings, place = load_cli_config(config, overrides), Run(run)
+    if overfit:
+        from segan.training.overfit import overfit_overrides
+
+        defaults = overfit_overrides(overfit, settings.cluster.workers)
+        settings = load_cli_config(config, [*defaults, *(overrides or [])])
     with (
         hold_lease(place.uri),  # before any file of the run is read
         keep_driver_log(place.uri, f"segan train {place}"),
         track_live(settings.tracking, place.uri),
     ):
+        if overfit:
+            from segan.training.overfit import write_overfit_records
+
+            records = storage.join(place.uri, f"overfit-{overfit}")
+            settings = write_overfit_records(settings, records, overfit)
         _train(settings, place, profile, local, debug)
         best = place.best_checkpoint()
         if best is None:
             raise StorageError(f"{place}: finished, but no validated checkpoint can be read")
         _show_best_checkpoint(best, as_json)
+        if overfit:
+            echo(f"Jaccard {best.jaccard:.3f} on the {count_noun(overfit, 'image')} trained on")
         _write_report(settings, place.uri)
 
 

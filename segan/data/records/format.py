@@ -234,7 +234,12 @@ def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> l
         return []
     if not table.schema.equals(record_schema(height, width, 1), check_metadata=True):
         return []
-    samples = _to_samples(table, height, width, 1)
+    return to_records(table, height, width, 1)
+
+
+def to_records(table: pa.Table, height: int, width: int, classes: int) -> list[Record]:
+    """The rows of a shard as records; their pixels are views of the table."""
+    samples = _to_samples(table, height, width, classes)
     rows = table.drop_columns(["image", "mask"]).to_pylist()
     return [
         Record(

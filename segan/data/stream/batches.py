@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,14 +92,17 @@ def to_batch(table: pa.Table, manifest: Manifest) -> Batch:
     return Batch(position, table["epoch"].to_pylist(), samples.ids, samples.image, samples.mask)
 
 
-def local_batches(spec: StreamSpec) -> Iterator[Batch]:
-    """Yields the batches of a run with one worker, reading the records in this process."""
-    assert spec.world_size == 1, "several workers read through Ray Data"
+def local_batches(spec: StreamSpec, rank: int = 0) -> Iterator[Batch]:
+    """Yields a rank's batches of a run, reading the records in this process.
+
+    Every rank reads all rows up to its own, so this is for a few ranks on one machine.
+    """
     manifest = spec.sampler.manifest
 
     @functools.lru_cache(maxsize=16)
     def load(shard: Shard) -> pa.Table:
         return read_shard(spec.records, shard)
 
-    for table in spec.sampler.blocks(spec.start, spec.stop, spec.batch_size, load):
+    blocks = spec.sampler.blocks(spec.start, spec.stop, spec.batch_size, load)
+    for table in itertools.islice(blocks, rank, None, spec.world_size):
         yield to_batch(table, manifest)

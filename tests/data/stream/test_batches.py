@@ -1,5 +1,6 @@
 """Batches read from records in this process."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -93,12 +94,14 @@ def test_spec_can_be_pickled(records: tuple[str, Manifest]) -> None:
     ]
 
 
-def test_local_batches_need_one_worker(records: tuple[str, Manifest]) -> None:
-    place, manifest = records
-    with pytest.raises(AssertionError, match="read through Ray Data"):
-        next(
-            local_batches(StreamSpec(place, DeterministicSampler(manifest, "train", 7), 1, 0, 2, 2))
-        )
+def test_ranks_take_the_batches_of_a_step_in_turn(records: tuple[str, Manifest]) -> None:
+    spec = make_spec(records)
+    both = dataclasses.replace(spec, world_size=2)
+    by_rank = [[content(batch) for batch in local_batches(both, rank)] for rank in (0, 1)]
+    steps = (both.stop - both.start) // both.global_batch_size
+    assert [len(batches) for batches in by_rank] == [steps, steps]
+    of_one = [content(batch) for batch in local_batches(spec)]
+    assert [b for step in zip(*by_rank, strict=True) for b in step] == of_one[: 2 * steps]
 
 
 def test_missing_records(records: tuple[str, Manifest], tmp_path: Path) -> None:
