@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,12 +87,16 @@ def compare_scores(
     return {n: paired_interval(_column(rows, n), _column(other, n)) for n in IMAGE_SCORES}
 
 
-def to_csv(rows_by_model: Mapping[str, Sequence[dict[str, Any]]]) -> bytes:
-    """A table with a row for each model and image, and the columns model, id and IMAGE_SCORES."""
+def to_csv(models: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> bytes:
+    """A table with a row for each model and image, and the columns model, id and IMAGE_SCORES.
+
+    Args:
+        models: each one's name and its rows; names may be equal.
+    """
     sink = io.StringIO()
     table = csv.writer(sink)
     table.writerow(["model", "id", *IMAGE_SCORES])
-    for model, rows in rows_by_model.items():
+    for model, rows in models:
         for row in rows:
             names = (to_cell(escape_controls(str(name))) for name in (model, row["id"]))
             table.writerow([*names, *(row[name] for name in IMAGE_SCORES)])

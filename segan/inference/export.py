@@ -30,7 +30,7 @@ import segan
 from segan import storage
 from segan.data.synthetic import generate_pair
 from segan.errors import SeganError
-from segan.inference import huggingface
+from segan.inference import huggingface, monai_bundle
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
 from segan.networks.segmentor import MIN_SIDE
@@ -40,12 +40,13 @@ from segan.storage.lease import current_fence, hold_lease
 from segan.utils.extras import require_extra
 from segan.utils.html import render
 
-ExportFormat = Literal["onnx", "torch", "safetensors", "huggingface"]
+ExportFormat = Literal["onnx", "torch", "safetensors", "huggingface", "monai-bundle"]
 MODEL_FILES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
     "torch": "model.pt2",
     "safetensors": "model.safetensors",
     "huggingface": huggingface.WEIGHTS_FILE,
+    "monai-bundle": monai_bundle.NETWORK_FILE,
 }
 OPSET = 18
 PROBABILITY_TOLERANCE = 1e-4  # of a float32 probability
@@ -93,6 +94,8 @@ def _export(predictor: Predictor, out: str, kind: ExportFormat, tolerance: float
     metadata = describe(predictor, kind)
     if kind == "huggingface":
         return _export_to_hub(predictor, out, metadata)
+    if kind == "monai-bundle":
+        return _export_bundle(predictor, out, metadata, tolerance)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / MODEL_FILES[kind]
         if kind == "safetensors":
@@ -143,6 +146,65 @@ def _export_to_hub(predictor: Predictor, out: str, metadata: dict[str, Any]) -> 
     for name, content in files.items():  # config.json, which makes it a model, is the last
         storage.write_bytes(storage.join(out, name), content)
     return metadata
+
+
+def _export_bundle(
+    predictor: Predictor, out: str, metadata: dict[str, Any], tolerance: float
+) -> dict[str, Any]:
+    """Writes a MONAI bundle; see `segan.inference.monai_bundle`."""
+    network = monai_bundle.WholeImageModule(EnsembleModule(predictor), predictor.frame_size)
+    program = monai_bundle.export_network(network)
+    metadata["input"] |= {"layout": metadata["input"]["layout"] + "; a batch of one, of any size"}
+    metadata["preprocessing"] = metadata["postprocessing"] = "part of the network"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pt2"
+        torch.export.save(program, str(file))
+        metadata["verification"] = _verify_bundle(
+            network, load_exported(file), predictor, tolerance
+        )
+        files = {
+            monai_bundle.NETWORK_FILE: file.read_bytes(),
+            "docs/README.md": render("segan/inference/monai_bundle.md.j2", **metadata).encode(),
+            **monai_bundle.make_configs(metadata),
+        }
+    current_fence(out)()
+    for name, content in files.items():
+        storage.write_bytes(storage.join(out, name), content)
+    return metadata
+
+
+@torch.inference_mode()
+def _verify_bundle(
+    network: nn.Module, exported: InferenceFunction, predictor: Predictor, tolerance: float
+) -> dict[str, Any]:
+    """Compares the exported network with the network, and both with the predictor's masks.
+
+    Only the first comparison has a bound: frames differ from Pillow's in the rounding of some
+    values.
+    """
+    width, height = predictor.frame_size
+    max_difference, differing, total = 0.0, 0, 0
+    sizes = ((width, height), (3 * width + 1, 2 * height), (height, 2 * width))
+    for seed, size in enumerate(sizes):
+        pixels = generate_pair(seed, 0, size)[0]
+        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(np.float32) / 255
+        expected, found = network(torch.from_numpy(batch)).numpy(), exported(batch)
+        max_difference = max(max_difference, float(np.abs(expected - found).max()))
+        mask = predictor.predict(pixels).mask
+        differing += int(((found[0, 0] > predictor.threshold) != mask).sum())
+        total += mask.size
+    if not max_difference <= tolerance:
+        raise SeganError(
+            f"{predictor.name}: the bundle's probabilities differ from the network's by "
+            f"{max_difference:.2g} (expected at most {tolerance:g}); nothing was written; set "
+            "another bound with --tolerance"
+        )
+    return {
+        "max_abs_difference": max_difference,
+        "tolerance": tolerance,
+        "differing_pixels": differing,
+        "total_pixels": total,
+    }
 
 
 def _read_card(predictor: Predictor) -> str:

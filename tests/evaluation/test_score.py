@@ -94,7 +94,7 @@ def test_models_are_compared_by_image() -> None:
 
 
 def test_a_table_has_a_row_for_each_image() -> None:
-    content = to_csv({"=a": make_rows([0.25, 0.5]), "b": make_rows([0.75])}).decode()
+    content = to_csv([("=a", make_rows([0.25, 0.5])), ("b", make_rows([0.75]))]).decode()
     rows = list(csv.DictReader(io.StringIO(content)))
     assert [row["model"] for row in rows] == ["'=a", "'=a", "b"]  # no formula for a spreadsheet
     assert [float(row["hd95"]) for row in rows] == [0.25, 0.5, 0.75]

@@ -78,7 +78,7 @@ def evaluate(
     ]
     if csv:
         names = [predictor.name for predictor in predictors]
-        storage.write_bytes(storage.normalise(csv), to_csv(dict(zip(names, rows, strict=True))))
+        storage.write_bytes(storage.normalise(csv), to_csv([*zip(names, rows, strict=True)]))
     if rejects:
         echo(
             f"{len(rejects)} files of {split} or of no known split are not scored; the scores are "

@@ -30,6 +30,7 @@ class ExportFormat(enum.StrEnum):
     torch = "torch"
     safetensors = "safetensors"
     huggingface = "huggingface"
+    monai_bundle = "monai-bundle"
 
 
 app = typer.Typer()
@@ -156,8 +157,7 @@ def export(
         if "max_abs_difference" in verification:
             difference = verification["max_abs_difference"]
             result = f"probabilities within {difference:.2g} of the model's"
-        metadata = "config.json" if export_format is ExportFormat.huggingface else "model.json"
-        echo(f"{description['file']}, {metadata} and README.md written to {out}; {result}")
+        echo(f"{description['file']} and its description written to {out}; {result}")
 
 
 @ensembles.command("build", epilog="segan ensemble build --study s3://b/studies/k --out s3://b/e/k")
