@@ -130,7 +130,7 @@ def test_the_torch_format_gives_identical_maps(tmp_path: Path) -> None:
     assert about["verification"]["max_abs_difference"] == 0
     kept = {"model.json": ""}
     torch.export.load(str(tmp_path / "model.pt2"), extra_files=kept)
-    assert json.loads(kept["model.json"])["members"][0]["k"] == pytest.approx(3.0)
+    assert json.loads(kept["model.json"])["members"][0]["k"] == pytest.approx(6.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md", "model.json", "model.pt2"
     ]  # fmt: skip
@@ -141,7 +141,7 @@ def test_safetensors_are_the_members_weights(predictor: Predictor, tmp_path: Pat
 
     export(predictor, str(tmp_path), "safetensors")
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert file.get_tensor("2.logistic.k").item() == pytest.approx(4.0)
+        assert file.get_tensor("2.logistic.k").item() == pytest.approx(7.0)
         assert json.loads(file.metadata()["threshold"]) == THRESHOLD
         expected = predictor.members[1].read().state_dict()
         assert all(torch.equal(file.get_tensor(f"2.{name}"), expected[name]) for name in expected)
