@@ -260,7 +260,7 @@ def make_table(
     names_fit = all(row[0].cell_len <= MAX_UNFOLDED_NAME for row in cells)
     table = Table(show_edge=False)  # room for a leaderboard on 80 columns
     for i, column in enumerate(columns):
-        words = [column, *(word for row in cells for word in row[i].plain.split())]
+        words = ["", *column.split(), *(word for row in cells for word in row[i].plain.split())]
         table.add_column(
             Text(column),
             justify="left" if i in left_columns else "right",
