@@ -39,7 +39,7 @@ from segan.runs.run import Run
 BUCKET = "s3://segan-demo"
 # Logical CPUs: two trials at a time with two workers each, and the rest is for reading data.
 NUM_CPUS = 6
-SYNTHETIC = "--train 240 --validation 40 --test 40 --short-side 160"
+SYNTHETIC = "--train 250 --validation 40 --test 40 --short-side 160"
 # The first mask comes from a run in this process, while Ray starts.
 FIRST_RUN = "cluster.workers=1 training.epochs=4 evaluation.report=false"
 RESULTS = ("first", "masks", "ensemble", "tensorboard", "study.html")  # in the demo's folder

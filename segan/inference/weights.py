@@ -15,6 +15,7 @@ from segan.config import NetworkConfig
 from segan.errors import CorruptedError
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
+from segan.utils.text import shorten
 
 
 def read_weights(checkpoint: Checkpoint, file: str = SEGMENTOR_FILE) -> dict[str, Tensor]:
@@ -78,7 +79,8 @@ def build_from_weights(
         expected = Segmentor(config).state_dict()
     if difference := find_difference(weights, expected):
         raise CorruptedError(
-            f"{where}: not the weights of the checkpoint's configuration: {difference}"
+            f"{where}: not the weights of the checkpoint's configuration: "
+            f"{shorten(difference, 200)}"
         )
     segmentor = Segmentor(config)
     segmentor.load_state_dict(weights)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segan.errors import CorruptedError, SeganError
 from segan.runs.checkpoint import Checkpoint
+from segan.utils.text import shorten
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _NAMES = {
@@ -140,9 +141,11 @@ def _check_specs(
 ) -> None:
     if differing := [n for n in {**found, **expected} if found.get(n) != expected.get(n)]:
         name = min(differing)
+        words = (shorten(str(word), 100) for word in (name, expected.get(name), found.get(name)))
         raise CorruptedError(
-            f"{uri}: expected {name} as {expected.get(name)}, found {found.get(name)}; the "
-            "checkpoint is of another configuration"
+            "{}: expected {} as {}, found {}; the checkpoint is of another configuration".format(
+                uri, *words
+            )
         )
 
 

@@ -63,7 +63,7 @@ def test_channels_last_gives_the_same_gradients_but_for_rounding() -> None:
         torch.set_default_dtype(torch.float32)
     kernel = next(p for p in last.segmentor.parameters() if p.ndim == 4 and p.shape[2] > 1)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
-    assert gradient_distance(planes.critic, last.critic) <= 1e-12
+    assert gradient_distance(planes.critic, last.critic) <= 1e-11  # by CPU: 0.2 to 2e-12
     # S's came through C after its first update, where Adam divides rounding by itself.
     assert gradient_distance(planes.segmentor, last.segmentor) <= 1e-9
 
