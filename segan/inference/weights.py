@@ -17,6 +17,8 @@ from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.utils.text import shorten
 
+MAX_DIFFERENCE = 200  # characters: names and shapes are the file's
+
 
 def read_weights(checkpoint: Checkpoint, file: str = SEGMENTOR_FILE) -> dict[str, Tensor]:
     """The tensors of a checkpoint's file by name, float16 ones as float32.
@@ -79,8 +81,7 @@ def build_from_weights(
         expected = Segmentor(config).state_dict()
     if difference := find_difference(weights, expected):
         raise CorruptedError(
-            f"{where}: not the weights of the checkpoint's configuration: "
-            f"{shorten(difference, 200)}"
+            f"{where}: not the weights of the checkpoint's configuration: {difference}"
         )
     segmentor = Segmentor(config)
     segmentor.load_state_dict(weights)
@@ -88,12 +89,12 @@ def build_from_weights(
 
 
 def find_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first tensor whose name, shape or type differs; "" if all are equal."""
+    """The first tensor whose name, shape or type differs, in a short line; "" if all are equal."""
     if names := found.keys() ^ expected.keys():
         name = min(names)
-        return f"{name} is {'missing' if name in expected else 'unknown'}"
+        return shorten(f"{name} is {'missing' if name in expected else 'unknown'}", MAX_DIFFERENCE)
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
             shapes = (f"{t.dtype} {list(t.shape)}" for t in (tensor, found[name]))
-            return f"{name}: expected {' and found '.join(shapes)}"
+            return shorten(f"{name}: expected {' and found '.join(shapes)}", MAX_DIFFERENCE)
     return ""

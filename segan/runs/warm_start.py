@@ -29,16 +29,15 @@ class InitialWeights:
     Attributes:
         name: of the model, as `training.init` has it.
         checkpoint: of the weights; of an ensemble, that of its first member.
-        takes_output: whether the segmentor's last layer is taken; not with other classes.
+        same_classes: whether the segmentor's last layer is taken, and the first one of a critic
+            that is taken.
         critic_reason: why the critic begins anew; "" if it is taken.
-        takes_critic_input: whether a critic that is taken keeps its first layer.
     """
 
     name: str
     checkpoint: Checkpoint
-    takes_output: bool
+    same_classes: bool
     critic_reason: str
-    takes_critic_input: bool
 
     @property
     def takes_critic(self) -> bool:
@@ -57,11 +56,11 @@ class InitialWeights:
         """What is taken and what begins anew, in one line."""
         sha256 = self.checkpoint.entry(SEGMENTOR_FILE)["sha256"]
         taken, anew = [f"the segmentor (sha256 {sha256[:12]})"], []
-        if not self.takes_output:
+        if not self.same_classes:
             anew.append("the segmentor's last layer (other classes)")
         if self.takes_critic:
             taken.append("the critic")
-            if not self.takes_critic_input:
+            if not self.same_classes:
                 anew.append("the critic's first layer (other classes)")
         else:
             anew.append(f"the critic ({self.critic_reason})")
@@ -92,7 +91,7 @@ def find_initial_weights(config: Config) -> InitialWeights | None:
     _require_same_shape(name, config, found)
     same_classes = config.network.classes == found.network.classes
     reason = _critic_reason(config, found, checkpoint)
-    return InitialWeights(name, checkpoint, same_classes, reason, same_classes)
+    return InitialWeights(name, checkpoint, same_classes, reason)
 
 
 def require_unchanged(weights: InitialWeights, recorded: dict[str, Any], run: str) -> None:

@@ -23,12 +23,12 @@ def load_initial_weights(model: SegAN, initial: InitialWeights) -> None:
     Raises:
         CorruptedError: a file does not match its checksum, or not the model's configuration.
     """
-    output = "" if initial.takes_output else OUTPUT_LAYER
+    output = "" if initial.same_classes else OUTPUT_LAYER
     _load(model.segmentor, initial.checkpoint, SEGMENTOR_FILE, output)
     if model.ema:
         model.ema.network.load_state_dict(model.segmentor.state_dict())
     if initial.takes_critic:
-        critic_input = "" if initial.takes_critic_input else CRITIC_INPUT_LAYER
+        critic_input = "" if initial.same_classes else CRITIC_INPUT_LAYER
         _load(model.critic, initial.checkpoint, CRITIC_FILE, critic_input)
 
 

@@ -188,11 +188,7 @@ def count_scans(content: bytes) -> int:
 def _open_file(name: str, content: bytes) -> ImageFile.ImageFile:
     """Reads the file's header; the pixels are decoded on use."""
     image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
-    pixels = image.size[0] * image.size[1]
-    if pixels > MAX_PIXELS:
-        raise RejectedError(
-            f"{name}: too large for a photograph ({pixels} pixels; expected at most {MAX_PIXELS})"
-        )
+    _check_num_pixels(name, image.size)
     if image.format in ("JPEG", "MPO"):
         if (scans := count_scans(content)) > MAX_SCANS:
             raise RejectedError(
@@ -221,11 +217,15 @@ def check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
             f"{name}: expected sides of at least {MIN_SIDE} pixels and an aspect ratio of at most "
             f"{MAX_ASPECT}, found {size[0]} x {size[1]}"
         )
-    if (pixels := short * long) > MAX_PIXELS:
+    _check_num_pixels(name, size)
+    return size
+
+
+def _check_num_pixels(name: str, size: tuple[int, int]) -> None:
+    if (pixels := size[0] * size[1]) > MAX_PIXELS:
         raise RejectedError(
             f"{name}: too large for a photograph ({pixels} pixels; expected at most {MAX_PIXELS})"
         )
-    return size
 
 
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:
