@@ -9,7 +9,7 @@ from segan.data.records.format import read_manifest
 from segan.data.stream.batches import StreamSpec
 from segan.data.stream.sampler import DeterministicSampler
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_the_stream_is_timed_against_its_baselines(records: str) -> None:

@@ -14,7 +14,7 @@ from infra.local.cluster import RayCluster, ray_cluster, ray_node
 from infra.local.namespaces import Namespace
 from tests.infra.process_utils import child_process
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUERY_PROGRAM = """
 import sys

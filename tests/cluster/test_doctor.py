@@ -18,7 +18,7 @@ import pytest
 from infra.local import cluster as infra
 from infra.local.cluster import RayCluster, ray_cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from segan.runs.run import Run
 from segan.training.launch import train_local
 from tests.cluster.conftest import BUCKET
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from segan.runs.study import Study
 from segan.storage.lease import LEASE_FILE, Holder, read_holder
 from tests.drivers import Driver
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @contextmanager

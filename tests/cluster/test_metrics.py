@@ -22,7 +22,7 @@ from segan.runs.run import Run
 from tests.cluster.test_train import kill_worker
 from tests.infra.dashboards import load_dashboard, metric_names
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 GPU_METRICS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 STUDY, TRIAL = "watched", "trial_000"

@@ -28,7 +28,7 @@ from segan.inference.masks import MaskWriter
 from segan.runs.run import Run
 from tests.inference.models import save_checkpoint, small_config
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_a_run_waits_for_those_before_it_and_starts_when_they_have_ended(

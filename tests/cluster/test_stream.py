@@ -15,7 +15,7 @@ from segan.data.records.format import read_manifest, read_shard
 from segan.data.stream.batches import Batch, StreamSpec, to_batch
 from segan.data.stream.sampler import DeterministicSampler
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 EPOCHS = 3
 

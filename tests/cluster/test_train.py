@@ -27,7 +27,7 @@ from segan.utils.signals import StopRequest
 from tests.cluster.conftest import BUCKET
 from tests.timing import without_timing
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def run_on_ray(config: Config, uri: str) -> tuple[Run, list[TrainingProgress]]:

@@ -28,7 +28,7 @@ from segan.runs.metrics_file import write_metrics
 from segan.runs.study import Study
 from segan.runs.trial import Trial, TrialStatus
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 STUDY = (
     "search.trials=4",

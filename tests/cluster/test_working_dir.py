@@ -17,7 +17,7 @@ from infra.check_manifests import ROOT, RUNTIME_ENV, package_working_dir
 from infra.local.cluster import RayCluster
 from segan import storage
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 LOCATION_PROGRAM = 'import os, segan; print(segan.__file__, os.environ["PYTHONUNBUFFERED"])'
 

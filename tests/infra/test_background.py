@@ -14,7 +14,7 @@ from infra.local.background import running_pid
 from infra.local.supervise import descendants
 from tests.infra.process_utils import all_exited, child_process, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 DRIVER_PROGRAM = """
 import boto3, ray

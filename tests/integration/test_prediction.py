@@ -19,7 +19,7 @@ from tests.inference.models import save_checkpoint, small_config
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:The inplace keyword"),  # raised by the scorer
 ]
 IMAGES, TRUTH = "ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"
