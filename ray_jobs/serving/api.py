@@ -11,6 +11,7 @@ from segan.data.archive.images import FORMATS, MAX_PIXELS
 from segan.inference.view import ContourResponse, Dimensions, ViewResponse
 
 MAX_BYTES = 32 * 2**20
+MAX_HELD_BYTES = 64 * MAX_BYTES  # of all uploads at once
 # An upload may take BODY_GRACE_S and the time that its bytes take at this rate.
 BODY_GRACE_S, MIN_BYTES_PER_S = 10.0, 256 * 1024
 FORM_FIELD = "image"

@@ -1,10 +1,12 @@
-"""A budget of memory that concurrent requests share."""
+"""Memory that concurrent requests share: they wait for it, or are refused it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from fastapi import HTTPException
 
 
 class MemoryBudget:
@@ -28,3 +30,31 @@ class MemoryBudget:
             async with self._released:
                 self.free_bytes += size
                 self._released.notify_all()
+
+
+class UploadMemory:
+    """The bytes of all uploads that are being received or used, at most `total_bytes`."""
+
+    def __init__(self, total_bytes: int):
+        self.total_bytes, self.held_bytes = total_bytes, 0
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Yields the function that counts the bytes of one upload, until the block ends.
+
+        It raises HTTPException with status 503 if they are too many. To wait for memory would
+        stop all uploads when each of them holds a part and waits for the rest.
+        """
+        held = 0
+
+        def add(size: int) -> None:
+            nonlocal held
+            if self.held_bytes + size > self.total_bytes:
+                raise HTTPException(503, "too many large uploads at once; try again later")
+            self.held_bytes += size
+            held += size
+
+        try:
+            yield add
+        finally:
+            self.held_bytes -= held

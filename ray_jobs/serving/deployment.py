@@ -33,18 +33,21 @@ MAX_BATCH_SIZE = 8  # images
 BATCH_WAIT_TIMEOUT_S = 0.01  # how long an image waits for others to fill a batch
 # Of decoding one image. One of 80 megapixels takes about 2 s and 1 GB, also of 16 bits or turned.
 DECODE_CPU_S, DECODE_BYTES = 10.0, 1536 * 2**20
+LARGE_PIXELS = 2**24  # images above are decoded by half of the processes, at most
 BYTES_PER_PIXEL = 32  # that a request takes at its image's size; most for a contour
 MEMORY_FRACTION = 0.5  # of the free memory that the images of all requests may take
 
 
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
+# Many more than are computed at once: those that are still being sent count too, and slow ones must
+# not keep others, health checks among them, out of the replica.
+@serve.deployment(max_ongoing_requests=1024, max_queued_requests=512)
 @serve.ingress()
 class SegmentorDeployment:
     """A replica: it loads the model and runs it on batches of concurrent requests.
 
     Images are decoded in processes with a limit of CPU time and memory, one per CPU, and masks
     encoded in as many threads. Requests wait while those before them hold the memory that their
-    images need.
+    images need. Large images take at most half of the processes, so that others pass them.
 
     Args:
         allowed_hosts: the names in a request's Host header; () for any.
@@ -68,9 +71,11 @@ class SegmentorDeployment:
         self.token_digest, self.allowed_hosts = token_digest, allowed_hosts
         cpus = usable_cpus()
         self.executor = ThreadPoolExecutor(cpus)
+        processes = max(2, cpus)
         # Their threads wait for processes, and must not take those that encode masks.
-        self.decoding_executor = ThreadPoolExecutor(cpus)
-        self.sandbox = Sandbox(cpus, DECODE_CPU_S, DECODE_BYTES)
+        self.decoding_executor = ThreadPoolExecutor(processes)
+        self.sandbox = Sandbox(processes, DECODE_CPU_S, DECODE_BYTES)
+        self.large_images = asyncio.Semaphore(processes // 2)
         self.budget = MemoryBudget(int(memory_fraction * memory_limit_and_free()[1]))
         self.image_counter = Counter("segan_serve_images", "Images by outcome", ("outcome",))
         self.batch_size_histogram = Histogram(
@@ -106,7 +111,9 @@ class SegmentorDeployment:
             RejectedError: the content is not a usable image.
         """
         width, height = await self._decode(read_image_size, name, content)
-        async with self.budget.reserve(width * height * BYTES_PER_PIXEL):
+        pixels = width * height
+        turn = self.large_images if pixels > LARGE_PIXELS else contextlib.nullcontext()
+        async with turn, self.budget.reserve(pixels * BYTES_PER_PIXEL):
             frame, size, preview = await self._decode(
                 decode_upload, name, content, self.predictor.frame_size, with_preview
             )

@@ -7,8 +7,8 @@ styles and the API's description are served from here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -21,6 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ray_jobs.serving import api
 from ray_jobs.serving.auth import require_token
+from ray_jobs.serving.budget import UploadMemory
 from segan.errors import RejectedError
 from segan.inference.masks import encode_mask
 from segan.inference.view import ImageSegmentation
@@ -68,6 +69,14 @@ def create_app(
     app = FastAPI(title="SegAN", version="1", docs_url=None, redoc_url=None)
     auth: dict[str, Any] = {"dependencies": [Depends(require_token(token_digest))]}
     upload_route = auth | {"openapi_extra": api.UPLOAD_OPENAPI}
+    uploads = UploadMemory(api.MAX_HELD_BYTES)
+
+    @asynccontextmanager
+    async def segment_upload(request: Request, preview: bool) -> AsyncIterator[ImageSegmentation]:
+        with uploads.hold() as count_bytes:
+            name, content = await _read_upload(request, count_bytes)
+            async with segment_image(name, content, preview) as segmentation:
+                yield segmentation
 
     @app.get("/v1/model", responses=api.MODEL_RESPONSES, **auth)
     async def model() -> api.ModelInfo:
@@ -79,7 +88,7 @@ def create_app(
         request: Request, threshold: api.Threshold = None, format: api.Format = None
     ) -> Response:
         """The lesion's mask as PNG, or its areas and contour as JSON."""
-        async with segment_image(*await _read_upload(request), False) as segmentation:
+        async with segment_upload(request, preview=False) as segmentation:
             if (format or _preferred_format(request)) == "json":
                 return _json_response(await run_in_thread(segmentation.to_contour, threshold))
             content = await run_in_thread(lambda: encode_mask(segmentation.mask(threshold)))
@@ -88,7 +97,7 @@ def create_app(
     @app.post("/v1/view", responses=api.VIEW_RESPONSES, **upload_route)
     async def view(request: Request, threshold: api.Threshold = None) -> Response:
         """Everything the page shows: preview, probability maps, and the area per threshold."""
-        async with segment_image(*await _read_upload(request), True) as segmentation:
+        async with segment_upload(request, preview=True) as segmentation:
             return _json_response(await run_in_thread(segmentation.to_view, threshold))
 
     @app.exception_handler(RejectedError)
@@ -128,8 +137,11 @@ def _add_public_routes(app: FastAPI, needs_token: bool) -> None:
     add("/docs", render(f"{folder}/docs.html.j2", api=app.openapi()), "text/html")
 
 
-async def _read_upload(request: Request) -> tuple[str, bytes]:
+async def _read_upload(request: Request, count_bytes: Callable[[int], None]) -> tuple[str, bytes]:
     """The file name and content of the image in a request's form or body.
+
+    Args:
+        count_bytes: called with the number of bytes of each part that arrives.
 
     Raises:
         HTTPException: 408 if the upload is slower than MIN_BYTES_PER_S, 413 as soon as it is known
@@ -143,7 +155,6 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
 
     async def receive() -> Any:
         nonlocal received
-        # A slow upload occupies one of the requests that the replica accepts at once.
         deadline = started_at + api.BODY_GRACE_S + received / api.MIN_BYTES_PER_S
         try:
             async with asyncio.timeout_at(deadline):
@@ -152,9 +163,11 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
             raise HTTPException(
                 408, f"expected at least {api.MIN_BYTES_PER_S} bytes per second, found fewer"
             ) from None
-        received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        received += size
         if received > api.MAX_BYTES:
             raise too_large
+        count_bytes(size)
         return message
 
     limited = Request(request.scope, receive)

@@ -8,7 +8,10 @@ import signal
 import socket
 import stat
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +102,54 @@ def test_hostile_uploads_do_not_hold_up_ordinary_requests(server: Server) -> Non
     assert attacked[::3] == [422] * 2
     assert set(attacked) <= {200, 408, 422}
     assert requests.get(f"{server.address}/healthz", timeout=10).status_code == 200
+
+
+@contextmanager
+def slow_bodies(server: Server, count: int) -> Iterator[None]:
+    """Requests that announce a megabyte and send three bytes of it."""
+    host, port = server.address.removeprefix("http://").split(":")
+    head = f"POST /v1/segment HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    with ExitStack() as stack:
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), 10))
+            connection.sendall(f"{head}Content-Length: 1000000\r\n\r\nabc".encode())
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hundred_requests_among_hostile_uploads_and_slow_bodies(server: Server) -> None:
+    """All are answered within the server's limit for a request, and so are health checks."""
+    hostile = hostile_uploads() * 3
+    ordinary = [encode_png(random_image(seed)) for seed in range(200)]
+
+    def request(path: str, body: bytes | None = None) -> tuple[int, float]:
+        method, url = "GET" if body is None else "POST", f"{server.address}{path}"
+        answer = requests.request(method, url, data=body, headers=HEADERS, timeout=200)
+        return answer.status_code, answer.elapsed.total_seconds()
+
+    def segment(body: bytes) -> tuple[int, float]:
+        return request("/v1/segment?format=json", body)
+
+    checks = []
+    with slow_bodies(server, 100), ThreadPoolExecutor(len(ordinary) + len(hostile)) as pool:
+        attacks = [pool.submit(segment, body) for body in hostile]
+        answers = [pool.submit(segment, body) for body in ordinary]
+        while not all(answer.done() for answer in answers):
+            checks.append(request("/healthz"))
+            time.sleep(0.5)
+        codes, seconds = zip(*(answer.result() for answer in answers), strict=True)
+        attacked = [attack.result()[0] for attack in attacks]
+    print(
+        "ordinary, s: p50 {:.1f}, p90 {:.1f}, p100 {:.1f}".format(
+            *np.percentile(seconds, [50, 90, 100])
+        )
+    )
+    print(f"{len(checks)} health checks, longest {max(s for _, s in checks):.1f} s")
+    assert set(codes) == {200}
+    assert {code for code, _ in checks} == {200}
+    assert attacked[::3] == [422] * 3
+    assert set(attacked) <= {200, 408, 422}
 
 
 def test_health_checks_need_no_token_and_the_api_does(server: Server) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ray_jobs.serving.budget import MemoryBudget
+import pytest
+from fastapi import HTTPException
+
+from ray_jobs.serving.budget import MemoryBudget, UploadMemory
 
 
 def test_requests_hold_no_more_than_the_total_and_keep_their_order() -> None:
@@ -55,3 +58,17 @@ def test_a_failed_or_cancelled_request_gives_its_bytes_back() -> None:
 
     asyncio.run(run())
     assert budget.free_bytes == 10
+
+
+def test_uploads_beyond_the_total_are_refused_and_give_their_bytes_back() -> None:
+    uploads = UploadMemory(10)
+    with uploads.hold() as first:
+        first(6)
+        with uploads.hold() as second:
+            second(4)
+            with pytest.raises(HTTPException, match="503: too many large uploads"):
+                second(1)
+        assert uploads.held_bytes == 6
+        with uploads.hold() as third:
+            third(4)
+    assert uploads.held_bytes == 0

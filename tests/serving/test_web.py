@@ -332,6 +332,23 @@ def test_a_body_that_does_not_come_is_given_up(
     connection.close()
 
 
+def test_uploads_that_take_too_much_memory_together_are_refused(
+    session: requests.Session, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "MAX_HELD_BYTES", len(content) + 2)
+    with running_app("") as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+        connection.putrequest("POST", "/v1/segment")
+        connection.putheader("Content-Length", "1000000")
+        connection.endheaders(b"abc")
+        codes = set()
+        while 503 not in codes:  # until the three bytes have arrived
+            codes.add(session.post(f"{address}/v1/segment", content).status_code)
+        connection.close()
+        while codes != {200}:  # until the server has seen the end of that connection
+            codes = {session.post(f"{address}/v1/segment", content).status_code}
+
+
 def test_an_upload_touches_no_disk(
     address: str,
     session: requests.Session,
