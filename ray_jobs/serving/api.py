@@ -24,17 +24,34 @@ Threshold = Annotated[
         description="Pixels with a higher probability are marked as lesion; default: the model's.",
     ),
 ]
+ClassName = Annotated[
+    str | None,
+    Query(
+        alias="class",
+        description="The class to segment; needed if the model has several, see `/v1/model`.",
+    ),
+]
 Format = Annotated[
     Literal["png", "json"] | None,
     Query(description="`png` or `json`; default: by the `Accept` header, else `png`."),
 ]
 
 
+class ClassInfo(BaseModel):
+    """A class that the model segments."""
+
+    name: str
+    threshold: float = Field(description="The class's decision threshold.")
+
+
 class ModelInfo(BaseModel):
     """The model and the limits of an upload."""
 
     model: str
-    threshold: float = Field(description="The model's decision threshold.")
+    threshold: float | None = Field(
+        description="The model's decision threshold; null if it has several classes."
+    )
+    classes: list[ClassInfo] = Field(description="One or several; their masks may overlap.")
     num_members: int
     input_size: Dimensions = Field(description="Size in pixels that images are resized to.")
     formats: tuple[str, ...] = FORMATS

@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Histogram
 from torch import Tensor
 
 from ray_jobs.cluster.ray_internals import SERVE_REPLICA
-from ray_jobs.serving.api import ModelInfo
+from ray_jobs.serving.api import ClassInfo, ModelInfo
 from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
 from ray_jobs.serving.budget import MemoryBudget
 from ray_jobs.serving.web import create_app
@@ -84,9 +84,12 @@ class SegmentorDeployment:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         width, height = self.predictor.frame_size
+        pairs = zip(self.predictor.class_names, self.predictor.thresholds, strict=True)
+        classes = [ClassInfo(name=name, threshold=threshold) for name, threshold in pairs]
         model_info = ModelInfo(
             model=short_name(self.predictor.name),
-            threshold=self.predictor.threshold,
+            threshold=classes[0].threshold if len(classes) == 1 else None,
+            classes=classes,
             num_members=len(self.predictor.members),
             input_size=Dimensions(width=width, height=height),
         )

@@ -26,6 +26,7 @@ from segan.errors import RejectedError
 from segan.inference.masks import encode_mask
 from segan.inference.view import ImageSegmentation
 from segan.utils.html import render
+from segan.utils.labels import MAX_NAME_LENGTH
 
 # (file name, content, whether a preview is needed) -> the segmentation of the image.
 # It is valid inside the block, which holds the memory for it.
@@ -70,6 +71,7 @@ def create_app(
     auth: dict[str, Any] = {"dependencies": [Depends(require_token(token_digest))]}
     upload_route = auth | {"openapi_extra": api.UPLOAD_OPENAPI}
     uploads = UploadMemory(api.MAX_HELD_BYTES)
+    chosen_class = Depends(_require_class([one.name for one in model_info.classes]))
 
     @asynccontextmanager
     async def segment_upload(request: Request, preview: bool) -> AsyncIterator[ImageSegmentation]:
@@ -85,20 +87,27 @@ def create_app(
 
     @app.post("/v1/segment", responses=api.SEGMENT_RESPONSES, response_model=None, **upload_route)
     async def segment(
-        request: Request, threshold: api.Threshold = None, format: api.Format = None
+        request: Request,
+        threshold: api.Threshold = None,
+        format: api.Format = None,
+        class_name: str = chosen_class,
     ) -> Response:
-        """The lesion's mask as PNG, or its areas and contour as JSON."""
+        """The mask of the lesion, or of a class, as PNG, or its areas and contour as JSON."""
         async with segment_upload(request, preview=False) as segmentation:
+            found = segmentation.of_class(class_name)
             if (format or _preferred_format(request)) == "json":
-                return _json_response(await run_in_thread(segmentation.to_contour, threshold))
-            content = await run_in_thread(lambda: encode_mask(segmentation.mask(threshold)))
+                return _json_response(await run_in_thread(found.to_contour, threshold))
+            content = await run_in_thread(lambda: encode_mask(found.mask(threshold)))
             return Response(content, media_type="image/png")
 
     @app.post("/v1/view", responses=api.VIEW_RESPONSES, **upload_route)
-    async def view(request: Request, threshold: api.Threshold = None) -> Response:
+    async def view(
+        request: Request, threshold: api.Threshold = None, class_name: str = chosen_class
+    ) -> Response:
         """Everything the page shows: preview, probability maps, and the area per threshold."""
         async with segment_upload(request, preview=True) as segmentation:
-            return _json_response(await run_in_thread(segmentation.to_view, threshold))
+            found = segmentation.of_class(class_name)
+            return _json_response(await run_in_thread(found.to_view, threshold))
 
     @app.exception_handler(RejectedError)
     async def reject(_: Request, error: RejectedError) -> Response:
@@ -116,6 +125,23 @@ def create_app(
         )
     _add_public_routes(app, bool(token_digest))
     return app
+
+
+def _require_class(names: Sequence[str]) -> Callable[..., str]:
+    """A FastAPI dependency: the name of the class that a request asks for.
+
+    It responds 422 to an unknown class, or to none if there are several.
+    """
+
+    def choose(found: api.ClassName = None) -> str:
+        if found is None and len(names) == 1:
+            return names[0]
+        if found is None or found not in names:
+            shown = "none" if found is None else repr(found[:MAX_NAME_LENGTH])
+            raise HTTPException(422, f"class: expected one of {', '.join(names)}, found {shown}")
+        return found
+
+    return choose
 
 
 def _add_public_routes(app: FastAPI, needs_token: bool) -> None:

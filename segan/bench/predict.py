@@ -72,8 +72,8 @@ def bench_predict(
 
         def predict_sequentially() -> None:
             for uri in uris:
-                mask = predictor(read_image(uri)).mask
-                Path(folder, mask_name(uri)).write_bytes(encode_mask(mask))
+                for label, one in predictor(read_image(uri)).by_class().items():
+                    Path(folder, f"{label}-{mask_name(uri)}").write_bytes(encode_mask(one.mask))
 
         variants = {
             "sequential": predict_sequentially,

@@ -11,6 +11,7 @@ from segan.cli.console import echo, print_table, stdout_console
 from segan.runs.checkpoint import short_name
 from segan.runs.listing import RunSummary
 from segan.runs.trial import TrialStatus
+from segan.utils.labels import MEAN
 
 if TYPE_CHECKING:
     from segan.data.records.format import Manifest
@@ -33,6 +34,8 @@ def show_records(uri: str, manifest: Manifest) -> None:
             f"{manifest.num_rejects} of {manifest.num_inputs} pairs rejected, with reasons "
             "in the data profile"
         )
+    if names := ", ".join(manifest.class_names):
+        echo(f"classes: {names}; train with network.classes={manifest.classes}")
     echo(f"data profile: {uri}/profile.html")
     rows = [
         [split, manifest.num_rows(split), len(manifest.shards(split))] for split in manifest.splits
@@ -180,37 +183,67 @@ def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_scores(detail: Mapping[str, Any]) -> None:
-    """A model's mean scores on a split, with their intervals and the means of its members."""
-    members = detail["members"]
+    """A model's mean scores on a split, with their intervals and the means of its members.
+
+    Of several classes, also the scores of each.
+    """
+    members, classes = detail["members"], detail.get("classes", {})
     rows = [
         [
             name,
             detail[name],
-            f"{interval['low']:.4f} to {interval['high']:.4f}",
+            _format_bounds(interval),
             *(member[name] for member in members),
         ]
         for name, interval in detail["intervals"].items()
+        if name != "classes"
     ]
-    rows.append(["threshold", detail["threshold"], "", *(m["threshold"] for m in members)])
+    if not classes:
+        rows.append(["threshold", detail["threshold"], "", *(m["threshold"] for m in members)])
+    model = "ensemble" if members else "model"
+    title = f"{detail['model']} on {detail['num_images']} images of {detail['split']}"
     print_table(
-        f"{detail['model']} on {detail['num_images']} images of {detail['split']}",
-        [
-            "",
-            "ensemble" if members else "model",
-            "95 % interval",
-            *(f"member {i}" for i, _ in enumerate(members, 1)),
-        ],
+        f"{title}, mean over classes" if classes else title,
+        ["", model, "95 % interval", *(f"member {i}" for i, _ in enumerate(members, 1))],
         rows,
+    )
+    if not classes:
+        return
+    print_table(
+        f"{title}, by class; scores of the pixels of all images together, hd95 a mean over images",
+        ["class", *next(iter(classes.values())), "Jaccard, 95 %", "threshold"],
+        [
+            [
+                label,
+                *scores.values(),
+                _format_bounds(detail["intervals"]["classes"][label]["jaccard"]),
+                f"{detail['thresholds'][label]:g}",
+            ]
+            for label, scores in classes.items()
+        ],
     )
 
 
-def show_differences(first: str, second: str, differences: Mapping[str, Interval]) -> None:
-    """The mean differences of two models' scores, paired by image."""
+def _format_bounds(interval: Mapping[str, float]) -> str:
+    return f"{interval['low']:.4f} to {interval['high']:.4f}"
+
+
+def show_differences(
+    first: str, second: str, differences: Mapping[str, Interval], label: str = ""
+) -> None:
+    """The mean differences of two models' scores, paired by image.
+
+    Args:
+        label: of a class, or MEAN; "" if there is one class.
+    """
     rows = [
         [name, f"{difference.mean:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}"]
         for name, difference in differences.items()
     ]
-    print_table(f"{first} minus {second}, paired by image", ["", "mean", "95 % interval"], rows)
+    title = f"{first} minus {second}, paired by image"
+    if label:
+        title += ", mean over classes" if label == MEAN else f", class {label}"
+    print_table(title, ["", "mean", "95 % interval"], rows)
 
 
 def show_ensemble(uri: str, ensemble: Ensemble) -> None:
@@ -225,6 +258,13 @@ def show_ensemble(uri: str, ensemble: Ensemble) -> None:
     rows.append(["ensemble", *(ensemble_scores[name] for name in names), ""])
     title = f"ensemble at {uri} on {ensemble.validation_split}"
     print_table(title, ["", *names, "checkpoint"], rows, left_columns=(0, 5))
+    if ensemble.class_scores:
+        by_class = zip(ensemble.class_scores.items(), ensemble.thresholds, strict=True)
+        print_table(
+            "by class, each at its own threshold",
+            ["class", *names],
+            [[label, *scores.values(), f"{t:g}"] for (label, scores), t in by_class],
+        )
     if len(ensemble.choices) > 1:
         choices = [
             [rule, choice.jaccard, choice.threshold, " ".join(map(short_name, choice.members))]

@@ -97,7 +97,7 @@ def format_value(value: Any) -> str:
     """Returns a JSON value as YAML text that an override reads as the same value."""
     if isinstance(value, str):
         with contextlib.suppress(yaml.YAMLError, ValueError):
-            if _parse_yaml(value) == value:
+            if parse_yaml(value) == value:
                 return value
     return json.dumps(value)
 
@@ -110,7 +110,7 @@ def _find_file(source: str | Path) -> Path:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        tree = _parse_yaml(path.read_text()) or {}
+        tree = parse_yaml(path.read_text()) or {}
     except OSError as error:
         raise UsageError(
             f"configuration {path}: cannot be read ({error.strerror}); expected a YAML file or one "
@@ -133,10 +133,11 @@ def _parse_override(override: str) -> tuple[str, Any]:
             f"override {override!r}: expected section.key=value, as in network.width=8"
         )
     try:
-        return key, _parse_yaml(text)
+        return key, parse_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UsageError(f"override {override!r}: the value is not YAML") from None
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """Returns the value of a YAML 1.2 text; raises YAMLError for a key that stands twice."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader

@@ -25,7 +25,7 @@ from segan.data.records.format import (
     write_manifest,
     write_table,
 )
-from segan.data.records.shards import STATS_SCHEMA, ShardResult, ShardTask, write_task
+from segan.data.records.shards import ShardResult, ShardTask, stats_schema, write_task
 from segan.data.records.versions import EARLIER_MANIFESTS, earlier_versions, keep_version
 from segan.errors import StorageError, UsageError
 from segan.storage.lease import current_fence, hold_lease
@@ -82,8 +82,8 @@ def ingest(
         on_progress: called with the number of pairs of each completed task.
 
     Raises:
-        UsageError: records of another archive or frame size are at `out`, or another process
-            writes there.
+        UsageError: records of another archive, frame size or other classes are at `out`, or
+            another process writes there.
         SeganError: too many rejects; the existing manifest is kept.
         StorageError: the archive or the records cannot be read or written.
     """
@@ -98,10 +98,10 @@ def _ingest(
     if options.overwrite:
         check_overwrite(out)
     else:
-        check_output(out, archive.uri, options.size)
+        check_output(out, archive.uri, options.size, archive.class_names)
     results = _run_tasks(plan_shards(archive, out, options), executor, on_progress)
     duplicate_pairs = duplicates.find_duplicates(
-        _concat_stats(results.values()), limit=MAX_DUPLICATES
+        _concat_stats(archive, results.values()), limit=MAX_DUPLICATES
     )
     if options.drop_duplicates and duplicate_pairs:
         results |= _run_tasks(
@@ -117,11 +117,13 @@ def local_executor(num_workers: int) -> Executor:
     return lambda tasks: processes.map_unordered(write_task, tasks, num_workers)
 
 
-def check_output(out: str, source: str, size: tuple[int, int]) -> None:
+def check_output(
+    out: str, source: str, size: tuple[int, int], class_names: tuple[str, ...] = ()
+) -> None:
     """Checks that an ingest can write or update records at `out`.
 
     Raises:
-        UsageError: records of another archive or frame size are there.
+        UsageError: records of another archive, frame size or other classes are there.
         StorageError: the manifest there cannot be read.
     """
     storage.check_access(out)
@@ -134,6 +136,14 @@ def check_output(out: str, source: str, size: tuple[int, int]) -> None:
         raise UsageError(
             f"{out}: existing records have {existing.width} x {existing.height} pixels, expected "
             f"{size[0]} x {size[1]}; use another place or --overwrite"
+        )
+    if existing.class_names != class_names:
+        found, expected = (
+            ", ".join(names) or "lesion" for names in (existing.class_names, class_names)
+        )
+        raise UsageError(
+            f"{out}: existing records have the classes {found}, expected {expected}; use another "
+            "place or --overwrite"
         )
     if existing.source != source:
         raise UsageError(
@@ -202,6 +212,7 @@ def plan_shards(
                 tuple(bins[index]),
                 _candidate_shards(existing, split, index, num_shards),
                 (excluded or {}).get(split, {}),
+                archive.classes,
             )
             for index in range(num_shards)
             if bins[index]
@@ -266,9 +277,11 @@ def _write_outputs(
         if result.shard:
             splits.setdefault(result.task.split, []).append(result.shard)
     width, height = options.size
-    manifest = make_manifest((height, width, 1), splits, rejects, archive.uri)
+    names = archive.class_names
+    geometry = (height, width, len(names) or 1)
+    manifest = make_manifest(geometry, splits, rejects, archive.uri, names)
     assert manifest.num_inputs == archive.num_inputs, "each pair is a record or a reject"
-    stats = _concat_stats(results)
+    stats = _concat_stats(archive, results)
     current_fence(out)()
     write_table(out, IMAGE_STATS, stats)
     _write_profile(out, manifest, stats, duplicate_pairs, rejects)
@@ -293,12 +306,13 @@ def _write_profile(
     profile = report.build_profile(manifest, stats, duplicate_pairs, rejects)
     thumbnails = read_thumbnails(out, manifest, report.keys_to_show(profile))
     page = report.render_profile(profile, thumbnails)
-    storage.write_json(storage.join(out, PROFILE[0]), profile.model_dump(mode="json"))
+    storage.write_json(storage.join(out, PROFILE[0]), profile.to_json())
     storage.write_bytes(storage.join(out, PROFILE[1]), page.encode())
 
 
-def _concat_stats(results: Iterable[ShardResult]) -> pa.Table:
-    stats = pa.concat_tables([STATS_SCHEMA.empty_table(), *(result.stats for result in results)])
+def _concat_stats(archive: Archive, results: Iterable[ShardResult]) -> pa.Table:
+    schema = stats_schema(len(archive.class_names) or 1)
+    stats = pa.concat_tables([schema.empty_table(), *(result.stats for result in results)])
     return stats.sort_by([("split", "ascending"), ("id", "ascending")]).combine_chunks()
 
 

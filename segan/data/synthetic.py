@@ -19,6 +19,9 @@ from segan.errors import UsageError
 
 Rng = np.random.Generator
 Array = np.ndarray
+Write = Callable[[str, bytes], None]  # a file's name and content
+# (seed, index, short side, id, folder of the split, write)
+WriteSample = Callable[[int, int, int, str, str, Write], None]
 
 FOLDERS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 SHORT_SIDE = 256
@@ -40,9 +43,10 @@ STICKER_COLOURS = ("#1678d4", "#f6de18", "#34baaa", "#969896", "#e26034")
 def generate_archive(
     counts: Mapping[str, int],
     seed: int,
-    write: Callable[[str, bytes], None],
+    write: Write,
     short_side: int = SHORT_SIDE,
     on_progress: Callable[[int], None] | None = None,
+    write_sample: WriteSample | None = None,
 ) -> list[str]:
     """Generates an archive of synthetic pairs and returns their ids in order.
 
@@ -51,6 +55,7 @@ def generate_archive(
         write: called with each file's name, relative to the archive, and its content.
         short_side: approximate short side of an image.
         on_progress: called with the number of finished pairs after each pair.
+        write_sample: generates and writes the files of one image; default: `write_pair`.
 
     Raises:
         UsageError: a count, the seed or the short side is out of range.
@@ -59,16 +64,28 @@ def generate_archive(
         _require(split in FOLDERS, "counts", f"only the splits {', '.join(FOLDERS)}", split)
         _require(count >= 0, f"counts[{split!r}]", "0 pairs or more", count)
     _require(short_side >= SMALLEST_SIDE, "short_side", f"{SMALLEST_SIDE} px or more", short_side)
+    write_sample = write_sample or write_pair
     splits = [split for split in FOLDERS for _ in range(counts.get(split, 0))]
     ids = [f"ISIC_{index:07d}" for index in range(len(splits))]
     for index, (split, name) in enumerate(zip(splits, ids, strict=True)):
-        image, mask = generate_pair(seed, index, short_side=short_side)
-        folder = f"ISIC-2017_{FOLDERS[split]}"
-        write(f"{folder}_Data/{name}.jpg", _encode(image, "JPEG", quality=92))
-        write(f"{folder}_Part1_GroundTruth/{name}_segmentation.png", _encode(mask, "PNG"))
+        write_sample(seed, index, short_side, name, FOLDERS[split], write)
         if on_progress is not None:
             on_progress(index + 1)
     return ids
+
+
+def write_pair(
+    seed: int, index: int, short_side: int, name: str, folder: str, write: Write
+) -> None:
+    """Writes a pair under the names of ISIC 2017.
+
+    Args:
+        folder: of FOLDERS.
+    """
+    image, mask = generate_pair(seed, index, short_side=short_side)
+    write(f"ISIC-2017_{folder}_Data/{name}.jpg", encode_image(image, "JPEG", quality=92))
+    file = f"ISIC-2017_{folder}_Part1_GroundTruth/{name}_segmentation.png"
+    write(file, encode_image(mask, "PNG"))
 
 
 def generate_pair(
@@ -100,7 +117,8 @@ def _require(condition: bool, name: str, expected: str, found: object) -> None:
         raise UsageError(f"{name}: expected {expected}, found {found!r}; correct {name}")
 
 
-def _encode(pixels: Array, kind: str, **options: int) -> bytes:
+def encode_image(pixels: Array, kind: str, **options: int) -> bytes:
+    """The content of an image file of a format of Pillow."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()

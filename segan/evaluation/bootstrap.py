@@ -59,3 +59,28 @@ def paired_interval(
     scores, baseline_scores = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     assert scores.shape == baseline_scores.shape, f"{scores.shape} against {baseline_scores.shape}"
     return mean_interval(scores - baseline_scores, seed)
+
+
+def resample_sums(counts: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Sums over images of counts [N, ...], of each of NUM_RESAMPLES resamples of the images.
+
+    Scores of the pixels of all images together are computed from them; `interval_of` has their
+    interval.
+    """
+    images = len(counts)
+    assert images > 0, "the score of no images is undefined"
+    rng, flat = np.random.default_rng(seed), counts.reshape(images, -1).astype(np.float64)
+    batch = max(1, INDICES_PER_BATCH // images)
+    sums = [
+        # How often each image is drawn, which is the same as drawing them one by one.
+        rng.multinomial(images, np.full(images, 1 / images), min(batch, NUM_RESAMPLES - start))
+        @ flat
+        for start in range(0, NUM_RESAMPLES, batch)
+    ]
+    return np.concatenate(sums).reshape(NUM_RESAMPLES, *counts.shape[1:])
+
+
+def interval_of(value: float, samples: np.ndarray) -> Interval:
+    """The 95 % percentile interval of a value by its resampled values [NUM_RESAMPLES]."""
+    low, high = np.percentile(samples, (2.5, 97.5))
+    return Interval(value, float(low), float(high))

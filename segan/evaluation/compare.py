@@ -24,6 +24,7 @@ from segan.evaluation.metrics import confusion
 from segan.evaluation.probability_cache import batch_slices
 from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
+from segan.inference.thresholds import above_thresholds
 from segan.runs.ablation import evaluation_config, trial_name
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.study import Study
@@ -38,7 +39,7 @@ class ModelScores:
     """Scores of one model on N images.
 
     Attributes:
-        threshold: the best one on these images.
+        threshold: the best one on these images; of several classes, the best common one.
         jaccard: [N], mean over classes.
         perimeter, roughness: [N, classes] relative to the truth; NaN where there is no outline.
     """
@@ -239,7 +240,7 @@ def ablation_seeds(config: Config) -> range:
 
 
 def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
-    """Scores of a model at its best threshold.
+    """Scores of a model at its best threshold; of several classes, each at its own.
 
     Args:
         maps: float32 [N, classes, H, W] in [0, 1].
@@ -247,10 +248,9 @@ def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
     """
     sweep, lesion = Sweep.empty(truth.shape[1]), truth != 0
     sweep.update(torch.from_numpy(maps), torch.from_numpy(lesion))
-    threshold = sweep.best_threshold()
-    predicted = maps > np.float32(threshold)
+    predicted = above_thresholds(maps, sweep.best_thresholds())
     return ModelScores(
-        threshold,
+        sweep.best_threshold(),
         confusion(predicted, lesion).scores()["jaccard"].mean(1),
         perimeter_ratio(predicted, lesion),
         roughness(predicted, lesion),

@@ -56,6 +56,15 @@ class Confusion:
         }
 
 
+def pooled_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of counts [..., 4], in the order of Confusion: those of `scores`, and two more."""
+    found = Confusion(*np.moveaxis(counts, -1, 0))
+    return found.scores() | {
+        "sensitivity": found.sensitivity(),
+        "specificity": found.specificity(),
+    }
+
+
 def confusion(predicted: np.ndarray, truth: np.ndarray) -> Confusion:
     """Counts over the last two axes of two masks, bool [..., H, W] of the same shape."""
     assert predicted.shape == truth.shape, f"{predicted.shape} against {truth.shape}"

@@ -65,8 +65,8 @@ class ProbabilityCache:
         return sweep
 
     def jaccard(self, members: Sequence[Checkpoint]) -> float:
-        """Best Jaccard over the thresholds of the members' mean map."""
-        return float(self.sweep(members).curve().max())
+        """The Jaccard of the members' mean map, mean over classes, each at its best threshold."""
+        return float(self.sweep(members).class_curves().max(1).mean())
 
 
 def batch_slices(count: int, size: int) -> Iterator[slice]:

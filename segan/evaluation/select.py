@@ -97,11 +97,10 @@ def select_members_greedily(
 
 
 def make_choice(members: Sequence[Checkpoint], sweep: Sweep) -> Choice:
-    threshold = sweep.best_threshold()
     return Choice(
         members=tuple(member.uri for member in members),
-        threshold=threshold,
-        jaccard=sweep.scores_at(threshold)["jaccard"],
+        threshold=sweep.best_threshold(),
+        jaccard=sweep.scores_at(sweep.best_thresholds())["jaccard"],
     )
 
 
@@ -111,6 +110,7 @@ def _compatibility_key(checkpoint: Checkpoint) -> dict[str, object]:
     return {
         "frame": "{} x {} pixels".format(*checkpoint.frame_size),
         "number of classes": config.network.classes,
+        "classes": ", ".join(checkpoint.labels),
         "data fingerprint": checkpoint.info.fingerprint,
         "training split": config.data.train,
         "validation split": config.data.validation,

@@ -2,10 +2,16 @@
 
 Each image has two histograms of its probabilities, one of the lesion pixels and one of the skin
 pixels, with bins between the thresholds; cumulative sums of the bins are the confusion counts.
+
+The score of a single class is the mean over images, as in the challenge. Of several classes most
+images lack some, and there a mean over images would be highest for a model that finds nothing: the
+score of each is that of the pixels of all images together, as in semantic segmentation (the mean
+over the classes is the mIoU) and in the challenge's own task of several classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +25,14 @@ from segan.inference.thresholds import NUM_STEPS, THRESHOLDS, threshold_index
 
 @dataclass
 class Sweep:
-    """Sums over images of accuracy, dice and jaccard at each of THRESHOLDS.
+    """Accuracy, Dice and Jaccard at each of THRESHOLDS.
 
     Sweeps of several ranks are combined by adding the attributes.
 
     Attributes:
-        sums: [classes, 3, thresholds].
+        sums: of the scores of images, [classes, 3, thresholds].
         count: number of images.
-        pixels: int64 [4, thresholds], in all images and classes: true positives, false positives,
+        pixels: int64 [classes, 4, thresholds], in all images: true positives, false positives,
             false negatives and true negatives.
     """
 
@@ -37,7 +43,7 @@ class Sweep:
     @classmethod
     def empty(cls, classes: int = 1) -> Sweep:
         sums = np.zeros((classes, len(SCORE_NAMES), len(THRESHOLDS)))
-        return cls(sums, 0, np.zeros((4, len(THRESHOLDS)), np.int64))
+        return cls(sums, 0, np.zeros((classes, 4, len(THRESHOLDS)), np.int64))
 
     def update(self, probability: Tensor, truth: Tensor) -> None:
         """Adds a batch of images.
@@ -50,28 +56,65 @@ class Sweep:
         scores = confusion.scores()
         self.sums += np.stack([scores[name].sum(0) for name in SCORE_NAMES], axis=1)
         self.count += probability.shape[0]
-        self.pixels += confusion.stack().sum((1, 2))
+        self.pixels += confusion.stack().sum(1).swapaxes(0, 1)
+
+    def class_curves(self, name: str = "jaccard") -> np.ndarray:
+        """Each class's score at each of THRESHOLDS, [classes, thresholds]."""
+        assert self.count > 0, "no images were added"
+        if len(self.pixels) > 1:
+            return Confusion(*self.pixels.swapaxes(0, 1)).scores()[name]
+        mean: np.ndarray = self.sums[:, SCORE_NAMES.index(name)] / self.count
+        return mean
 
     def curve(self, name: str = "jaccard") -> np.ndarray:
-        """Mean over images and classes of a score at each of THRESHOLDS."""
-        assert self.count > 0, "no images were added"
-        mean: np.ndarray = self.sums[:, SCORE_NAMES.index(name)].mean(0) / self.count
+        """Mean over classes of a score at each of THRESHOLDS."""
+        mean: np.ndarray = self.class_curves(name).mean(0)
         return mean
 
     def best_threshold(self) -> float:
-        """The threshold with the best Jaccard; the middle one of equally good thresholds."""
-        curve = self.curve()
-        best = np.flatnonzero(curve >= curve.max())
-        return float(THRESHOLDS[best[len(best) // 2]])
+        """The common threshold with the best Jaccard; the middle one of equally good ones."""
+        return _best_threshold(self.curve())
 
-    def scores_at(self, threshold: float) -> dict[str, float]:
-        """accuracy, dice and jaccard at the threshold of THRESHOLDS nearest to `threshold`."""
-        index = threshold_index(threshold)
-        return {name: float(self.curve(name)[index]) for name in SCORE_NAMES}
+    def best_thresholds(self) -> tuple[float, ...]:
+        """Each class's threshold with the best Jaccard."""
+        return tuple(map(_best_threshold, self.class_curves()))
+
+    def class_scores_at(self, thresholds: Sequence[float]) -> list[dict[str, float]]:
+        """accuracy, dice and jaccard of each class at its threshold, see `scores_at`."""
+        curves = {name: self.class_curves(name) for name in SCORE_NAMES}
+        return [
+            {name: float(curves[name][i, threshold_index(threshold)]) for name in SCORE_NAMES}
+            for i, threshold in enumerate(thresholds)
+        ]
+
+    def scores_at(self, threshold: float | Sequence[float]) -> dict[str, float]:
+        """accuracy, dice and jaccard, means over classes, at the nearest of THRESHOLDS.
+
+        Args:
+            threshold: of all classes, or one of each.
+        """
+        classes = len(self.pixels)
+        thresholds = threshold if isinstance(threshold, Sequence) else [threshold] * classes
+        scores = self.class_scores_at(thresholds)
+        return {name: float(np.mean([one[name] for one in scores])) for name in SCORE_NAMES}
+
+    def class_metrics(self, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Each class's best threshold, and its scores there: `class_jaccard` and so on, by name."""
+        thresholds = self.best_thresholds()
+        scores = dict(zip(labels, self.class_scores_at(thresholds), strict=True))
+        metrics = {"class_thresholds": dict(zip(labels, thresholds, strict=True))}
+        for name in SCORE_NAMES:
+            metrics[f"class_{name}"] = {label: one[name] for label, one in scores.items()}
+        return metrics
 
     def saturation_at(self, threshold: float) -> dict[str, float]:
         """saturated_fraction and wrong_saturated_fraction, see `segan.evaluation.saturation`."""
-        return saturation(Confusion(*self.pixels), threshold)
+        return saturation(Confusion(*self.pixels.sum(0)), threshold)
+
+
+def _best_threshold(curve: np.ndarray) -> float:
+    best = np.flatnonzero(curve >= curve.max())
+    return float(THRESHOLDS[best[len(best) // 2]])
 
 
 def confusion_at_thresholds(probability: Tensor, truth: Tensor) -> Confusion:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from segan.errors import SeganError
 from segan.inference import huggingface, monai_bundle
 from segan.inference.frames import mean_map, segment_images
 from segan.inference.predictor import Predictor
+from segan.inference.thresholds import above_thresholds
 from segan.networks.segmentor import MIN_SIDE
 from segan.runs.ensemble import CARD_FILE, ENSEMBLE_FILE
 from segan.runs.shipped import shipped_models
@@ -190,8 +191,8 @@ def _verify_bundle(
         batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(np.float32) / 255
         expected, found = network(torch.from_numpy(batch)).numpy(), exported(batch)
         max_difference = max(max_difference, float(np.abs(expected - found).max()))
-        mask = predictor.predict(pixels).mask
-        differing += int(((found[0, 0] > predictor.threshold) != mask).sum())
+        mask = predictor.predict(pixels).mask.reshape(found.shape[1:])
+        differing += int((above_thresholds(found[0], predictor.thresholds) != mask).sum())
         total += mask.size
     if not max_difference <= tolerance:
         raise SeganError(
@@ -238,7 +239,7 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
                 "checkpoint": member.name,
                 "sha256": member.sha256,
                 "k": float(member.read().logistic.k),
-                "threshold": member.threshold,
+                **_describe_thresholds(predictor.class_names, member.thresholds),
                 "network": member.config.network.model_dump(mode="json"),
                 "resize_mode": member.config.evaluation.resize_mode,
                 "tta": member.config.evaluation.tta,
@@ -263,9 +264,23 @@ def describe(predictor: Predictor, kind: ExportFormat) -> dict[str, Any]:
         "Pillow's BILINEAR), divided by 255",
         "postprocessing": "resized to the image's size bilinearly without antialiasing, pixel "
         "centres at (i + 0.5) * scale - 0.5 and edges repeated; a pixel above the threshold is "
-        "lesion",
-        "threshold": predictor.threshold,
+        + ("lesion" if len(predictor.class_names) == 1 else "of the class; classes may overlap"),
+        **_describe_thresholds(predictor.class_names, predictor.thresholds),
+        **_describe_classes(predictor.class_names),
     }
+
+
+def _describe_thresholds(labels: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
+    """`threshold`, that of the first class; of several classes, also `class_thresholds`."""
+    described: dict[str, Any] = {"threshold": thresholds[0]}
+    return described | ({"class_thresholds": [*thresholds]} if len(labels) > 1 else {})
+
+
+def _describe_classes(labels: Sequence[str]) -> dict[str, Any]:
+    """The names of several classes, in the order of the output's channels."""
+    if len(labels) == 1:
+        return {}
+    return {"class_names": [*labels], "id2label": {str(i): name for i, name in enumerate(labels)}}
 
 
 def load_exported(file: Path) -> InferenceFunction:
@@ -301,7 +316,8 @@ def verify_export(
     for images in _synthetic_batches(predictor.frame_size):
         expected, found = model(torch.from_numpy(images)).numpy(), exported(images)
         max_difference = max(max_difference, float(np.abs(expected - found).max()))
-        differing += int(((expected > predictor.threshold) != (found > predictor.threshold)).sum())
+        masks = [above_thresholds(maps, predictor.thresholds) for maps in (expected, found)]
+        differing += int((masks[0] != masks[1]).sum())
         total += expected.size
         shapes_tested.append(list(images.shape))
     if not max_difference <= tolerance or differing > MASK_TOLERANCE * total:

@@ -54,10 +54,10 @@ def mean_map(maps: Iterable[Tensor]) -> Tensor:
 
 
 def std_map(maps: Tensor) -> Tensor:
-    """The uncertainty map: the standard deviation over members, float32 [H, W] in [0, 0.5].
+    """The uncertainty maps: the standard deviation over members, float32 [..., H, W] in [0, 0.5].
 
     Args:
-        maps: the members' probabilities, float32 [members, H, W].
+        maps: the members' probabilities, float32 [members, ..., H, W].
     """
     return maps.std(0, correction=0)
 

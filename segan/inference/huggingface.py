@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -23,21 +23,32 @@ from segan.errors import CorruptedError
 from segan.inference.weights import build_from_weights, to_float32
 from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import Frame, StoredFile
+from segan.utils.labels import LESION, ClassNames
 from segan.utils.models import FrozenModel
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "segan"
+Thresholds = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
 SECTIONS = {"network", "augment", "evaluation"}  # of a run's configuration, for its segmentor
 EXPECTED = "the configuration of a segan model"
 
 
 class HubMember(FrozenModel):
-    """A member in config.json; `config` has the SECTIONS of its run's configuration."""
+    """A member in config.json; `config` has the SECTIONS of its run's configuration.
+
+    `class_thresholds` has those of several classes.
+    """
 
     checkpoint: str
     sha256: str
     threshold: float = Field(gt=0, lt=1)
+    class_thresholds: Thresholds = ()
     config: dict[str, dict[str, Any]]
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Each class's threshold."""
+        return self.class_thresholds or (self.threshold,)
 
     def parse_config(self) -> Config:
         return parse_config(self.config)
@@ -47,14 +58,36 @@ class HubModel(FrozenModel):
     """The content of config.json that is read; it has more for other programs.
 
     Attributes:
+        class_names, class_thresholds: of several classes; empty for the lesion alone. `threshold`
+            is then that of the first.
         weights: checksum and size of WEIGHTS_FILE.
     """
 
     model_type: Literal["segan"]
     threshold: float = Field(gt=0, lt=1)
+    class_names: ClassNames = ()
+    class_thresholds: Thresholds = ()
     frame: Frame
     members: tuple[HubMember, ...] = Field(min_length=1)
     weights: StoredFile
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> HubModel:
+        count = len(self.labels)
+        for thresholds in (self.thresholds, *(member.thresholds for member in self.members)):
+            if len(thresholds) != count:
+                raise ValueError(f"{len(thresholds)} thresholds for {count} classes")
+        return self
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Each class's threshold."""
+        return self.class_thresholds or (self.threshold,)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.class_names or (LESION,)
 
 
 def is_hub_model(uri: str) -> bool:

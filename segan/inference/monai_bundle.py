@@ -10,7 +10,7 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root .
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import PIL
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segan.utils.labels import LESION
 
 NETWORK_FILE = "models/model.pt2"
 MONAI_VERSION = "1.5.0"  # that the configuration was written for
@@ -71,13 +73,21 @@ def make_configs(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """
     configs = {
         "configs/metadata.json": _make_metadata(metadata),
-        "configs/inference.json": _make_inference(metadata["threshold"]),
+        "configs/inference.json": _make_inference(
+            metadata.get("class_thresholds", metadata["threshold"])
+        ),
     }
     return {name: json.dumps(content, indent=2).encode() for name, content in configs.items()}
 
 
-def _make_inference(threshold: float) -> dict[str, Any]:
-    """Plain expressions, since MONAI's evaluator cannot hold an exported program."""
+def _make_inference(threshold: float | Sequence[float]) -> dict[str, Any]:
+    """Plain expressions, since MONAI's evaluator cannot hold an exported program.
+
+    Args:
+        threshold: of the lesion, or of each of several classes.
+    """
+    is_single = isinstance(threshold, float | int)
+    above = "@threshold" if is_single else "torch.tensor(@threshold)[:, None, None]"
     return {
         "imports": [
             "$import glob",
@@ -114,7 +124,7 @@ def _make_inference(threshold: float) -> dict[str, Any]:
                 {
                     "_target_": "Lambdad",
                     "keys": "pred",
-                    "func": "$lambda x: (x > @threshold).to(torch.float32)",
+                    "func": f"$lambda x: (x > {above}).to(torch.float32)",
                 },
                 {**_TRANSPOSE, "keys": "pred"},
                 {
@@ -146,6 +156,7 @@ def _make_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "channel_def": dict(channels),
         }
 
+    channels = metadata.get("id2label", {"0": LESION})
     return {
         "version": metadata["segan"],
         "monai_version": MONAI_VERSION,
@@ -160,6 +171,6 @@ def _make_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "segan": dict(metadata),
         "network_data_format": {
             "inputs": {"image": describe("image", {"0": "red", "1": "green", "2": "blue"})},
-            "outputs": {"pred": describe("probabilities", {"0": "lesion"})},
+            "outputs": {"pred": describe("probabilities", channels)},
         },
     }

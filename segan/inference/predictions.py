@@ -1,7 +1,8 @@
 """The table of predictions of an output folder, which makes `segan predict` resumable.
 
     <out>/predictions.json    the model of all masks: weights, threshold and test-time augmentation
-          predictions.csv     a row for each processed or rejected image
+          predictions.csv     a row for each processed or rejected image; of a model with several
+                              classes, a row for each class of it
 
 The table is replaced as a whole, every SAVE_INTERVAL_S seconds and at the end. After a crash,
 images processed since the last save are processed again.
@@ -39,6 +40,7 @@ class PredictionRow:
         area, area_fraction, num_components, confidence, disagreement, flags: see
             `segan.inference.region_stats.RegionStats`.
         error: why the image could not be read; "" if it could.
+        class_name: of a model with several classes; else "", and the table has no such column.
     """
 
     id: str
@@ -54,6 +56,11 @@ class PredictionRow:
     disagreement: float | None = None
     flags: str = ""
     error: str = ""
+    class_name: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by column; without `class_name` if it is empty."""
+        return {k: v for k, v in asdict(self).items() if k != "class_name" or v}
 
 
 class PredictionTable:
@@ -68,13 +75,14 @@ class PredictionTable:
     """
 
     def __init__(self, task: MaskWriter, predictor: Predictor, overwrite: bool = False):
-        self.task, self._model = task, _describe(predictor)
-        self._rows: dict[str, PredictionRow] = {}
+        self.task, self._model = task, _describe(predictor, task)
+        self._rows: dict[str, list[PredictionRow]] = {}  # of each image, by its id
         self._last_save, self._save_interval = time.monotonic(), SAVE_INTERVAL_S
         model_uri = storage.join(task.out, MODEL_FILE)
         if storage.exists(model_uri) and not overwrite:
             _require_same_model(task.out, self._model, storage.read_json(model_uri))
-            self._rows = {row.id: row for row in read_predictions(task.out)}
+            for row in read_predictions(task.out):
+                self._rows.setdefault(row.id, []).append(row)
             return
         if storage.exists(storage.join(task.out, TABLE_FILE)):
             storage.delete_file(
@@ -87,31 +95,37 @@ class PredictionTable:
         sizes = {file.name: file.size for file in storage.list_files(self.task.out)}
 
         def is_complete(image: str) -> bool:
-            row = self._rows.get(image_id(image))
-            if row is None or row.image != image or row.error or sizes.get(row.mask) != row.bytes:
+            rows = self._rows.get(image_id(image), [])
+            if [row.mask for row in rows] != self.task.mask_files(image):
+                return False
+            if any(row.image != image or sizes.get(row.mask) != row.bytes for row in rows):
                 return False
             return all(sizes.get(name) for name in self.task.file_names(image))
 
         return [image for image in images if not is_complete(image)]
 
     def add(self, row: dict[str, Any]) -> None:
-        self._rows[row["id"]] = PredictionRow(**row)
+        """Adds a row of `MaskWriter`."""
+        self._rows[row["id"]] = [PredictionRow(**one) for one in row.get("classes", [row])]
         if time.monotonic() - self._last_save > self._save_interval:
             self.save()
 
     def get_rows(self, images: Sequence[str]) -> list[PredictionRow]:
         """The rows of these images, sorted by id; images not processed yet have none."""
         ids = sorted(image_id(image) for image in images)
-        return [self._rows[id_] for id_ in ids if id_ in self._rows]
+        return [row for id_ in ids for row in self._rows.get(id_, [])]
 
     def save(self) -> None:
         """Writes the table, sorted by id."""
         began = time.monotonic()
         self.task.fence()
         sink = io.StringIO()
-        table = csv.DictWriter(sink, [field.name for field in fields(PredictionRow)])
+        columns = [field.name for field in fields(PredictionRow)]
+        if len(self.task.classes) == 1:
+            columns.remove("class_name")
+        table = csv.DictWriter(sink, columns)
         table.writeheader()
-        table.writerows(_to_cells(self._rows[id_]) for id_ in sorted(self._rows))
+        table.writerows(_to_cells(row) for id_ in sorted(self._rows) for row in self._rows[id_])
         storage.write_bytes(storage.join(self.task.out, TABLE_FILE), sink.getvalue().encode())
         self._last_save = time.monotonic()
         self._save_interval = max(SAVE_INTERVAL_S, (self._last_save - began) / MAX_SAVE_FRACTION)
@@ -144,7 +158,7 @@ def _to_cells(row: PredictionRow) -> dict[str, Any]:
     """The row with text that no spreadsheet computes and no terminal obeys."""
     return {
         key: to_cell(escape_controls(value)) if isinstance(value, str) else value
-        for key, value in asdict(row).items()
+        for key, value in row.to_dict().items()
     }
 
 
@@ -152,11 +166,21 @@ def _from_cell(value: Any) -> Any:
     return from_cell(value) if isinstance(value, str) else value
 
 
-def _describe(predictor: Predictor) -> dict[str, Any]:
+def _describe(predictor: Predictor, task: MaskWriter) -> dict[str, Any]:
+    """The content of MODEL_FILE."""
+    one = len(predictor.class_names) == 1
+    thresholds: dict[str, Any] = (
+        {"threshold": predictor.threshold}
+        if one
+        else {
+            "thresholds": dict(zip(predictor.class_names, predictor.thresholds, strict=True)),
+            "label_image": task.label_image,
+        }
+    )
     return {
         "model": predictor.name,
         "weights": [member.sha256 for member in predictor.members],
-        "threshold": predictor.threshold,
+        **thresholds,
         "tta": [member.config.evaluation.tta for member in predictor.members],
     }
 
@@ -166,9 +190,9 @@ def _require_same_model(out: str, expected: dict[str, Any], found: Any) -> None:
         raise StorageError(
             f"{storage.join(out, MODEL_FILE)}: expected a file written by `segan predict`"
         )
-    keys = ("weights", "threshold", "tta")  # not `model`: a model may move
+    keys = expected.keys() - {"model"}  # a model may move
     require_same(
-        {key: expected[key] for key in keys},
+        {key: value for key, value in expected.items() if key in keys},
         {key: found.get(key) for key in keys},
         f"{out}: contains masks of {found.get('model')}",
         "use --overwrite or another OUT",

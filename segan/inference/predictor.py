@@ -15,10 +15,11 @@ from torch import Tensor
 
 from segan import storage
 from segan.config import Config
-from segan.errors import UsageError
+from segan.errors import CorruptedError, UsageError
 from segan.inference.frames import mean_map, segment_frames
 from segan.inference.huggingface import is_hub_model, read_hub_model, read_hub_segmentor
 from segan.inference.images import ImageSource, to_image
+from segan.inference.thresholds import above_thresholds
 from segan.inference.upload import resize_to_frame
 from segan.inference.weights import read_segmentor
 from segan.networks.segmentor import Segmentor
@@ -26,6 +27,8 @@ from segan.runs.checkpoint import SEGMENTOR_FILE, Checkpoint
 from segan.runs.ensemble import is_ensemble, read_ensemble
 from segan.runs.run import find_checkpoint
 from segan.runs.shipped import locate_model
+from segan.utils.labels import LESION, find_class
+from segan.utils.text import shorten
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,26 @@ class Prediction:
     """A model's output for one image, at the image's size.
 
     Attributes:
-        probability: float32 [H, W] in [0, 1].
-        mask: bool [H, W]; true where the probability is above the threshold.
+        probability: float32 [H, W] in [0, 1]; of a model with several classes [classes, H, W].
+        mask: bool of the same shape; true where the probability is above the class's threshold.
+            Masks of several classes may overlap.
+        class_names: in the order of the maps.
     """
 
     probability: np.ndarray
     mask: np.ndarray
+    class_names: tuple[str, ...] = (LESION,)
+
+    def __getitem__(self, name: str) -> Prediction:
+        """The prediction of one class, [H, W]; raises UsageError if there is no such class."""
+        number = find_class(self.class_names, name)
+        if len(self.class_names) == 1:
+            return self
+        return Prediction(self.probability[number], self.mask[number], (name,))
+
+    def by_class(self) -> dict[str, Prediction]:
+        """The prediction of each class, [H, W] each, by its name."""
+        return {name: self[name] for name in self.class_names}
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Member:
     Attributes:
         read: returns the segmentor in evaluation mode, from memory or from storage.
         config: of its run; `evaluation` selects how frames are segmented.
-        threshold: for its own maps, in (0, 1).
+        thresholds: for its own maps, of each class, in (0, 1).
         name: the URI of its checkpoint.
         sha256: of its weights in storage; "" if they exist only in memory.
         device: that it runs on; None for the GPU if there is one, else the CPU.
@@ -56,7 +73,7 @@ class Member:
 
     read: Callable[[], Segmentor]
     config: Config
-    threshold: float
+    thresholds: tuple[float, ...]
     name: str
     sha256: str = ""
     device: torch.device | None = None
@@ -82,7 +99,7 @@ class Member:
         if tta is not None:
             config = config.with_overrides({"evaluation.tta": tta})
         sha256 = checkpoint.entry(SEGMENTOR_FILE)["sha256"]
-        return cls(read, config, checkpoint.threshold, checkpoint.uri, sha256)
+        return cls(read, config, checkpoint.thresholds, checkpoint.uri, sha256)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Maps [B, classes, H, W] of frames, uint8 [B, H, W, 3]; on its device."""
@@ -100,16 +117,33 @@ class Predictor:
     """
 
     def __init__(
-        self, members: Sequence[Member], frame_size: tuple[int, int], threshold: float, name: str
+        self,
+        members: Sequence[Member],
+        frame_size: tuple[int, int],
+        thresholds: float | Sequence[float],
+        name: str,
+        labels: tuple[str, ...] = (LESION,),
     ):
         """
         Args:
             frame_size: (width, height) of a frame in pixels.
-            threshold: in (0, 1); a probability above it is lesion.
+            thresholds: of each class, or one for all; in [0, 1]; a probability above it is lesion.
             name: of the model: what to load it by.
+            labels: the names of the classes.
         """
         self.members, self.frame_size = members, frame_size
-        self.threshold, self.name = threshold, name
+        self.thresholds, self.name = _per_class(thresholds, len(labels)), name
+        self.class_names = labels
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the only class; raises UsageError if there are several."""
+        if len(self.class_names) > 1:
+            raise UsageError(
+                f"{self.name}: has a threshold for each of {', '.join(self.class_names)}; use "
+                "thresholds"
+            )
+        return self.thresholds[0]
 
     @classmethod
     def load(
@@ -126,7 +160,7 @@ class Predictor:
             model: the name of a model that ships with segan, such as `isic2017`, or the URI of an
                 ensemble, a checkpoint, a run, of which the best checkpoint is used, or a folder of
                 the Hugging Face Hub that `segan export` wrote.
-            threshold: None for the best threshold on validation.
+            threshold: of all classes; None for the best threshold of each on validation.
             low_memory: read each member's weights per call instead of keeping all in memory; slow.
             tta: overrides the runs' `evaluation.tta`.
             device: to run on, such as "cpu" or "cuda:1"; None for the GPU if there is one.
@@ -142,12 +176,17 @@ class Predictor:
             return cls._load_hub_model(name, uri, threshold, low_memory, tta, chosen)
         if is_ensemble(uri):
             ensemble = read_ensemble(uri)
-            checkpoints, best = ensemble.checkpoints(uri), ensemble.threshold
+            checkpoints, best, labels = (
+                ensemble.checkpoints(uri),
+                ensemble.thresholds,
+                ensemble.labels,
+            )
         else:
             checkpoint = find_checkpoint(uri)
-            checkpoints, best, name = [checkpoint], checkpoint.threshold, checkpoint.uri
-            uri = name
+            checkpoints, best, labels = [checkpoint], checkpoint.thresholds, checkpoint.labels
+            uri = name = checkpoint.uri
         members = [Member.from_checkpoint(found, not low_memory, tta) for found in checkpoints]
+        _check_classes(name, members, labels)
         return cls(
             [
                 replace(member, name=member.name.replace(uri, name, 1), device=chosen)
@@ -156,6 +195,7 @@ class Predictor:
             checkpoints[0].frame_size,
             best if threshold is None else threshold,
             name,
+            labels,
         )
 
     @classmethod
@@ -182,10 +222,12 @@ class Predictor:
                 config = config.with_overrides({"evaluation.tta": tta})
             sha256 = entry.sha256 or f"{model.weights.sha256}/{number}"
             members.append(
-                Member(read, config, entry.threshold, f"{name}/{number}", sha256, device)
+                Member(read, config, entry.thresholds, f"{name}/{number}", sha256, device)
             )
-        best = model.threshold if threshold is None else threshold
-        return cls(members, (model.frame["width"], model.frame["height"]), best, name)
+        _check_classes(name, members, model.labels)
+        best = model.thresholds if threshold is None else threshold
+        frame_size = model.frame["width"], model.frame["height"]
+        return cls(members, frame_size, best, name, model.labels)
 
     @overload
     def predict(self, images: list[ImageSource] | tuple[ImageSource, ...]) -> list[Prediction]: ...
@@ -237,28 +279,34 @@ class Predictor:
             frames: uint8 [B, H, W, 3].
 
         Returns:
-            float32 [B, members, H, W] in [0, 1], for the first class, on the CPU.
+            float32 [B, members, classes, H, W] in [0, 1], on the CPU.
         """
-        return torch.stack([member(frames)[:, 0] for member in self.members], dim=1).cpu()
+        return torch.stack([member(frames) for member in self.members], dim=1).cpu()
 
     def postprocess(
-        self, maps: Tensor, size: tuple[int, int], threshold: float | None = None
+        self,
+        maps: Tensor,
+        size: tuple[int, int],
+        thresholds: float | Sequence[float] | None = None,
     ) -> Prediction:
         """The prediction for an image from its members' maps.
 
         Args:
-            maps: float32 [members, H, W], one item of `predict_proba`.
+            maps: float32 [members, classes, H, W], one item of `predict_proba`.
             size: (width, height) of the image in pixels.
-            threshold: None for the model's.
+            thresholds: of each class, or one for all; None for the model's.
         """
-        probability = resize_map(mean_map(maps), size)
-        above = self.threshold if threshold is None else threshold
-        return Prediction(probability, probability > above)
+        probability = resize_maps(mean_map(maps), size)
+        chosen = self.thresholds if thresholds is None else thresholds
+        mask = above_thresholds(probability, _per_class(chosen, len(self.class_names)))
+        if len(self.class_names) == 1:
+            return Prediction(probability[0], mask[0], self.class_names)
+        return Prediction(probability, mask, self.class_names)
 
     def postprocess_members(self, maps: Tensor, size: tuple[int, int]) -> Iterator[Prediction]:
         """Each member's prediction at its own threshold, from the members' maps."""
         for member, member_map in zip(self.members, maps, strict=True):
-            yield self.postprocess(member_map[None], size, member.threshold)
+            yield self.postprocess(member_map[None], size, member.thresholds)
 
 
 def _find_device(device: str | torch.device | None) -> torch.device | None:
@@ -274,8 +322,26 @@ def _find_device(device: str | torch.device | None) -> torch.device | None:
     return found
 
 
-def resize_map(values: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A map of a frame, float32 [h, w], resized bilinearly to an image's (width, height)."""
+def _check_classes(name: str, members: Sequence[Member], labels: Sequence[str]) -> None:
+    """Raises CorruptedError unless every member's network has a map for each class."""
+    for member in members:
+        if member.config.network.classes != len(labels):
+            raise CorruptedError(
+                f"{name}: {len(labels)} classes ({shorten(', '.join(labels), 200)}), but the "
+                f"network of {member.name} has {member.config.network.classes}"
+            )
+
+
+def _per_class(thresholds: float | Sequence[float], classes: int) -> tuple[float, ...]:
+    return tuple(thresholds) if isinstance(thresholds, Sequence) else (thresholds,) * classes
+
+
+def resize_maps(values: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Maps of a frame, float32 [C, h, w], resized bilinearly to an image's (width, height)."""
     width, height = size
-    full = F.interpolate(values[None, None], (height, width), mode="bilinear", align_corners=False)
-    return full[0, 0].numpy()
+    # One by one: kernels for several channels round differently, and a class alone is the same map.
+    full = [
+        F.interpolate(one[None, None], (height, width), mode="bilinear", align_corners=False)
+        for one in values
+    ]
+    return torch.cat(full)[:, 0].numpy() if len(full) > 1 else full[0][0].numpy()

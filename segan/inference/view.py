@@ -12,9 +12,10 @@ from torch import Tensor
 from segan.inference.contour import Ring, find_contours
 from segan.inference.frames import mean_map, std_map
 from segan.inference.masks import UINT16_MAX
-from segan.inference.predictor import Predictor
+from segan.inference.predictor import Predictor, resize_maps
 from segan.inference.region_stats import disagreement
-from segan.inference.thresholds import THRESHOLDS
+from segan.inference.thresholds import THRESHOLDS, above_thresholds
+from segan.utils.labels import find_class
 
 
 class Dimensions(BaseModel):
@@ -76,20 +77,41 @@ class ViewResponse(SegmentationSummary):
 
 
 class ImageSegmentation:
-    """The segmentation of one image by all members, from which every response is made."""
+    """The segmentation of one image by all members, of all classes."""
 
     def __init__(self, predictor: Predictor, maps: Tensor, size: tuple[int, int], preview: str):
         """
         Args:
-            maps: float32 [members, H, W], one item of `Predictor.predict_proba`.
+            maps: float32 [members, classes, H, W], one item of `Predictor.predict_proba`.
             size: (width, height) of the image in pixels.
             preview: from `segan.inference.upload`; needed only for `to_view`.
         """
         self.predictor, self.maps, self.size, self.preview = predictor, maps, size, preview
 
+    def of_class(self, name: str) -> ClassSegmentation:
+        """The segmentation of one class; raises UsageError if there is no such class."""
+        return ClassSegmentation(self, find_class(self.predictor.class_names, name))
+
+
+class ClassSegmentation:
+    """The segmentation of one class of an image.
+
+    A method's `threshold` defaults to the model's of the class.
+    """
+
+    def __init__(self, image: ImageSegmentation, index: int):
+        """
+        Args:
+            index: of the class.
+        """
+        self.size, self.preview = image.size, image.preview
+        self.maps = image.maps[:, index]  # [members, H, W]
+        self.threshold = image.predictor.thresholds[index]
+        self.member_thresholds = [member.thresholds[index] for member in image.predictor.members]
+
     def mask(self, threshold: float | None = None) -> np.ndarray:
-        """The mask, bool [height, width]; `threshold` defaults to the model's."""
-        return self.predictor.postprocess(self.maps, self.size, threshold).mask
+        """The mask, bool [height, width]."""
+        return self._mask(mean_map(self.maps), self.threshold if threshold is None else threshold)
 
     def to_contour(self, threshold: float | None = None) -> ContourResponse:
         mask = self.mask(threshold)
@@ -97,10 +119,9 @@ class ImageSegmentation:
         return ContourResponse(**self._summary_fields(mask, threshold), contour=shape)
 
     def to_view(self, threshold: float | None = None) -> ViewResponse:
-        default = self.predictor.threshold
-        chosen = default if threshold is None else threshold
-        thresholds = np.unique([*THRESHOLDS, default, chosen])
-        probability = self.predictor.postprocess(self.maps, self.size).probability
+        chosen = self.threshold if threshold is None else threshold
+        thresholds = np.unique([*THRESHOLDS, self.threshold, chosen])
+        probability = resize_maps(mean_map(self.maps)[None], self.size)[0]
         return ViewResponse(
             **self._summary_fields(self.mask(threshold), threshold),
             thresholds=thresholds.tolist(),
@@ -112,18 +133,25 @@ class ImageSegmentation:
             preview=self.preview,
         )
 
+    def _mask(self, probability: Tensor, threshold: float) -> np.ndarray:
+        """The mask at the image's size of a frame's map [H, W]."""
+        mask: np.ndarray = above_thresholds(resize_maps(probability[None], self.size), [threshold])[
+            0
+        ]
+        return mask
+
     def _summary_fields(self, mask: np.ndarray, threshold: float | None) -> dict[str, Any]:
-        members = self.predictor.postprocess_members(self.maps, self.size)
-        masks = [member.mask for member in members]
+        members = list(zip(self.maps, self.member_thresholds, strict=True))
+        masks = [self._mask(probability, own) for probability, own in members]
         return {
             "width": self.size[0],
             "height": self.size[1],
-            "threshold": self.predictor.threshold if threshold is None else threshold,
+            "threshold": self.threshold if threshold is None else threshold,
             "area": int(mask.sum()),
             "area_fraction": float(mask.mean()),
             "members": [
-                {"threshold": member.threshold, "area": int(member_mask.sum())}
-                for member, member_mask in zip(self.predictor.members, masks, strict=True)
+                {"threshold": own, "area": int(member_mask.sum())}
+                for own, member_mask in zip(self.member_thresholds, masks, strict=True)
             ],
             "disagreement": disagreement(masks) if len(masks) > 1 else None,
         }

@@ -31,14 +31,16 @@ class ReportTarget:
 
     Attributes:
         members: the best checkpoint, or the members of an ensemble.
-        threshold: for the members' mean map.
+        thresholds: of each class, for the members' mean map.
+        labels: names of the classes.
         run: of the checkpoint; None for an ensemble.
     """
 
     kind: TargetKind
     uri: str
     members: tuple[Checkpoint, ...]
-    threshold: float
+    thresholds: tuple[float, ...]
+    labels: tuple[str, ...]
     run: Run | None = None
     study: Study | None = None
     ensemble: Ensemble | None = None
@@ -128,18 +130,22 @@ def find_target(uri: str) -> ReportTarget:
     if is_ensemble(uri):
         ensemble = read_ensemble(uri)
         members = tuple(ensemble.checkpoints(uri))
-        return ReportTarget("ensemble", uri, members, ensemble.threshold, ensemble=ensemble)
+        return ReportTarget(
+            "ensemble", uri, members, ensemble.thresholds, ensemble.labels, ensemble=ensemble
+        )
     if storage.exists(storage.join(uri, STUDY_FILE)):
         study = Study(uri)
         if (found := study.best_run()) is None:
             raise UsageError(f"{uri}: no trial has a validated checkpoint yet; try again later")
         trial_run, checkpoint = found
         members = (checkpoint,)
-        return ReportTarget("study", uri, members, checkpoint.threshold, trial_run, study)
+        return ReportTarget(
+            "study", uri, members, checkpoint.thresholds, checkpoint.labels, trial_run, study
+        )
     run = open_run(uri)
     if (best := run.best_checkpoint()) is None:
         raise UsageError(f"{uri}: no validated checkpoint yet; try again later")
-    return ReportTarget("run", uri, (best,), best.threshold, run)
+    return ReportTarget("run", uri, (best,), best.thresholds, best.labels, run)
 
 
 def build_report(

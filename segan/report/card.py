@@ -70,6 +70,7 @@ def render_card(
         rule=_RULE_DESCRIPTIONS[ensemble.rule],
         training_table=_training_table(ensemble.members),
         score_table=_score_table(ensemble, result),
+        class_table=_class_table(result) if result.classes else "",
         slice_table=_slice_table(result.slice_groups),
         min_images=MIN_IMAGES,
         commands=commands,
@@ -134,6 +135,19 @@ def _score_table(ensemble: Ensemble, result: EvaluationResult) -> str:
     ensemble_scores = [_format_interval(result.scores[name]) for name in SCORE_NAMES]
     rows.append(["ensemble", *ensemble_scores, f"{ensemble.threshold:g}"])
     return _markdown_table(["", "accuracy", "Dice", "Jaccard", "threshold"], rows)
+
+
+def _class_table(result: EvaluationResult) -> str:
+    rows = [
+        [
+            one.name,
+            str(one.num_images),
+            *map(_format_interval, (one.scores[n] for n in SCORE_NAMES)),
+            f"{one.threshold:g}",
+        ]
+        for one in result.classes
+    ]
+    return _markdown_table(["", "images", "accuracy", "Dice", "Jaccard", "threshold"], rows)
 
 
 def _slice_table(slice_groups: Sequence[SliceGroup]) -> str:

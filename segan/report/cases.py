@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult
 from segan.evaluation.slices import ImageScores
 from segan.inference.frames import mean_map
+from segan.inference.thresholds import above_thresholds
 from segan.runs.checkpoint import Checkpoint
 from segan.utils.html.images import jpeg_data_uri
+from segan.utils.labels import css_colour
 from segan.utils.outline import outline_path
 
 CASES_PER_GROUP = 6
@@ -25,12 +27,15 @@ class Case:
     """An image with the outlines of its masks.
 
     Attributes:
-        outlines: SVG paths in the frame's pixels by source: truth, model, or member 1 to 3.
+        outlines: SVG paths in the frame's pixels by source: truth, model, or member 1 to 3; of
+            several classes, truth or model and a class's number from 1.
+        colours: of the outlines of several classes, CSS by source.
     """
 
     scores: ImageScores
     image_data_uri: str
     outlines: dict[str, str]
+    colours: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,23 @@ def build_cases(
     maps: ProbabilityCache, result: EvaluationResult, members: Sequence[Checkpoint]
 ) -> list[CaseGroup]:
     """The worst, median and best cases, without empty groups."""
+    thresholds = [one.threshold for one in result.classes] or [result.threshold]
 
     def case(index: int) -> Case:
         mean = mean_map(torch.tensor(maps.get(member)[index]) for member in members).numpy()
-        masks = {"truth": maps.samples.mask[index] != 0, "model": mean > result.threshold}
-        return _make_case(maps, result, index, masks)
+        masks = {
+            "truth": maps.samples.mask[index] != 0,
+            "model": above_thresholds(mean, thresholds),
+        }
+        if not result.classes:
+            return _make_case(maps, result, index, masks)
+        by_class = {
+            f"{source} {i + 1}": mask[i : i + 1]
+            for i in range(len(thresholds))
+            for source, mask in masks.items()
+        }
+        colours = {source: css_colour(int(source.split()[1]) - 1) for source in by_class}
+        return replace(_make_case(maps, result, index, by_class), colours=colours)
 
     titles = {
         "worst": ("Worst", "lowest Jaccard first"),
@@ -99,7 +116,7 @@ def build_disagreement_cases(
 
     def case(index: int) -> Case:
         masks = {
-            f"member {number}": np.asarray(maps.get(member)[index] > member.threshold)
+            f"member {number}": above_thresholds(maps.get(member)[index], member.thresholds)
             for number, member in enumerate(members, 1)
         }
         return _make_case(maps, result, index, masks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from segan import storage
 from segan.data.records.format import read_samples
@@ -12,6 +13,7 @@ from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
 from segan.evaluation.select import NUM_MEMBERS, check_compatible, make_choice, select_members
+from segan.evaluation.sweep import Sweep
 from segan.report.card import build_commands, render_card
 from segan.report.write import CachedEvaluation, try_write_report
 from segan.runs.checkpoint import Checkpoint
@@ -67,12 +69,9 @@ def _build_ensemble(
         maps = ProbabilityCache(samples, Path(folder), log)
         selections = select_members(candidates, maps, greedy)
         members, sweep = selections[rule]
-        threshold = sweep.best_threshold()
         ensemble = Ensemble(
             members=tuple(describe_member(member) for member in members),
-            threshold=threshold,
-            scores=sweep.scores_at(threshold),
-            jaccard_curve=tuple(round(float(j), 6) for j in sweep.curve()),
+            **score_fields(sweep, manifest.labels),
             rule=rule,
             choices={name: make_choice(*selections[name]) for name in selections},
             candidates={candidate.uri: candidate.jaccard for candidate in candidates},
@@ -83,11 +82,28 @@ def _build_ensemble(
             validation_split=data.validation,
             frame={"width": manifest.width, "height": manifest.height},
             classes=manifest.classes,
+            class_names=manifest.class_names,
         )
-        result = evaluate_members(maps, data.validation, members, threshold)
+        result = evaluate_members(
+            maps, data.validation, members, ensemble.thresholds, ensemble.labels
+        )
         current_fence(out)()
         card = render_card(out, ensemble, result, build_commands(ensemble))
         write_ensemble(out, ensemble, members, card, overwrite)
         if candidates[0].config.evaluation.report:
             try_write_report(out, log, CachedEvaluation(maps, result))
     return ensemble
+
+
+def score_fields(sweep: Sweep, labels: Sequence[str]) -> dict[str, Any]:
+    """The thresholds and scores of an `Ensemble`."""
+    thresholds = sweep.best_thresholds()
+    fields = {
+        "threshold": sweep.best_threshold(),
+        "scores": sweep.scores_at(thresholds),
+        "jaccard_curve": tuple(round(float(j), 6) for j in sweep.curve()),
+    }
+    if len(labels) == 1:
+        return fields
+    by_class = dict(zip(labels, sweep.class_scores_at(thresholds), strict=True))
+    return fields | {"class_thresholds": thresholds, "class_scores": by_class}

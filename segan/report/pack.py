@@ -19,11 +19,12 @@ from segan.data.records.format import read_samples
 from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
-from segan.evaluation.score import ScoreTask, score_intervals
+from segan.evaluation.score import ScoreTask, check_classes, score_intervals
 from segan.inference.pipeline import run_image_task
 from segan.inference.predictor import Member, Predictor
 from segan.inference.weights import halve_weights, read_weights
 from segan.report.card import ArchiveScores, build_commands, render_card
+from segan.report.ensemble import score_fields
 from segan.runs.checkpoint import SEGMENTOR_FILE, CheckpointInfo, StoredFile, short_name
 from segan.runs.ensemble import (
     Choice,
@@ -101,15 +102,10 @@ def _pack(
         checkpoints = packed.checkpoints(staged)
         maps = ProbabilityCache(samples, Path(folder), log)
         sweep = maps.sweep(checkpoints)
-        threshold = sweep.best_threshold()
-        packed = packed.model_copy(
-            update={
-                "threshold": threshold,
-                "scores": sweep.scores_at(threshold),
-                "jaccard_curve": tuple(round(float(j), 6) for j in sweep.curve()),
-            }
+        packed = packed.model_copy(update=score_fields(sweep, packed.labels))
+        result = evaluate_members(
+            maps, packed.validation_split, checkpoints, packed.thresholds, packed.labels
         )
-        result = evaluate_members(maps, packed.validation_split, checkpoints, threshold)
         archive_scores = _score_archive(packed, staged, opened, log) if opened else None
         commands = [*build_commands(ensemble), _pack_command(out, half, tta)]
         card = render_card(storage.basename(out), packed, result, commands, archive_scores)
@@ -174,8 +170,11 @@ def _score_archive(
     """Scores at the images' own sizes."""
     checkpoints = ensemble.checkpoints(uri)
     members = [Member.from_checkpoint(checkpoint) for checkpoint in checkpoints]
-    predictor = Predictor(members, checkpoints[0].frame_size, ensemble.threshold, uri)
+    predictor = Predictor(
+        members, checkpoints[0].frame_size, ensemble.thresholds, uri, ensemble.labels
+    )
+    check_classes(predictor, archive)
     pairs = archive.split(ensemble.validation_split)
     log(f"scoring {len(pairs)} images of {ensemble.validation_split} at their own size")
-    rows = list(run_image_task(predictor, pairs, ScoreTask()))
+    rows = list(run_image_task(predictor, pairs, ScoreTask(archive.classes)))
     return ArchiveScores(len(rows), score_intervals(rows))

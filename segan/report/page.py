@@ -15,6 +15,7 @@ from segan.report.cases import Case, CaseGroup
 from segan.report.training_charts import MetricRows, search_context, training_charts
 from segan.utils.html import render
 from segan.utils.html.charts import Chart, histogram_chart, line_chart
+from segan.utils.labels import css_colour
 
 JACCARD_BINS = 20
 
@@ -44,6 +45,8 @@ def render_page(
         disagreement_cases=disagreement_cases,
         training_charts=training_charts(report.splits.get(report.train_split, 0), metrics),
         threshold_chart=threshold_chart(result),
+        class_chart=class_chart(result),
+        class_colours=[css_colour(i) for i in range(len(result.classes))],
         jaccard_chart=histogram_chart("Histogram of the Jaccard per image", "Jaccard", counts),
         jaccard_quantiles=np.quantile(jaccards, (0.1, 0.25, 0.5, 0.75)).tolist(),
         calibration_chart=calibration_chart(result),
@@ -57,7 +60,7 @@ def render_page(
 
 
 def threshold_chart(result: EvaluationResult) -> Chart | None:
-    """Mean scores at each threshold, with the model's own threshold marked."""
+    """Mean scores at each threshold, with the model's own threshold marked if it has one."""
     curves = [
         (label, css_class, list(zip(THRESHOLDS, result.threshold_curves[name], strict=True)))
         for label, css_class, name in (
@@ -67,8 +70,24 @@ def threshold_chart(result: EvaluationResult) -> Chart | None:
         )
     ]
     label = "Jaccard, Dice and accuracy at each threshold"
-    marks = [(result.threshold, f"{result.threshold:g}")]
+    marks = [] if result.classes else [(result.threshold, f"{result.threshold:g}")]
     return line_chart(label, "threshold", curves, (0, 1), marks=marks)
+
+
+def class_chart(result: EvaluationResult) -> Chart | None:
+    """The Jaccard of each of several classes at each threshold; None for one class.
+
+    More classes than lines can be told apart by are one kind of line; a table has their numbers.
+    """
+    if not result.classes:
+        return None
+    css = "abcde" if len(result.classes) <= 5 else ""
+    curves = []
+    for i, one in enumerate(result.classes):
+        points = list(zip(THRESHOLDS, one.jaccard_curve, strict=True))
+        curves.append((one.name, css[i] if css else "quiet", points))
+    label = "Jaccard of each class at each threshold"
+    return line_chart(label, "threshold", curves, (0, 1))
 
 
 def calibration_chart(result: EvaluationResult) -> Chart | None:

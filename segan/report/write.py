@@ -67,9 +67,8 @@ def _write_report(
     with tempfile.TemporaryDirectory() as folder:
         if cached is None:
             maps = ProbabilityCache(read_samples(records, manifest, split), Path(folder), log)
-            cached = CachedEvaluation(
-                maps, evaluate_members(maps, split, target.members, target.threshold)
-            )
+            result = evaluate_members(maps, split, target.members, target.thresholds, target.labels)
+            cached = CachedEvaluation(maps, result)
         sizes = {name: manifest.num_rows(name) for name in manifest.splits}
         report = build_report(target, cached.result, sizes, records)
         page = render_page(

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict
 from segan import storage
 from segan.errors import CorruptedError, NotFoundError, UsageError
 from segan.runs.metric_values import check_metrics
+from segan.utils.labels import ClassNames, class_names
 from segan.utils.models import Count, FrameSide, FrozenModel
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class CheckpointInfo:
         progress: the trainer's counters; None where the checkpoint cannot be resumed from.
         fingerprint: of the records.
         frame: `width` and `height` in pixels of the images that were trained on.
+        class_names: of the records; empty where the classes have no names of their own.
         config: the run's configuration, as JSON values by section and key.
     """
 
@@ -69,7 +71,15 @@ class CheckpointInfo:
     progress: dict[str, Any] | None = None
     fingerprint: str = ""
     frame: Frame = field(default_factory=dict)
+    class_names: ClassNames = ()
     config: dict[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes as they are stored: without names of classes if there are none."""
+        values = {**vars(self), "class_names": [*self.class_names]}
+        return (
+            values if self.class_names else {k: v for k, v in values.items() if k != "class_names"}
+        )
 
 
 class _Manifest(FrozenModel):
@@ -110,8 +120,26 @@ class Checkpoint:
 
     @property
     def threshold(self) -> float:
-        """In (0, 1), best on validation; raises UsageError without a validation."""
+        """In (0, 1), best on validation; raises UsageError without a validation.
+
+        Of several classes it is the best common one; `thresholds` has one for each.
+        """
         return float(self._validation_metric("threshold"))
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Each class's threshold; raises UsageError without a validation."""
+        common, found = self.threshold, self.info.metrics.get("class_thresholds", {})
+        return tuple(float(found.get(label, common)) for label in self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, see `segan.utils.labels.class_names`."""
+        count = self.config.network.classes
+        try:
+            return class_names(self.info.class_names, count)
+        except ValueError as error:
+            raise CorruptedError(f"{self.uri}: {error}") from None
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -209,7 +237,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
 
 def make_manifest(files: Mapping[str, Mapping[str, Any]], info: CheckpointInfo) -> dict[str, Any]:
     """The content of manifest.json: `files` and `info`, each with its checksums."""
-    return {"files": files, "info": vars(info), "info_sha256": _info_sha256(vars(info))}
+    values = info.to_json()
+    return {"files": files, "info": values, "info_sha256": _info_sha256(values)}
 
 
 def check_size(file: str, size: int | None, checkpoint: Checkpoint) -> str:

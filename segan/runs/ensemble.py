@@ -10,9 +10,9 @@ ensemble.json holds their checksums and is written last, so an incomplete ensemb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from segan import storage
 from segan.errors import UsageError
@@ -25,6 +25,7 @@ from segan.runs.checkpoint import (
 )
 from segan.runs.run import REPORT_FILES
 from segan.storage.lease import LEASE_FILE
+from segan.utils.labels import MAX_CLASSES, ClassNames, class_names
 from segan.utils.models import FrozenModel
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -74,6 +75,10 @@ class Ensemble(FrozenModel):
         records, fingerprint: URI and fingerprint of the records.
         splits: number of images in each split.
         frame: `width` and `height` in pixels.
+        class_names: of the records; empty where the classes have no names of their own.
+        class_thresholds: of several classes, each one's; `threshold` is then the best common one,
+            and `scores` are means over the classes, each at its own.
+        class_scores: of several classes, the scores of each by its name.
     """
 
     members: tuple[EnsembleMember, ...] = Field(min_length=1)
@@ -89,7 +94,27 @@ class Ensemble(FrozenModel):
     train_split: str
     validation_split: str
     frame: Frame
-    classes: int
+    classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    class_names: ClassNames = ()
+    class_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    class_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Each class's threshold."""
+        return self.class_thresholds or (self.threshold,) * self.classes
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, see `segan.utils.labels.class_names`."""
+        return class_names(self.class_names, self.classes)
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Ensemble:
+        class_names(self.class_names, self.classes)
+        if self.class_thresholds and len(self.class_thresholds) != self.classes:
+            raise ValueError(f"{len(self.class_thresholds)} thresholds for {self.classes} classes")
+        return self
 
     def checkpoints(self, uri: str) -> list[Checkpoint]:
         """The members' checkpoints inside the ensemble at `uri`."""

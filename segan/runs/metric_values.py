@@ -10,6 +10,7 @@ from segan.utils.models import Count
 
 Number = Annotated[float, Field(strict=True)]  # an integer too, but neither "0.5" nor true
 Score = Annotated[float, Field(strict=True, ge=0, le=1)]
+Threshold = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
 class MetricValues(BaseModel):
@@ -25,7 +26,11 @@ class MetricValues(BaseModel):
     accuracy: Score = 0.0
     dice: Score = 0.0
     jaccard: Score = 0.0
-    threshold: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
+    threshold: Threshold = 0.5
+    class_thresholds: dict[str, Threshold] = {}
+    class_accuracy: dict[str, Score] = {}
+    class_dice: dict[str, Score] = {}
+    class_jaccard: dict[str, Score] = {}
     jaccard_at_config_threshold: Score = 0.0
     jaccard_curve: list[Score] = []
     stage_seconds: dict[str, Annotated[float, Field(strict=True, ge=0)]] = {}

@@ -256,7 +256,7 @@ def _merge_manifests(checkpoint: Checkpoint, folder: str, files: Sequence[str]) 
         content = found if isinstance(found, dict) else {}
         files_found = content.get("files")
         is_part = (
-            content.get("info") == vars(checkpoint.info)
+            content.get("info") == checkpoint.info.to_json()
             and isinstance(files_found, dict)
             and files_found.items() <= checkpoint.files.items()
         )

@@ -120,6 +120,7 @@ class CheckpointManager:
             progress=state.to_dict(),
             fingerprint=self.manifest.fingerprint,
             frame={"width": self.manifest.width, "height": self.manifest.height},
+            class_names=self.manifest.class_names,
             config=self.config.model_dump(mode="json"),
         )
         update = self.metrics_log.take()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,7 @@ from segan.runs.run import Run
 from segan.utils.outline import outline_mask
 
 NUM_FRAMES = 4
+MAX_IMAGES = 20  # of several classes, each of which has an image of its own
 MAX_SIDE = 320  # pixels; with NUM_FRAMES and QUALITY it bounds a validation's bytes
 QUALITY = 85
 TRUTH_COLOR, MODEL_COLOR = (0, 200, 83), (255, 109, 0)  # green and orange
@@ -39,7 +42,8 @@ class ImageLog:
             frames: the validation frames of this rank.
         """
         self.run, self.frames = run, frames
-        count = min(NUM_FRAMES, len(frames.ids))
+        most = max(1, min(NUM_FRAMES, MAX_IMAGES // frames.mask.shape[1]))
+        count = min(most, len(frames.ids))
         self.rows = [round(i * len(frames.ids) / count) for i in range(count)]
         self._maps: dict[int, np.ndarray] = {}
 
@@ -49,12 +53,13 @@ class ImageLog:
             if start <= row < start + len(probability):
                 self._maps[row] = probability[row - start].cpu().numpy()
 
-    def write(self, samples: int, threshold: float) -> None:
+    def write(self, samples: int, thresholds: Sequence[float], labels: Sequence[str]) -> None:
         """Writes the kept frames to storage.
 
         Args:
             samples: images seen at this validation, TensorBoard's step.
-            threshold: of the model's mask.
+            thresholds: of each class's mask.
+            labels: names of the classes, in the tags of the images if there are several.
         """
         # Imported by the one process that writes, not by every other rank.
         from tensorboard.compat.proto.event_pb2 import Event
@@ -63,21 +68,13 @@ class ImageLog:
 
         values = []
         for row, maps in sorted(self._maps.items()):
-            image = draw_outlines(
-                self.frames.image[row],
-                np.asarray((self.frames.mask[row] != 0).any(0)),
-                np.asarray((maps > threshold).any(0)),
-            )
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
-            height, width, channels = image.shape
-            content = Summary.Image(
-                height=height,
-                width=width,
-                colorspace=channels,
-                encoded_image_string=buffer.getvalue(),
-            )
-            values.append(Summary.Value(tag=f"validation/{self.frames.ids[row]}", image=content))
+            for label, threshold, truth, probability in zip(
+                labels[:MAX_IMAGES], thresholds, self.frames.mask[row], maps, strict=False
+            ):
+                image = draw_outlines(self.frames.image[row], truth != 0, probability > threshold)
+                tag = f"validation/{self.frames.ids[row]}"
+                tag = f"{tag}/{label}" if len(labels) > 1 else tag
+                values.append(Summary.Value(tag=tag, image=_to_summary(image)))
         self._maps.clear()
         sink, now = io.BytesIO(), time.time()
         writer = RecordWriter(sink)
@@ -88,6 +85,21 @@ class ImageLog:
         uri = storage.join(self.run.uri, "tensorboard", "images", name)
         self.run.fence()
         storage.write_bytes(uri, sink.getvalue())
+
+
+def _to_summary(image: np.ndarray) -> Any:
+    """An image, uint8 [H, W, 3], as a Summary.Image with a JPEG."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
+    height, width, channels = image.shape
+    return Summary.Image(
+        height=height,
+        width=width,
+        colorspace=channels,
+        encoded_image_string=buffer.getvalue(),
+    )
 
 
 def draw_outlines(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

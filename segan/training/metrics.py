@@ -54,8 +54,10 @@ class EpochMetrics(LossValues):
         data_wait_fraction: part of the epoch that this rank waited for data.
         run_data_wait_fraction: the same, of all epochs since this process started.
         jaccard_at_config_threshold: at `evaluation.threshold`; the other scores are at
-            `threshold`, the best one.
+            `threshold`, the best one; of several classes they are means over the classes, each at
+            its own best threshold.
         jaccard_curve: at each threshold of `segan.evaluation.sweep.THRESHOLDS`.
+        class_thresholds, class_accuracy, class_dice, class_jaccard: by class, if there are several.
         saturated_fraction, wrong_saturated_fraction: of all validation pixels, and of the wrong
             ones at `threshold`; see `segan.evaluation.saturation`.
         stage_seconds: of each `segan.training.timer.Stage` on this rank since the previous epoch's
@@ -80,6 +82,10 @@ class EpochMetrics(LossValues):
     threshold: float | None = None
     jaccard_at_config_threshold: float | None = None
     jaccard_curve: list[float] | None = None
+    class_thresholds: dict[str, float] | None = None
+    class_accuracy: dict[str, float] | None = None
+    class_dice: dict[str, float] | None = None
+    class_jaccard: dict[str, float] | None = None
     saturated_fraction: float | None = None
     wrong_saturated_fraction: float | None = None
     stage_seconds: dict[str, float] | None = None

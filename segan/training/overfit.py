@@ -68,7 +68,8 @@ def write_overfit_records(config: Config, out: str, count: int) -> Config:
         split: [write_shard(out, shard_prefix(split, 0, 1), records, height, width, classes)]
         for split in splits
     }
-    write_manifest(out, make_manifest((height, width, classes), shards, [], source), [])
+    geometry, names = (height, width, classes), manifest.class_names
+    write_manifest(out, make_manifest(geometry, shards, [], source, names), [])
     return config.with_overrides({"data.records": storage.normalise(out)})
 
 

@@ -170,7 +170,8 @@ def _check_records(config: Config, manifest: Manifest) -> None:
         )
     if config.network.classes != manifest.classes:
         raise UsageError(
-            f"network.classes {config.network.classes}: the records' masks have {manifest.classes}"
+            f"network.classes {config.network.classes}: the records' masks have {manifest.classes} "
+            f"({', '.join(manifest.labels)}); use network.classes={manifest.classes}"
         )
     for split in (config.data.train, config.data.validation):
         if manifest.num_rows(split) == 0:

@@ -368,10 +368,11 @@ class Trainer:
         segmentor = self.model.eval_segmentor
         sync_batch_norm_stats(segmentor)
         sweep = validate(segmentor, self.validation, self.config, self.device, self.image_log)
-        threshold = sweep.best_threshold()
+        threshold, labels = sweep.best_threshold(), self.spec.sampler.manifest.labels
         if self.image_log:
-            self.image_log.write(self.samples, threshold)
-        scores = sweep.scores_at(threshold)
+            self.image_log.write(self.samples, sweep.best_thresholds(), labels)
+        by_class = sweep.class_metrics(labels) if len(labels) > 1 else {}
+        scores = sweep.scores_at(sweep.best_thresholds())
         saturation = sweep.saturation_at(threshold)
         at_config_threshold = sweep.scores_at(self.config.evaluation.threshold)
         self.state.jaccard = scores["jaccard"]
@@ -385,6 +386,7 @@ class Trainer:
             "threshold": threshold,
             "jaccard_at_config_threshold": at_config_threshold["jaccard"],
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
+            **by_class,
         }
 
 

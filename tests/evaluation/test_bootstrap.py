@@ -1,12 +1,21 @@
 """Bootstrap intervals by hand and by properties."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segan.evaluation import bootstrap
-from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
+from segan.evaluation.bootstrap import (
+    NUM_RESAMPLES,
+    Interval,
+    interval_of,
+    mean_interval,
+    paired_interval,
+    resample_sums,
+)
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
@@ -52,3 +61,21 @@ def test_result_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatc
 def test_different_numbers_of_images() -> None:
     with pytest.raises(AssertionError, match="against"):
         paired_interval([0.5], [0.5, 0.6])
+
+
+def test_resampled_sums_have_the_interval_of_the_mean() -> None:
+    values = np.random.default_rng(1).random(50)
+    expected = mean_interval(values)
+    samples = resample_sums(values[:, None])[:, 0] / 50
+    found = interval_of(float(values.mean()), samples)
+    assert len(samples) == NUM_RESAMPLES
+    assert found.mean == pytest.approx(expected.mean)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.005)
+
+
+def test_resampled_sums_draw_whole_images() -> None:
+    counts = np.array([[1, 10], [2, 20], [5, 50]])
+    sums = resample_sums(counts)
+    np.testing.assert_array_equal(sums[:, 1], 10 * sums[:, 0])
+    drawn = itertools.product((1, 2, 5), repeat=3)
+    assert set(sums[:, 0]) <= {float(sum(images)) for images in drawn}

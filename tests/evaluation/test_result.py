@@ -45,7 +45,7 @@ def test_single_model(tmp_path: Path) -> None:
     # second finds all and 10 of skin: 20/30 and 40/50.
     maps = ProbabilityCache(make_samples(2), tmp_path)
     one = make_checkpoint(tmp_path, "one", 0.5, make_map(0.9, 0.2), make_map(0.9, 0.9, 0.6, 0.2))
-    found = evaluate_members(maps, "validation", [one], 0.5)
+    found = evaluate_members(maps, "validation", [one], [0.5])
     first, second = found.images
     assert (first.id, second.id) == ("i0", "i1")
     assert (first.jaccard, first.dice) == (pytest.approx(1 / 2), pytest.approx(2 / 3))
@@ -74,7 +74,7 @@ def test_calibration_by_hand(tmp_path: Path) -> None:
     # distances 0.05, 0.25 and 0.05 with the weights 10, 20 and 50.
     maps = ProbabilityCache(make_samples(1), tmp_path)
     one = make_checkpoint(tmp_path, "one", 0.5, make_map(0.95, 0.75, 0.75, 0.05))
-    found = evaluate_members(maps, "validation", [one], 0.5).calibration
+    found = evaluate_members(maps, "validation", [one], [0.5]).calibration
     assert found.pixels == (50, 0, 0, 0, 0, 0, 0, 20, 0, 10)
     assert found.lesion_fraction == (0.0, *[None] * 6, 0.5, None, 1.0)
     assert found.probability[0] == pytest.approx(0.05)
@@ -93,7 +93,7 @@ def test_ensemble(tmp_path: Path) -> None:
         make_checkpoint(tmp_path, "b", 0.5, make_map(0.9, 0.0)),
         make_checkpoint(tmp_path, "c", 0.8, make_map(0.9, 0.9, 0.9, 0.9, 0.0)),
     ]
-    found = evaluate_members(maps, "validation", members, 0.5)
+    found = evaluate_members(maps, "validation", members, [0.5])
     assert found.images[0].disagreement == pytest.approx(0.75)
     assert found.scores["jaccard"].mean == 1
     alone = [one.scores["jaccard"].mean for one in found.members]
@@ -112,5 +112,5 @@ def test_unknown_angle(tmp_path: Path) -> None:
     grey = make_samples(1)
     grey.image[:] = 0
     one = make_checkpoint(tmp_path, "one", 0.5, make_map(0.9))
-    found = evaluate_members(ProbabilityCache(grey, tmp_path), "validation", [one], 0.5)
+    found = evaluate_members(ProbabilityCache(grey, tmp_path), "validation", [one], [0.5])
     assert found.images[0].ita is None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segan.evaluation.metrics import SCORE_NAMES, confusion
+from segan.evaluation.metrics import SCORE_NAMES, Confusion, confusion
 from segan.evaluation.sweep import Sweep
 from segan.inference.thresholds import THRESHOLDS
 
@@ -51,7 +51,10 @@ def test_equals_scoring_each_threshold_separately(seed: int, images: int, classe
     sweep = make_sweep(probability, truth)
     for i, threshold in enumerate(THRESHOLDS):
         above = (probability > np.float32(threshold)).numpy()
-        scores = confusion(above, truth.numpy() > 0).scores()
+        counts = confusion(above, truth.numpy() > 0)
+        scores = counts.scores()
+        if classes > 1:  # the pixels of all images together
+            scores = Confusion(*counts.stack().sum(1)).scores()
         assert list(scores) == list(SCORE_NAMES)
         for name in SCORE_NAMES:
             assert sweep.curve(name)[i] == pytest.approx(scores[name].mean(), abs=1e-12), threshold
@@ -145,6 +148,32 @@ def test_classes_have_equal_weight() -> None:
     truth = torch.tensor([[1, 0], [1, 0]]).reshape(1, 2, 1, 2)
     # At 0.5 the first class scores 1, and the second, with a false positive, 1/2.
     assert make_sweep(probability, truth).scores_at(0.5)["jaccard"] == pytest.approx(0.75)
+
+
+def test_several_classes_have_their_own_best_thresholds() -> None:
+    # Two images of 4 pixels. The first class is separated between 0.2 and 0.4, the second between
+    # 0.7 and 0.9; the second image lacks the second class.
+    probability = torch.tensor([[[0.4, 0.4, 0.2, 0.1], [0.9, 0.9, 0.7, 0.1]],
+                                [[0.4, 0.2, 0.2, 0.2], [0.7, 0.1, 0.1, 0.1]]])  # fmt: skip
+    truth = torch.tensor([[[1, 1, 0, 0], [1, 1, 0, 0]], [[1, 0, 0, 0], [0, 0, 0, 0]]])
+    sweep = make_sweep(probability.reshape(2, 2, 1, 4), truth.reshape(2, 2, 1, 4))
+    first, second = sweep.best_thresholds()
+    assert 0.2 <= first < 0.4 <= 0.7 <= second < 0.9
+    assert sweep.scores_at((first, second))["jaccard"] == 1
+    # At 0.5 the first class is never found. Of the second, two pixels are found and two are wrong:
+    # 2/4, although the image that lacks it would score 0 alone and the other 2/3.
+    assert [one["jaccard"] for one in sweep.class_scores_at((0.5, 0.5))] == [0, 0.5]
+    assert sweep.scores_at(0.5)["jaccard"] == pytest.approx(0.25)
+    metrics = sweep.class_metrics(("a", "b"))
+    assert metrics["class_thresholds"] == {"a": first, "b": second}
+    assert metrics["class_jaccard"] == {"a": 1, "b": 1}
+
+
+def test_a_model_that_finds_nothing_does_not_score_by_images_without_the_class() -> None:
+    # The class is in one of ten images, and its mean over images would be 0.9.
+    truth = torch.zeros(10, 2, 1, 4)
+    truth[0] = 1
+    assert make_sweep(torch.zeros(10, 2, 1, 4), truth).scores_at(0.5)["jaccard"] == 0
 
 
 def test_image_without_a_lesion() -> None:

@@ -33,14 +33,19 @@ def small_segmentor(config: Config, seed: int = 0) -> Segmentor:
     return segmentor.eval()
 
 
-def untrained_predictor(seeds: Sequence[int] = (0,), **sections: dict[str, Any]) -> Predictor:
+def untrained_predictor(
+    seeds: Sequence[int] = (0,),
+    labels: tuple[str, ...] = ("lesion",),
+    **sections: dict[str, Any],
+) -> Predictor:
     """A model in memory, with a member for each seed and thresholds of 0.5."""
-    config = small_config(**sections)
+    config = small_config(**{"network": {"width": 2, "classes": len(labels)}, **sections})
+    thresholds = (0.5,) * len(labels)
     members = [
-        Member(functools.partial(small_segmentor, config, seed), config, 0.5, f"seed {seed}")
+        Member(functools.partial(small_segmentor, config, seed), config, thresholds, f"seed {seed}")
         for seed in seeds
     ]
-    return Predictor(members, FRAME, 0.5, "untrained")
+    return Predictor(members, FRAME, 0.5, "untrained", labels)
 
 
 def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, threshold: float) -> str:
@@ -53,8 +58,14 @@ def save_checkpoint(run: Run, config: Config, epoch: int, jaccard: float, thresh
         frame={"width": FRAME[0], "height": FRAME[1]},
         config=config.model_dump(mode="json"),
     )
-    weights = save(small_segmentor(config, epoch).state_dict())
-    return run.save_checkpoint(f"epoch_{epoch:05d}", {"segmentor.safetensors": weights}, info).uri
+    return save_weights(run, config, info)
+
+
+def save_weights(run: Run, config: Config, info: CheckpointInfo) -> str:
+    """Saves a checkpoint with weights seeded by the epoch; returns its URI."""
+    weights = save(small_segmentor(config, info.epochs).state_dict())
+    name = f"epoch_{info.epochs:05d}"
+    return run.save_checkpoint(name, {"segmentor.safetensors": weights}, info).uri
 
 
 def tiny_config(records: str = "", *overrides: str) -> Config:

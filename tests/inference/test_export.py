@@ -50,7 +50,7 @@ def make_predictor(*evaluations: dict[str, Any]) -> Predictor:
     for seed, way in enumerate(evaluations):
         config = small_config(evaluation=way)
         read = functools.cache(functools.partial(calibrated_segmentor, config, seed))
-        members.append(Member(read, config, 0.5, f"seed {seed}", f"sha of {seed}"))
+        members.append(Member(read, config, (0.5,), f"seed {seed}", f"sha of {seed}"))
     return Predictor(members, FRAME, THRESHOLD, "two")
 
 

@@ -35,7 +35,7 @@ def test_it_is_read_back_as_the_same_model(predictor: Predictor, folder: Path) -
     for options in ({}, {"low_memory": True}):
         found = Predictor.load(str(folder), **options)
         assert (found.threshold, found.frame_size) == (predictor.threshold, predictor.frame_size)
-        assert [m.threshold for m in found.members] == [0.5, 0.5]
+        assert [m.thresholds for m in found.members] == [(0.5,), (0.5,)]
         np.testing.assert_array_equal(
             found.predict(PIXELS).probability, predictor.predict(PIXELS).probability
         )

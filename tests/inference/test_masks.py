@@ -13,7 +13,7 @@ from PIL import Image
 from segan.errors import SeganError, StorageError
 from segan.inference.masks import MaskWriter, find_images, mask_name
 from segan.inference.pipeline import Row, run_image_task
-from segan.inference.predictor import Predictor, resize_map
+from segan.inference.predictor import Predictor, resize_maps
 from segan.inference.region_stats import region_stats
 from tests.inference.models import untrained_predictor
 
@@ -162,7 +162,7 @@ def test_maps_have_16_bits_at_the_images_size(tmp_path: Path) -> None:
     (row,) = write_masks(model, out, tmp_path / "a.png", maps=("probability", "uncertainty"))
     *members, whole = model.predict_members(image)
     maps = model.predict_proba(model.preprocess(image)[None])[0]
-    deviation = resize_map(torch.from_numpy(maps.numpy().std(0)), image.size)
+    deviation = resize_maps(torch.from_numpy(maps.numpy().std(0)), image.size)[0]
     for kind, expected in (("probability", whole.probability), ("uncertainty", deviation)):
         file = Image.open(out / kind / f"a_{kind}.png")
         assert (file.mode, file.size) == ("I;16", (130, 77))

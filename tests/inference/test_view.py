@@ -13,7 +13,7 @@ from PIL import Image
 from segan.inference.masks import encode_mask
 from segan.inference.predictor import Member, Predictor
 from segan.inference.upload import encode_preview
-from segan.inference.view import ImageSegmentation
+from segan.inference.view import ClassSegmentation, ImageSegmentation
 from tests.inference.models import FRAME, small_config, small_segmentor
 
 
@@ -23,7 +23,7 @@ def predictor() -> Predictor:
     config = small_config()
     segmentors = [small_segmentor(config, seed) for seed in range(3)]
     members = [
-        Member(lambda s=s: s, config, t, "member")  # type: ignore[misc]
+        Member(lambda s=s: s, config, (t,), "member")  # type: ignore[misc]
         for s, t in zip(segmentors, (0.4, 0.5, 0.6), strict=True)
     ]
     return Predictor(members, FRAME, 0.485, "three")
@@ -35,9 +35,9 @@ def image() -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (101, 143, 3), dtype=np.uint8))
 
 
-def segment_image(predictor: Predictor, image: Image.Image, picture: str = "") -> ImageSegmentation:
+def segment_image(predictor: Predictor, image: Image.Image, picture: str = "") -> ClassSegmentation:
     maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-    return ImageSegmentation(predictor, maps, image.size, picture)
+    return ImageSegmentation(predictor, maps, image.size, picture).of_class("lesion")
 
 
 def test_the_mask_is_that_of_the_predictor(predictor: Predictor, image: Image.Image) -> None:
@@ -47,7 +47,7 @@ def test_the_mask_is_that_of_the_predictor(predictor: Predictor, image: Image.Im
 def test_frames_of_a_batch_are_not_mixed_up(predictor: Predictor, image: Image.Image) -> None:
     images = [image, image.transpose(Image.Transpose.ROTATE_180), image.resize((64, 64))]
     together = predictor.predict_proba(torch.stack([predictor.preprocess(one) for one in images]))
-    assert together.shape == (3, 3, FRAME[1], FRAME[0])
+    assert together.shape == (3, 3, 1, FRAME[1], FRAME[0])
     for one, maps in zip(images, together, strict=True):
         alone = predictor.predict_proba(predictor.preprocess(one)[None])[0]
         # oneDNN rounds batches differently, by 3e-4 with these weights; frames differ by more.
@@ -80,7 +80,9 @@ def test_a_single_member_has_neither_disagreement_nor_uncertainty(
 
 
 def test_disagreement_of_empty_masks_is_0(predictor: Predictor, image: Image.Image) -> None:
-    members = [Member(m.read, m.config, 1, m.name) for m in predictor.members]  # nothing is above 1
+    members = [
+        Member(m.read, m.config, (1,), m.name) for m in predictor.members
+    ]  # nothing is above 1
     found = segment_image(Predictor(members, FRAME, 1, "none"), image).to_contour()
     assert (found.area, found.disagreement, found.contour.coordinates) == (0, 0, [])
 

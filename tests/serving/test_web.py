@@ -21,7 +21,7 @@ from PIL import Image
 
 from infra.local.processes import free_ports
 from ray_jobs.serving import api
-from ray_jobs.serving.api import MAX_BYTES, ModelInfo
+from ray_jobs.serving.api import MAX_BYTES, ClassInfo, ModelInfo
 from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest, digest
 from ray_jobs.serving.deployment import build
 from ray_jobs.serving.web import create_app
@@ -60,7 +60,13 @@ def running_app(token: str, hosts: Sequence[str] = ()) -> Iterator[str]:
     app = create_app(
         segment_image,
         run_in_thread,
-        ModelInfo(model="m", threshold=0.5, num_members=1, input_size=size),
+        ModelInfo(
+            model="m",
+            threshold=0.5,
+            classes=[ClassInfo(name="lesion", threshold=0.5)],
+            num_members=1,
+            input_size=size,
+        ),
         token,
         hosts,
     )

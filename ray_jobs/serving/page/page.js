@@ -1,5 +1,6 @@
 // One upload returns a preview and the probability maps; the threshold, the contours and the layers
-// are then drawn in the browser. Only the download of the mask calls the server again.
+// are then drawn in the browser. Only another class and the download of the mask call the server
+// again.
 
 import { contourPath } from "./contour.js";
 
@@ -16,6 +17,7 @@ const canvas = $("canvas");
 let modelInfo = null; // the answer of /v1/model
 let token = "";
 let current = null; // { file, preview, result, probability, layers, memberPaths, path, index }
+let className = ""; // the chosen one; "" if the model has one class
 let uploadCount = 0; // only the answer to the latest upload is shown
 
 const formatInteger = (number) => number.toLocaleString("en");
@@ -53,6 +55,7 @@ async function loadModel() {
   $("limits").textContent =
     `${modelInfo.formats.join(", ")}; at most ${modelInfo.max_bytes / 2 ** 20} MiB and ` +
     `${modelInfo.max_pixels / 1e6} megapixels`;
+  listClasses(modelInfo.classes);
   $("model-name").textContent = isEnsemble ? "Ensemble" : "Model";
   for (const element of [$("disagreement-row"), ...document.querySelectorAll(".ensemble-only")])
     element.hidden = !isEnsemble;
@@ -61,6 +64,29 @@ async function loadModel() {
   setStatus("");
   if (token) $("file").focus();
 }
+
+function listClasses(classes) {
+  const isSingle = classes.length < 2;
+  className = isSingle ? "" : classes[0].name;
+  $("class-field").hidden = isSingle;
+  $("class").replaceChildren(...classes.map(({ name }) => new Option(name, name)));
+  nameClass();
+}
+
+function nameClass() {
+  if (!className) return;
+  document.querySelector(".class-name").textContent = className;
+  $("area-name").textContent = `Area of ${className}`;
+  $("probability-name").textContent = `Probability of ${className}`;
+}
+
+const query = (values) => {
+  const parameters = new URLSearchParams(className ? { ...values, class: className } : values);
+  return parameters.size ? `?${parameters}` : "";
+};
+
+const modelThreshold = () =>
+  modelInfo.classes.find(({ name }) => !className || name === className).threshold;
 
 function setStatus(status, error = "") {
   $("status").textContent = status;
@@ -74,7 +100,7 @@ async function segment(file) {
     return setStatus("", `${file.name}: larger than ${modelInfo.max_bytes / 2 ** 20} MiB.`);
   setStatus(`Segmenting ${file.name} …`);
   try {
-    const result = await (await request("v1/view", imageForm(file))).json();
+    const result = await (await request(`v1/view${query({})}`, imageForm(file))).json();
     const preview = await createImageBitmap(new Blob([decodeBase64(result.preview)]));
     if (upload !== uploadCount) return;
     showResult(file, result, preview);
@@ -117,7 +143,7 @@ function showResult(file, result, preview) {
     contourPath(memberMap, width, height, result.members[i].threshold));
   $("name").textContent = `${file.name}, ${result.width} x ${result.height} pixels`;
   $("threshold").max = result.thresholds.length - 1;
-  $("reset-threshold").textContent = `Reset to the model's ${modelInfo.threshold}`;
+  $("reset-threshold").textContent = `Reset to the model's ${modelThreshold()}`;
   $("disagreement").textContent = `${formatPercent(result.disagreement)} of the pixels marked by any`;
   listMembers(result.members);
   document.body.classList.add("has-result");
@@ -155,8 +181,8 @@ function selectThreshold(index) {
   $("threshold-value").textContent = threshold;
   $("area").textContent = area;
   $("area-fraction").textContent = fraction;
-  $("reset-threshold").disabled = threshold === modelInfo.threshold;
-  canvas.ariaLabel = `${current.file.name} with the lesion's outline: ${area}, ${fraction} of the image`;
+  $("reset-threshold").disabled = threshold === modelThreshold();
+  canvas.ariaLabel = `${current.file.name} with the outline of ${className || "the lesion"}: ${area}, ${fraction} of the image`;
   draw();
 }
 
@@ -216,10 +242,11 @@ async function download() {
   const { file, result, index } = current;
   $("download").disabled = true;
   try {
-    const response = await request(`v1/segment?format=png&threshold=${result.thresholds[index]}`, imageForm(file));
+    const response = await request(
+      `v1/segment${query({ format: "png", threshold: result.thresholds[index] })}`, imageForm(file));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await response.blob());
-    link.download = `${file.name.replace(/\.[^.]*$/, "")}_segmentation.png`;
+    link.download = `${file.name.replace(/\.[^.]*$/, "")}${className && `_${className}`}_segmentation.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     setStatus(`${link.download}: downloaded.`);
@@ -238,7 +265,12 @@ $("login")?.addEventListener("submit", (event) => {
 $("file").addEventListener("change", () => $("file").files[0] && segment($("file").files[0]));
 $("threshold").addEventListener("input", () => selectThreshold($("threshold").valueAsNumber));
 $("reset-threshold").addEventListener("click", () =>
-  selectThreshold(current.result.thresholds.indexOf(modelInfo.threshold)));
+  selectThreshold(current.result.thresholds.indexOf(modelThreshold())));
+$("class").addEventListener("change", () => {
+  className = $("class").value;
+  nameClass();
+  segment(current.file).then(() => $("class").focus()); // it was hidden in the meantime
+});
 $("panel").addEventListener("change", draw);
 $("download").addEventListener("click", download);
 addEventListener("resize", draw);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated
 
 import typer
 
 from segan.cli.commands.options import (
     ArchiveArgument,
+    ClassesOption,
     Debug,
     Json,
     Local,
@@ -21,6 +23,12 @@ from segan.utils.resources import usable_cpus
 app = typer.Typer()
 
 
+class SyntheticMasks(enum.StrEnum):
+    lesion = "lesion"
+    attributes = "attributes"
+    labels = "labels"
+
+
 @app.command(epilog="segan synth s3://bucket/synthetic --train 400 --validation 60 --test 60")
 def synth(
     out: OutArgument,
@@ -31,15 +39,25 @@ def synth(
     short_side: Annotated[
         int, typer.Option(min=32, help="Approximate length of an image's short side, pixels.")
     ] = 256,
+    masks: Annotated[
+        SyntheticMasks,
+        typer.Option(
+            help="One mask of the lesion, five overlapping `attributes` as in ISIC 2018, "
+            "or `labels`: images with the number of one of three classes in each pixel."
+        ),
+    ] = SyntheticMasks.lesion,
     debug: Debug = False,
 ) -> None:
     """Generate a synthetic archive of dermoscopy-like images with masks.
 
-    Folders and files are named as in the ISIC 2017 challenge.
+    Folders and files are named as in the ISIC challenges of 2017 and 2018. Several classes are
+    described in classes.yaml.
     """
     from segan import storage
     from segan.cli.console import echo, progress_bar
+    from segan.data.archive.label_classes import CLASSES_FILE
     from segan.data.synthetic import generate_archive
+    from segan.data.synthetic_classes import KINDS
     from segan.storage.lease import hold_lease
 
     place = storage.normalise(out)
@@ -49,7 +67,12 @@ def synth(
         storage.write_bytes(storage.join(place, name), content)
 
     with hold_lease(place), progress_bar("generating", sum(counts.values())) as advance:
-        ids = generate_archive(counts, seed, write, short_side, lambda _: advance(1))
+        kind = KINDS[masks]
+        if kind.classes:
+            write(CLASSES_FILE, kind.classes)
+        ids = generate_archive(
+            counts, seed, write, short_side, lambda _: advance(1), kind.write_sample
+        )
     echo(f"{len(ids)} synthetic pairs written to {place}")
 
 
@@ -72,6 +95,7 @@ def ingest(
     ] = 0,
     fold: Annotated[int, typer.Option(min=0, help="Validation fold, counted from 0.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the fold assignment.")] = 0,
+    classes: ClassesOption = "",
     drop_duplicates: Annotated[
         bool,
         typer.Option(
@@ -107,11 +131,11 @@ def ingest(
     options = IngestOptions(
         (width, height), rows_per_shard, max_rejects, overwrite, drop_duplicates
     )
-    archive = open_archive(storage.normalise(source))
+    archive = open_archive(storage.normalise(source), classes)
     if folds:
         archive = k_fold_split(archive, folds, fold, seed)
     if not overwrite:  # fail before joining a cluster
-        check_output(place, archive.uri, options.size)
+        check_output(place, archive.uri, options.size, archive.class_names)
     if local:
         executor = local_executor(workers)
     else:
@@ -121,6 +145,6 @@ def ingest(
     with progress_bar("ingesting", len(archive.pairs)) as advance:
         manifest = write_records(archive, place, options, executor, advance)
     if as_json:
-        print_json(manifest.model_dump())
+        print_json(manifest.to_json())
     else:
         show_records(place, manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from typing import Annotated
 
@@ -55,6 +54,14 @@ def predict(
             help="Also write maps of the standard deviation over an ensemble's members.",
         ),
     ] = False,
+    label_image: Annotated[
+        bool,
+        typer.Option(
+            "--label-image",
+            help="With several classes: one image with the number of a class in each pixel, "
+            "instead of a mask for each class.",
+        ),
+    ] = False,
     threshold: Threshold = None,
     tta: Tta = None,
     overwrite: Overwrite = False,
@@ -64,6 +71,7 @@ def predict(
 ) -> None:
     """Write a mask for each image at the image's own size, named as in the challenge.
 
+    A model with several classes writes those of each class in a folder of its name.
     predictions.csv lists the area, confidence and flags of each mask. Repeating the command writes
     only the missing masks. A single image is segmented in this process, without Ray.
     """
@@ -82,12 +90,16 @@ def predict(
     predictor = Predictor.load(model, threshold, tta=tta)
     if uncertainty and len(predictor.members) == 1:
         raise UsageError(f"{predictor.name}: --uncertainty needs an ensemble, found one segmentor")
+    if label_image and len(predictor.class_names) == 1:
+        raise UsageError(f"{predictor.name}: --label-image needs several classes, found one")
     maps = {PROBABILITY: probability, UNCERTAINTY: uncertainty}
     kinds = tuple(kind for kind, is_requested in maps.items() if is_requested)
     with (
         hold_lease(place),
         PredictionTable(
-            MaskWriter(place, kinds, current_fence(place)), predictor, overwrite
+            MaskWriter(place, kinds, current_fence(place), predictor.class_names, label_image),
+            predictor,
+            overwrite,
         ) as table,
     ):
         task = table.task
@@ -111,13 +123,15 @@ def predict(
     for error in [*unusable, *(row.error for row in rejects)]:
         echo(f"not segmented: {error}")
     if as_json:
-        print_json([dataclasses.asdict(row) for row in rows])
+        print_json([row.to_dict() for row in rows])
     else:
-        flagged = sum(bool(row.flags) for row in rows)
-        written = count_noun(len(missing) - len(rejects), "mask")
+        flagged = len({row.id for row in rows if row.flags})
+        per_image = 1 if label_image else len(predictor.class_names)
+        noun = "label image" if label_image else "mask"
+        written = count_noun((len(missing) - len(rejects)) * per_image, noun)
         echo(f"{written} written to {place}; flags on {count_noun(flagged, 'image')}")
     if rejects or unusable:
-        total = len(rows) + len(unusable)
+        total = len({row.id for row in rows}) + len(unusable)
         raise SeganError(f"{len(rejects) + len(unusable)} of {total} images could not be read")
 
 

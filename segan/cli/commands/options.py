@@ -34,6 +34,24 @@ ArchiveArgument = Annotated[
     str,
     typer.Argument(metavar="ARCHIVE", help="Archive: a folder, an s3:// prefix, a zip or a CSV."),
 ]
+
+
+def complete_classes(incomplete: str) -> list[str]:
+    """The names of shipped descriptions of classes for a shell; without one it completes files."""
+    from segan.data.archive.label_classes import shipped_classes
+
+    return [name for name in shipped_classes() if name.startswith(incomplete)]
+
+
+ClassesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|NAME",
+        autocompletion=complete_classes,
+        help="YAML file of several classes and their masks, or isic2018_attributes; default: the "
+        "archive's classes.yaml, if it has one.",
+    ),
+]
 OutArgument = Annotated[str, typer.Argument(metavar=OUT, help=f"{FOLDER} for the output.")]
 OutOption = Annotated[str, typer.Option(metavar=OUT, help=f"{FOLDER} for the output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]

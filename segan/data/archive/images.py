@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -118,30 +118,69 @@ def decode_frame(
         return np.asarray(_apply_orientation(frame, orientation)), original_size
 
 
-def decode_mask(name: str, content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decodes a mask as uint8 [H, W] of 0 and 255.
-
-    Args:
-        size: of its image, after the EXIF orientation.
-
-    Raises:
-        RejectedError: it is damaged, or has another size, mode or other values.
-    """
-    with _decode_errors(name, content):
-        return np.asarray(_open_mask(name, content, size))
-
-
 def decode_mask_frame(
     name: str, content: bytes, original_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
     """Decodes a mask as uint8 [H, W] of 0 and 1 for a frame of `size`, by nearest neighbour.
 
+    Args:
+        original_size: of its image, after the EXIF orientation.
+
     Raises:
-        RejectedError: as `decode_mask` with `original_size`.
+        RejectedError: it is damaged, or has another size than `original_size`, or another mode or
+            other values.
     """
     with _decode_errors(name, content):
         mask = _open_mask(name, content, original_size).resize(size, Image.Resampling.NEAREST)
         return np.asarray(mask) & 1  # 255 & 1 is 1
+
+
+def decode_labels(
+    name: str,
+    content: bytes,
+    original_size: tuple[int, int],
+    size: tuple[int, int],
+    values: Sequence[int],
+) -> np.ndarray:
+    """Decodes a label image as masks, uint8 [values, H, W] of 0 and 1, by nearest neighbour.
+
+    The labels of a palette image are the palette's indices.
+
+    Args:
+        original_size: of its image, after the EXIF orientation.
+        size: (width, height) of the masks.
+        values: the label of each mask; 0 is the background.
+
+    Raises:
+        RejectedError: it is damaged, or has another size, mode or other values.
+    """
+    with _decode_errors(name, content):
+        image: Image.Image = _open_file(name, content)
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I;16"):
+            raise RejectedError(
+                f"{name}: expected a label image with one channel of 8 or 16 bits, found "
+                f"{image.mode}"
+            )
+        image = _to_upright_mask(name, image, original_size)
+        if image.mode == "1":
+            image = Image.fromarray(np.asarray(image).astype(np.uint8))
+        _check_labels(name, image, values)
+        if image.mode.startswith("I;16"):
+            image = image.convert("I")  # of more than 8 bits, Pillow resizes this alone
+        labels = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+        return np.stack([labels == value for value in values]).astype(np.uint8)
+
+
+def _check_labels(name: str, image: Image.Image, values: Sequence[int]) -> None:
+    is_byte = image.mode in ("L", "P")
+    counts = np.array(image.histogram()) if is_byte else np.bincount(np.asarray(image).ravel())
+    other = [value for value in np.flatnonzero(counts).tolist() if value not in (0, *values)]
+    if other:
+        raise RejectedError(
+            f"{name}: expected the label values {', '.join(map(str, sorted((0, *values))))}, found "
+            f"{int(counts[other].sum())} pixels of others ({', '.join(str(v) for v in other[:4])}"
+            f"{', ...' if len(other) > 4 else ''}); name them in the file of the classes"
+        )
 
 
 @contextmanager
@@ -247,12 +286,7 @@ def _open_mask(name: str, content: bytes, size: tuple[int, int]) -> Image.Image:
     image: Image.Image = _open_file(name, content)
     if image.mode not in ("1", "L", "P"):
         raise RejectedError(f"{name}: expected a mask with one 8-bit channel, found {image.mode}")
-    image = _apply_orientation(image, _read_orientation(image))
-    if image.size != size:
-        raise RejectedError(
-            f"{name}: expected the image's {size[0]} x {size[1]} pixels, "
-            f"found {image.size[0]} x {image.size[1]}"
-        )
+    image = _to_upright_mask(name, image, size)
     if image.mode == "P":
         colours = image.convert("RGB").getcolors(2) or [(0, None)]
         if any(colour not in _BLACK_OR_WHITE for _, colour in colours):
@@ -267,6 +301,17 @@ def _open_mask(name: str, content: bytes, size: tuple[int, int]) -> Image.Image:
             f"({', '.join(str(v) for v in other[:4])}{', ...' if len(other) > 4 else ''})"
         )
     return image
+
+
+def _to_upright_mask(name: str, mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The mask with its EXIF orientation applied; raises RejectedError if its size is another."""
+    mask = _apply_orientation(mask, _read_orientation(mask))
+    if mask.size != size:
+        raise RejectedError(
+            f"{name}: expected the image's {size[0]} x {size[1]} pixels, "
+            f"found {mask.size[0]} x {mask.size[1]}"
+        )
+    return mask
 
 
 def _read_orientation(image: Image.Image) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from segan.data.archive.label_classes import LabelClasses
 from segan.errors import SeganError
 
 
 @dataclass(frozen=True)
 class Pair:
     """URIs of an image and its mask; `mask` is None where there is no ground truth.
+
+    Where each class has a file of its own, `class_masks` has their URIs in the order of the
+    classes, "" for one that is missing and counts as empty, and `mask` is None.
 
     Pairs of one `group` (a patient, a set of duplicates) are never split between folds; a pair with
     an empty `group` is a group of its own.
@@ -21,18 +25,31 @@ class Pair:
     image: str
     mask: str | None = None
     group: str = ""
+    class_masks: tuple[str, ...] = ()
+
+    @property
+    def mask_files(self) -> tuple[str, ...]:
+        """The URIs of all its masks; "" for one that is missing and counts as empty."""
+        return self.class_masks or ((self.mask,) if self.mask else ())
 
 
 @dataclass
 class Archive:
     """The usable pairs of a listing, sorted by split and id, and the rejected files.
 
-    A row of `rejects` has `name`, `split` (empty if unknown) and `reason`.
+    A row of `rejects` has `name`, `split` (empty if unknown) and `reason`. `classes` is None where
+    an image has one mask, that of the lesion.
     """
 
     uri: str
     pairs: list[Pair] = field(default_factory=list)
     rejects: list[dict[str, str]] = field(default_factory=list)
+    classes: LabelClasses | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; empty where an image has one mask, that of the lesion."""
+        return self.classes.names if self.classes else ()
 
     @property
     def num_inputs(self) -> int:

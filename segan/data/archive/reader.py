@@ -13,12 +13,18 @@ import numpy as np
 from PIL import Image
 
 from segan import storage
-from segan.data.archive import layouts, tables, zips
-from segan.data.archive.images import decode_image, decode_mask
+from segan.data.archive import class_masks, layouts, tables, zips
+from segan.data.archive.images import decode_image
+from segan.data.archive.label_classes import (
+    CLASSES_FILE,
+    LabelClasses,
+    parse_classes,
+    read_classes,
+)
 from segan.data.archive.layouts import MASK_SUFFIX
 from segan.data.archive.pairs import Archive, Pair, check_rejects, make_reject
 from segan.data.archive.sources import FileEntry, Listing, list_folder, list_zip
-from segan.errors import NotFoundError, RejectedError, SeganError, StorageError
+from segan.errors import NotFoundError, RejectedError, SeganError, StorageError, UsageError
 
 __all__ = [
     "MASK_SUFFIX",
@@ -28,7 +34,7 @@ __all__ = [
     "open_archive",
     "read_file",
     "read_image",
-    "read_mask",
+    "read_masks",
 ]
 
 _EXPECTED = (
@@ -41,8 +47,11 @@ _Key = tuple[str, str, str]  # split, id, dataset
 _FilesByKey = dict[_Key, tuple[FileEntry, layouts.FileRole]]
 
 
-def open_archive(uri: str) -> Archive:
+def open_archive(uri: str, classes: str = "") -> Archive:
     """Lists an archive and pairs its images with its masks; opens no image.
+
+    Several label maps are described by `segan.data.archive.label_classes`: in the file `classes`,
+    or else in classes.yaml in the archive's folder, or by a table's columns `mask:NAME`.
 
     Files that match no layout (superpixels, CSV files, licences) are ignored. Every other file is
     in a pair or among the rejects, with a reason: an image without mask, a link out of the folder,
@@ -50,21 +59,36 @@ def open_archive(uri: str) -> Archive:
 
     Args:
         uri: a folder, an `s3://` prefix, a `.zip` or a `.csv`.
+        classes: a file, or the name of a description that comes with segan; "" without one.
 
     Raises:
+        UsageError: `classes`, or the archive's classes.yaml, cannot be used.
         SeganError: it contains no images, or is a damaged zip, or a table without the required
             columns.
         StorageError: it cannot be reached.
     """
     uri = storage.normalise(uri)
     storage.check_access(uri)
+    given = read_classes(classes) if classes else None
     if uri.lower().endswith(".csv") and storage.exists(uri):
-        return tables.read_table(uri)
+        return tables.read_table(uri, given)
     if zips.is_zip(uri) and storage.exists(uri):
-        return _pair_files(uri, list_zip(uri))
+        return _pair_files(uri, list_zip(uri), given)
     if not storage.is_s3(uri) and os.path.isfile(uri):
         raise SeganError(f"{uri}: no images found; {_EXPECTED}; found another kind of file")
-    return _pair_files(uri, list_folder(uri))
+    listing = list_folder(uri)
+    return _pair_files(uri, listing, given or _find_classes(listing))
+
+
+def _find_classes(listing: Listing) -> LabelClasses | None:
+    """The classes of an archive whose folder has CLASSES_FILE."""
+    found = next((entry for entry in listing.entries if entry.name == CLASSES_FILE), None)
+    if found is None:
+        return None
+    try:
+        return parse_classes(storage.read_limited(found.uri))
+    except UsageError as error:
+        raise UsageError(f"{found.uri}: {error}") from None
 
 
 def read_file(uri: str, read_member: Callable[[str, str], bytes] = zips.read_member) -> bytes:
@@ -101,13 +125,16 @@ def read_image(uri: str) -> Image.Image:
     return decode_image(storage.basename(uri), read_file(uri))
 
 
-def read_mask(uri: str, size: tuple[int, int]) -> np.ndarray:
-    """A mask as uint8 [H, W] of 0 and 255; raises as `read_file` and `decode_mask`.
+def read_masks(pair: Pair, size: tuple[int, int], classes: LabelClasses | None) -> np.ndarray:
+    """The masks of a pair, bool [classes, H, W]; raises as `read_file` and `decode_masks`.
 
     Args:
         size: expected (width, height) in pixels, those of its image.
+        classes: of its archive.
     """
-    return decode_mask(storage.basename(uri), read_file(uri), size)
+    contents = [read_file(uri) if uri else b"" for uri in pair.mask_files]
+    masks: np.ndarray = class_masks.decode_masks(pair, contents, size, size, classes) != 0
+    return masks
 
 
 def _read_at_most(uri: str, max_bytes: int) -> tuple[bytes | None, str]:
@@ -123,12 +150,16 @@ def _read_at_most(uri: str, max_bytes: int) -> tuple[bytes | None, str]:
         return file.read_at(0, file.size) if file.size <= max_bytes else None, str(file.size)
 
 
-def _pair_files(uri: str, listing: Listing) -> Archive:
+def _pair_files(uri: str, listing: Listing, classes: LabelClasses | None) -> Archive:
     archive = Archive(uri)
     images, masks, rejects = _classify_files(listing)
     if not images:
         first = next((f"{row['name']}: {row['reason']}" for row in rejects), "none")
         raise SeganError(f"{uri}: no images found; {_EXPECTED}; found {first}")
+    if classes:
+        archive = class_masks.pair_class_masks(uri, images, listing.entries, classes)
+        archive.rejects += rejects
+        return archive
     used: dict[tuple[str, str], str] = {}
     for key, (image, role) in sorted(images.items()):
         if key not in masks:

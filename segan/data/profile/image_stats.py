@@ -60,14 +60,22 @@ _RGB_TO_XYZ = np.array(
 _RGB_TO_XYZ = (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(1, keepdims=True)).astype(np.float32)
 
 
+def make_schema(classes: int) -> pa.Schema:
+    """SCHEMA; with several classes also `class_fractions`, those of the frame's pixels, 0 to 1."""
+    if classes == 1:
+        return SCHEMA
+    return SCHEMA.append(pa.field("class_fractions", pa.list_(pa.float32(), classes)))
+
+
 def compute_stats(frames: Samples, original_sizes: Sequence[tuple[int, int]]) -> pa.Table:
-    """A row of `SCHEMA` for every frame.
+    """A row of `make_schema` for every frame; with several classes, the lesion is all of them.
 
     Args:
         original_sizes: (width, height) of each original image in pixels.
     """
     rows = zip(frames.ids, frames.image, frames.mask, original_sizes, strict=True)
-    return pa.Table.from_pylist([_image_stats(*row) for row in rows], SCHEMA)
+    schema = make_schema(frames.mask.shape[1])
+    return pa.Table.from_pylist([_image_stats(*row) for row in rows], schema)
 
 
 def _image_stats(
@@ -86,6 +94,7 @@ def _image_stats(
         "skin_colour": _mean_colour(sample, skin),
         "ita": ita,
         "hash": duplicates.hash_image(image),
+        "class_fractions": mask.mean((1, 2)),
     }
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from segan.data.profile.duplicates import DuplicatePair
 from segan.data.profile.image_stats import TONE_CATEGORIES, tone_category
 from segan.data.profile.thumbnails import SampleKey
 from segan.data.records.format import Manifest
 from segan.utils.html import charts, render
+from segan.utils.labels import css_colour
 from segan.utils.models import FrozenModel
 
 EXAMPLES_PER_SPLIT = 6
@@ -41,8 +43,20 @@ class Quantiles(FrozenModel):
     maximum: float
 
 
+class ClassProfile(FrozenModel):
+    """One of several classes in a split.
+
+    Attributes:
+        num_images: that have the class.
+        fraction: of the frame that the class covers, 0 to 1, over these images.
+    """
+
+    num_images: int
+    fraction: Quantiles | None
+
+
 class SplitProfile(FrozenModel):
-    """One split.
+    """One split. With several classes, the lesion is the union of all of them.
 
     Attributes:
         lesion_fraction: of the frame, 0 to 1.
@@ -56,6 +70,7 @@ class SplitProfile(FrozenModel):
         ita_histogram: images in each of 36 bins of 5 degrees from -90 to 90.
         tone_counts: images in each category of the angle.
         num_without_ita: images whose angle is unknown.
+        classes: by name; empty for one class without a name.
     """
 
     num_images: int
@@ -71,6 +86,7 @@ class SplitProfile(FrozenModel):
     ita_histogram: tuple[int, ...]
     tone_counts: dict[str, int]
     num_without_ita: int
+    classes: dict[str, ClassProfile] = Field(default_factory=dict)
 
 
 class OriginalSize(FrozenModel):
@@ -96,6 +112,7 @@ class DataProfile(FrozenModel):
         duplicates: the nearest first.
         rejects: name, split and reason of every pair of the archive that is not in the records.
         examples: (split, id) of the images shown on the page.
+        class_names: of the manifest.
     """
 
     source: str
@@ -106,6 +123,11 @@ class DataProfile(FrozenModel):
     duplicates: tuple[DuplicatePair, ...]
     rejects: tuple[dict[str, str], ...]
     examples: tuple[ExampleGroup, ...]
+    class_names: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of profile.json; without what only several classes have if there is one."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     @property
     def num_images(self) -> int:
@@ -157,7 +179,9 @@ def build_profile(
         fingerprint=manifest.fingerprint,
         frame={"width": manifest.width, "height": manifest.height},
         splits={
-            split: _profile_split(stats.filter(pc.equal(stats["split"], split)))
+            split: _profile_split(
+                stats.filter(pc.equal(stats["split"], split)), manifest.class_names
+            )
             for split in manifest.splits
         },
         sizes=tuple(
@@ -170,6 +194,7 @@ def build_profile(
             ExampleGroup(title=title, keys=tuple(keys))
             for title, keys in choose_examples(stats).items()
         ),
+        class_names=manifest.class_names,
     )
 
 
@@ -196,6 +221,7 @@ def render_profile(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) ->
         max_rejects=MAX_SHOWN_REJECTS,
         max_sizes=MAX_SHOWN_SIZES,
         tone_categories=TONE_CATEGORIES,
+        class_colours=[css_colour(i) for i in range(len(profile.class_names))],
         lesion_charts=_histograms(
             {name: split for name, split in profile.splits.items() if split.lesion_fraction},
             "lesion_histogram",
@@ -214,7 +240,18 @@ def render_profile(profile: DataProfile, thumbnails: Mapping[SampleKey, str]) ->
     )
 
 
-def _profile_split(stats: pa.Table) -> SplitProfile:
+def _profile_classes(stats: pa.Table, names: Sequence[str]) -> dict[str, ClassProfile]:
+    column = "class_fractions" if "class_fractions" in stats.column_names else "lesion_fraction"
+    fractions = np.array(stats[column].to_pylist(), np.float64).reshape(-1, len(names) or 1)
+    return {
+        name: ClassProfile(
+            num_images=int((values > 0).sum()), fraction=_quantiles(values[values > 0])
+        )
+        for name, values in zip(names, fractions.T, strict=False)
+    }
+
+
+def _profile_split(stats: pa.Table, names: Sequence[str]) -> SplitProfile:
     lesion = stats["lesion_fraction"].to_numpy()
     ita = stats["ita"].to_numpy()
     ita = ita[~np.isnan(ita)]
@@ -234,6 +271,7 @@ def _profile_split(stats: pa.Table) -> SplitProfile:
         ita_histogram=tuple(np.histogram(ita, _ITA_BINS)[0].tolist()),
         tone_counts={name: tone_counts[name] for name, _ in TONE_CATEGORIES},
         num_without_ita=len(stats) - len(ita),
+        classes=_profile_classes(stats, names),
     )
 
 

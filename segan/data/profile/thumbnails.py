@@ -18,23 +18,24 @@ from segan.data.records.format import (
 )
 from segan.errors import StorageError
 from segan.utils.html.images import jpeg_data_uri
+from segan.utils.labels import class_colour
 from segan.utils.outline import outline_mask
 
 SampleKey = tuple[str, str]  # split and id; two splits may have the same id
 
-OUTLINE_COLOUR = (0, 229, 255)  # sRGB; not a colour of skin, hair or lesions
 _QUALITY = 80
 
 
 def thumbnail_data_uri(image: np.ndarray, mask: np.ndarray) -> str:
-    """A frame with the outline of its mask as a JPEG data URI: about 10 kB for 180 x 135 pixels.
+    """A frame with the outlines of its masks as a JPEG data URI: about 10 kB for 180 x 135 pixels.
 
     Args:
         image: uint8 [H, W, 3].
         mask: uint8 [classes, H, W] of 0 and 1.
     """
     outlined = image.copy()
-    outlined[outline_mask(np.asarray(mask.any(0)))] = OUTLINE_COLOUR
+    for index, one in enumerate(mask != 0):
+        outlined[outline_mask(one)] = class_colour(index)
     # Without chroma subsampling, which would blur the outline.
     return jpeg_data_uri(outlined, quality=_QUALITY, subsampling=0)
 

@@ -16,21 +16,17 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from segan import storage
-from segan.data.records.shard_file import (
-    MAX_CLASSES,
-    make_schema,
-    parse_shard,
-    pixel_array,
-)
+from segan.data.records.shard_file import make_schema, parse_shard, pixel_array
 from segan.errors import CorruptedError, StorageError, UsageError
+from segan.utils.labels import MAX_CLASSES, ClassNames, class_names
 from segan.utils.models import Count, FrameSide, FrozenModel
 
 MANIFEST = "manifest.json"
@@ -48,7 +44,8 @@ class Record:
         image: uint8 [H, W, 3].
         mask: uint8 [classes, H, W] of 0 and 1.
         original_size: (width, height) of the original image in pixels.
-        source_digests: SHA-256 of the image file and of the mask file, as hex.
+        source_digests: SHA-256 of the image file and of the mask file, as hex; of several masks,
+            that of `segan.data.records.shards.mask_digest`.
     """
 
     id: str
@@ -88,7 +85,8 @@ class Manifest(FrozenModel):
         num_inputs: pairs in the archive: rows and rejects together.
         num_rejects: pairs that are not in the records; reasons are in rejects.parquet.
         source: URI of the archive.
-        fingerprint: digest of all ids and pixels.
+        fingerprint: digest of all ids and pixels, and of the names of the classes.
+        class_names: in the order of the label maps; empty where they have no names of their own.
     """
 
     height: FrameSide
@@ -99,6 +97,21 @@ class Manifest(FrozenModel):
     num_rejects: Count
     source: str
     fingerprint: str
+    class_names: ClassNames = ()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Manifest:
+        class_names(self.class_names, self.classes)
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json; without the names of classes if there are none."""
+        return self.model_dump(exclude_defaults=True)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each label map, see `segan.utils.labels.class_names`."""
+        return class_names(self.class_names, self.classes)
 
     @property
     def all_shards(self) -> list[Shard]:
@@ -216,11 +229,13 @@ def read_shard(uri: str, shard: Shard) -> pa.Table:
     return table
 
 
-def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> list[Record]:
+def read_existing_shard(
+    uri: str, file: ShardFile, height: int, width: int, classes: int
+) -> list[Record]:
     """The records of a shard of an earlier ingest.
 
     Returns an empty list if the file is missing, fails the checksum in its name, or has another
-    frame size or decoder version.
+    frame size, number of classes or decoder version.
     """
     try:
         content = storage.read_bytes(storage.join(uri, file.name))
@@ -232,9 +247,9 @@ def read_existing_shard(uri: str, file: ShardFile, height: int, width: int) -> l
         table = parse_shard(file.name, content)
     except CorruptedError:
         return []
-    if not table.schema.equals(record_schema(height, width, 1), check_metadata=True):
+    if not table.schema.equals(record_schema(height, width, classes), check_metadata=True):
         return []
-    return to_records(table, height, width, 1)
+    return to_records(table, height, width, classes)
 
 
 def to_records(table: pa.Table, height: int, width: int, classes: int) -> list[Record]:
@@ -258,6 +273,7 @@ def make_manifest(
     splits: Mapping[str, Sequence[Shard]],
     rejects: Sequence[dict[str, str]],
     source: str,
+    names: tuple[str, ...] = (),
 ) -> Manifest:
     """Builds the manifest of these shards.
 
@@ -265,9 +281,10 @@ def make_manifest(
         geometry: height, width, classes.
         rejects: rows of name, split, reason.
         source: URI of the archive.
+        names: of the classes, if they have names.
     """
     height, width, classes = geometry
-    parts = [f"{height}x{width}x{classes}".encode()]
+    parts = ["x".join([f"{height}x{width}x{classes}", *names]).encode()]
     parts += [f"{s} {shard.content_digest}".encode() for s in sorted(splits) for shard in splits[s]]
     return Manifest(
         height=height,
@@ -279,6 +296,7 @@ def make_manifest(
         num_rejects=len(rejects),
         source=source,
         fingerprint=_digest(parts),
+        class_names=names,
     )
 
 
@@ -286,7 +304,7 @@ def write_manifest(uri: str, manifest: Manifest, rejects: Sequence[dict[str, str
     """Writes the table of rejects, then the manifest, which completes the records."""
     columns = pa.schema([(key, pa.string()) for key in ("name", "split", "reason")])
     write_table(uri, REJECTS, pa.Table.from_pylist(list(rejects), columns))
-    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump())
+    storage.write_json(storage.join(uri, MANIFEST), manifest.to_json())
 
 
 def write_table(uri: str, name: str, table: pa.Table) -> None:

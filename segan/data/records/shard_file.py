@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segan.errors import CorruptedError
+from segan.utils.labels import MAX_CLASSES
 
 DECODER_VERSION = "2"  # changes when decoding the same file gives other pixels
-MAX_CLASSES = 255
 
 
 def make_schema(image_bytes: int, mask_bytes: int) -> pa.Schema:

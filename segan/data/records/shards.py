@@ -7,7 +7,8 @@ the existing shard. So an interrupted ingest resumes, and only new or changed fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,7 +17,9 @@ import pyarrow as pa
 
 from segan import storage
 from segan.data.archive import zips
-from segan.data.archive.images import decode_frame, decode_mask_frame
+from segan.data.archive.class_masks import decode_masks
+from segan.data.archive.images import decode_frame
+from segan.data.archive.label_classes import LabelClasses
 from segan.data.archive.reader import Pair, read_file
 from segan.data.profile import image_stats
 from segan.data.records.format import (
@@ -30,8 +33,14 @@ from segan.data.records.format import (
 )
 from segan.errors import RejectedError
 
-STATS_SCHEMA = image_stats.SCHEMA.append(pa.field("split", pa.string()))
 PREFETCH_PAIRS = 4  # pairs whose files are read while another pair is decoded
+
+_Content = tuple[bytes, list[bytes]]  # of an image's file and of its masks'
+
+
+def stats_schema(classes: int) -> pa.Schema:
+    """The schema of the image statistics of records."""
+    return image_stats.make_schema(classes).append(pa.field("split", pa.string()))
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class ShardTask:
         size: (width, height) of the frames in pixels.
         existing_shards: shards that may contain some of the pairs, the most likely first.
         excluded: reason by id of the pairs to reject without reading them.
+        classes: of the archive; None where an image has one mask, that of the lesion.
     """
 
     out: str
@@ -53,6 +63,11 @@ class ShardTask:
     pairs: tuple[Pair, ...]
     existing_shards: tuple[ShardFile, ...] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    classes: LabelClasses | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes) if self.classes else 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class ShardResult:
     Attributes:
         shard: None if every pair was rejected.
         rejects: rows of name, split, reason.
-        stats: a row of STATS_SCHEMA for each record.
+        stats: a row of `stats_schema` for each record.
         num_decoded: pairs that were not copied from existing shards.
     """
 
@@ -82,29 +97,39 @@ def write_task(task: ShardTask) -> ShardResult:
         try:
             if isinstance(content, RejectedError):
                 raise content
-            sources = (storage.sha256(content[0]), storage.sha256(content[1]))
+            sources = (storage.sha256(content[0]), mask_digest(content[1], task.classes))
             record = cache.get(pair.id, sources)
             if record is None:
-                record = _decode(pair, content, sources, task.size)
+                record = _decode(pair, content, sources, task.size, task.classes)
                 num_decoded += 1
             records.append(record)
         except RejectedError as error:
             rejects.append({"name": pair.image, "split": task.split, "reason": str(error)})
-    shard, stats = _write_records(task, records), _compute_stats(task.split, records)
+    shard, stats = _write_records(task, records), _compute_stats(task, records)
     return ShardResult(task, shard, rejects, stats, num_decoded)
 
 
-def read_record(pair: Pair, size: tuple[int, int]) -> Record:
-    """Reads, checks and resizes one pair: the image bilinear with antialiasing, the mask nearest.
+def read_record(pair: Pair, size: tuple[int, int], classes: LabelClasses | None = None) -> Record:
+    """Reads, checks and resizes one pair: the image bilinear with antialiasing, the masks nearest.
 
     Args:
         size: (width, height) of the frame in pixels; 180 x 135 in the paper.
+        classes: of its archive.
 
     Raises:
         RejectedError: the reason names the file, what was expected and what was found.
     """
     content = _read_pair(pair, read_file)
-    return _decode(pair, content, (storage.sha256(content[0]), storage.sha256(content[1])), size)
+    sources = (storage.sha256(content[0]), mask_digest(content[1], classes))
+    return _decode(pair, content, sources, size, classes)
+
+
+def mask_digest(masks: Sequence[bytes], classes: LabelClasses | None) -> str:
+    """The checksum of a pair's mask files; for label images also that of their values."""
+    digests = [storage.sha256(content) for content in masks]
+    if classes is None:
+        return digests[0]
+    return storage.sha256(json.dumps([digests, classes.values]).encode())
 
 
 class _ShardCache:
@@ -119,7 +144,9 @@ class _ShardCache:
         width, height = self._task.size
         while sources not in self._known and self._unread:
             file = self._unread.pop(0)
-            for record in read_existing_shard(self._task.out, file, height, width):
+            for record in read_existing_shard(
+                self._task.out, file, height, width, self._task.num_classes
+            ):
                 self._known[record.source_digests] = record
         found = self._known.get(sources)
         return found and dataclasses.replace(found, id=sample_id)  # the files may be renamed
@@ -127,10 +154,10 @@ class _ShardCache:
 
 def _prefetch(
     pairs: tuple[Pair, ...], excluded: Mapping[str, str]
-) -> Iterator[tuple[Pair, tuple[bytes, bytes] | RejectedError]]:
+) -> Iterator[tuple[Pair, _Content | RejectedError]]:
     """Yields each pair with its files' content or an error; the next pairs are read meanwhile."""
 
-    def read(pair: Pair) -> tuple[bytes, bytes] | RejectedError:
+    def read(pair: Pair) -> _Content | RejectedError:
         if pair.id in excluded:
             return RejectedError(excluded[pair.id])
         try:
@@ -139,7 +166,8 @@ def _prefetch(
             return error
 
     included = [pair for pair in pairs if pair.id not in excluded]
-    wanted = [*(pair.image for pair in included), *(pair.mask or "" for pair in included)]
+    wanted = [pair.image for pair in included]
+    wanted += [uri for pair in included for uri in pair.mask_files]
     with zips.ZipReader(wanted) as members, ThreadPoolExecutor(PREFETCH_PAIRS) as pool:
         futures = [pool.submit(read, pair) for pair in pairs[:PREFETCH_PAIRS]]
         for number, pair in enumerate(pairs):
@@ -149,18 +177,21 @@ def _prefetch(
             yield pair, content
 
 
-def _read_pair(pair: Pair, read: Callable[[str], bytes]) -> tuple[bytes, bytes]:
-    assert pair.mask is not None, "a record needs a mask"
-    return read(pair.image), read(pair.mask)
+def _read_pair(pair: Pair, read: Callable[[str], bytes]) -> _Content:
+    assert pair.mask_files, "a record needs a mask"
+    return read(pair.image), [read(uri) if uri else b"" for uri in pair.mask_files]
 
 
 def _decode(
-    pair: Pair, content: tuple[bytes, bytes], sources: tuple[str, str], size: tuple[int, int]
+    pair: Pair,
+    content: _Content,
+    sources: tuple[str, str],
+    size: tuple[int, int],
+    classes: LabelClasses | None,
 ) -> Record:
-    assert pair.mask is not None, "a record needs a mask"
     image, original = decode_frame(storage.basename(pair.image), content[0], size)
-    mask = decode_mask_frame(storage.basename(pair.mask), content[1], original, size)
-    return Record(pair.id, image, mask[None], original, sources)
+    masks = decode_masks(pair, content[1], original, size, classes)
+    return Record(pair.id, image, masks, original, sources)
 
 
 def _write_records(task: ShardTask, records: list[Record]) -> Shard | None:
@@ -168,16 +199,17 @@ def _write_records(task: ShardTask, records: list[Record]) -> Shard | None:
         return None
     width, height = task.size
     prefix = shard_prefix(task.split, task.index, task.num_shards)
-    return write_shard(task.out, prefix, records, height, width, 1)
+    return write_shard(task.out, prefix, records, height, width, task.num_classes)
 
 
-def _compute_stats(split: str, records: list[Record]) -> pa.Table:
+def _compute_stats(task: ShardTask, records: list[Record]) -> pa.Table:
+    schema = stats_schema(task.num_classes)
     if not records:
-        return STATS_SCHEMA.empty_table()
+        return schema.empty_table()
     samples = Samples(
         [record.id for record in records],
         np.stack([record.image for record in records]),
         np.stack([record.mask for record in records]),
     )
     stats = image_stats.compute_stats(samples, [record.original_size for record in records])
-    return stats.append_column(STATS_SCHEMA.field("split"), [[split] * len(records)])
+    return stats.append_column(schema.field("split"), [[task.split] * len(records)])

@@ -47,7 +47,7 @@ def keep_version(uri: str, replacement: Manifest) -> None:
     existing = read_manifest(uri)
     if existing.fingerprint != replacement.fingerprint:
         name = _earlier_manifest(uri, existing.fingerprint)
-        storage.write_json(name, existing.model_dump())
+        storage.write_json(name, existing.to_json())
 
 
 def earlier_versions(uri: str) -> list[Manifest]:

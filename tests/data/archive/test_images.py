@@ -18,10 +18,10 @@ from segan.data.archive.images import (
     count_scans,
     decode_frame,
     decode_image,
-    decode_mask,
+    decode_labels,
     decode_mask_frame,
 )
-from segan.data.archive.reader import Pair, open_archive, read_image, read_mask
+from segan.data.archive.reader import Pair, open_archive, read_file, read_image
 from segan.data.records.shards import read_record
 from segan.data.synthetic import generate_archive, generate_pair
 from segan.errors import RejectedError
@@ -227,6 +227,15 @@ def test_a_mask_may_be_all_skin_or_all_lesion(tmp_path: Path, fill: int) -> None
     np.testing.assert_array_equal(read_mask(path, (9, 7)), fill)
 
 
+def decode_mask(name: str, content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """A mask at its own size, of 0 and 255."""
+    return decode_mask_frame(name, content, size, size) * 255
+
+
+def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
+    return decode_mask(Path(path).name, read_file(path), size)
+
+
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90), np.uint8))
 
 
@@ -319,7 +328,6 @@ def test_a_jpeg_of_too_many_scans_is_rejected_before_decoding(fill: bytes) -> No
     decoders: list[Callable[[], object]] = [
         lambda: decode_image("a.jpg", content),
         lambda: decode_frame("a.jpg", content, (9, 7)),
-        lambda: decode_mask("a.jpg", content, SCENE.size),
         lambda: decode_mask_frame("a.jpg", content, SCENE.size, (9, 7)),
     ]
     for decode in decoders:
@@ -370,7 +378,7 @@ def test_however_a_file_is_damaged_it_is_decoded_or_rejected(
     for decode in (
         lambda: decode_image("a", damaged),
         lambda: decode_frame("a", damaged, (9, 7)),
-        lambda: decode_mask("a", damaged, (32, 32)),
+        lambda: decode_labels("a", damaged, (32, 32), (9, 7), [1, 2]),
         lambda: decode_mask_frame("a", damaged, (32, 32), (9, 7)),
     ):
         with contextlib.suppress(RejectedError):

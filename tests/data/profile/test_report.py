@@ -112,7 +112,7 @@ def render(
     splits = dict.fromkeys(stats["split"].to_pylist())
     profile = build_profile(make_manifest(*splits, source=source), stats, duplicates, rejects)
     thumbnails = dict.fromkeys(keys_to_show(profile), "data:image/jpeg;base64,AAAA")
-    return profile.model_dump(mode="json"), render_profile(profile, thumbnails)
+    return profile.to_json(), render_profile(profile, thumbnails)
 
 
 def test_profile_by_hand() -> None:
@@ -179,7 +179,7 @@ def test_keys_of_the_json() -> None:
         {"id": "a", "split": "train", "other_id": "e", "other_split": "validation", "distance": 7}
     ]
     assert parsed["rejects"] == REJECTS
-    assert report.DataProfile.model_validate(parsed).model_dump(mode="json") == content
+    assert report.DataProfile.model_validate(parsed).to_json() == content
 
 
 def test_examples() -> None:

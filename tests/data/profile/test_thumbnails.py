@@ -10,13 +10,10 @@ from PIL import Image
 from segan import storage
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
-from segan.data.profile.thumbnails import (
-    OUTLINE_COLOUR,
-    read_thumbnails,
-    thumbnail_data_uri,
-)
+from segan.data.profile.thumbnails import read_thumbnails, thumbnail_data_uri
 from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
+from segan.utils.labels import CLASS_COLOURS
 from segan.utils.outline import outline_mask
 
 
@@ -56,7 +53,7 @@ def test_outline_is_visible_in_the_thumbnail() -> None:
     np.testing.assert_array_equal(image, before)
     assert pixels.shape == image.shape
     rim = outline_mask(mask[0] > 0)
-    assert np.abs(pixels[rim] - OUTLINE_COLOUR).mean() < 25
+    assert np.abs(pixels[rim] - CLASS_COLOURS[0]).mean() < 25
     assert np.abs(pixels[:5] - image[:5]).max() < 25
 
 
