@@ -259,11 +259,13 @@ def show_ensemble(uri: str, ensemble: Ensemble) -> None:
     title = f"ensemble at {uri} on {ensemble.validation_split}"
     print_table(title, ["", *names, "checkpoint"], rows, left_columns=(0, 5))
     if ensemble.class_scores:
-        by_class = zip(ensemble.class_scores.items(), ensemble.thresholds, strict=True)
         print_table(
             "by class, each at its own threshold",
             ["class", *names],
-            [[label, *scores.values(), f"{t:g}"] for (label, scores), t in by_class],
+            [
+                [label, *(ensemble.class_scores[label][name] for name in names[:3]), f"{t:g}"]
+                for label, t in zip(ensemble.labels, ensemble.thresholds, strict=True)
+            ],
         )
     if len(ensemble.choices) > 1:
         choices = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_a_validation_is_one_bounded_file_that_a_repeated_one_replaces(tmp_path:
         for start in range(0, 9, 4):
             count = min(4, 9 - start)
             log.keep(start, torch.full((count, 1, 512, 512), 0.6))
-        log.write(64, 0.5)
+        log.write(64, [0.5], ["lesion"])
     (file,) = (tmp_path / "run" / "tensorboard" / "images").iterdir()
     assert file.stat().st_size < NUM_FRAMES * MAX_SIDE**2  # bytes: one a pixel
     found = read_images(run)
@@ -80,6 +81,24 @@ def test_a_validation_is_one_bounded_file_that_a_repeated_one_replaces(tmp_path:
     (event,) = found.Images("validation/ISIC_0000000")
     picture = Image.open(io.BytesIO(event.encoded_image_string))
     assert (event.step, picture.format, picture.size) == (64, "JPEG", (MAX_SIDE, MAX_SIDE))
+
+
+def test_each_of_several_classes_has_an_image_of_its_own(tmp_path: Path) -> None:
+    samples = make_samples(2)
+    samples = replace(samples, mask=samples.mask.repeat(2, axis=1))
+    log = ImageLog(Run(str(tmp_path / "run")), samples)
+    log.keep(0, torch.full((2, 2, 16, 16), 0.4))
+    log.write(8, [0.5, 0.3], ["a", "b"])
+    found = read_images(Run(str(tmp_path / "run")))
+    assert sorted(found.Tags()["images"]) == [
+        f"validation/ISIC_000000{i}/{name}" for i in range(2) for name in "ab"
+    ]
+
+
+def test_many_classes_are_of_fewer_frames(tmp_path: Path) -> None:
+    for classes, frames in ((1, 4), (7, 2), (50, 1)):
+        samples = replace(make_samples(9), mask=np.zeros((9, classes, 16, 16), np.uint8))
+        assert len(ImageLog(Run(str(tmp_path)), samples).rows) == frames
 
 
 def test_each_validation_of_a_training_has_its_frames(records: str, tmp_path: Path) -> None:
