@@ -8,7 +8,9 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from segan.data.archive.images import FORMATS, MAX_PIXELS
+from segan.inference.predictor import Predictor
 from segan.inference.view import ContourResponse, Dimensions, ViewResponse
+from segan.runs.checkpoint import short_name
 
 MAX_BYTES = 32 * 2**20
 MAX_HELD_BYTES = 64 * MAX_BYTES  # of all uploads at once
@@ -57,6 +59,20 @@ class ModelInfo(BaseModel):
     formats: tuple[str, ...] = FORMATS
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
+
+
+def describe_model(predictor: Predictor) -> ModelInfo:
+    """What `/v1/model` returns of a model."""
+    width, height = predictor.frame_size
+    pairs = zip(predictor.class_names, predictor.thresholds, strict=True)
+    classes = [ClassInfo(name=name, threshold=threshold) for name, threshold in pairs]
+    return ModelInfo(
+        model=short_name(predictor.name),
+        threshold=classes[0].threshold if len(classes) == 1 else None,
+        classes=classes,
+        num_members=len(predictor.members),
+        input_size=Dimensions(width=width, height=height),
+    )
 
 
 _BINARY = {"type": "string", "format": "binary"}

@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Histogram
 from torch import Tensor
 
 from ray_jobs.cluster.ray_internals import SERVE_REPLICA
-from ray_jobs.serving.api import ClassInfo, ModelInfo
+from ray_jobs.serving.api import describe_model
 from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest
 from ray_jobs.serving.budget import MemoryBudget
 from ray_jobs.serving.web import create_app
@@ -24,8 +24,7 @@ from segan.data.archive.images import read_image_size
 from segan.errors import RejectedError, UsageError
 from segan.inference.predictor import Predictor
 from segan.inference.upload import decode_upload
-from segan.inference.view import Dimensions, ImageSegmentation
-from segan.runs.checkpoint import short_name
+from segan.inference.view import ImageSegmentation
 from segan.utils.resources import memory_limit_and_free, usable_cpus
 from segan.utils.sandbox import LimitExceededError, Sandbox
 
@@ -83,20 +82,10 @@ class SegmentorDeployment:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        width, height = self.predictor.frame_size
-        pairs = zip(self.predictor.class_names, self.predictor.thresholds, strict=True)
-        classes = [ClassInfo(name=name, threshold=threshold) for name, threshold in pairs]
-        model_info = ModelInfo(
-            model=short_name(self.predictor.name),
-            threshold=classes[0].threshold if len(classes) == 1 else None,
-            classes=classes,
-            num_members=len(self.predictor.members),
-            input_size=Dimensions(width=width, height=height),
-        )
         return create_app(
             self.segment_image,
             self.run_in_thread,
-            model_info,
+            describe_model(self.predictor),
             self.token_digest,
             self.allowed_hosts,
         )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from infra.local.processes import free_ports
 from ray_jobs.serving import api
-from ray_jobs.serving.api import MAX_BYTES, ClassInfo, ModelInfo
+from ray_jobs.serving.api import MAX_BYTES, describe_model
 from ray_jobs.serving.auth import TOKEN_VARIABLE, configured_token_digest, digest
 from ray_jobs.serving.deployment import build
 from ray_jobs.serving.web import create_app
@@ -29,24 +29,14 @@ from segan.cli.commands.serve import LOOPBACK_HOSTS
 from segan.cli.main import main
 from segan.data.archive.images import decode_image
 from segan.errors import UsageError
+from segan.inference.predictor import Predictor
 from segan.inference.upload import encode_preview
-from segan.inference.view import Dimensions, ImageSegmentation
+from segan.inference.view import ImageSegmentation
 from segan.runs.run import Run
-from tests.inference.models import FRAME, save_checkpoint, small_config, untrained_predictor
+from tests.inference.models import save_checkpoint, small_config, untrained_predictor
 
 SECRET = "a token long enough"
 predictor = untrained_predictor()
-
-
-@contextlib.asynccontextmanager
-async def segment_image(
-    name: str, content: bytes, with_preview: bool
-) -> AsyncIterator[ImageSegmentation]:
-    image = decode_image(name, content)
-    maps = predictor.predict_proba(predictor.preprocess(image)[None])[0]
-    yield ImageSegmentation(
-        predictor, maps, image.size, encode_preview(image) if with_preview else ""
-    )
 
 
 async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -54,22 +44,21 @@ async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def running_app(token: str, hosts: Sequence[str] = ()) -> Iterator[str]:
+def running_app(
+    token: str, hosts: Sequence[str] = (), model: Predictor = predictor
+) -> Iterator[str]:
     """Serves the application on a free port; yields its address."""
-    size = Dimensions(width=FRAME[0], height=FRAME[1])
-    app = create_app(
-        segment_image,
-        run_in_thread,
-        ModelInfo(
-            model="m",
-            threshold=0.5,
-            classes=[ClassInfo(name="lesion", threshold=0.5)],
-            num_members=1,
-            input_size=size,
-        ),
-        token,
-        hosts,
-    )
+
+    @contextlib.asynccontextmanager
+    async def segment_image(
+        name: str, content: bytes, with_preview: bool
+    ) -> AsyncIterator[ImageSegmentation]:
+        image = decode_image(name, content)
+        maps = model.predict_proba(model.preprocess(image)[None])[0]
+        preview = encode_preview(image) if with_preview else ""
+        yield ImageSegmentation(model, maps, image.size, preview)
+
+    app = create_app(segment_image, run_in_thread, describe_model(model), token, hosts)
     (port,) = free_ports(1)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -93,26 +82,6 @@ def address() -> Iterator[str]:
 def guarded_address() -> Iterator[str]:
     with running_app(digest(SECRET)) as found:
         yield found
-
-
-@pytest.fixture
-def session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False  # no proxy from the environment
-    return session
-
-
-@pytest.fixture(scope="module")
-def image() -> Image.Image:
-    rng = np.random.default_rng(0)
-    return Image.fromarray(rng.integers(0, 256, (75, 131, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def content(image: Image.Image) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()
 
 
 def decode_mask(answer: requests.Response) -> np.ndarray:
