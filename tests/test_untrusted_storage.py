@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from segan import storage
 from segan.cli.main import main
+from segan.data.archive.label_classes import CLASSES_FILE, read_classes
 from segan.data.records.format import (
     REJECTS,
     Record,
@@ -53,6 +54,7 @@ from segan.training.tensor_file import load_tensors
 from tests.browser.server import write_test_ensemble
 from tests.inference.models import (
     save_checkpoint,
+    save_weights,
     small_config,
     untrained_predictor,
 )
@@ -153,6 +155,16 @@ READERS = {
     "metrics of a study": Reader("study/trials/trial_000/metrics.jsonl", read_study),
     "records": Reader("records/manifest.json", read_records),
     "earlier records": Reader(f"records/{EARLIER_MANIFESTS}/earlier.json", read_earlier_records),
+    "records of classes": Reader(
+        "classes/records/manifest.json", lambda p: read_manifest(f"{p}/classes/records")
+    ),
+    "checkpoint of classes": Reader(
+        f"classes/{CHECKPOINT}/manifest.json", lambda p: Predictor.load(f"{p}/classes/{CHECKPOINT}")
+    ),
+    "classes of an archive": Reader(CLASSES_FILE, lambda p: read_classes(f"{p}/{CLASSES_FILE}")),
+    "classes with files": Reader(
+        f"classes/{CLASSES_FILE}", lambda p: read_classes(f"{p}/classes/{CLASSES_FILE}")
+    ),
     "rows of records": Reader("records/train-*.parquet", read_rows),
     "rejects": Reader(f"records/{REJECTS}", lambda p: read_rejects(f"{p}/records")),
     "weights": Reader(f"{CHECKPOINT}/{SEGMENTOR_FILE}", read_weights, header=True),
@@ -191,6 +203,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     manifest = make_manifest((5, 7, 1), {"train": [shard]}, [reject], "an archive")
     write_manifest(f"{root}/records", manifest, [reject])
     storage.write_json(f"{root}/records/{EARLIER_MANIFESTS}/earlier.json", manifest.model_dump())
+    names, classes = ("a", "b"), small_config(network={"width": 2, "classes": 2})
+    geometry = (5, 7, 2)
+    write_manifest(f"{root}/classes/records", make_manifest(geometry, {}, [], "", names), [])
+    info = dataclasses.replace(
+        checkpoint.info, class_names=names, config=classes.model_dump(mode="json")
+    )
+    save_weights(Run(f"{root}/classes/run"), classes, info)
+    values = {"mask": "{id}.png", "classes": {"a": 1, "b": 2}}
+    storage.write_json(f"{root}/{CLASSES_FILE}", values)
+    files = {"classes": {"a": "{id}_a.png", "b": "{id}_b.png"}, "missing": "empty"}
+    storage.write_json(f"{root}/classes/{CLASSES_FILE}", files)
     download(str(root))
     predict_again(str(root))
     storage.write_bytes(f"{root}/masks/predictions.csv", PREDICTION.encode())

@@ -35,6 +35,7 @@ from segan.utils.text import shorten
 CLASSES_FILE = "classes.yaml"  # in an archive's folder, where it is found without an option
 SHIPPED_FOLDER = Path(__file__).with_name("classes")
 MAX_VALUE = 2**16 - 1  # of a label image of 16 bits
+MAX_SHOWN = 100  # characters of a value in a message
 _ID = "{id}"
 _KEYS = ("classes", "mask", "missing")
 _MISSING = ("reject", "empty")
@@ -94,7 +95,12 @@ def read_classes(source: str) -> LabelClasses:
 def parse_classes(content: bytes) -> LabelClasses:
     """The classes that the content of a YAML file describes; raises UsageError if it is wrong."""
     try:
-        tree = parse_yaml(content.decode("utf-8-sig"))
+        text = content.decode("utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise UsageError("expected YAML without aliases, which can expand without end")
+        tree = parse_yaml(text)
+    except UsageError:
+        raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"not YAML ({shorten(' '.join(str(error).split()), 200)})") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("classes"), dict):
@@ -102,9 +108,9 @@ def parse_classes(content: bytes) -> LabelClasses:
             'expected "classes:" with a name and a file pattern or a label value for each class'
         )
     if unknown := [key for key in tree if key not in _KEYS]:
-        raise UsageError(f"unknown key {unknown[0]!r}; expected {', '.join(_KEYS)}")
+        raise UsageError(f"unknown key {_show(unknown[0])}; expected {', '.join(_KEYS)}")
     if (missing := tree.get("missing", _MISSING[0])) not in _MISSING:
-        raise UsageError(f"missing: expected {' or '.join(_MISSING)}, found {missing!r}")
+        raise UsageError(f"missing: expected {' or '.join(_MISSING)}, found {_show(missing)}")
     names, found = check_names(list(tree["classes"])), list(tree["classes"].values())
     if all(isinstance(value, str) for value in found):
         if "mask" in tree:
@@ -133,15 +139,15 @@ def _check_pattern(name: str, pattern: Any) -> str:
     if not isinstance(pattern, str) or pattern.count(_ID) != 1:
         raise UsageError(
             f'{name}: expected a file pattern with {_ID} once, such as "{_ID}_{name}.png", found '
-            f"{shorten(repr(pattern), 100)}"
+            f"{_show(pattern)}"
         )
     steps = pattern.split("/")
     if re.search(r"[{}]", pattern.replace(_ID, "")) or not {"", ".", ".."}.isdisjoint(steps):
         raise UsageError(
-            f"{name}: expected the end of a path, with no braces but {_ID}, found {pattern!r}"
+            f"{name}: expected the end of a path, with no braces but {_ID}, found {_show(pattern)}"
         )
     if _ID not in steps[-1]:
-        raise UsageError(f"{name}: expected {_ID} in the file's name, found {pattern!r}")
+        raise UsageError(f"{name}: expected {_ID} in the file's name, found {_show(pattern)}")
     return pattern
 
 
@@ -151,12 +157,16 @@ def _check_values(names: Sequence[str], values: Sequence[Any]) -> tuple[int, ...
         if type(value) is not int:  # true is an int too
             raise UsageError(
                 f"class {name}: expected a label value, or a file pattern for every class, found "
-                f"{shorten(repr(value), 100)}"
+                f"{_show(value)}"
             )
         if not 1 <= value <= MAX_VALUE:
             reason = "0 is the background" if value == 0 else f"expected 1 to {MAX_VALUE}"
-            raise UsageError(f"class {name}: label value {value}: {reason}")
+            raise UsageError(f"class {name}: label value {_show(value)}: {reason}")
         if value in used:
             raise UsageError(f"class {name}: has the label value {value} of {used[value]}")
         used[value] = name
     return tuple(values)
+
+
+def _show(value: Any) -> str:
+    return shorten(repr(value), MAX_SHOWN)

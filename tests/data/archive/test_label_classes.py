@@ -68,6 +68,9 @@ def test_the_attributes_of_isic_2018_come_with_the_package() -> None:
         ('classes: {a: "{id}.png"}\nmask: "{id}.png"', "mask: is the pattern of label images"),
         ('classes: {a: "{id}.png"}\nmissing: zero', "missing: expected reject or empty"),
         ("classes: {a: 1}\nmissing: empty", "missing: belongs to classes with mask files"),
+        ("x: &x [1]\nclasses: {a: *x}", "expected YAML without aliases"),
+        (f"classes: {{a: {'9' * 900}}}", "class a: label value 999"),
+        (f"classes: {{a: 1}}\n{'b' * 900}: 1", "unknown key 'bbb"),
         ("classes: {a: 1}\nmask: labels.png", "mask: expected a file pattern with {id} once"),
     ],
 )
@@ -78,6 +81,7 @@ def test_each_mistake_is_one_line(content: str, message: str, tmp_path: Path) ->
     assert str(caught.value).startswith(f"classes {tmp_path}/classes.yaml: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
