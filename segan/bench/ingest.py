@@ -18,6 +18,7 @@ from segan.data.archive.images import decode_frame, decode_mask_frame
 from segan.data.archive.reader import Pair, open_archive, read_file
 from segan.data.ingest import FRAME_SIZE, IngestOptions, ingest, local_executor
 from segan.data.synthetic import generate_archive
+from segan.errors import UsageError
 from segan.utils import processes
 
 ROOFLINE_PAIRS = 50  # decoded to measure the roofline
@@ -47,8 +48,16 @@ def bench_ingest(
     Args:
         source: URI of an archive.
         workers: processes of each variant.
+
+    Raises:
+        UsageError: the archive has several classes, which the baseline does not read.
     """
     archive = open_archive(source)
+    if archive.classes:
+        raise UsageError(
+            f"{archive.uri}: expected an archive with one mask for each image, found the classes "
+            f"{', '.join(archive.class_names)}"
+        )
     pairs = archive.pairs
     with tempfile.TemporaryDirectory(prefix="segan-bench-") as folder:
 

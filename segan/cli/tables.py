@@ -151,6 +151,14 @@ _EPOCH_COLUMNS = {  # heading: key of metrics.jsonl, format
 }
 
 
+_CLASS_COLUMNS = {  # heading: key of metrics.jsonl
+    "accuracy": "class_accuracy",
+    "dice": "class_dice",
+    "jaccard": "class_jaccard",
+    "threshold": "class_thresholds",
+}
+
+
 def _show_epochs(epochs: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         [
@@ -161,6 +169,21 @@ def _show_epochs(epochs: Sequence[Mapping[str, Any]]) -> None:
     ]
     title = "epochs, each Jaccard at its best threshold; saturated pixels of all and of the wrong"
     print_table(title, list(_EPOCH_COLUMNS), rows)
+    show_classes(max(epochs, key=lambda line: line.get("jaccard") or 0.0))
+
+
+def show_classes(metrics: Mapping[str, Any]) -> None:
+    """The scores of each of several classes among the metrics of a validation."""
+    columns = [name for name in _CLASS_COLUMNS.values() if metrics.get(name)]
+    if columns:
+        print_table(
+            f"by class, at epoch {metrics['epoch']}",
+            ["class", *_CLASS_COLUMNS],
+            [
+                [label, *(metrics[name].get(label) for name in columns)]
+                for label in metrics[columns[0]]
+            ],
+        )
 
 
 def show_checkpoints(run: str, rows: Sequence[Mapping[str, Any]]) -> None:

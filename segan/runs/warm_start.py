@@ -5,6 +5,7 @@ Imports neither torch nor Ray.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,14 @@ class InitialWeights:
         )
 
 
-def find_initial_weights(config: Config) -> InitialWeights | None:
+def find_initial_weights(config: Config, labels: Sequence[str] = ()) -> InitialWeights | None:
     """The weights of `training.init`; None if it is empty.
 
     Reads the model's description and not its weights.
+
+    Args:
+        labels: names of the records' classes. Where there are several, those of the model must be
+            the same in the same order, or its last layer is not taken.
 
     Raises:
         UsageError: its network has another shape than `config.network`.
@@ -90,6 +95,8 @@ def find_initial_weights(config: Config) -> InitialWeights | None:
     found = checkpoint.config
     _require_same_shape(name, config, found)
     same_classes = config.network.classes == found.network.classes
+    if len(labels) > 1:
+        same_classes = tuple(labels) == checkpoint.labels
     reason = _critic_reason(config, found, checkpoint)
     return InitialWeights(name, checkpoint, same_classes, reason)
 

@@ -104,7 +104,7 @@ def resolve_resume(
     checkpoint, recorded = find_resume_checkpoint(run, warn), run.recorded_identity()
     if checkpoint:
         return ResumePoint(replace(spec, start=checkpoint.samples), checkpoint)
-    initial_weights = find_initial_weights(config)
+    initial_weights = find_initial_weights(config, spec.sampler.manifest.labels)
     if initial_weights and recorded.get("training.init") == config.training.init:
         require_unchanged(initial_weights, recorded, run.uri)
     return ResumePoint(spec, initial_weights=initial_weights)

@@ -71,6 +71,13 @@ def test_a_run_keeps_the_scores_of_each_class(workspace: Path) -> None:
     assert checkpoint.thresholds == tuple(line["class_thresholds"][name] for name in names)
 
 
+def test_a_run_is_shown_with_its_classes(workspace: Path) -> None:
+    done = run_cli("runs", "show", workspace / "run")
+    assert done.exit_code == 0
+    assert "by class, at epoch 1" in done.stdout
+    assert all(name in done.stdout for name in class_names(workspace))
+
+
 def test_an_evaluation_has_the_scores_of_each_class(workspace: Path, tmp_path: Path) -> None:
     names, run = class_names(workspace), workspace / "run"
     words = ["evaluate", run, run, workspace / "archive", "--local", "--csv", tmp_path / "s.csv"]

@@ -30,6 +30,7 @@ from segan.training.resume import resolve_resume
 from segan.training.step import SegAN
 from segan.training.trainer import Callbacks, TrainingProgress
 from segan.training.warm_start import load_initial_weights
+from tests.inference.models import save_weights, small_config
 from tests.training.helpers import configure, load_weights
 
 # A rate at which a run keeps its first weights, but for rounding.
@@ -141,6 +142,24 @@ def test_with_other_classes_the_last_layer_begins_anew(trained: Run, records: st
     assert anew == {"out", "blocks"}
     assert "last layer (other classes)" in initial.describe()
     assert "critic's first layer (other classes)" in initial.describe()
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_taken"),
+    [((), True), (("a", "b"), True), (("b", "a"), False), (("a", "c"), False)],
+)
+def test_classes_are_the_same_by_name_and_order(
+    labels: tuple[str, ...], is_taken: bool, tmp_path: Path
+) -> None:
+    """Another class of the same place is another class."""
+    config = small_config(network={"width": 2, "classes": 2})
+    info = CheckpointInfo(
+        epochs=1, samples=1, metrics={}, class_names=("a", "b"), config=config.model_dump()
+    )
+    uri = save_weights(Run(f"{tmp_path}/run"), config, info)
+    initial = find_initial_weights(config.with_overrides({"training.init": uri}), labels)
+    assert initial is not None
+    assert initial.same_classes is is_taken
 
 
 @pytest.mark.parametrize(

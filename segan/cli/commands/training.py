@@ -224,6 +224,7 @@ def _write_report(settings: Config, uri: str) -> None:
 
 def _show_best_checkpoint(best: Checkpoint, as_json: bool) -> None:
     from segan.cli.console import print_json, print_table
+    from segan.cli.tables import show_classes
 
     metrics = {k: v for k, v in best.info.metrics.items() if k != "jaccard_curve"}
     if as_json:
@@ -232,3 +233,4 @@ def _show_best_checkpoint(best: Checkpoint, as_json: bool) -> None:
     names = ["epoch", "accuracy", "dice", "jaccard", "threshold"]
     title = f"best of {best.uri.rsplit('/checkpoints/', 1)[0]} on validation"
     print_table(title, ["checkpoint", *names], [[best.name, *(metrics[name] for name in names)]])
+    show_classes(metrics)
