@@ -63,7 +63,7 @@ def evaluate(
     """
     from segan import storage
     from segan.cli.console import echo, print_json
-    from segan.cli.tables import show_differences, show_scores
+    from segan.cli.score_tables import show_differences, show_scores
     from segan.data.archive.reader import open_archive
     from segan.evaluation.score import (
         ScoreTask,

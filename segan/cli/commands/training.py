@@ -224,7 +224,7 @@ def _write_report(settings: Config, uri: str) -> None:
 
 def _show_best_checkpoint(best: Checkpoint, as_json: bool) -> None:
     from segan.cli.console import print_json, print_table
-    from segan.cli.tables import show_classes
+    from segan.cli.score_tables import show_classes
 
     metrics = {k: v for k, v in best.info.metrics.items() if k != "jaccard_curve"}
     if as_json:
