@@ -60,14 +60,16 @@ def show_scores(detail: Mapping[str, Any]) -> None:
     )
     if not classes:
         return
-    print_table(
-        f"{title}, by class; scores of the pixels of all images together, hd95 a mean over images",
-        ["class", *next(iter(classes.values())), "Jaccard, 95 %", "threshold"],
+    print_table(  # narrow enough for a terminal; --json has all scores
+        f"{title}, by class: of the pixels of all images together, hd95 the mean over images",
+        ["class", "jaccard", "95 % interval", "dice", "hd95", "threshold"],
         [
             [
                 label,
-                *scores.values(),
+                scores["jaccard"],
                 _format_bounds(detail["intervals"]["classes"][label]["jaccard"]),
+                scores["dice"],
+                f"{scores['hd95']:.1f}",
                 f"{detail['thresholds'][label]:g}",
             ]
             for label, scores in classes.items()

@@ -48,6 +48,7 @@ def render_page(
         class_chart=class_chart(result),
         class_colours=[css_colour(i) for i in range(len(result.classes))],
         jaccard_chart=histogram_chart("Histogram of the Jaccard per image", "Jaccard", counts),
+        image_mean=float(np.mean(jaccards)),
         jaccard_quantiles=np.quantile(jaccards, (0.1, 0.25, 0.5, 0.75)).tolist(),
         calibration_chart=calibration_chart(result),
         probability_chart=histogram_chart(
