@@ -82,7 +82,8 @@ def check_classes(predictor: Predictor, archive: Archive) -> None:
     if set(expected) != set(found):
         raise UsageError(
             f"{archive.uri}: has the masks of {', '.join(found)}, but {predictor.name} segments "
-            f"{', '.join(expected)}; describe the archive's classes with --classes"
+            f"{', '.join(expected)}; use a model of these classes, or describe others with "
+            "--classes"
         )
 
 
