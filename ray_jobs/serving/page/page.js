@@ -81,8 +81,8 @@ function nameClass() {
 }
 
 const query = (values) => {
-  const parameters = new URLSearchParams(className ? { ...values, class: className } : values);
-  return parameters.size ? `?${parameters}` : "";
+  const text = String(new URLSearchParams(className ? { ...values, class: className } : values));
+  return text && `?${text}`;
 };
 
 const modelThreshold = () =>
