@@ -15,7 +15,7 @@ from ray import train
 from ray_jobs.cluster.ray_internals import TRAIN_CONTEXT
 from ray_jobs.training.coordinator import PROGRESS_INTERVAL_S
 from ray_jobs.training.metrics import Gauges
-from ray_jobs.training.stream import iter_batches
+from ray_jobs.training.stream import RankStream
 from segan import storage
 from segan.config import Config
 from segan.data.stream.batches import Batch, StreamSpec
@@ -170,7 +170,8 @@ def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
 def _batches(spec: StreamSpec) -> Iterator[Batch]:
     if spec.is_exhausted:  # only the last validation is missing
         return iter(())
-    return iter_batches(train.get_dataset_shard("train"), spec)
+    stream: RankStream = train.get_dataset_shard("train")
+    return stream.read_batches(spec)
 
 
 class ValidationReporter:
