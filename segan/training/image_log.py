@@ -33,21 +33,25 @@ class ImageLog:
     at every validation of a run with as many workers.
     """
 
-    def __init__(self, run: Run, frames: Samples):
+    def __init__(self, run: Run, num_frames: int):
         """
         Args:
-            frames: the validation frames of this rank.
+            num_frames: validation frames of this rank.
         """
-        self.run, self.frames = run, frames
-        count = min(NUM_FRAMES, len(frames.ids))
-        self.rows = [round(i * len(frames.ids) / count) for i in range(count)]
-        self._maps: dict[int, np.ndarray] = {}
+        self.run = run
+        count = min(NUM_FRAMES, num_frames)
+        self.rows = [round(i * num_frames / count) for i in range(count)]
+        self._next_row = 0
+        self._kept: list[tuple[Samples, np.ndarray]] = []  # each with one frame, and its maps
 
-    def keep(self, start: int, probability: Tensor) -> None:
-        """Keeps the maps of chosen frames, of a batch [B, classes, H, W] from row `start`."""
+    def keep(self, samples: Samples, probability: Tensor) -> None:
+        """Keeps the chosen ones of the next frames, and their maps [B, classes, H, W]."""
         for row in self.rows:
-            if start <= row < start + len(probability):
-                self._maps[row] = probability[row - start].cpu().numpy()
+            if 0 <= (at := row - self._next_row) < len(samples.ids):
+                image, mask = (array[at : at + 1].copy() for array in (samples.image, samples.mask))
+                frame = Samples(samples.ids[at : at + 1], image, mask)
+                self._kept.append((frame, probability[at].cpu().numpy()))
+        self._next_row += len(samples.ids)
 
     def write(self, samples: int, threshold: float) -> None:
         """Writes the kept frames to storage.
@@ -62,10 +66,10 @@ class ImageLog:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         values = []
-        for row, maps in sorted(self._maps.items()):
+        for frame, maps in self._kept:
             image = draw_outlines(
-                self.frames.image[row],
-                np.asarray((self.frames.mask[row] != 0).any(0)),
+                frame.image[0],
+                np.asarray((frame.mask[0] != 0).any(0)),
                 np.asarray((maps > threshold).any(0)),
             )
             buffer = io.BytesIO()
@@ -77,8 +81,9 @@ class ImageLog:
                 colorspace=channels,
                 encoded_image_string=buffer.getvalue(),
             )
-            values.append(Summary.Value(tag=f"validation/{self.frames.ids[row]}", image=content))
-        self._maps.clear()
+            values.append(Summary.Value(tag=f"validation/{frame.ids[0]}", image=content))
+        self._kept.clear()
+        self._next_row = 0
         sink, now = io.BytesIO(), time.time()
         writer = RecordWriter(sink)
         writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())

@@ -59,19 +59,20 @@ def test_a_large_frame_is_made_smaller() -> None:
 
 
 def test_the_frames_are_spread_over_the_split_and_always_the_same(tmp_path: Path) -> None:
-    log = ImageLog(Run(str(tmp_path)), make_samples(10))
+    log = ImageLog(Run(str(tmp_path)), 10)
     assert log.rows == [0, 2, 5, 8]  # 10 / 4 apart, rounded to even
-    assert ImageLog(Run(str(tmp_path)), make_samples(3)).rows == [0, 1, 2]
-    assert ImageLog(Run(str(tmp_path)), make_samples(1)).rows == [0]
+    assert ImageLog(Run(str(tmp_path)), 3).rows == [0, 1, 2]
+    assert ImageLog(Run(str(tmp_path)), 1).rows == [0]
 
 
 def test_a_validation_is_one_bounded_file_that_a_repeated_one_replaces(tmp_path: Path) -> None:
     run, samples = Run(str(tmp_path / "run")), make_samples(9, side=512)  # noise, the worst case
-    log = ImageLog(run, samples)
+    log = ImageLog(run, 9)
     for _ in range(2):
         for start in range(0, 9, 4):
-            count = min(4, 9 - start)
-            log.keep(start, torch.full((count, 1, 512, 512), 0.6))
+            part = slice(start, start + 4)
+            batch = Samples(samples.ids[part], samples.image[part], samples.mask[part])
+            log.keep(batch, torch.full((len(batch.ids), 1, 512, 512), 0.6))
         log.write(64, 0.5)
     (file,) = (tmp_path / "run" / "tensorboard" / "images").iterdir()
     assert file.stat().st_size < NUM_FRAMES * MAX_SIDE**2  # bytes: one a pixel
