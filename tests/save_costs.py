@@ -3,6 +3,7 @@
     python -m tests.save_costs flush                   # after 100, 10,000 and 1,000,000 steps
     python -m tests.save_costs epoch                   # requests of an epoch
     python -m tests.save_costs checkpoint --width 64   # save, list, verify, load
+    python -m tests.save_costs slow --width 16         # steps beside an upload of 5 MB/s
 
 Prints one line of JSON per measurement. Without other load, one measurement at a time.
 """
@@ -41,7 +42,7 @@ from segan.training.metrics_log import MetricsLog
 from segan.training.step import SegAN
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.environment import temporary_environment
-from tests.fault_proxy import FaultProxy, run_fault_proxy
+from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.training.helpers import configure
 
 BUCKET = "costs"
@@ -49,6 +50,8 @@ STEPS = (100, 10_000, 1_000_000)
 LOG_EVERY, STEPS_PER_FLUSH, STEPS_PER_EPOCH = 10, 10_000, 80  # an epoch of 2000 images in 25s
 REPEATS = 5
 BATCH_SIZE, CHECKPOINT_EVERY, LAST_STEP = 2, 2, 3  # stops after the next step
+# A checkpoint after SLOW_EVERY steps, whose upload is not over when as many have followed.
+SLOW_BYTES_PER_S, SLOW_EVERY, SLOW_ROWS = 5_000_000, 40, 200
 T = TypeVar("T")
 
 
@@ -115,9 +118,9 @@ def measure_flush(proxy: FaultProxy) -> Iterator[dict[str, Any]]:
         }
 
 
-def training(width: int, epochs: int, checkpoint_every: int) -> Config:
+def training(width: int, epochs: int, checkpoint_every: int, rows: int = 16) -> Config:
     records = f"s3://{BUCKET}/records"
-    write_records(records, 16)
+    write_records(records, rows)
     sizes = {"epochs": epochs, "batch_size": BATCH_SIZE, "log_every_steps": 1}
     return configure(
         records,
@@ -192,9 +195,46 @@ def measure_checkpoint(width: int) -> Iterator[dict[str, Any]]:
     }
 
 
+def measure_slow_store(proxy: FaultProxy, width: int) -> Iterator[dict[str, Any]]:
+    """The seconds per step before a save and beside its upload, with a fast and a slow store."""
+    config = training(width, 1, SLOW_EVERY, SLOW_ROWS)
+    for name, rate in (("fast", 0), ("slow", SLOW_BYTES_PER_S)):
+        if rate:
+            proxy.inject(Fault("slow", times=None, request_prefix="PUT", bytes_per_second=rate))
+        ends, stood_still = dict[int, float](), list[float]()
+        save = CheckpointManager.save
+
+        def on_step_end(progress: TrainingProgress, ends: dict[int, float] = ends) -> None:
+            ends.setdefault(progress.samples // BATCH_SIZE, time.perf_counter())
+
+        def timed_save(
+            *arguments: Any, stood_still: list[float] = stood_still, save: Any = save
+        ) -> None:
+            stood_still.append(timed(lambda: save(*arguments))[1])
+
+        def should_stop(ends: dict[int, float] = ends) -> bool:
+            return len(ends) > 2 * SLOW_EVERY
+
+        with suppress(StoppedError), patch.object(CheckpointManager, "save", timed_save):
+            run = Run(f"s3://{BUCKET}/{name}")
+            train_local(config, run, Callbacks(on_step_end, should_stop=should_stop))
+        seconds = {step: ends[step] - ends[step - 1] for step in sorted(ends)[1:]}
+        yield {
+            "store": name,
+            "s per step before the save": statistics.median(
+                seconds[step] for step in range(2, SLOW_EVERY + 1)
+            ),
+            "s per step beside the upload": statistics.median(
+                seconds[step] for step in range(SLOW_EVERY + 2, 2 * SLOW_EVERY + 1)
+            ),
+            "training stood still, s": stood_still,
+        }
+    proxy.clear()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.save_costs", description=__doc__)
-    parser.add_argument("what", choices=["flush", "epoch", "checkpoint"])
+    parser.add_argument("what", choices=["flush", "epoch", "checkpoint", "slow"])
     parser.add_argument("--width", type=int, default=64)
     arguments = parser.parse_args()
     print(json.dumps({"load": os.getloadavg(), "threads": threading.active_count()}))
@@ -203,6 +243,7 @@ def main() -> int:
             "flush": lambda: measure_flush(proxy),
             "epoch": lambda: measure_epoch(proxy),
             "checkpoint": lambda: measure_checkpoint(arguments.width),
+            "slow": lambda: measure_slow_store(proxy, arguments.width),
         }
         # Not for checkpoints: the proxy would need as much CPU time as the upload.
         counted = {} if arguments.what == "checkpoint" else {"AWS_ENDPOINT_URL": proxy.endpoint}

@@ -3,7 +3,7 @@
 Ray places a run's workers all at once or not at all, but it does not keep a CPU for reading data,
 and Ray Train gives up after a minute. Therefore each run states what it will reserve in a named
 actor, which lives as long as its driver, and waits until that fits. The name is the run's number in
-the queue; Ray creates at most one actor of a name.
+the queue; Ray creates at most one actor of a name. A driver that is frozen loses its place.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def enter_queue(actor_class: Any, *args: Any) -> tuple[Any, int]:
     """Creates an actor with the next number in the queue; returns its handle and the number.
 
     Args:
-        actor_class: of `ray.remote`; its method `get_claim` returns the run's Claim.
+        actor_class: of `ray.remote`; its method `get_claim` returns the run's Claim, and None
+            after too long without a call of `renew_claim`.
         args: of its constructor.
     """
     while True:
@@ -111,6 +112,8 @@ def wait_for_turn(
     """
     reported, deadline = "", time.monotonic() + timeout_s
     while True:
+        if number is not None:
+            ray.get_actor(str(number), NAMESPACE).renew_claim.remote()
         claims = read_claims()
         before = [
             claim
@@ -160,7 +163,8 @@ def read_claims() -> dict[int, Claim]:
     for number in sorted(_numbers()):
         try:
             actor = ray.get_actor(str(number), NAMESPACE)
-            claims[number] = ray.get(actor.get_claim.remote(), timeout=CALL_TIMEOUT_S)
+            if claim := ray.get(actor.get_claim.remote(), timeout=CALL_TIMEOUT_S):
+                claims[number] = claim
         except GetTimeoutError:  # its node is frozen or lost, which Ray notices soon
             claims[number] = Claim("a run that does not answer", math.inf, math.inf)
         except (ValueError, RayError):  # its driver has ended since the listing

@@ -63,9 +63,11 @@ class RunCoordinator:
         """
         Args:
             driver_ttl_s: after so many seconds without a call of the driver the workers stop, since
-                another driver can then have taken the run over.
+                another driver can then have taken the run over. After twice as many the run has
+                lost its place in the queue.
         """
-        self.claim, self.driver_ttl_s = claim, driver_ttl_s
+        self.claim: Claim | None = claim
+        self.driver_ttl_s = driver_ttl_s
         self.progress: dict[str, Any] | None = None
         self.messages: list[str] = []
         self.rank_zero_messages: list[str] = []
@@ -74,8 +76,14 @@ class RunCoordinator:
         self.stop_requested = False
         self.last_poll = time.monotonic()
 
-    def get_claim(self) -> Claim:
+    def get_claim(self) -> Claim | None:
+        """None if the driver has been silent, for good: others may have started in its place."""
+        if time.monotonic() - self.last_poll > 2 * self.driver_ttl_s:
+            self.claim = None
         return self.claim
+
+    def renew_claim(self) -> None:
+        self.last_poll = time.monotonic()
 
     def set_resume_point(self, resume_point: ResumePoint, messages: list[str]) -> None:
         """Stores where the next worker group starts, and messages for the driver."""
@@ -110,7 +118,7 @@ class RunCoordinator:
         self.rank_zero_messages.append(text)
 
     def poll(self) -> Poll:
-        self.last_poll = time.monotonic()
+        self.renew_claim()
         messages, self.messages = self.messages, []
         rank_zero_messages, self.rank_zero_messages = self.rank_zero_messages, []
         return Poll(self.progress, messages, self.num_starts, rank_zero_messages)

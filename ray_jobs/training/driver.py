@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -102,27 +103,25 @@ def _train(
     def on_update(progress: dict[str, Any]) -> None:
         on_progress(TrainingProgress(**progress))
 
-    if resume_point.is_finished:
-        return
-    step_timeout_s = cluster.step_timeout_s
-    with queued_coordinator(Claim.of_run(run.uri, cluster)) as (coordinator, number):
-        # A study waits before its first trial, and gives up on none.
-        timeout_s = 0.0 if "trial" in context else cluster.resource_timeout_s
-        wait_for_turn(cluster, run.uri, number, stop_request, timeout_s)
-        while not resume_point.is_finished:
-            dataset = ResumingDataset(config, run, coordinator, resume_point)
-            with (
-                monitor_run(coordinator, on_update, stop_request, step_timeout_s),
-                preserve_sigint_handler(),
-            ):
-                result = _fit(config, cluster, run, dataset, context, callbacks)
-            if result.error:
-                raise result.error
-            if not result.stopped:
-                return
-            if stop_request():
-                raise stopped_error(run)
-            resume_point = resolve_resume(config, run)
+    while not resume_point.is_finished:
+        with queued_coordinator(Claim.of_run(run.uri, cluster)) as (coordinator, number):
+            # A study waits before its first trial, and gives up on none.
+            timeout_s = 0.0 if "trial" in context else cluster.resource_timeout_s
+            wait_for_turn(cluster, run.uri, number, stop_request, timeout_s)
+            while not resume_point.is_finished and ray.get(coordinator.get_claim.remote()):
+                dataset = ResumingDataset(config, run, coordinator, resume_point)
+                with (
+                    monitor_run(coordinator, on_update, stop_request, cluster.step_timeout_s),
+                    preserve_sigint_handler(),
+                ):
+                    result = _fit(config, cluster, run, dataset, context, callbacks)
+                if result.error:
+                    raise result.error
+                if not result.stopped:
+                    return
+                if stop_request():
+                    raise stopped_error(run)
+                resume_point = resolve_resume(config, run)
 
 
 def _fit(

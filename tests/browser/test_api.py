@@ -85,6 +85,7 @@ def hostile_uploads() -> list[bytes]:
     return [slow_jpeg(2000), sink.getvalue(), slow_jpeg(90)]
 
 
+@pytest.mark.slow
 def test_hostile_uploads_do_not_hold_up_ordinary_requests(server: Server) -> None:
     """As many as there are CPUs, several times over, among requests that are all answered."""
     hostile = hostile_uploads() * 2

@@ -12,6 +12,7 @@ from segan.data.stream.sampler import DeterministicSampler
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
+@pytest.mark.slow
 def test_the_stream_is_timed_against_its_baselines(records: str) -> None:
     spec = StreamSpec(records, DeterministicSampler(read_manifest(records), "train", 0), 2, 0, 3, 2)
     report = bench_stream(spec, repeats=1)

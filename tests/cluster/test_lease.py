@@ -62,6 +62,7 @@ def test_a_run_held_by_another_driver_is_not_trained(
             run_study(make_config(), Study(f"{bucket}/held"), lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_study_has_one_lease_for_all_trials(
     make_config: Callable[..., Config], bucket: str
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_study_has_one_lease_for_all_trials(
     assert [file.name for file in storage.list_files(study.uri) if LEASE_FILE in file.name] == []
 
 
+@pytest.mark.slow
 def test_a_driver_that_has_lost_its_lease_aborts_the_training(
     make_config: Callable[..., Config], bucket: str
 ) -> None:

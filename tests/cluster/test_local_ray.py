@@ -111,6 +111,7 @@ print("LISTENING", sorted({address for address, _ in found}), code, file=sys.std
 """
 
 
+@pytest.mark.slow
 def test_a_training_opens_no_port_to_others(tmp_path: Path) -> None:
     """Two workers, whose rendezvous and collectives are torch's own."""
     archive, records = tmp_path / "archive", tmp_path / "records"

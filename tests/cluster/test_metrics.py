@@ -75,6 +75,7 @@ def metric_values(found: Samples) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_prometheus_finds_all_metrics_of_the_dashboard(
     bucket: str, make_config: Callable[..., Config], ray_session: RayCluster
 ) -> None:

@@ -13,11 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from ray_jobs.batch.inference import map_images
 from ray_jobs.batch.ingest import cluster_executor
-from ray_jobs.cluster.queue import Claim, read_claims, wait_for_turn
-from ray_jobs.training.coordinator import queued_coordinator
+from ray_jobs.cluster.queue import Claim, enter_queue, read_claims, wait_for_turn
+from ray_jobs.training.coordinator import RunCoordinator, queued_coordinator
 from segan import storage
 from segan.config import Config
 from segan.data.archive.reader import open_archive
@@ -83,6 +84,22 @@ def test_a_run_does_not_wait_for_a_frozen_driver_of_its_own(
     claim = Claim.of_run("s3://b/run", make_config("cluster.workers=2").cluster)
     with queued_coordinator(claim), queued_coordinator(claim) as (_, number):
         wait_for_turn(make_config("cluster.workers=2").cluster, claim.name, number, timeout_s=0.1)
+
+
+def test_a_run_does_not_wait_for_another_whose_driver_is_frozen(
+    make_config: Callable[..., Config],
+) -> None:
+    """Its workers stop; when it goes on it has to queue again."""
+    config = make_config("cluster.workers=2").cluster
+    actor_class = ray.remote(num_cpus=0)(RunCoordinator)
+    frozen, _ = enter_queue(actor_class, Claim("s3://b/frozen", 3.0, 0.0), 0.0)
+    try:
+        with queued_coordinator(Claim.of_run("s3://b/run", config)) as (_, number):
+            wait_for_turn(config, "s3://b/run", number, timeout_s=0.1)
+            ray.get(frozen.renew_claim.remote())
+            assert [*read_claims()] == [number]
+    finally:
+        ray.kill(frozen)
 
 
 @contextmanager

@@ -167,6 +167,7 @@ def test_any_number_of_waiting_trials_get_their_decisions() -> None:
         ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_optuna_suggests_parameters_and_gets_earlier_results(
     bucket: str, make_config: Callable[..., Config]
 ) -> None:

@@ -60,6 +60,7 @@ def wait_for_checkpoint(run: Run, process: subprocess.Popen[str]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_debugger_stops_in_rank_zero_and_gets_what_is_typed(records: str, tmp_path: Path) -> None:
     run = Run(f"{tmp_path}/run")
     file, line = inspect.getsourcefile(Trainer), inspect.getsourcelines(Trainer._train_step)[1]
@@ -72,6 +73,7 @@ def test_a_debugger_stops_in_rank_zero_and_gets_what_is_typed(records: str, tmp_
     assert run.latest_checkpoint() is not None, (stdout, stderr)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_ctrl_c_stops_both(records: str, tmp_path: Path) -> None:
     run = Run(f"{tmp_path}/run")
     with start(run, records) as process:
