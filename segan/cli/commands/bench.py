@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 bench = typer.Typer(
     no_args_is_help=True,
-    help="Benchmarks: the training step, the data stream, ingest and prediction.",
+    help="Benchmarks: the training step, the data stream, large runs, ingest and prediction.",
 )
 app.add_typer(bench, name="bench")
 
