@@ -14,11 +14,12 @@ import ray
 from ray.data import DataIterator
 
 from ray_jobs.training.datasource import bytes_per_row
-from ray_jobs.training.stream import StreamDataConfig, iter_batches
+from ray_jobs.training.stream import RankStream, open_stream
 from segan.bench.frames import make_loader, write_image_files
 from segan.bench.measure import BenchReport, Timing
 from segan.bench.roofline import measure_copy_bandwidth
 from segan.data.stream.batches import StreamSpec
+from segan.utils.memory import keep_freed_memory
 
 LOADER_WORKERS = 2
 
@@ -47,6 +48,7 @@ class BatchConsumer:
     """The class of the actors that consume batches."""
 
     def consume(self, open_batches: BatchSizes) -> RankTimes:
+        keep_freed_memory()  # as a training does
         batch_sizes = open_batches()
         next(batch_sizes)
         first, images = time.time(), 0
@@ -114,13 +116,12 @@ def _time_consumers(began: float | None, sources: Sequence[BatchSizes]) -> Repea
 
 def _time_stream(spec: StreamSpec) -> Repeat:
     began = time.time()
-    splits = StreamDataConfig().configure({"train": spec}, spec.world_size)
-    sources = [partial(_stream_batch_sizes, split["train"], spec) for split in splits]
+    sources = [partial(_stream_batch_sizes, stream, spec) for stream in open_stream(spec)]
     return _time_consumers(began, sources)
 
 
-def _stream_batch_sizes(shard: DataIterator, spec: StreamSpec) -> Iterator[int]:
-    return (len(batch.ids) for batch in iter_batches(shard, spec))
+def _stream_batch_sizes(stream: RankStream, spec: StreamSpec) -> Iterator[int]:
+    return (len(batch.ids) for batch in stream.read_batches(spec))
 
 
 def _time_data_loader(spec: StreamSpec, folder: str) -> Repeat:

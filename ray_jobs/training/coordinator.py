@@ -24,7 +24,6 @@ from segan.storage.lease import LeaseConfig
 from segan.utils.messages import TRANSCRIPT
 
 if TYPE_CHECKING:
-    from segan.training.resume import ResumePoint
     from segan.utils.signals import StopRequest
 
 logger, transcript = logging.getLogger(__name__), logging.getLogger(TRANSCRIPT)
@@ -85,12 +84,17 @@ class RunCoordinator:
     def renew_claim(self) -> None:
         self.last_poll = time.monotonic()
 
-    def set_resume_point(self, resume_point: ResumePoint, messages: list[str]) -> None:
-        """Stores where the next worker group starts, and messages for the driver."""
+    def set_resume_point(self, resume_point: list[Any], messages: list[str]) -> None:
+        """Stores where the next worker group starts, and messages for the driver.
+
+        Args:
+            resume_point: a reference to it, in a list, so that its manifest of any number of
+                shards is not copied by this actor for each worker.
+        """
         self.resume_point = resume_point
         self.messages += messages
 
-    def get_resume_point(self) -> ResumePoint:
+    def get_resume_point(self) -> list[Any]:
         return self.resume_point
 
     def register_worker(self, rank: int, worker: Any) -> int:

@@ -15,7 +15,7 @@ from ray import train
 from ray_jobs.cluster.ray_internals import TRAIN_CONTEXT
 from ray_jobs.training.coordinator import PROGRESS_INTERVAL_S
 from ray_jobs.training.metrics import Gauges
-from ray_jobs.training.stream import iter_batches
+from ray_jobs.training.stream import RankStream
 from segan import storage
 from segan.config import Config
 from segan.data.stream.batches import Batch, StreamSpec
@@ -53,7 +53,8 @@ class ResumingDataset:
         resume_point, self.initial = self.initial, None
         if resume_point is None:
             resume_point = resolve_resume(self.config, self.run, messages.append)
-        ray.get(self.coordinator.set_resume_point.remote(resume_point, messages))
+        reference = [ray.put(resume_point)]
+        ray.get(self.coordinator.set_resume_point.remote(reference, messages))
         return resume_point.spec
 
 
@@ -137,7 +138,7 @@ def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
     run = Run(train_loop_config["run"], train_loop_config["fence"])
     coordinator = train_loop_config["coordinator"]
     context = train.get_context()
-    resume_point: ResumePoint = ray.get(coordinator.get_resume_point.remote())
+    resume_point: ResumePoint = ray.get(ray.get(coordinator.get_resume_point.remote())[0])
     # An elastic run may have fewer workers.
     resume_point = resume_point.with_world_size(context.get_world_size())
     rank = context.get_world_rank()
@@ -170,7 +171,8 @@ def _train(train_loop_config: dict[str, Any]) -> WorkerResult:
 def _batches(spec: StreamSpec) -> Iterator[Batch]:
     if spec.is_exhausted:  # only the last validation is missing
         return iter(())
-    return iter_batches(train.get_dataset_shard("train"), spec)
+    stream: RankStream = train.get_dataset_shard("train")
+    return stream.read_batches(spec)
 
 
 class ValidationReporter:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from segan import storage
 from segan.data.archive.reader import Archive, Pair, check_rejects
 from segan.data.profile import duplicates, report
-from segan.data.profile.duplicates import DuplicatePair
+from segan.data.profile.duplicates import CompareTask, DuplicatePair, compare_hashes
 from segan.data.profile.thumbnails import read_thumbnails
 from segan.data.records.format import (
     MANIFEST,
@@ -40,7 +41,8 @@ MAX_DUPLICATES = 100_000
 DUPLICATE_REASON = "near-duplicate"  # prefix of a reject's reason
 _SPLIT_PRIORITY = {"train": 0, "validation": 1, "test": 2}  # a duplicate is dropped from the lower
 
-Executor = Callable[[Sequence[ShardTask]], Iterator[ShardResult]]
+Task = ShardTask | CompareTask
+Executor = Callable[[Sequence[Task]], Iterator[Any]]
 OnProgress = Callable[[int], None]
 
 
@@ -78,7 +80,7 @@ def ingest(
     is replaced last: until then readers get the previous records.
 
     Args:
-        executor: runs `write_task` on each task in any order, see `local_executor`.
+        executor: runs `run_task` on each task in any order, see `local_executor`.
         on_progress: called with the number of pairs of each completed task.
 
     Raises:
@@ -100,9 +102,7 @@ def _ingest(
     else:
         check_output(out, archive.uri, options.size, archive.class_names)
     results = _run_tasks(plan_shards(archive, out, options), executor, on_progress)
-    duplicate_pairs = duplicates.find_duplicates(
-        _concat_stats(archive, results.values()), limit=MAX_DUPLICATES
-    )
+    duplicate_pairs = _find_duplicates(_concat_stats(archive, results.values()), executor)
     if options.drop_duplicates and duplicate_pairs:
         results |= _run_tasks(
             _tasks_without_duplicates(duplicate_pairs, archive, out, options, results.values()),
@@ -114,7 +114,12 @@ def _ingest(
 
 def local_executor(num_workers: int) -> Executor:
     """Runs tasks in processes on this machine, because part of the work holds the GIL."""
-    return lambda tasks: processes.map_unordered(write_task, tasks, num_workers)
+    return lambda tasks: processes.map_unordered(run_task, tasks, num_workers)
+
+
+def run_task(task: Task) -> Any:
+    """Writes a shard, or compares images; returns what the task's function does."""
+    return write_task(task) if isinstance(task, ShardTask) else compare_hashes(task)
 
 
 def check_output(
@@ -198,10 +203,11 @@ def plan_shards(
     tasks = []
     for split in sorted({pair.split for pair in archive.pairs}):
         pairs = archive.split(split)
-        num_shards = 1 << (-(-len(pairs) // options.rows_per_shard) - 1).bit_length()
+        num_shards = count_shards(len(pairs), options.rows_per_shard)
         bins: list[list[Pair]] = [[] for _ in range(num_shards)]
         for pair in pairs:
             bins[shard_index(pair.id, num_shards)].append(pair)
+        groups = _group_by_index(existing, num_shards)
         tasks += [
             ShardTask(
                 out,
@@ -210,7 +216,7 @@ def plan_shards(
                 num_shards,
                 options.size,
                 tuple(bins[index]),
-                _candidate_shards(existing, split, index, num_shards),
+                _candidate_shards(groups, split, index, num_shards),
                 (excluded or {}).get(split, {}),
                 archive.classes,
             )
@@ -220,11 +226,34 @@ def plan_shards(
     return sorted(tasks, key=lambda task: -len(task.pairs))
 
 
+def count_shards(pairs: int, rows_per_shard: int) -> int:
+    """The number of shards of a split, a power of two."""
+    return 1 << (-(-pairs // rows_per_shard) - 1).bit_length()
+
+
+def _group_by_index(
+    files: Sequence[ShardFile], num_shards: int
+) -> dict[int, dict[int, list[ShardFile]]]:
+    """Existing shards by what their and our numbers of shards have in common, and by index."""
+    groups: dict[int, dict[int, list[ShardFile]]] = {}
+    for file in files:
+        common = min(file.num_shards, num_shards)
+        groups.setdefault(common, {}).setdefault(file.index % common, []).append(file)
+    return groups
+
+
 def _candidate_shards(
-    files: Sequence[ShardFile], split: str, index: int, num_shards: int
+    groups: Mapping[int, Mapping[int, Sequence[ShardFile]]],
+    split: str,
+    index: int,
+    num_shards: int,
 ) -> tuple[ShardFile, ...]:
-    """The existing shards that can contain samples of this shard, those of its split first."""
-    matching = [f for f in files if (f.index - index) % min(f.num_shards, num_shards) == 0]
+    """The existing shards that can contain samples of this shard, those of its split first.
+
+    Args:
+        groups: of `_group_by_index`.
+    """
+    matching = [f for common, group in groups.items() for f in group.get(index % common, ())]
     matching.sort(key=lambda f: (f.split != split, f.num_shards != num_shards, f.name))
     return tuple(matching)
 
@@ -238,6 +267,12 @@ def _run_tasks(
         on_progress(len(result.task.pairs))
     assert len(results) == len(tasks), "an executor returns a result for each task or raises"
     return results
+
+
+def _find_duplicates(stats: pa.Table, executor: Executor) -> list[DuplicatePair]:
+    if stats.num_rows <= duplicates.TASK_SIZE[0]:  # a matter of seconds
+        return duplicates.find_duplicates(stats, limit=MAX_DUPLICATES)
+    return duplicates.find_duplicates(stats, limit=MAX_DUPLICATES, run=executor)
 
 
 def _tasks_without_duplicates(

@@ -7,8 +7,10 @@ are selected on the same images for all variants, so no score here is a test sco
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ import torch
 
 from segan import storage
 from segan.config import Config, EvaluationConfig
-from segan.data.records.format import Samples, read_samples
+from segan.data.records.format import Samples
+from segan.data.records.frames import map_samples
 from segan.data.records.versions import read_version
 from segan.evaluation.bootstrap import Interval, mean_interval, paired_interval
 from segan.evaluation.boundary import perimeter_ratio, roughness
 from segan.evaluation.metrics import confusion
-from segan.evaluation.probability_cache import batch_slices
+from segan.evaluation.probability_cache import BATCH_SIZE, batch_slices
 from segan.evaluation.sweep import Sweep
 from segan.inference.predictor import Member
 from segan.inference.thresholds import above_thresholds
@@ -193,20 +196,27 @@ def compare_variants(
     Args:
         log: called with a message before the segmentors of each row run.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return _compare_variants(config, study, Path(folder), log)
+
+
+def _compare_variants(
+    config: Config, study: Study, folder: Path, log: Callable[[str], None]
+) -> AblationReport:
     manifest = read_version(config.data.records, study.fingerprint())
-    samples = read_samples(config.data.records, manifest, config.data.validation)
+    samples = map_samples(config.data.records, manifest, config.data.validation, folder)
     trials = {trial.name: trial for trial in study.trials()}
     ablation, variant_runs = config.ablation, {}
     for name in ablation.variants:
         log(f"scoring {name} on {len(samples.ids)} images of {config.data.validation}")
         variant_trials = [trials[trial_name(name, seed)] for seed in ablation_seeds(config)]
-        variant_runs[name] = _score_trials(variant_trials, samples)
+        variant_runs[name] = _score_trials(variant_trials, samples, folder)
     baseline = variant_runs[ablation.baseline]
     evaluations = {}
     for name, overrides in ablation.evaluations.items():
         log(f"scoring {ablation.baseline} with {name}")
         evaluation = evaluation_config(config, name, overrides).evaluation
-        evaluations[name] = _score_trials(baseline.trials, samples, evaluation)
+        evaluations[name] = _score_trials(baseline.trials, samples, folder, evaluation)
     report = AblationReport(
         study=study.uri,
         config=config.model_dump(mode="json"),
@@ -214,7 +224,7 @@ def compare_variants(
         fingerprint=manifest.fingerprint,
         frame={"width": manifest.width, "height": manifest.height},
         num_images=len(samples.ids),
-        all_foreground_jaccard=float((samples.mask != 0).mean((1, 2, 3)).mean()),
+        all_foreground_jaccard=_lesion_fraction(samples),
         divergence_threshold=ablation.divergence_threshold,
         variants=[
             VariantRow(
@@ -233,6 +243,13 @@ def compare_variants(
     return report
 
 
+def _lesion_fraction(samples: Samples) -> float:
+    """Mean over the images of the fraction of their pixels that is lesion."""
+    batches = batch_slices(len(samples.ids), BATCH_SIZE)
+    fractions = [(samples.mask[batch] != 0).mean((1, 2, 3)) for batch in batches]
+    return float(np.concatenate(fractions).mean())
+
+
 def ablation_seeds(config: Config) -> range:
     """The seeds that each variant is trained with."""
     first = config.training.seed
@@ -242,49 +259,67 @@ def ablation_seeds(config: Config) -> range:
 def score_maps(maps: np.ndarray, truth: np.ndarray) -> ModelScores:
     """Scores of a model at its best threshold; of several classes, each at its own.
 
+    Only a batch of the arrays is in memory at once.
+
     Args:
         maps: float32 [N, classes, H, W] in [0, 1].
         truth: [N, classes, H, W], nonzero is lesion.
     """
-    sweep, lesion = Sweep.empty(truth.shape[1]), truth != 0
-    sweep.update(torch.from_numpy(maps), torch.from_numpy(lesion))
-    predicted = above_thresholds(maps, sweep.best_thresholds())
-    return ModelScores(
-        sweep.best_threshold(),
-        confusion(predicted, lesion).scores()["jaccard"].mean(1),
-        perimeter_ratio(predicted, lesion),
-        roughness(predicted, lesion),
-    )
+    sweep, parts = Sweep.empty(truth.shape[1]), []
+    for batch in batch_slices(len(maps), BATCH_SIZE):
+        sweep.update(torch.tensor(maps[batch]), torch.tensor(truth[batch] != 0))
+    thresholds = sweep.best_thresholds()
+    for batch in batch_slices(len(maps), BATCH_SIZE):
+        predicted, lesion = above_thresholds(maps[batch], thresholds), truth[batch] != 0
+        jaccard = confusion(predicted, lesion).scores()["jaccard"].mean(1)
+        parts.append((jaccard, perimeter_ratio(predicted, lesion), roughness(predicted, lesion)))
+    return ModelScores(sweep.best_threshold(), *map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _score_trials(
-    trials: list[Trial], samples: Samples, evaluation: EvaluationConfig | None = None
+    trials: list[Trial],
+    samples: Samples,
+    folder: Path,
+    evaluation: EvaluationConfig | None = None,
 ) -> VariantRuns:
     """Scores each trial's best checkpoint, and the first three as an ensemble."""
     runs = VariantRuns(trials)
     best = [checkpoint for trial in trials if (checkpoint := trial.run.best_checkpoint())]
-    total = np.zeros(0)
     for number, checkpoint in enumerate(best, 1):
-        maps = _predict_probabilities(checkpoint, samples, evaluation)
+        maps = _map_file(folder / "maps.npy", samples)
+        _predict_probabilities(checkpoint, samples, evaluation, maps)
         runs.scores.append(score_maps(maps, samples.mask))
-        total = maps if number == 1 else total + maps
+        if number == 1:
+            total = _map_file(folder / "total.npy", samples)
+        if number <= NUM_MEMBERS:
+            for batch in batch_slices(len(maps), BATCH_SIZE):
+                total[batch] += maps[batch]
         if number == NUM_MEMBERS:
-            runs.ensemble_of_three = score_maps(total / NUM_MEMBERS, samples.mask)
+            for batch in batch_slices(len(maps), BATCH_SIZE):
+                total[batch] /= NUM_MEMBERS
+            runs.ensemble_of_three = score_maps(total, samples.mask)
     return runs
 
 
+def _map_file(file: Path, samples: Samples) -> np.ndarray:
+    """Maps of all frames as a memory-mapped file of zeros, float32 [N, classes, H, W]."""
+    maps: np.ndarray = np.lib.format.open_memmap(file, "w+", np.float32, samples.mask.shape)
+    return maps
+
+
 def _predict_probabilities(
-    checkpoint: Checkpoint, samples: Samples, evaluation: EvaluationConfig | None
-) -> np.ndarray:
-    """Probabilities float32 [N, classes, H, W] of all frames."""
+    checkpoint: Checkpoint,
+    samples: Samples,
+    evaluation: EvaluationConfig | None,
+    maps: np.ndarray,
+) -> None:
+    """Fills `maps`, float32 [N, classes, H, W], with the probabilities of all frames."""
     member = Member.from_checkpoint(checkpoint)
     if evaluation:
         config = member.config.model_copy(update={"evaluation": evaluation})
         member = dataclasses.replace(member, config=config)
-    batches = batch_slices(len(samples.ids), member.config.evaluation.batch_size)
-    return np.concatenate(
-        [member(torch.tensor(samples.image[batch])).cpu().numpy() for batch in batches]
-    )
+    for batch in batch_slices(len(samples.ids), member.config.evaluation.batch_size):
+        maps[batch] = member(torch.tensor(samples.image[batch])).cpu().numpy()
 
 
 def _score_fields(

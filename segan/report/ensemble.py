@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segan import storage
-from segan.data.records.format import read_samples
+from segan.data.records.frames import map_samples
 from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
@@ -65,7 +65,7 @@ def _build_ensemble(
     manifest = read_version(records, candidates[0].info.fingerprint, advice)
     rule: Rule = "greedy" if greedy else "best"
     with tempfile.TemporaryDirectory() as folder:
-        samples = read_samples(records, manifest, data.validation)
+        samples = map_samples(records, manifest, data.validation, Path(folder))
         maps = ProbabilityCache(samples, Path(folder), log)
         selections = select_members(candidates, maps, greedy)
         members, sweep = selections[rule]

@@ -15,7 +15,7 @@ from pathlib import Path
 from segan import storage
 from segan.data.archive.pairs import Archive
 from segan.data.archive.reader import open_archive
-from segan.data.records.format import read_samples
+from segan.data.records.frames import map_samples
 from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import evaluate_members
@@ -94,8 +94,8 @@ def _pack(
     records = storage.normalise(records or ensemble.records)
     manifest = read_version(records, ensemble.fingerprint, advice)
     opened = open_archive(archive) if archive else None  # fail before a long work
-    samples = read_samples(records, manifest, ensemble.validation_split)
     with tempfile.TemporaryDirectory() as folder:
+        samples = map_samples(records, manifest, ensemble.validation_split, Path(folder))
         staged = f"{folder}/{storage.basename(out)}"
         packed = _stage_members(ensemble, source, staged, half, tta)
         packed = packed.model_copy(update={"records": storage.basename(records)})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segan import storage
-from segan.data.records.format import read_samples
+from segan.data.records.frames import map_samples
 from segan.data.records.versions import read_version
 from segan.evaluation.probability_cache import ProbabilityCache
 from segan.evaluation.result import EvaluationResult, evaluate_members
@@ -66,7 +66,8 @@ def _write_report(
     split = target.config.data.validation
     with tempfile.TemporaryDirectory() as folder:
         if cached is None:
-            maps = ProbabilityCache(read_samples(records, manifest, split), Path(folder), log)
+            samples = map_samples(records, manifest, split, Path(folder))
+            maps = ProbabilityCache(samples, Path(folder), log)
             result = evaluate_members(maps, split, target.members, target.thresholds, target.labels)
             cached = CachedEvaluation(maps, result)
         sizes = {name: manifest.num_rows(name) for name in manifest.splits}

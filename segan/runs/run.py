@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 INIT_PREFIX = "init."  # of the keys of the weights that a run began from
+LANES_KEY = "stream.lanes"  # of `segan.data.stream.lanes`
+LANES_BEFORE = 1  # of runs that do not record it: their order is that of one lane
+MAX_LANES = 1 << 20
 PROFILE_FOLDER = "profile"
 REPORT_FILES = ("report.json", "report.html")  # of a run, a study or an ensemble
 
@@ -77,7 +80,11 @@ class Run:
         return self.uri
 
     def create_or_resume(
-        self, config: Config, fingerprint: str, init: Mapping[str, Any] | None = None
+        self,
+        config: Config,
+        fingerprint: str,
+        init: Mapping[str, Any] | None = None,
+        lanes: int = LANES_BEFORE,
     ) -> None:
         """Writes run.json, or checks that an existing run has the same configuration and records.
 
@@ -85,17 +92,19 @@ class Run:
             init: the checksums of the weights that it begins from, from
                 `segan.runs.warm_start.InitialWeights.identity`; None for random weights, or for a
                 run that goes on from a checkpoint.
+            lanes: of its stream.
 
         Raises:
             UsageError: the run exists with another configuration or other records.
         """
         name = storage.join(self.uri, RUN_FILE)
-        identity = _identity(config) | {"fingerprint": fingerprint} | dict(init or {})
+        identity = _identity(config) | {"fingerprint": fingerprint, LANES_KEY: lanes}
+        identity |= dict(init or {})
         if recorded := self.recorded_identity():
             if init is None:  # its weights are those of the checkpoint
                 identity |= {k: v for k, v in recorded.items() if k.startswith(INIT_PREFIX)}
             # A key that the run was started without has its default value.
-            found = _identity(type(config)()) | recorded
+            found = _identity(type(config)()) | {LANES_KEY: LANES_BEFORE} | recorded
             advice = "resume with the same values, or use another URI"
             require_same(identity, found, self.uri, advice)
             return
@@ -119,6 +128,20 @@ class Run:
         None before the first start; raises StorageError where run.json is not readable.
         """
         return self.recorded_identity().get("fingerprint")
+
+    def num_lanes(self) -> int | None:
+        """The lanes of the stream that the run began with; None before the first start.
+
+        Raises StorageError where run.json is not readable.
+        """
+        recorded = self.recorded_identity()
+        lanes = recorded.get(LANES_KEY, LANES_BEFORE)
+        if not isinstance(lanes, int) or not 1 <= lanes <= MAX_LANES:
+            raise CorruptedError(
+                f"{storage.join(self.uri, RUN_FILE)}: {LANES_KEY}: expected a number from 1 to "
+                f"{MAX_LANES}, found {lanes!r}"
+            )
+        return lanes if recorded else None
 
     def recorded_identity(self) -> dict[str, Any]:
         """The values that the run was started with; empty before the first start.

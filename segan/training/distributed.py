@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from segan.utils.prefetch import prefetch
 
 LOOPBACK_INTERFACE = "lo"
 # The interface on which torch's backends connect to each other.
@@ -57,38 +60,66 @@ def use_loopback() -> None:
 
 
 class HostCollectives:
-    """Host-side collectives on a gloo group of their own, which never wait for a GPU."""
+    """Host-side collectives on gloo groups of their own, which never wait for a GPU."""
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
-        self._pending: tuple[Tensor, Any] | None = None
+        # The calls of a thread must not meet those of this one.
+        self._flags_group = dist.new_group(backend="gloo")
+        self._flags = queue.SimpleQueue[bool | None]()
+        self._results = prefetch(map(self._any_rank, iter(self._flags.get, None)), 1)
+        self._is_pending = False
 
     def any_rank_async(self, flag: bool) -> bool:
-        """Starts an all-reduce (MAX) of this rank's flag; returns the previous call's result.
+        """Begins to ask whether any rank has set its flag; returns the previous call's result.
 
         Every rank must call it equally often, and gets the same result, which had the time between
         two calls to arrive.
         """
         previous = self.wait()
-        flags = torch.tensor(int(flag))
-        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._pending = flags, work
+        self._flags.put(flag)
+        self._is_pending = True
         return previous
 
     def wait(self) -> bool:
-        """Waits for the pending all-reduce; returns its result, or False if none is pending."""
-        if self._pending is None:
+        """Waits for the result of the pending call; returns it, or False if none is pending."""
+        if not self._is_pending:
             return False
-        flags, work = self._pending
-        work.wait()
-        self._pending = None
-        return bool(flags.item())
+        self._is_pending = False
+        return next(self._results)
+
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether any rank's flag is set, after log2(ranks) messages of each rank.
+
+        In each round the distance doubles at which a rank passes on what it knows (dissemination;
+        Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization", 1988). Gloo's own
+        all-reduce is a ring of 2 (ranks - 1) messages, one after another.
+        """
+        known = torch.tensor(int(flag))
+        for distance in flag_distances(world_size()):
+            received = torch.empty_like(known)
+            target, source = (rank() + distance) % world_size(), (rank() - distance) % world_size()
+            sending = dist.isend(known, target, group=self._flags_group)
+            dist.recv(received, source, group=self._flags_group)
+            assert sending is not None, "this rank is in the group"
+            sending.wait()
+            known = known | received
+        return bool(known)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._flags.put(None)
 
     def all_gather_object(self, obj: Any) -> list[Any]:
         """Returns the object of each rank, by rank."""
         gathered: list[Any] = [None] * world_size()
         dist.all_gather_object(gathered, obj, group=self._group)
         return gathered
+
+
+def flag_distances(ranks: int) -> list[int]:
+    """How far each message of `HostCollectives.any_rank_async` goes, one after another."""
+    return [1 << number for number in range((ranks - 1).bit_length())]
 
 
 def broadcast_object(obj: Any) -> Any:

@@ -36,22 +36,26 @@ class ImageLog:
     at every validation of a run with as many workers.
     """
 
-    def __init__(self, run: Run, frames: Samples):
+    def __init__(self, run: Run, num_frames: int, num_classes: int = 1):
         """
         Args:
-            frames: the validation frames of this rank.
+            num_frames: validation frames of this rank.
+            num_classes: of the masks.
         """
-        self.run, self.frames = run, frames
-        most = max(1, min(NUM_FRAMES, MAX_IMAGES // frames.mask.shape[1]))
-        count = min(most, len(frames.ids))
-        self.rows = [round(i * len(frames.ids) / count) for i in range(count)]
-        self._maps: dict[int, np.ndarray] = {}
+        self.run = run
+        count = min(NUM_FRAMES, MAX_IMAGES // num_classes or 1, num_frames)
+        self.rows = [round(i * num_frames / count) for i in range(count)]
+        self._next_row = 0
+        self._kept: list[tuple[Samples, np.ndarray]] = []  # each with one frame, and its maps
 
-    def keep(self, start: int, probability: Tensor) -> None:
-        """Keeps the maps of chosen frames, of a batch [B, classes, H, W] from row `start`."""
+    def keep(self, samples: Samples, probability: Tensor) -> None:
+        """Keeps the chosen ones of the next frames, and their maps [B, classes, H, W]."""
         for row in self.rows:
-            if start <= row < start + len(probability):
-                self._maps[row] = probability[row - start].cpu().numpy()
+            if 0 <= (at := row - self._next_row) < len(samples.ids):
+                image, mask = (array[at : at + 1].copy() for array in (samples.image, samples.mask))
+                frame = Samples(samples.ids[at : at + 1], image, mask)
+                self._kept.append((frame, probability[at].cpu().numpy()))
+        self._next_row += len(samples.ids)
 
     def write(self, samples: int, thresholds: Sequence[float], labels: Sequence[str]) -> None:
         """Writes the kept frames to storage.
@@ -67,15 +71,16 @@ class ImageLog:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         values = []
-        for row, maps in sorted(self._maps.items()):
+        for frame, maps in self._kept:
             for label, threshold, truth, probability in zip(
-                labels[:MAX_IMAGES], thresholds, self.frames.mask[row], maps, strict=False
+                labels[:MAX_IMAGES], thresholds, frame.mask[0], maps, strict=False
             ):
-                image = draw_outlines(self.frames.image[row], truth != 0, probability > threshold)
-                tag = f"validation/{self.frames.ids[row]}"
+                image = draw_outlines(frame.image[0], truth != 0, probability > threshold)
+                tag = f"validation/{frame.ids[0]}"
                 tag = f"{tag}/{label}" if len(labels) > 1 else tag
                 values.append(Summary.Value(tag=tag, image=_to_summary(image)))
-        self._maps.clear()
+        self._kept.clear()
+        self._next_row = 0
         sink, now = io.BytesIO(), time.time()
         writer = RecordWriter(sink)
         writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from segan.config import Config
-from segan.data.records.format import read_samples
+from segan.data.records.frames import FrameShare
 from segan.data.stream.batches import local_batches
 from segan.errors import NonFiniteError, StoppedError, StorageError
 from segan.runs.ablation import OnValidation
@@ -62,7 +62,7 @@ def build_trainer(
     torch.set_num_threads(_num_threads(config, runs_per_node))
     keep_freed_memory()
     spec = resume_point.spec
-    validation = read_samples(
+    validation = FrameShare(
         spec.records, spec.sampler.manifest, config.data.validation, rank(), world_size()
     )
     return Trainer(config, run, resume_point, validation, device, callbacks, num_profiled_steps)

@@ -79,6 +79,7 @@ def check_config(config: Config, run: Run, fingerprint: str | None = None) -> St
         0,
         config.training.batch_size,
         config.cluster.workers,
+        run.num_lanes() or config.cluster.workers,
     )
 
 
@@ -114,7 +115,8 @@ def create_or_resume(config: Config, run: Run, resume_point: ResumePoint) -> Non
     """Writes run.json, or checks that a run goes on as it began; see `Run.create_or_resume`."""
     initial = resume_point.initial_weights
     fingerprint = resume_point.spec.sampler.manifest.fingerprint
-    run.create_or_resume(config, fingerprint, initial.identity() if initial else None)
+    identity = initial.identity() if initial else None
+    run.create_or_resume(config, fingerprint, identity, resume_point.spec.lanes)
 
 
 def announce_initial_weights(resume_point: ResumePoint) -> None:

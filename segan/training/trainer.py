@@ -7,6 +7,7 @@ under Ray Train and in tests. A process group must be initialised
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segan.config import Config
-from segan.data.records.format import Samples
+from segan.data.records.frames import FrameShare
 from segan.data.stream.augment import augment, sample_params
 from segan.data.stream.batches import Batch
 from segan.evaluation.sweep import Sweep
@@ -113,7 +114,7 @@ class Trainer:
         config: Config,
         run: Run,
         resume_point: ResumePoint,
-        validation: Samples,
+        validation: FrameShare,
         device: torch.device,
         callbacks: Callbacks | None = None,
         num_profiled_steps: int = 0,
@@ -148,7 +149,8 @@ class Trainer:
         self.metrics_log = (
             _open_metrics_log(run, self.spec.start, self.state.num_lines) if rank() == 0 else None
         )
-        self.image_log = ImageLog(run, validation) if rank() == 0 else None
+        classes = config.network.classes
+        self.image_log = ImageLog(run, validation.count, classes) if rank() == 0 else None
         self.checkpointer = CheckpointManager(
             config,
             run,
@@ -178,6 +180,7 @@ class Trainer:
             StorageError: a checkpoint could not be written; on rank 0.
         """
         with (
+            contextlib.closing(self.collectives),
             self.checkpointer,
             profile_steps(
                 self.num_profiled_steps, self.checkpointer.run, lambda: self.state.step
@@ -392,7 +395,7 @@ class Trainer:
 
 def validate(
     segmentor: Segmentor,
-    frames: Samples,
+    frames: FrameShare,
     config: Config,
     device: torch.device,
     image_log: ImageLog | None = None,
@@ -405,13 +408,12 @@ def validate(
     """
     sweep = Sweep.empty(config.network.classes)
     segmentor.eval()
-    for start in range(0, len(frames.ids), config.evaluation.batch_size):
-        part = slice(start, start + config.evaluation.batch_size)
-        image = torch.tensor(frames.image[part], device=device)
+    for samples in frames.batches(config.evaluation.batch_size):
+        image = torch.tensor(samples.image, device=device)
         probability = segment_frames(segmentor, image, config)
         if image_log:
-            image_log.keep(start, probability)
-        sweep.update(probability, torch.tensor(frames.mask[part], device=device))
+            image_log.keep(samples, probability)
+        sweep.update(probability, torch.tensor(samples.mask, device=device))
     segmentor.train()
     sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))
     count = all_reduce_sum(torch.tensor(sweep.count, device=device))

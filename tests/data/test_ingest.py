@@ -20,8 +20,10 @@ from PIL import Image
 from segan import storage
 from segan.data.archive.folds import k_fold_split
 from segan.data.archive.reader import Archive, Pair, open_archive
-from segan.data.ingest import IngestOptions, local_executor, plan_shards
+from segan.data.ingest import IngestOptions, Task, local_executor, plan_shards
 from segan.data.ingest import ingest as write_records
+from segan.data.profile import duplicates
+from segan.data.profile.duplicates import CompareTask
 from segan.data.records.format import (
     MANIFEST,
     Manifest,
@@ -662,3 +664,22 @@ def _write_file(path: Path, content: bytes) -> None:
 
 def _count_shards(out: str) -> int:
     return len(list(Path(out).glob("*-of-*.parquet")))
+
+
+def test_many_images_are_compared_by_the_executor(
+    source: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _copy_pair(source, "Training", "ISIC_0000004", "Validation", "ISIC_0000900")
+    options, tasks_run = IngestOptions(FRAME_SIZE, max_rejects=1.0), []
+    expected = write_records(open_archive(str(source)), out, options, local_executor(1))
+    profile = storage.read_json(f"{out}/profile.json")
+    assert len(profile["duplicates"]) == 1
+    monkeypatch.setattr(duplicates, "TASK_SIZE", (2, 2))
+
+    def spread(tasks: Sequence[Task]) -> Iterator[Any]:
+        tasks_run.extend(type(task) for task in tasks)
+        return local_executor(2)(tasks)
+
+    assert write_records(open_archive(str(source)), f"{out}-2", options, spread) == expected
+    assert storage.read_json(f"{out}-2/profile.json")["duplicates"] == profile["duplicates"]
+    assert tasks_run.count(CompareTask) > 3

@@ -59,9 +59,9 @@ def tensorboard(bucket: str, tmp_path: Path) -> Iterator[TensorBoard]:
     frames = Samples(
         ["ISIC_0000001"], np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 1, 64, 64), np.uint8)
     )
-    image_log = ImageLog(run, frames)
-    image_log.keep(0, torch.ones(1, 1, 64, 64))
-    image_log.write(64, 0.5)
+    image_log = ImageLog(run, 1)
+    image_log.keep(frames, torch.ones(1, 1, 64, 64))
+    image_log.write(64, [0.5], ["lesion"])
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", f"{bucket}/study/trials"]
     with (tmp_path / "log").open("wb") as log:

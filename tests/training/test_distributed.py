@@ -15,6 +15,7 @@ from segan.training.distributed import (
     HostCollectives,
     all_reduce_sum,
     broadcast_object,
+    flag_distances,
     max_replica_divergence,
     rank,
     single_process_group,
@@ -25,7 +26,7 @@ from segan.training.step import SegAN
 from tests.training.ranks import spawn_ranks
 
 STEPS = 20
-RANKS = 2
+RANKS, MORE_RANKS = 2, 3
 
 
 def run_rank(index: int, folder: Path) -> None:
@@ -131,6 +132,33 @@ def test_a_flag_of_one_rank_reaches_all_a_call_later(ranks: list[dict[str, Any]]
     assert [found["collectives"] for found in ranks] == [
         ([False, False, False, True, False], False, message)
     ] * 2
+
+
+def run_flags(index: int, folder: Path) -> None:
+    """One of three ranks; in call n, rank n alone sets its flag, and nobody in the others."""
+    store = dist.FileStore(str(folder / "store"), MORE_RANKS)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=MORE_RANKS)
+    collectives = HostCollectives()
+    found = [collectives.any_rank_async(call == index) for call in range(2 * MORE_RANKS)]
+    torch.save([*found, collectives.wait()], folder / f"rank{index}.pt")
+    collectives.close()
+    dist.destroy_process_group()
+
+
+def test_the_flag_of_each_of_three_ranks_reaches_all(tmp_path: Path) -> None:
+    expected = [False] + [True] * MORE_RANKS + [False] * MORE_RANKS
+    assert spawn_ranks(run_flags, MORE_RANKS, tmp_path, 110) == [expected] * MORE_RANKS
+
+
+def test_flags_take_messages_by_the_logarithm_of_the_ranks() -> None:
+    assert [flag_distances(ranks) for ranks in (1, 2, 3, 8, 9)] == [
+        [],
+        [1],
+        [1, 2],
+        [1, 2, 4],
+        [1, 2, 4, 8],
+    ]
+    assert len(flag_distances(512)) == 9
 
 
 def test_wait_returns_the_last_flag() -> None:

@@ -60,19 +60,20 @@ def test_a_large_frame_is_made_smaller() -> None:
 
 
 def test_the_frames_are_spread_over_the_split_and_always_the_same(tmp_path: Path) -> None:
-    log = ImageLog(Run(str(tmp_path)), make_samples(10))
+    log = ImageLog(Run(str(tmp_path)), 10)
     assert log.rows == [0, 2, 5, 8]  # 10 / 4 apart, rounded to even
-    assert ImageLog(Run(str(tmp_path)), make_samples(3)).rows == [0, 1, 2]
-    assert ImageLog(Run(str(tmp_path)), make_samples(1)).rows == [0]
+    assert ImageLog(Run(str(tmp_path)), 3).rows == [0, 1, 2]
+    assert ImageLog(Run(str(tmp_path)), 1).rows == [0]
 
 
 def test_a_validation_is_one_bounded_file_that_a_repeated_one_replaces(tmp_path: Path) -> None:
     run, samples = Run(str(tmp_path / "run")), make_samples(9, side=512)  # noise, the worst case
-    log = ImageLog(run, samples)
+    log = ImageLog(run, 9)
     for _ in range(2):
         for start in range(0, 9, 4):
-            count = min(4, 9 - start)
-            log.keep(start, torch.full((count, 1, 512, 512), 0.6))
+            part = slice(start, start + 4)
+            batch = Samples(samples.ids[part], samples.image[part], samples.mask[part])
+            log.keep(batch, torch.full((len(batch.ids), 1, 512, 512), 0.6))
         log.write(64, [0.5], ["lesion"])
     (file,) = (tmp_path / "run" / "tensorboard" / "images").iterdir()
     assert file.stat().st_size < NUM_FRAMES * MAX_SIDE**2  # bytes: one a pixel
@@ -86,8 +87,8 @@ def test_a_validation_is_one_bounded_file_that_a_repeated_one_replaces(tmp_path:
 def test_each_of_several_classes_has_an_image_of_its_own(tmp_path: Path) -> None:
     samples = make_samples(2)
     samples = replace(samples, mask=samples.mask.repeat(2, axis=1))
-    log = ImageLog(Run(str(tmp_path / "run")), samples)
-    log.keep(0, torch.full((2, 2, 16, 16), 0.4))
+    log = ImageLog(Run(str(tmp_path / "run")), 2, 2)
+    log.keep(samples, torch.full((2, 2, 16, 16), 0.4))
     log.write(8, [0.5, 0.3], ["a", "b"])
     found = read_images(Run(str(tmp_path / "run")))
     assert sorted(found.Tags()["images"]) == [
@@ -97,8 +98,7 @@ def test_each_of_several_classes_has_an_image_of_its_own(tmp_path: Path) -> None
 
 def test_many_classes_are_of_fewer_frames(tmp_path: Path) -> None:
     for classes, frames in ((1, 4), (7, 2), (50, 1)):
-        samples = replace(make_samples(9), mask=np.zeros((9, classes, 16, 16), np.uint8))
-        assert len(ImageLog(Run(str(tmp_path)), samples).rows) == frames
+        assert len(ImageLog(Run(str(tmp_path)), 9, classes).rows) == frames
 
 
 def test_each_validation_of_a_training_has_its_frames(records: str, tmp_path: Path) -> None:

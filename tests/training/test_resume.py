@@ -27,11 +27,11 @@ from segan.data.archive.folds import k_fold_split
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.records.format import read_manifest
-from segan.errors import StoppedError, StorageError, UsageError
+from segan.errors import CorruptedError, StoppedError, StorageError, UsageError
 from segan.runs.checkpoint import Checkpoint
-from segan.runs.run import Run
+from segan.runs.run import LANES_KEY, RUN_FILE, Run
 from segan.training.launch import train_local
-from segan.training.resume import resolve_resume
+from segan.training.resume import create_or_resume, resolve_resume
 from segan.training.trainer import Callbacks, TrainingProgress
 from tests.training.helpers import (
     BATCH_SIZE,
@@ -610,3 +610,26 @@ def test_a_signal_stops_a_training_gracefully(
     assert [line["step"] for line in run.metrics() if line["kind"] == "step"] == [
         *range(1, step + 1)
     ]
+
+
+# The order of the images
+
+
+def test_a_run_keeps_the_lanes_that_it_began_with(records: str, tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    config = configure(records, training={"batch_size": 2}, cluster={"workers": 2})
+    begun = resolve_resume(config, run)
+    assert begun.spec.lanes == 2
+    create_or_resume(config, run, begun)
+    assert resolve_resume(config, run).with_world_size(1).spec.lanes == 2  # elastic
+    description = dict(run.description())
+    assert description["identity"].pop(LANES_KEY) == 2
+    storage.write_json(f"{run}/{RUN_FILE}", description)  # as before there were lanes
+    older = resolve_resume(config, run)
+    assert older.spec.lanes == 1
+    create_or_resume(config, run, older)
+    for wrong in (0, -1, "2", 1.5, 1 << 40):
+        description["identity"][LANES_KEY] = wrong
+        storage.write_json(f"{run}/{RUN_FILE}", description)
+        with pytest.raises(CorruptedError, match=r"run\.json: stream\.lanes: expected a number"):
+            resolve_resume(config, run)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     import torch
 
     from segan.bench.measure import BenchReport
+    from segan.bench.scale import ScaleReport
 
 app = typer.Typer()
 bench = typer.Typer(
     no_args_is_help=True,
-    help="Benchmarks: the training step, the data stream, ingest and prediction.",
+    help="Benchmarks: the training step, the data stream, large runs, ingest and prediction.",
 )
 app.add_typer(bench, name="bench")
 
@@ -113,9 +114,36 @@ def stream(
             0,
             batch_size,
             ranks,
+            ranks,
         )
         join_cluster(debug)
         _show_report(bench_stream(spec, repeats, not no_baselines, echo), as_json)
+
+
+@bench.command(epilog="segan bench scale --max-images 10000000 --max-workers 512")
+def scale(
+    max_images: Annotated[int, typer.Option(min=1000, help="Images of the largest run.")] = (
+        1_000_000
+    ),
+    max_workers: Annotated[int, typer.Option(min=4, help="Workers of the largest run.")] = 512,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate how planning, reading and bookkeeping grow with images and workers.
+
+    Runs in this process on made-up records, without Ray. An exponent of 1 means that a cost grows
+    as the images or workers do, 0 that it does not grow.
+    """
+    from segan.bench.scale import bench_scale
+    from segan.cli.console import echo, print_json
+
+    images = [max_images // 100, max_images // 10, max_images]
+    workers = [max(2, max_workers // 64), max(3, max_workers // 8), max_workers]
+    report = bench_scale(images, workers, echo)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _show_scale(report)
 
 
 @bench.command(epilog="segan bench ingest --archive s3://bucket/isic2017 --workers 8")
@@ -187,6 +215,26 @@ def predict(
             echo,
         )
     _show_report(report, as_json)
+
+
+def _show_scale(report: ScaleReport) -> None:
+    from segan.cli.console import print_table
+
+    for size, points, exponents in (
+        ("images", report.by_images, report.exponents_in_images),
+        ("workers", report.by_workers, report.exponents_in_workers),
+    ):
+        other = "workers" if size == "images" else "images"
+        rows = [
+            [
+                name.replace("_", " "),
+                *(f"{getattr(point, name):.4g}" for point in points),
+                f"{e:.2f}",
+            ]
+            for name, e in exponents.items()
+        ]
+        columns = ["", *(f"{getattr(point, size):,}" for point in points), "exponent"]
+        print_table(f"{size}, with {getattr(points[0], other):,} {other}", columns, rows)
 
 
 def _predict(model: str, images: str, out: str) -> None:

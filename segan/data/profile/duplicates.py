@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ HASH_SIZE = 16  # frequencies along each axis
 HASH_BYTES = HASH_SIZE * HASH_SIZE // 8
 MAX_DISTANCE = 46  # of 255 bits; docs/measurements.md has the distances of ISIC 2017
 _MAX_LOW_DISTANCE = 16  # of the 64 lowest frequencies, which differ least between copies
+TASK_SIZE = 16_384, 262_144  # rows and columns of a task: 9 MB, minutes of one core at most
 _BLOCK = 256, 4096  # rows and columns compared at once: 8 MiB of differences
 _MIN_AMPLITUDE = 1e-3  # grey levels; smaller amplitudes are rounding errors
 
@@ -51,8 +52,33 @@ def hash_image(image: np.ndarray) -> bytes:
     return digest
 
 
+@dataclass(frozen=True)
+class CompareTask:
+    """A tile of the comparison of two splits: some rows with some columns.
+
+    Attributes:
+        hashes: of the rows, uint8 [N, HASH_BYTES]; compared in all orientations.
+        others: of the columns, uint8 [M, HASH_BYTES].
+        rows, others_rows: their rows of the table, int64 [N] and [M].
+        limit: number of pairs to return, the nearest.
+    """
+
+    hashes: np.ndarray
+    others: np.ndarray
+    rows: np.ndarray
+    others_rows: np.ndarray
+    max_distance: int
+    limit: int
+
+
+Run = Callable[[Sequence[CompareTask]], Iterable[np.ndarray]]
+
+
 def find_duplicates(
-    stats: pa.Table, max_distance: int = MAX_DISTANCE, limit: int = 1000
+    stats: pa.Table,
+    max_distance: int = MAX_DISTANCE,
+    limit: int = 1000,
+    run: Run = lambda tasks: map(compare_hashes, tasks),
 ) -> list[DuplicatePair]:
     """Finds pairs of images in different splits that show the same photograph.
 
@@ -63,19 +89,23 @@ def find_duplicates(
         stats: rows of `segan.data.profile.image_stats.SCHEMA` with a column `split`.
         max_distance: of a pair, in bits of 255.
         limit: number of pairs; the nearest are returned.
+        run: runs `compare_hashes` on tasks, in any order.
 
     Returns:
         Pairs by distance, then by id. The splits of a pair are in the table's order.
     """
-    signs = _unpack(stats["hash"].to_pylist())
-    words = _words(signs)
+    hashes = np.frombuffer(b"".join(stats["hash"].to_pylist()), np.uint8).reshape(-1, HASH_BYTES)
     names = stats["split"].to_pylist()
     rows = {split: _split_rows(names, split) for split in dict.fromkeys(names)}
+    tasks = [
+        CompareTask(hashes[top], hashes[left], top, left, max_distance, limit)
+        for first, second in itertools.combinations(rows.values(), 2)
+        for top in _tiles(first, TASK_SIZE[0])
+        for left in _tiles(second, TASK_SIZE[1])
+    ]
     found = np.empty((0, 3), np.int64)
-    for first, second in itertools.combinations(rows.values(), 2):
-        for pairs in _compare_hashes(signs[first], words[second], max_distance):
-            pairs[:, 1], pairs[:, 2] = first[pairs[:, 1]], second[pairs[:, 2]]
-            found = _keep_nearest(np.concatenate([found, pairs]), limit)
+    for pairs in run(tasks):
+        found = _keep_nearest(np.concatenate([found, pairs]), limit)
     ids = stats["id"].to_pylist()
     pairs_found = (
         DuplicatePair(ids[i], names[i], ids[j], names[j], distance)
@@ -84,27 +114,36 @@ def find_duplicates(
     return sorted(pairs_found, key=lambda pair: (pair.distance, pair.id, pair.other_id))
 
 
-def _compare_hashes(
-    signs: np.ndarray, words: np.ndarray, max_distance: int
-) -> Iterator[np.ndarray]:
-    """Yields the pairs within `max_distance` as rows (distance, i, j), int64 [K, 3] with K > 0.
-
-    Args:
-        signs: bool [N, HASH_SIZE, HASH_SIZE]; image i, compared in all orientations.
-        words: uint64 [M, 4]; image j.
-    """
-    for orientation in _orientations(signs):
+def compare_hashes(task: CompareTask) -> np.ndarray:
+    """The nearest pairs of a task as rows (distance, row, other row), int64 [K, 3]."""
+    found = np.empty((0, 3), np.int64)
+    others = task.others.view(np.uint64)
+    for orientation in _orientations(_unpack(task.hashes)):
         rotated = _words(orientation)
         for top in range(0, len(rotated), _BLOCK[0]):
-            rows = rotated[top : top + _BLOCK[0]]
-            for left in range(0, len(words), _BLOCK[1]):
-                columns = words[left : left + _BLOCK[1]]
-                low = np.bitwise_count(rows[:, None, 0] ^ columns[None, :, 0])
-                i, j = np.divmod(np.flatnonzero(low <= _MAX_LOW_DISTANCE), len(columns))
-                distance = np.bitwise_count(rows[i] ^ columns[j]).sum(1, dtype=np.int64)
-                close = distance <= max_distance
-                if close.any():
-                    yield np.stack([distance, i + top, j + left], 1)[close]
+            for left in range(0, len(others), _BLOCK[1]):
+                rows, columns = slice(top, top + _BLOCK[0]), slice(left, left + _BLOCK[1])
+                distance, i, j = _find_close(rotated[rows], others[columns], task.max_distance)
+                if len(distance):
+                    close = [distance, task.rows[rows][i], task.others_rows[columns][j]]
+                    pairs = np.concatenate([found, np.stack(close, 1)])
+                    found = _keep_nearest(pairs, task.limit)
+    return found
+
+
+def _find_close(
+    rows: np.ndarray, columns: np.ndarray, max_distance: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances, rows and columns of the pairs of hashes, uint64 [N, 4], within `max_distance`."""
+    low = np.bitwise_count(rows[:, None, 0] ^ columns[None, :, 0])
+    i, j = np.divmod(np.flatnonzero(low <= _MAX_LOW_DISTANCE), len(columns))
+    distance = np.bitwise_count(rows[i] ^ columns[j]).sum(1, dtype=np.int64)
+    close = distance <= max_distance
+    return distance[close], i[close], j[close]
+
+
+def _tiles(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
 def _keep_nearest(pairs: np.ndarray, limit: int) -> np.ndarray:
@@ -129,9 +168,8 @@ def _pack(signs: np.ndarray) -> np.ndarray:
     return np.packbits(blocks.reshape(len(signs), HASH_SIZE * HASH_SIZE), axis=1)
 
 
-def _unpack(hashes: list[bytes]) -> np.ndarray:
+def _unpack(packed: np.ndarray) -> np.ndarray:
     half = HASH_SIZE // 2
-    packed = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
     blocks = np.unpackbits(packed, axis=1).reshape(-1, 2, 2, half, half).view(bool)
     return blocks.transpose(0, 1, 3, 2, 4).reshape(-1, HASH_SIZE, HASH_SIZE)
 

@@ -32,7 +32,7 @@ from segan.utils.models import Count, FrameSide, FrozenModel
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 _SHARD = re.compile(
-    r"(?P<split>\w+)-(?P<index>\d{5})-of-(?P<of>\d{5})-(?P<sha>[0-9a-f]{16})\.parquet"
+    r"(?P<split>\w+)-(?P<index>\d{5,})-of-(?P<of>\d{5,})-(?P<sha>[0-9a-f]{16})\.parquet"
 )
 
 
@@ -151,7 +151,8 @@ def shard_index(sample_id: str, num_shards: int) -> int:
 
 def shard_prefix(split: str, index: int, num_shards: int) -> str:
     """A shard's name without the checksum."""
-    return f"{split}-{index:05d}-of-{num_shards:05d}"
+    width = max(5, len(str(num_shards)))
+    return f"{split}-{index:0{width}d}-of-{num_shards:0{width}d}"
 
 
 @dataclass(frozen=True)
@@ -366,22 +367,9 @@ def _to_samples(table: pa.Table, height: int, width: int, classes: int) -> Sampl
     )
 
 
-def read_samples(
-    uri: str, manifest: Manifest, split: str, rank: int = 0, world_size: int = 1
-) -> Samples:
-    """Reads a split; rank r gets every `world_size`-th row of each shard, from row r."""
-    rows_of_rank = slice(rank, None, world_size)
-    parts = []
-    for shard in manifest.shards(split):
-        samples = to_samples(read_shard(uri, shard), manifest)
-        # Copies, so that the shard's memory can be freed.
-        parts.append(
-            Samples(
-                samples.ids[rows_of_rank],
-                samples.image[rows_of_rank].copy(),
-                samples.mask[rows_of_rank].copy(),
-            )
-        )
+def read_samples(uri: str, manifest: Manifest, split: str) -> Samples:
+    """Reads a whole split into memory; `segan.data.records.frames` has ways that do not."""
+    parts = [to_samples(read_shard(uri, shard), manifest) for shard in manifest.shards(split)]
     return Samples(
         ids=[sample_id for part in parts for sample_id in part.ids],
         image=np.concatenate([part.image for part in parts]),

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from segan.data.profile import duplicates
-from segan.data.profile.duplicates import HASH_BYTES, MAX_DISTANCE, find_duplicates, hash_image
+from segan.data.profile.duplicates import (
+    HASH_BYTES,
+    MAX_DISTANCE,
+    CompareTask,
+    compare_hashes,
+    find_duplicates,
+    hash_image,
+)
 from segan.data.synthetic import generate_pair
 
 SIZE = (180, 135)
@@ -143,6 +150,24 @@ def test_blocks_cover_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK", (3, 4))
     assert find_duplicates(make_table(train=hashes, test=hashes[::-1])) == whole
     assert len(whole) == 11
+
+
+def test_tasks_cover_all_pairs_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = [hash_image(synthetic_image(index)) for index in range(11)]
+    table = make_table(train=hashes, validation=hashes[:5], test=hashes[::-1])
+    whole = find_duplicates(table)
+    nearest = find_duplicates(table, limit=4)
+    monkeypatch.setattr(duplicates, "TASK_SIZE", (3, 4))
+    sizes: list[tuple[int, int]] = []
+
+    def backwards(tasks: Sequence[CompareTask]) -> Iterator[np.ndarray]:
+        sizes.extend((len(task.hashes), len(task.others)) for task in tasks)
+        return map(compare_hashes, tasks[::-1])
+
+    assert find_duplicates(table, run=backwards) == whole
+    assert find_duplicates(table, limit=4, run=backwards) == nearest
+    assert len(whole) == 5 + 11 + 5
+    assert set(sizes) <= {(rows, columns) for rows in (2, 3) for columns in (1, 2, 3, 4)}
 
 
 def test_a_symmetric_image_is_one_pair() -> None:

@@ -18,6 +18,7 @@ from segan.data.records.format import (
     Record,
     Shard,
     make_manifest,
+    parse_shard_name,
     read_manifest,
     read_rejects,
     read_shard,
@@ -352,3 +353,15 @@ def test_a_shard_is_plain_parquet(folder: str) -> None:
     assert table.schema.field("mask").type == pa.binary(70)
     assert table.num_rows == shard.num_rows == 2
     assert json.loads(shard.model_dump_json()) == Shard(**shard.model_dump()).model_dump()
+
+
+def test_names_of_shards_hold_any_count() -> None:
+    """More than 99,999 shards are more than 16 million images."""
+    for index, count in ((3, 8), (99_999, 131_072), (131_071, 131_072)):
+        name = f"{shard_prefix('train', index, count)}-{0:016x}.parquet"
+        found = parse_shard_name(name)
+        assert found is not None
+        assert (found.split, found.index, found.num_shards) == ("train", index, count)
+    assert shard_prefix("train", 3, 8) == "train-00003-of-00008"
+    names = [shard_prefix("train", index, 131_072) for index in (9, 10, 99_999, 100_000)]
+    assert names == sorted(names)

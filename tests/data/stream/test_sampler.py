@@ -1,7 +1,7 @@
-"""The sampler: each row once per epoch, one order for all block sizes, and any start."""
+"""The order of the samples: each row once per epoch, any start, and what it depends on."""
 
-from collections.abc import Iterator
-from itertools import chain
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segan.data.records.format import Manifest, Shard, shard_prefix
-from segan.data.stream.batches import StreamSpec
+from segan.data.stream.batches import StreamSpec, read_batches
 from segan.data.stream.sampler import DeterministicSampler
 from segan.errors import UsageError
 
 Row = tuple[int, int, str]  # epoch, position, id
+LoadTable = Callable[[Shard], pa.Table]
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 SEEDS = st.integers(0, 3)
 SMALL = st.integers(1, 4)
@@ -50,24 +51,21 @@ def load(shard: Shard) -> pa.Table:
     return pa.table(
         {
             "id": [f"{shard.name}/{row}" for row in range(shard.num_rows)],
-            "image": pa.array(pixels, pa.binary(1)),
+            "image": pa.array([3 * pixel for pixel in pixels], pa.binary(3)),
             "mask": pa.array(pixels, pa.binary(1)),
             "original_width": pa.array([1] * shard.num_rows, pa.int32()),
         }
     )
 
 
-def rows_of(table: pa.Table) -> list[Row]:
-    columns = (table[name].to_pylist() for name in ("epoch", "position", "id"))
-    return list(zip(*columns, strict=True))
-
-
-def blocks(sampler: DeterministicSampler, start: int, stop: int, size: int) -> list[list[Row]]:
-    return [rows_of(table) for table in sampler.blocks(start, stop, size, load)]
-
-
-def stream(sampler: DeterministicSampler, start: int, stop: int) -> list[Row]:
-    return list(chain.from_iterable(blocks(sampler, start, stop, 1)))
+def stream(
+    sampler: DeterministicSampler, start: int, stop: int, load: LoadTable = load
+) -> list[Row]:
+    """The rows of the sequence, one at a time, in one lane."""
+    epochs = stop // sampler.num_rows + 1
+    spec = StreamSpec("records", sampler, epochs, start, 1, 1)
+    batches = itertools.islice(read_batches(spec, 0, lambda part: load(part.shard)), stop - start)
+    return [(b.epochs[0], b.position, b.ids[0]) for b in batches]
 
 
 @given(SIZES, SEEDS, SMALL)
@@ -84,57 +82,20 @@ def test_each_epoch_holds_each_row_once(sizes: list[int], seed: int, epochs: int
         assert sorted(row[2] for row in part) == every
 
 
-@given(SIZES, SEEDS, st.integers(1, 12), st.integers(0, 6), st.integers(0, 40))
-def test_blocks_are_full_and_follow_one_another(
-    sizes: list[int], seed: int, size: int, number: int, start: int
-) -> None:
-    one = make_sampler(sizes, seed)
-    found = blocks(one, start, start + number * size, size)
-    assert [len(block) for block in found] == [size] * number
-    assert list(chain.from_iterable(found)) == stream(one, start, start + number * size)
-
-
 @given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
 def test_a_later_start_gives_the_rest(sizes: list[int], seed: int, start: int, length: int) -> None:
     one = make_sampler(sizes, seed)
     assert stream(one, start, start + length) == stream(one, 0, start + length)[start:]
 
 
-@given(SIZES, SEEDS, SMALL, SMALL, st.integers(1, 5))
-def test_order_does_not_depend_on_the_number_of_workers(
-    sizes: list[int], seed: int, batch: int, workers: int, steps: int
-) -> None:
-    one, taken = make_sampler(sizes, seed), batch * workers
-    dealt = blocks(one, 0, steps * taken, batch)  # dealt to the ranks in turn
-    by_rank = [dealt[rank::workers] for rank in range(workers)]
-    whole = blocks(one, 0, steps * taken, taken)
-    for step in range(steps):
-        assert list(chain.from_iterable(parts[step] for parts in by_rank)) == whole[step]
-
-
 @given(SIZES, SEEDS)
 def test_rows_keep_their_pixels(sizes: list[int], seed: int) -> None:
     one = make_sampler(sizes, seed)
-    (table,) = one.blocks(0, one.num_rows, one.num_rows, load)
-    places = [bytes([int(name.rsplit("/")[-1])]) for name in table["id"].to_pylist()]
-    assert table["image"].to_pylist() == table["mask"].to_pylist() == places
-    assert table.column_names == ["id", "image", "mask", "epoch", "position"]
-
-
-@given(SIZES, SEEDS, st.integers(0, 60), st.integers(0, 60))
-def test_only_needed_shards_are_read(sizes: list[int], seed: int, start: int, length: int) -> None:
-    one = make_sampler(sizes, seed)
-    pieces = list(one.shard_slices(start, start + length))
-    assert sum(piece.stop - piece.start for piece in pieces) == length
-    assert all(0 <= piece.start < piece.stop <= piece.shard.num_rows for piece in pieces)
-    read: list[str] = []
-
-    def reading(shard: Shard) -> pa.Table:
-        read.append(shard.name)
-        return load(shard)
-
-    list(one.blocks(start, start + length, 1, reading))
-    assert read == [piece.shard.name for piece in pieces]
+    spec = StreamSpec("records", one, 1, 0, one.num_rows, 1)
+    (batch,) = read_batches(spec, 0, lambda part: load(part.shard))
+    places = [int(name.rsplit("/")[-1]) for name in batch.ids]
+    assert batch.image[:, 0, 0].tolist() == [[place] * 3 for place in places]
+    assert batch.mask.ravel().tolist() == places
 
 
 # The order
@@ -191,8 +152,7 @@ def test_order_does_not_depend_on_the_order_in_the_manifest() -> None:
         table = load(shard)
         return table.take(pa.array(range(shard.num_rows)[::-1]))
 
-    found = [rows_of(table) for table in turned.blocks(0, 150, 10, backwards)]
-    assert found == blocks(one, 0, 150, 10)
+    assert stream(turned, 0, 150, backwards) == stream(one, 0, 150)
 
 
 # StreamSpec
