@@ -126,7 +126,8 @@ def test_lines_reach_storage_while_the_command_runs(
 ) -> None:
     monkeypatch.setattr(driver_log, "FLUSH_INTERVAL_S", 0.01)
     with keep_driver_log(run, "segan train"):
-        while not Path(run, "driver.log").exists():
+        path = Path(run, "driver.log")
+        while not (path.exists() and path.stat().st_size):  # it is created, and then written
             time.sleep(0.01)
         assert messages(run)[0].startswith("segan train: ")
 
