@@ -146,24 +146,33 @@ def measure_epoch(proxy: FaultProxy) -> Iterator[dict[str, Any]]:
         yield {"epoch": epoch, **methods(requests), "of them listings": lists}
 
 
-def measure_checkpoint(width: int) -> Iterator[dict[str, Any]]:
-    """Saves within an epoch, then what is done with such a checkpoint."""
-    config, run = training(width, 1, CHECKPOINT_EVERY), Run(f"s3://{BUCKET}/run")
-    peaks, ends = dict[int, int](), dict[int, float]()
+def train_timed(
+    config: Config, run: Run, last_step: int, on_step: Callable[[int], object] = lambda step: None
+) -> tuple[dict[int, float], list[float]]:
+    """Trains to the end of a step; returns when each step ended, and how long each save took."""
+    ends, stood_still, save = dict[int, float](), list[float](), CheckpointManager.save
 
     def on_step_end(progress: TrainingProgress) -> None:
         step = progress.samples // BATCH_SIZE
-        peaks.setdefault(step, memory("VmHWM"))  # called once more after the validation
-        ends.setdefault(step, time.perf_counter())
-
-    stood_still, save = list[float](), CheckpointManager.save
+        on_step(step)
+        ends.setdefault(step, time.perf_counter())  # called once more after the validation
 
     def timed_save(*arguments: Any) -> None:
         stood_still.append(timed(lambda: save(*arguments))[1])
 
     # A stop comes before the validation, which takes memory of its own.
     with suppress(StoppedError), patch.object(CheckpointManager, "save", timed_save):
-        train_local(config, run, Callbacks(on_step_end, should_stop=lambda: len(ends) >= LAST_STEP))
+        train_local(config, run, Callbacks(on_step_end, should_stop=lambda: len(ends) >= last_step))
+    return ends, stood_still
+
+
+def measure_checkpoint(width: int) -> Iterator[dict[str, Any]]:
+    """Saves within an epoch, then what is done with such a checkpoint."""
+    config, run = training(width, 1, CHECKPOINT_EVERY), Run(f"s3://{BUCKET}/run")
+    peaks = dict[int, int]()
+    ends, stood_still = train_timed(
+        config, run, LAST_STEP, lambda step: peaks.setdefault(step, memory("VmHWM"))
+    )
     latest = run.latest_checkpoint()
     assert latest is not None
     size = sum(entry["size"] for entry in latest.files.values())
@@ -201,23 +210,8 @@ def measure_slow_store(proxy: FaultProxy, width: int) -> Iterator[dict[str, Any]
     for name, rate in (("fast", 0), ("slow", SLOW_BYTES_PER_S)):
         if rate:
             proxy.inject(Fault("slow", times=None, request_prefix="PUT", bytes_per_second=rate))
-        ends, stood_still = dict[int, float](), list[float]()
-        save = CheckpointManager.save
-
-        def on_step_end(progress: TrainingProgress, ends: dict[int, float] = ends) -> None:
-            ends.setdefault(progress.samples // BATCH_SIZE, time.perf_counter())
-
-        def timed_save(
-            *arguments: Any, stood_still: list[float] = stood_still, save: Any = save
-        ) -> None:
-            stood_still.append(timed(lambda: save(*arguments))[1])
-
-        def should_stop(ends: dict[int, float] = ends) -> bool:
-            return len(ends) > 2 * SLOW_EVERY
-
-        with suppress(StoppedError), patch.object(CheckpointManager, "save", timed_save):
-            run = Run(f"s3://{BUCKET}/{name}")
-            train_local(config, run, Callbacks(on_step_end, should_stop=should_stop))
+        run = Run(f"s3://{BUCKET}/{name}")
+        ends, stood_still = train_timed(config, run, 2 * SLOW_EVERY + 1)
         seconds = {step: ends[step] - ends[step - 1] for step in sorted(ends)[1:]}
         yield {
             "store": name,

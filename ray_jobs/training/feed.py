@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 import threading
@@ -34,7 +35,7 @@ class ThrottleSchedulingLoop(EXECUTION_CALLBACK.load()):  # type: ignore[misc]
         time.sleep(SCHEDULING_LOOP_SLEEP_S)
 
 
-class ShardFeed:
+class ShardFeed(abc.ABC):
     """Reads the shards of some ranks in a thread, in the order in which they need them."""
 
     def __init__(self, spec: StreamSpec, ranks: tuple[int, ...]):
@@ -49,9 +50,9 @@ class ShardFeed:
         with self.changed:
             return len(self.refs)
 
+    @abc.abstractmethod
     def read(self) -> None:
         """Fills `refs` and notifies `changed`."""
-        raise NotImplementedError
 
     def wait_for(self, key: Any) -> Any:
         """A reference, once it is read; raises the error of the thread. Needs `changed`."""

@@ -62,7 +62,7 @@ def paired_interval(
 
 
 def resample_sums(counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Sums over images of counts [N, ...], of each of NUM_RESAMPLES resamples of the images.
+    """Sums over images of counts [N, ...]: of all, then of each of NUM_RESAMPLES resamples.
 
     Scores of the pixels of all images together are computed from them; `interval_of` has their
     interval.
@@ -77,10 +77,15 @@ def resample_sums(counts: np.ndarray, seed: int = 0) -> np.ndarray:
         @ flat
         for start in range(0, NUM_RESAMPLES, batch)
     ]
-    return np.concatenate(sums).reshape(NUM_RESAMPLES, *counts.shape[1:])
+    totals = np.concatenate([flat.sum(0, keepdims=True), *sums])
+    return totals.reshape(1 + NUM_RESAMPLES, *counts.shape[1:])
 
 
-def interval_of(value: float, samples: np.ndarray) -> Interval:
-    """The 95 % percentile interval of a value by its resampled values [NUM_RESAMPLES]."""
-    low, high = np.percentile(samples, (2.5, 97.5))
-    return Interval(value, float(low), float(high))
+def interval_of(values: np.ndarray) -> Interval:
+    """A value and its 95 % percentile interval: the first one, and by the resampled ones after it.
+
+    Args:
+        values: [1 + NUM_RESAMPLES], of `resample_sums`.
+    """
+    low, high = np.percentile(values[1:], (2.5, 97.5))
+    return Interval(float(values[0]), float(low), float(high))

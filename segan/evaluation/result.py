@@ -183,18 +183,17 @@ class _Sums:
         counts = np.moveaxis(pixels, 0, -1)
         self.scores: dict[str, np.ndarray] = {}  # [1 + resamples, classes], the first of all images
         if pixels.shape[2] > 1:
-            totals = np.concatenate([counts.sum(0, keepdims=True), resample_sums(counts)])
-            self.scores = Confusion(*np.moveaxis(totals, -1, 0)).scores()
+            self.scores = Confusion(*np.moveaxis(resample_sums(counts), -1, 0)).scores()
 
     def mean_scores(self) -> dict[str, Interval]:
         """Means over classes."""
         if not self.scores:
             scores = _mean_over_classes(self.pixels)
             return {name: mean_interval(values) for name, values in scores.items()}
-        return {name: _to_interval(values.mean(1)) for name, values in self.scores.items()}
+        return {name: interval_of(values.mean(1)) for name, values in self.scores.items()}
 
     def class_scores(self, index: int) -> dict[str, Interval]:
-        return {name: _to_interval(values[:, index]) for name, values in self.scores.items()}
+        return {name: interval_of(values[:, index]) for name, values in self.scores.items()}
 
     def gain_over(self, other: _Sums) -> Interval:
         """The mean Jaccard minus that of other counts, paired by image."""
@@ -203,11 +202,7 @@ class _Sums:
             return paired_interval(mine, others)
         # The same seed draws the same images for both.
         difference = self.scores["jaccard"] - other.scores["jaccard"]
-        return _to_interval(difference.mean(1))
-
-
-def _to_interval(values: np.ndarray) -> Interval:
-    return interval_of(float(values[0]), values[1:])
+        return interval_of(difference.mean(1))
 
 
 def _class_results(

@@ -111,11 +111,6 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def score_names(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """The scores that rows of ScoreTask are summarised by."""
-    return CLASS_SCORES if "classes" in rows[0] else IMAGE_SCORES
-
-
 def score_intervals(rows: Sequence[dict[str, Any]]) -> dict[str, Interval]:
     """Each mean score over the rows of ScoreTask, with its bootstrap interval."""
     if "classes" in rows[0]:
@@ -136,16 +131,15 @@ def class_intervals(
     distances = [_class_values(one, "hd95") for one in (rows, other) if one]
     # [images or resamples, models, classes, ...]: the images of both models are drawn together.
     counts, hd95 = np.stack(pixels, 1), np.stack(distances, 1)
-    sums = np.concatenate([counts.sum(0, keepdims=True), resample_sums(counts)])
-    scores = pooled_scores(sums)
-    scores["hd95"] = np.concatenate([hd95.mean(0, keepdims=True), resample_sums(hd95) / len(rows)])
+    scores = pooled_scores(resample_sums(counts))
+    scores["hd95"] = resample_sums(hd95) / len(rows)
     found: dict[str, dict[str, Interval]] = {}
     for score in CLASS_SCORES:
         values = scores[score]
         values = values[:, 0] - values[:, 1] if other else values[:, 0]
         columns = {MEAN: values.mean(1)} | dict(zip(names, values.T, strict=True))
         for name, column in columns.items():
-            found.setdefault(name, {})[score] = interval_of(float(column[0]), column[1:])
+            found.setdefault(name, {})[score] = interval_of(column)
     return found
 
 

@@ -176,11 +176,8 @@ class Predictor:
             return cls._load_hub_model(name, uri, threshold, low_memory, tta, chosen)
         if is_ensemble(uri):
             ensemble = read_ensemble(uri)
-            checkpoints, best, labels = (
-                ensemble.checkpoints(uri),
-                ensemble.thresholds,
-                ensemble.labels,
-            )
+            checkpoints = ensemble.checkpoints(uri)
+            best, labels = ensemble.thresholds, ensemble.labels
         else:
             checkpoint = find_checkpoint(uri)
             checkpoints, best, labels = [checkpoint], checkpoint.thresholds, checkpoint.labels

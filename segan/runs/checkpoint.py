@@ -77,9 +77,9 @@ class CheckpointInfo:
     def to_json(self) -> dict[str, Any]:
         """The attributes as they are stored: without names of classes if there are none."""
         values = {**vars(self), "class_names": [*self.class_names]}
-        return (
-            values if self.class_names else {k: v for k, v in values.items() if k != "class_names"}
-        )
+        if not self.class_names:
+            del values["class_names"]
+        return values
 
 
 class _Manifest(FrozenModel):
