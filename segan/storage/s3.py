@@ -12,19 +12,18 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from segan.errors import NotFoundError, StorageError, TransientError, UsageError
+from segan.storage.parallel import map_in_threads
 from segan.storage.retry import Backoff, retry
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # without receiving a byte
 CHECK_TIMEOUT_S = 10.0
 CHUNK_BYTES = 2**20  # a broken download resumes after the last complete chunk
-LISTING_THREADS = 16
 MAX_LISTED_FOLDERS = 100  # that are listed one by one
 MAX_KEYS = 1000  # S3 lists or deletes at most this many objects in one request
 MAX_POOL_CONNECTIONS = 32
@@ -164,10 +163,7 @@ def list_objects_in_parallel(uri: str) -> list[ObjectInfo]:
     def list_folder(prefix: str) -> list[ObjectInfo]:
         return [found for page in _list_pages(uri, prefix) for found in _parse_objects(page)]
 
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        for found in pool.map(list_folder, folders):
-            objects += found
-    return objects
+    return objects + [found for part in map_in_threads(list_folder, folders) for found in part]
 
 
 def delete_object(uri: str) -> None:
