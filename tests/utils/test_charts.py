@@ -28,7 +28,7 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 4))
         (0.03, 0.29, [0, 0.1, 0.2, 0.3]),
         (0, 9, [0, 2, 4, 6, 8, 10]),
         (3, 3, [1, 2, 3, 4, 5]),
-        (0, 0, [-0.5, 0, 0.5]),
+        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
     ],
 )
 def test_ticks_by_hand(low: float, high: float, ticks: list[float]) -> None:

@@ -199,10 +199,11 @@ def downsample(points: Points, max_points: int = MAX_POINTS) -> list[tuple[float
 def nice_ticks(low: float, high: float, max_steps: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`, at most `max_steps` + 1 of them.
 
-    The step is 1, 2 or 5 times a power of ten.
+    The step is 1, 2 or 5 times a power of ten. Around 0 alone they are those from 0 to 1, since
+    what is drawn is not negative.
     """
     if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0, 1)
     power = 10 ** math.floor(math.log10((high - low) / max_steps))
     for factor in (1, 2, 5, 10, 20):
         step = factor * power
