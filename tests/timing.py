@@ -12,6 +12,7 @@ TIMING_KEYS = (
     "run_data_wait_fraction",
     "first_batch_ms",
     "stage_seconds",
+    "peak_memory_bytes",
 )
 
 

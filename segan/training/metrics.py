@@ -53,6 +53,7 @@ class EpochMetrics(LossValues):
         images_per_second: of all workers.
         data_wait_fraction: part of the epoch that this rank waited for data.
         run_data_wait_fraction: the same, of all epochs since this process started.
+        peak_memory_bytes: of this process on its device so far, on a CPU resident.
         jaccard_at_config_threshold: at `evaluation.threshold`; the other scores are at
             `threshold`, the best one; of several classes they are means over the classes, each at
             its own best threshold.
@@ -76,6 +77,7 @@ class EpochMetrics(LossValues):
     first_batch_ms: float
     workers: int
     k: float
+    peak_memory_bytes: int
     accuracy: float | None = None
     dice: float | None = None
     jaccard: float | None = None
