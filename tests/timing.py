@@ -7,6 +7,7 @@ from typing import Any
 
 TIMING_KEYS = (
     "seconds",
+    "cpu_seconds",
     "images_per_second",
     "data_wait_fraction",
     "run_data_wait_fraction",

@@ -50,6 +50,7 @@ class EpochMetrics(LossValues):
 
     Attributes:
         step, epoch: from 1; the losses are means over the epoch's steps.
+        cpu_seconds: of all threads of this process; other processes do not lengthen them.
         images_per_second: of all workers.
         data_wait_fraction: part of the epoch that this rank waited for data.
         run_data_wait_fraction: the same, of all epochs since this process started.
@@ -71,6 +72,7 @@ class EpochMetrics(LossValues):
     step: int
     epoch: int
     seconds: float
+    cpu_seconds: float
     images_per_second: float
     data_wait_fraction: float
     run_data_wait_fraction: float

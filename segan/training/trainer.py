@@ -319,6 +319,7 @@ class Trainer:
             step=self.state.step,
             epoch=epoch + 1,
             seconds=round(timer.seconds, 3),
+            cpu_seconds=round(timer.cpu_seconds, 3),
             images_per_second=round(timer.images_per_second, 2),
             data_wait_fraction=round(timer.data_wait_seconds / timer.seconds, 5),
             run_data_wait_fraction=round(self.data_wait_seconds / self.epoch_seconds, 5),
