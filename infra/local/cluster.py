@@ -200,6 +200,8 @@ def _run_ray(
         # On SIGTERM a node would wait for its jobs to move to other nodes, of which there are none.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a training's last checkpoint; default: 3
+        # A busy machine starts a process of Ray Client in more than Ray's 30 s.
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",
         # A disconnected node counts as dead after 20 s; with Ray's defaults, after a minute.
         "RAY_health_check_period_ms": "2000",
         "RAY_health_check_timeout_ms": "3000",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError
+from ray.util.client import ray as client
 from torch import Tensor
 
+from ray_jobs.cluster.connect import unwrap_user_error
 from ray_jobs.cluster.queue import report_busy_cluster
 from segan import storage
 from segan.inference.pipeline import ImageTask, Item, Row, run_image_task
@@ -77,9 +81,20 @@ def map_images(
     Raises:
         StorageError, RejectedError: raised by the task in an actor.
     """
+    report_busy_cluster("GPU" if ray.cluster_resources().get("GPU") else "CPU")
+    arguments = (task, items, model, threshold, tta)
+    yield from _map_by_actor(*arguments) if client.is_connected() else _map(*arguments)
+
+
+def _map(
+    task: ImageTask[Item],
+    items: Sequence[Item],
+    model: str,
+    threshold: float | None,
+    tta: bool | None,
+) -> Iterator[Row]:
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    report_busy_cluster("GPU" if gpus else "CPU")
     actors = max(1, min(gpus or cpus - 1, len(items)))
     threads = max(2, cpus // actors) if gpus else 2
     blocks = max(
@@ -97,3 +112,27 @@ def map_images(
     )
     for row in results.iter_rows():
         yield json.loads(row["row"])
+
+
+class _RowSource:
+    """The class of an actor that drives a Ray Data execution for a driver with Ray Client."""
+
+    def __init__(self, *arguments: Any):
+        self.rows = _map(*arguments)
+
+    def take(self) -> list[Row]:
+        """The next rows; none at the end. Raises as `map_images`."""
+        try:
+            return list(itertools.islice(self.rows, IMAGES_PER_BLOCK))
+        except RayError as error:
+            raise unwrap_user_error(error) from None
+
+
+def _map_by_actor(*arguments: Any) -> Iterator[Row]:
+    # Ray Data's executor works in a process of the cluster alone.
+    source = ray.remote(num_cpus=0)(_RowSource).remote(*arguments)
+    try:
+        while rows := ray.get(source.take.remote()):
+            yield from rows
+    finally:
+        ray.kill(source)

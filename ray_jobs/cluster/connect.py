@@ -108,7 +108,9 @@ def restate_connection_error(error: Exception, address: str) -> SeganError:
             f"{cluster_python}, this process Ray {ray_version} on Python {python}; both must be "
             "the same, so install the cluster's versions here, or use `ray job submit`"
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # Ray Client's server sends a traceback, whose last line has the reason.
+    reason = lines[-1 if any(line.startswith("Traceback") for line in lines) else 0]
     return SeganError(f"RAY_ADDRESS={address}: {reason}; `segan doctor` checks the cluster")
 
 

@@ -8,6 +8,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from segan import storage
 from segan.config import SearchConfig
 from segan.runs.study import Study
 from segan.runs.trial import Trial
@@ -27,10 +28,12 @@ class StudyOptunaSearch(Searcher):
         self._optuna = _build_optuna(search, len(trials))
         self._suggested_ids: set[str] = set()
         self._unfinished: list[Trial] = []
-        for trial in trials:
-            if not trial.result().has_ended:
+        results = storage.map_in_threads(Trial.result, trials)
+        epoch_metrics = storage.map_in_threads(Trial.epoch_metrics, trials)
+        for trial, result, epochs in zip(trials, results, epoch_metrics, strict=True):
+            if not result.has_ended:
                 self._unfinished.append(trial)
-            elif epochs := trial.epoch_metrics():
+            elif epochs:
                 best = max(line["jaccard"] for line in epochs)
                 self._optuna.add_evaluated_point(trial.parameters, best)
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,6 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_jobs.cluster.queue import on_this_node
-from segan.runs.trial import Trial
 from segan.storage.lease import LeaseConfig
 
 REPUBLISH_INTERVAL_S = 5.0
@@ -165,15 +164,18 @@ class CooperativeASHAScheduler(ASHAScheduler):
         self._max_epochs = max_epochs
         self._best_jaccard: dict[str, float] = {}
 
-    def replay(self, trial: Trial) -> bool:
+    def replay(self, trial: str, epochs: Sequence[Mapping[str, Any]]) -> bool:
         """Records in the rungs the epochs that a trial had validated before a restart.
+
+        Args:
+            epochs: their metrics, in order.
 
         Returns:
             Whether the trial continues from there.
         """
-        key, should_continue = SimpleNamespace(trial_id=trial.name), True
+        key, should_continue = SimpleNamespace(trial_id=trial), True
         super().on_trial_add(None, key)
-        for metrics in trial.epoch_metrics():
+        for metrics in epochs:
             should_continue = self._record_result(None, key, metrics)
         return should_continue
 
@@ -189,7 +191,7 @@ class CooperativeASHAScheduler(ASHAScheduler):
             self._on_validation(key.trial_id, result, should_continue)
         return TrialScheduler.CONTINUE
 
-    def _record_result(self, controller: Any, key: Any, metrics: dict[str, Any]) -> bool:
+    def _record_result(self, controller: Any, key: Any, metrics: Mapping[str, Any]) -> bool:
         best = max(metrics["jaccard"], self._best_jaccard.get(key.trial_id, 0.0))
         self._best_jaccard[key.trial_id] = best
         decision = super().on_trial_result(controller, key, {**metrics, "jaccard": best})

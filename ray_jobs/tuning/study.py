@@ -98,24 +98,32 @@ def run_trials(
             grace_period=min(search.grace_period, epochs) if search.early_stopping else epochs,
             reduction_factor=search.reduction_factor,
         )
-        for trial in trials:
-            continues = scheduler.replay(trial)
-            if not trial.result().has_ended and not continues:
-                # The driver ended after the decision and before the trial noticed it.
+        unfinished = []
+        results = storage.map_in_threads(Trial.result, trials)
+        epoch_metrics = storage.map_in_threads(Trial.epoch_metrics, trials)
+        for trial, result, validated in zip(trials, results, epoch_metrics, strict=True):
+            continues = scheduler.replay(trial.name, validated)
+            if result.has_ended:
+                continue
+            if continues:
+                unfinished.append(trial.name)
+            else:  # the driver ended after the decision and before the trial noticed it
                 _mark_done(trial, epochs, 0.0)
         max_concurrent_trials = min(capacity, search.max_concurrent_trials or capacity)
-        _run_tuner(config, study, trials, scheduler, publisher.actor, max_concurrent_trials)
+        _run_tuner(
+            config, study, trials, unfinished, scheduler, publisher.actor, max_concurrent_trials
+        )
 
 
 def _run_tuner(
     config: Config,
     study: Study,
     trials: list[Trial],
+    unfinished: list[str],
     scheduler: CooperativeASHAScheduler,
     decisions: Any,
     max_concurrent_trials: int,
 ) -> None:
-    unfinished = [trial.name for trial in trials if not trial.result().has_ended]
     param_space, tune_options = _param_space(config, study, trials, unfinished)
     if tune_options["num_samples"] == 0:
         return

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from segan import storage
 from segan.report.search import Rung, TrialSummary, combine_trials, summarise_trial
-from segan.runs.listing import NUM_READ_THREADS, epoch_seconds, open_run
+from segan.runs.listing import epoch_seconds, open_run
 from segan.runs.run import RUN_FILE, Run
 from segan.runs.study import STUDY_FILE, Study
 from segan.runs.trial import Trial, TrialStatus
@@ -86,8 +85,7 @@ class ProgressReader:
         holder = read_driver(self.uri)
         host = holder.host if holder else None
         trials = self._study.trials() if self._study else [self._as_trial()]
-        with ThreadPoolExecutor(NUM_READ_THREADS) as pool:
-            states = list(pool.map(lambda trial: self._read_trial(trial, host), trials))
+        states = storage.map_in_threads(lambda trial: self._read_trial(trial, host), trials)
         self._states = {state.summary.name: state for state in states}
         return self._combine(states, host)
 

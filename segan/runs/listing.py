@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +29,6 @@ from segan.runs.trial import RESULT_FILE, TrialStatus, read_result
 from segan.storage.files import FileInfo
 from segan.storage.lease import LEASE_FILE, parent_study_uri, read_holder
 
-NUM_READ_THREADS = 16  # reads are small, so latency dominates
 INVALID = "invalid"  # state of a run whose run.json or result.json cannot be read
 
 
@@ -103,8 +101,7 @@ def find_runs(uri: str) -> list[RunSummary]:
     folders = sorted(name.removesuffix(RUN_FILE).rstrip("/") for name in found)
     if not folders:
         raise StorageError(f"{uri}: no run here or below (no {RUN_FILE})")
-    with ThreadPoolExecutor(NUM_READ_THREADS) as pool:
-        return list(pool.map(lambda folder: _summarise(uri, folder, files), folders))
+    return storage.map_in_threads(lambda folder: _summarise(uri, folder, files), folders)
 
 
 def open_run(uri: str) -> Run:

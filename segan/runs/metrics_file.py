@@ -12,11 +12,11 @@ Imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from segan.runs.metric_values import MetricsLine
 from segan.storage.lease import no_fence
 
 METRICS_FILE, PARTS_FOLDER = "metrics.jsonl", "metrics"
-THREADS = 16
 MAX_METRICS_BYTES = 2**28  # 10,000 epochs of the paper's size have 71 MB
 READ_ATTEMPTS = 5  # parts are deleted when they are merged, perhaps after they were listed
 _PART = re.compile(r"(?P<number>\d{6,})-(?P<samples>\d{10,})\.jsonl")
@@ -65,24 +64,26 @@ def _read_metrics(run_uri: str) -> list[Line]:
     # The last part that replaces all others; what is before it is about to be deleted.
     start = max((i for i, part in enumerate(parts) if part.samples == 0), default=None)
     expected = 0 if start is None else parts[start].number
-    if start is None and storage.exists(whole := storage.join(run_uri, METRICS_FILE)):
-        lines = _parse(whole, _read(whole))
+    if start is None:
+        whole = storage.join(run_uri, METRICS_FILE)
+        with contextlib.suppress(NotFoundError):
+            lines = _parse(whole, _read(whole))
     parts = parts[start or 0 :]
     names = [storage.join(run_uri, PARTS_FOLDER, part.name) for part in parts]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for part, name, content in zip(parts, names, pool.map(_read, names), strict=True):
-            if part.number != expected:
-                logger.warning(
-                    "%s: the metrics before this part are missing (parts %d to %d); they are "
-                    "passed over",
-                    name,
-                    expected,
-                    part.number - 1,
-                )
-            expected = part.number + 1
-            while lines and lines[-1].get("samples", 0) > part.samples:
-                lines.pop()
-            lines += _parse(name, content)
+    contents = storage.map_in_threads(_read, names)
+    for part, name, content in zip(parts, names, contents, strict=True):
+        if part.number != expected:
+            logger.warning(
+                "%s: the metrics before this part are missing (parts %d to %d); they are passed "
+                "over",
+                name,
+                expected,
+                part.number - 1,
+            )
+        expected = part.number + 1
+        while lines and lines[-1].get("samples", 0) > part.samples:
+            lines.pop()
+        lines += _parse(name, content)
     return lines
 
 
@@ -128,9 +129,7 @@ class MetricsWriter:
         lines, merged = read_metrics(self.run_uri), _Part(parts[-1].number + 1, 0)
         names = [storage.join(self.run_uri, PARTS_FOLDER, part.name) for part in (*parts, merged)]
         storage.write_bytes(names[-1], _encode(lines))
-        with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(storage.delete_file, names[:-1]):
-                pass
+        storage.map_in_threads(storage.delete_file, names[:-1])
         write_metrics(self.run_uri, lines)
         storage.delete_folder(storage.join(self.run_uri, PARTS_FOLDER))
 

@@ -180,15 +180,16 @@ class Study:
         Args:
             names: of the trials that count; None for all of the study.
         """
-        trials = [trial for trial in self.trials() if names is None or trial.name in names]
-        results = {trial.name: trial.result() for trial in trials}
+        study = self._read()
+        trials = [t for t in self._make_trials(study["trials"]) if names is None or t.name in names]
+        results = storage.map_in_threads(Trial.result, trials)
         open_trials = [
-            f"{name} (failed: {result.reason})" if result.reason else name
-            for name, result in results.items()
+            f"{trial.name} (failed: {result.reason})" if result.reason else trial.name
+            for trial, result in zip(trials, results, strict=True)
             if not result.has_ended
         ]
-        search, total = self.config()["search"], len(trials)
-        if self.command() == "tune" and search["algorithm"] == "optuna":
+        search, total = study["config"]["search"], len(trials)
+        if study["identity"]["command"] == "tune" and search["algorithm"] == "optuna":
             total = max(total, search["trials"])
             open_trials += [f"trial_{number:03d}" for number in range(len(trials), total)]
         if not open_trials:
@@ -203,12 +204,14 @@ class Study:
     def best_run(self) -> tuple[Run, Checkpoint] | None:
         """The trial with the best checkpoint, and that checkpoint; None before a validation."""
         runs = [trial.run for trial in self.trials()]
-        validated = [(run, best) for run in runs if (best := run.best_checkpoint())]
+        checkpoints = storage.map_in_threads(Run.best_checkpoint, runs)
+        validated = [(run, best) for run, best in zip(runs, checkpoints, strict=True) if best]
         return max(validated, key=lambda pair: pair[1].jaccard, default=None)
 
     def leaderboard_rows(self) -> list[TrialRow]:
         """A row for each trial, the best first."""
-        return sorted(map(_leaderboard_row, self.trials()), key=lambda row: -row.jaccard)
+        rows = storage.map_in_threads(_leaderboard_row, self.trials())
+        return sorted(rows, key=lambda row: -row.jaccard)
 
     def write_leaderboard(self) -> list[TrialRow]:
         """Writes the rows to leaderboard.json and returns them."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from segan import storage
+from segan.errors import NotFoundError
 from segan.runs.run import Run
 from segan.utils.models import FrozenModel
 
@@ -102,10 +103,11 @@ class Trial:
 def read_result(run_uri: str) -> TrialResult:
     """How the trial of a run ended; raises StorageError where result.json is not readable."""
     name = storage.join(run_uri, RESULT_FILE)
-    if not storage.exists(name):
-        return TrialResult()
     expected = (
         "the result of a trial, or one of an older version of segan; delete it to train the trial "
         "again"
     )
-    return TrialResult(**vars(storage.read_model(name, _StoredResult, expected)))
+    try:
+        return TrialResult(**vars(storage.read_model(name, _StoredResult, expected)))
+    except NotFoundError:
+        return TrialResult()

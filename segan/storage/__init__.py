@@ -34,3 +34,4 @@ from segan.storage.files import sha256 as sha256
 from segan.storage.files import write_buffers as write_buffers
 from segan.storage.files import write_bytes as write_bytes
 from segan.storage.files import write_json as write_json
+from segan.storage.parallel import map_in_threads as map_in_threads

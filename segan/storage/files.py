@@ -287,18 +287,21 @@ def file_size(uri: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def list_files(uri: str) -> list[FileInfo]:
+def list_files(uri: str, in_parallel: bool = False) -> list[FileInfo]:
     """Lists all files below `uri`, sorted by name; empty if the folder does not exist.
 
     In a local folder, links that lead in circles are not followed, and a folder that cannot be read
     or a name that is not UTF-8 is skipped with a warning.
+
+    Args:
+        in_parallel: the folders of a bucket side by side, with a request more for each.
     """
     if is_s3(uri):
         _, key = s3.bucket_and_key(uri)
         start = len(f"{key}/") if key else 0
         files = [
             FileInfo(stored.key[start:], stored.size, stored.last_modified)
-            for stored in s3.list_objects(uri)
+            for stored in (s3.list_objects_in_parallel if in_parallel else s3.list_objects)(uri)
             if not stored.key.endswith("/")
         ]
     else:

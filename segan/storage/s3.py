@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from segan.errors import NotFoundError, StorageError, TransientError, UsageError
+from segan.storage.parallel import map_in_threads
 from segan.storage.retry import Backoff, retry
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # without receiving a byte
 CHECK_TIMEOUT_S = 10.0
 CHUNK_BYTES = 2**20  # a broken download resumes after the last complete chunk
+MAX_LISTED_FOLDERS = 100  # that are listed one by one
 MAX_KEYS = 1000  # S3 lists or deletes at most this many objects in one request
 MAX_POOL_CONNECTIONS = 32
 MAX_URL_EXPIRY_S = 7 * 24 * 3600
@@ -134,19 +136,34 @@ def stat_object(uri: str) -> ObjectInfo | None:
     not tell a missing object from a missing bucket.
     """
     bucket, key = bucket_and_key(uri)
-    page = _list_page(uri, bucket, key, max_keys=1)
+    page = _list_page(uri, bucket, Prefix=key, MaxKeys=1)
     return next((stored for stored in _parse_objects(page) if stored.key == key), None)
 
 
 def list_objects(uri: str) -> Iterator[ObjectInfo]:
     """Yields all objects below the prefix, folder markers (keys that end in `/`) included."""
-    bucket, key = bucket_and_key(uri)
-    token: str | None = None
-    while True:
-        page = _list_page(uri, bucket, f"{key}/" if key else "", continuation_token=token)
+    for page in _list_pages(uri, _folder_prefix(uri)):
         yield from _parse_objects(page)
-        if not (token := page.get("NextContinuationToken")):
-            return
+
+
+def list_objects_in_parallel(uri: str) -> list[ObjectInfo]:
+    """All objects below the prefix, the folders directly below it listed side by side.
+
+    A listing's pages of 1000 keys come one after another. Of many folders, which may hold few
+    objects each, all are listed as one.
+    """
+    objects: list[ObjectInfo] = []
+    folders: list[str] = []
+    for page in _list_pages(uri, _folder_prefix(uri), Delimiter="/"):
+        objects += _parse_objects(page)
+        folders += [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+        if len(folders) > MAX_LISTED_FOLDERS:
+            return list(list_objects(uri))
+
+    def list_folder(prefix: str) -> list[ObjectInfo]:
+        return [found for page in _list_pages(uri, prefix) for found in _parse_objects(page)]
+
+    return objects + [found for part in map_in_threads(list_folder, folders) for found in part]
 
 
 def delete_object(uri: str) -> None:
@@ -370,19 +387,26 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _list_page(
-    uri: str,
-    bucket: str,
-    prefix: str,
-    continuation_token: str | None = None,
-    max_keys: int = MAX_KEYS,
-) -> Any:
-    resume = {"ContinuationToken": continuation_token} if continuation_token else {}
+def _folder_prefix(uri: str) -> str:
+    _, key = bucket_and_key(uri)
+    return f"{key}/" if key else ""
+
+
+def _list_pages(uri: str, prefix: str, **options: str) -> Iterator[Any]:
+    bucket, _ = bucket_and_key(uri)
+    token: str | None = None
+    while True:
+        resume = {"ContinuationToken": token} if token else {}
+        page = _list_page(uri, bucket, Prefix=prefix, MaxKeys=MAX_KEYS, **options, **resume)
+        yield page
+        if not (token := page.get("NextContinuationToken")):
+            return
+
+
+def _list_page(uri: str, bucket: str, **request: Any) -> Any:
     return call_with_retry(
         uri,
-        lambda: shared_client().list_objects_v2(
-            Bucket=bucket, Prefix=prefix, MaxKeys=max_keys, **resume
-        ),
+        lambda: shared_client().list_objects_v2(Bucket=bucket, **request),
         required_fields=["IsTruncated"],
     )
 

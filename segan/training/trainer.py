@@ -20,16 +20,12 @@ from segan.config import Config
 from segan.data.records.frames import FrameShare
 from segan.data.stream.augment import augment, sample_params
 from segan.data.stream.batches import Batch
-from segan.evaluation.sweep import Sweep
-from segan.inference.frames import segment_frames
-from segan.networks.segmentor import Segmentor
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.run import Run
 from segan.training.checkpointing import CheckpointManager, load_checkpoint
 from segan.training.device import peak_memory
 from segan.training.distributed import (
     HostCollectives,
-    all_reduce_sum,
     rank,
     sync_batch_norm_stats,
     world_size,
@@ -44,6 +40,7 @@ from segan.training.resume import ResumePoint
 from segan.training.schedule import learning_rates, logistic_k
 from segan.training.step import SegAN
 from segan.training.timer import EpochTimer, Stage, StageTimer
+from segan.training.validation import validate
 from segan.training.warm_start import load_initial_weights
 
 if TYPE_CHECKING:
@@ -399,34 +396,6 @@ class Trainer:
             "jaccard_curve": [round(float(j), 6) for j in sweep.curve()],
             **by_class,
         }
-
-
-def validate(
-    segmentor: Segmentor,
-    frames: FrameShare,
-    config: Config,
-    device: torch.device,
-    image_log: ImageLog | None = None,
-) -> Sweep:
-    """Returns the threshold sweep over all ranks' frames; leaves S in training mode.
-
-    Args:
-        frames: this rank's share.
-        image_log: gets the maps of the frames that it shows.
-    """
-    sweep = Sweep.empty(config.network.classes)
-    segmentor.eval()
-    for samples in frames.batches(config.evaluation.batch_size):
-        image = torch.tensor(samples.image, device=device)
-        probability = segment_frames(segmentor, image, config)
-        if image_log:
-            image_log.keep(samples, probability)
-        sweep.update(probability, torch.tensor(samples.mask, device=device))
-    segmentor.train()
-    sums = all_reduce_sum(torch.from_numpy(sweep.sums).to(device))
-    count = all_reduce_sum(torch.tensor(sweep.count, device=device))
-    pixels = all_reduce_sum(torch.from_numpy(sweep.pixels).to(device))
-    return Sweep(sums.cpu().numpy(), int(count), pixels.cpu().numpy())
 
 
 def _open_metrics_log(run: Run, samples: int, num_lines: int) -> MetricsLog:

@@ -18,6 +18,7 @@ MODULES = {
         "scipy",
         "tensorboard",
         "torch",
+        "zlib_ng",
     ),
     "serve": ("contourpy", "fastapi", "python_multipart", "starlette", "uvicorn"),
     "export": ("onnx", "onnxruntime", "onnxscript"),

@@ -14,9 +14,10 @@ from segan.bench.baseline import BaselineStep
 from segan.bench.frames import FileDataset, make_loader, write_image_files, write_records
 from segan.bench.measure import BenchReport, Timing, interleave
 from segan.bench.roofline import count_flops
-from segan.data.records.format import read_manifest, read_samples
+from segan.data.records.format import read_manifest
 from segan.training.distributed import single_process_group
 from segan.training.step import SegAN
+from tests.samples import read_samples
 from tests.training.test_step import clone_parameters, configure, random_batch
 
 CPU = torch.device("cpu")

@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from infra.local.cluster import RayCluster
+from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.namespaces import Namespace, namespaces
 from infra.local.processes import StartError
 from infra.local.s3 import S3Server
+from ray_jobs.cluster.connect import PACKAGES
 from segan import storage
 from segan.config import Config, load_config
 from segan.data.archive.reader import open_archive
@@ -50,6 +51,20 @@ def make_config(records: str) -> Callable[..., Config]:
         return load_config(None, [*tiny, *common, *overrides])
 
     return configure
+
+
+@pytest.fixture(scope="module")
+def cluster_without_code(
+    s3: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RayCluster]:
+    """A cluster on which `import segan` works only with a copy that came with the job."""
+    empty = tmp_path_factory.mktemp("site")
+    for package in PACKAGES:
+        (empty / package).mkdir()
+        (empty / package / "__init__.py").write_text("raise ImportError('not from the job')\n")
+    environment = s3.environment | {"PYTHONPATH": str(empty)}
+    with ray_cluster(tmp_path_factory.mktemp("ray"), 4, environment) as cluster:
+        yield cluster
 
 
 @contextmanager

@@ -34,3 +34,15 @@ def test_another_error_is_reported_by_its_first_line() -> None:
     message = str(restate_connection_error(error, "10.0.0.7:6379"))
     assert message.startswith("RAY_ADDRESS=10.0.0.7:6379: Failed to start the GCS; ")
     assert "\n" not in message
+
+
+def test_ray_clients_traceback_is_reported_by_its_last_line() -> None:
+    error = ConnectionAbortedError(
+        "Initialization failure from server:\nTraceback (most recent call last):\n"
+        '  File "proxier.py", line 776, in Datapath\nRuntimeError: Proxy failed to Connect\n'
+    )
+    message = str(restate_connection_error(error, "ray://10.0.0.7:10001"))
+    assert message.startswith(
+        "RAY_ADDRESS=ray://10.0.0.7:10001: RuntimeError: Proxy failed to Connect; "
+    )
+    assert "\n" not in message

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.check_manifests import ROOT
-from infra.local.cluster import ray_cluster
+from infra.local.cluster import RayCluster
 from infra.local.s3 import S3Server
 from segan import storage
 from segan.runs.checkpoint import SEGMENTOR_FILE
@@ -26,7 +24,6 @@ from segan.runs.driver_log import read_log
 from segan.runs.run import Run
 from segan.runs.study import Study
 from tests.cluster.job_client import JobClient, poll_until
-from tests.environment import temporary_environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -50,16 +47,9 @@ def ray_connection() -> None:
 
 
 @pytest.fixture(scope="module")
-def client(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobClient]:
-    """A cluster on which `import segan` works only in a job's working directory."""
-    empty = tmp_path_factory.mktemp("site")
-    for package in ("segan", "ray_jobs"):
-        (empty / package).mkdir()
-        (empty / package / "__init__.py").write_text("raise ImportError('not from the job')\n")
-    environment = s3.environment | {"PYTHONPATH": str(empty)}
+def client(s3: S3Server, cluster_without_code: RayCluster) -> JobClient:
     s3.create_bucket(BUCKET.removeprefix("s3://"))
-    with ray_cluster(tmp_path_factory.mktemp("ray"), 4, environment) as cluster:
-        yield JobClient(cluster)
+    return JobClient(cluster_without_code)
 
 
 @pytest.fixture(scope="module")
@@ -173,31 +163,6 @@ def test_the_same_command_resumes_the_run(
     ]
     assert min(told) > stopped_epochs
     assert told[-1] == 16
-
-
-@pytest.mark.usefixtures("records")
-@pytest.mark.parametrize(
-    ("client_mode", "command"),
-    [
-        (False, f"ingest {{archive}} {BUCKET}/joined/records"),
-        (True, f"train {BUCKET}/joined/run {TINY} training.epochs=1 evaluation.report=false"),
-    ],
-)
-def test_a_command_brings_its_code_to_the_cluster_that_it_joins(
-    client: JobClient, archive: str, client_mode: bool, command: str
-) -> None:
-    cluster = client.cluster
-    address = cluster.client_address if client_mode else cluster.address
-    with temporary_environment({**cluster.environment, "RAY_ADDRESS": address}):
-        done = subprocess.run(
-            [sys.executable, "-m", "segan", *shlex.split(command.format(archive=archive))],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert f"joining the Ray cluster {address}, whose processes get this" in done.stderr
 
 
 def leaked_actors(client: JobClient) -> set[str]:

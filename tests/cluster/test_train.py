@@ -95,6 +95,7 @@ def test_two_ranks_of_this_machine_equal_two_workers_of_the_cluster(
     assert metrics_without_times(local) == metrics_without_times(uninterrupted_run[0])
 
 
+@pytest.mark.slow
 def test_a_stop_request_stops_the_workers_and_the_run_resumes(
     two_worker_config: Config, uninterrupted_run: tuple[Run, list[TrainingProgress]], bucket: str
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_stop_request_stops_the_workers_and_the_run_resumes(
     assert metrics_without_times(run) == metrics_without_times(uninterrupted_run[0])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_from_the_newest_intact_checkpoint(
     two_worker_config: Config,
     uninterrupted_run: tuple[Run, list[TrainingProgress]],
@@ -144,6 +146,7 @@ def test_a_killed_worker_is_restarted_from_the_newest_intact_checkpoint(
     assert f"{run}: checkpoint {damaged[0]} is skipped: " in caplog.text
 
 
+@pytest.mark.slow
 def test_frozen_workers_are_started_again_and_never_with_other_records(
     bucket: str, records: str, make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:

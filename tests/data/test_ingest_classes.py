@@ -13,11 +13,12 @@ from segan import storage
 from segan.data.archive.label_classes import CLASSES_FILE
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, check_output, ingest, local_executor
-from segan.data.records.format import Manifest, read_manifest, read_samples
+from segan.data.records.format import Manifest, read_manifest
 from segan.data.records.shards import ShardResult, ShardTask, write_task
 from segan.data.synthetic import FOLDERS, generate_archive
 from segan.data.synthetic_classes import ATTRIBUTES, KINDS, LABELS, generate_classes
 from segan.errors import UsageError
+from tests.samples import read_samples
 
 SIZE = (90, 68)
 COUNTS = {"train": 4, "validation": 2}

@@ -14,7 +14,7 @@ import torch
 from segan.config import Config, parse_config
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
-from segan.data.records.format import read_manifest, read_samples
+from segan.data.records.format import read_manifest
 from segan.data.synthetic import generate_archive
 from segan.errors import StoppedError
 from segan.evaluation.bootstrap import paired_interval
@@ -25,6 +25,7 @@ from segan.runs.ablation import prepare_trials
 from segan.runs.study import Study
 from segan.runs.trial import TrialStatus
 from segan.training.launch import train_all_local
+from tests.samples import read_samples
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},

@@ -22,7 +22,6 @@ from segan.data.records.format import (
     Record,
     make_manifest,
     read_manifest,
-    read_samples,
     write_manifest,
     write_shard,
 )
@@ -41,6 +40,7 @@ from segan.runs.run import REPORT_FILES, Run
 from segan.storage.lease import LEASE_FILE
 from tests.drivers import Driver
 from tests.inference.models import FRAME, copy_files, read_files, run_uri, tiny_config
+from tests.samples import read_samples
 
 WIDTH, HEIGHT = FRAME
 

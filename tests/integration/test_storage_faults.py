@@ -32,13 +32,13 @@ from segan.data.archive.reader import open_archive
 from segan.data.download import partial
 from segan.data.download.remote import S3File, iter_bytes
 from segan.data.ingest import IngestOptions, ingest, local_executor
-from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
 from segan.errors import StorageError, TransientError
 from segan.storage import files, retry, s3
 from segan.storage.compare_and_swap import conditional_file
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.infra.process_utils import wait_for
+from tests.samples import read_samples
 
 pytestmark = pytest.mark.integration
 

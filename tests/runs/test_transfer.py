@@ -738,6 +738,7 @@ def test_what_needs_an_extra_says_so_in_one_line(tmp_path: Path) -> None:
 def test_the_modules_of_the_extras_are_those_of_the_package() -> None:
     """A requirement that is added to pyproject.toml must have its module listed."""
     names = {"pillow": "PIL", "mlflow-skinny": "mlflow", "python-multipart": "python_multipart"}
+    names["zlib-ng"] = "zlib_ng"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extra, modules in MODULES.items():
         lines = map(Requirement, project["optional-dependencies"][extra])

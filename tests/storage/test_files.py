@@ -151,8 +151,19 @@ def test_names_are_sorted_at_every_depth(empty_uri: str) -> None:
     for name in names:
         storage.write_bytes(storage.join(empty_uri, name), b"x")
     assert [file.name for file in storage.list_files(empty_uri)] == sorted(names)
+    assert storage.list_files(empty_uri, in_parallel=True) == storage.list_files(empty_uri)
     assert [file.name for file in storage.list_files(empty_uri + "/a/")] == ["b/a", "b/c", "z"]
     assert list(storage.iter_names(empty_uri, "b")) == ["a-b", "b"]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_folders_are_listed_side_by_side_or_as_one(
+    empty_uri: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ["a", "b/c", "b/d/e", "f/g", "f//h"]:
+        storage.write_bytes(f"{empty_uri}/{name}", b"x")
+    monkeypatch.setattr(s3, "MAX_LISTED_FOLDERS", most)
+    assert storage.list_files(empty_uri, in_parallel=True) == storage.list_files(empty_uri)
 
 
 def test_a_folder_is_listed_without_its_neighbours(empty_uri: str) -> None:

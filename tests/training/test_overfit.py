@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from segan.config import load_config
-from segan.data.records.format import read_manifest, read_samples
+from segan.data.records.format import read_manifest
 from segan.errors import UsageError
 from segan.training.overfit import overfit_overrides, write_overfit_records
 from tests.cli.test_cli import error_message, run_cli
+from tests.samples import read_samples
 from tests.training.helpers import ROWS
 
 

@@ -1,14 +1,10 @@
 """Which trials ASHA prunes, against rungs computed by hand."""
 
 import asyncio
-import json
-from pathlib import Path
 
 import pytest
 
 from ray_jobs.tuning.scheduler import CooperativeASHAScheduler, DecisionPublisher, StopDecisions
-from segan.runs.run import Run
-from segan.runs.trial import Trial
 
 
 @pytest.fixture
@@ -19,38 +15,38 @@ def scheduler() -> CooperativeASHAScheduler:
     )
 
 
-def make_trial(folder: Path, *jaccards: float) -> Trial:
-    """A trial with these validations."""
-    run = folder / f"trial_{len(list(folder.iterdir()))}"
-    run.mkdir()
-    lines = [
-        {"kind": "epoch", "epoch": n, "samples": n, "jaccard": j} for n, j in enumerate(jaccards, 1)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Trial(run.name, {}, Run(str(run)))
+class Trials:
+    """Replays trials, numbered in order, with these validations."""
+
+    def __init__(self, scheduler: CooperativeASHAScheduler):
+        self.scheduler, self.count = scheduler, 0
+
+    def replay(self, *jaccards: float) -> bool:
+        self.count += 1
+        epochs = [{"epoch": n, "jaccard": jaccard} for n, jaccard in enumerate(jaccards, 1)]
+        return self.scheduler.replay(f"trial_{self.count}", epochs)
 
 
-def test_the_better_half_continues(scheduler: CooperativeASHAScheduler, tmp_path: Path) -> None:
-    assert scheduler.replay(make_trial(tmp_path, 0.4))  # the first one
-    assert not scheduler.replay(make_trial(tmp_path, 0.3))  # below the median of 0.4
-    assert scheduler.replay(make_trial(tmp_path, 0.35))  # the median of 0.4 and 0.3
+@pytest.fixture
+def trials(scheduler: CooperativeASHAScheduler) -> Trials:
+    return Trials(scheduler)
 
 
-def test_a_trial_is_judged_by_its_best_epoch_so_far(
-    scheduler: CooperativeASHAScheduler, tmp_path: Path
-) -> None:
-    assert scheduler.replay(make_trial(tmp_path, 0.4, 0.6))
-    assert not scheduler.replay(make_trial(tmp_path, 0.5, 0.55))  # 0.55 is below 0.6
-    assert scheduler.replay(
-        make_trial(tmp_path, 0.7, 0.2)
-    )  # 0.7 is above the median of 0.6 and 0.55
+def test_the_better_half_continues(trials: Trials) -> None:
+    assert trials.replay(0.4)  # the first one
+    assert not trials.replay(0.3)  # below the median of 0.4
+    assert trials.replay(0.35)  # the median of 0.4 and 0.3
 
 
-def test_a_trial_is_not_pruned_at_its_last_epoch(
-    scheduler: CooperativeASHAScheduler, tmp_path: Path
-) -> None:
-    assert scheduler.replay(make_trial(tmp_path, 0.4, 0.6, 0.6, 0.6))
-    assert scheduler.replay(make_trial(tmp_path, 0.5, 0.6, 0.1, 0.1))
+def test_a_trial_is_judged_by_its_best_epoch_so_far(trials: Trials) -> None:
+    assert trials.replay(0.4, 0.6)
+    assert not trials.replay(0.5, 0.55)  # 0.55 is below 0.6
+    assert trials.replay(0.7, 0.2)  # 0.7 is above the median of 0.6 and 0.55
+
+
+def test_a_trial_is_not_pruned_at_its_last_epoch(trials: Trials) -> None:
+    assert trials.replay(0.4, 0.6, 0.6, 0.6)
+    assert trials.replay(0.5, 0.6, 0.1, 0.1)
 
 
 def test_a_trial_waits_for_its_decision_as_long_as_the_driver_is_there() -> None:

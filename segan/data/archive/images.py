@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from segan.data.archive.dicom import EXTENSION as DICOM_EXTENSION
 from segan.data.archive.dicom import decode_dicom, is_dicom, read_dicom_size
+from segan.data.archive.png import decode_black_and_white
 from segan.errors import RejectedError
 
 # A subset of what Pillow opens: for PostScript it would run Ghostscript.
@@ -283,7 +284,8 @@ def _to_rgb(name: str, image: Image.Image) -> Image.Image:
 
 
 def _open_mask(name: str, content: bytes, size: tuple[int, int]) -> Image.Image:
-    image: Image.Image = _open_file(name, content)
+    pixels = decode_black_and_white(content, MAX_PIXELS)
+    image = _open_file(name, content) if pixels is None else Image.fromarray(pixels)
     if image.mode not in ("1", "L", "P"):
         raise RejectedError(f"{name}: expected a mask with one 8-bit channel, found {image.mode}")
     image = _to_upright_mask(name, image, size)

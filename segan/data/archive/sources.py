@@ -44,7 +44,11 @@ def list_folder(uri: str) -> Listing:
         StorageError: it cannot be reached.
     """
     listing = Listing()
-    files = storage.list_files(uri) if storage.is_s3(uri) else _walk(uri, listing.reject)
+    files = (
+        storage.list_files(uri, in_parallel=True)
+        if storage.is_s3(uri)
+        else _walk(uri, listing.reject)
+    )
     zip_files = []
     for file in files:
         name, file_uri = file.name, _safe_join(uri, file.name, listing)

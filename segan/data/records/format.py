@@ -367,16 +367,6 @@ def _to_samples(table: pa.Table, height: int, width: int, classes: int) -> Sampl
     )
 
 
-def read_samples(uri: str, manifest: Manifest, split: str) -> Samples:
-    """Reads a whole split into memory; `segan.data.records.frames` has ways that do not."""
-    parts = [to_samples(read_shard(uri, shard), manifest) for shard in manifest.shards(split)]
-    return Samples(
-        ids=[sample_id for part in parts for sample_id in part.ids],
-        image=np.concatenate([part.image for part in parts]),
-        mask=np.concatenate([part.mask for part in parts]),
-    )
-
-
 def _to_table(records: Sequence[Record], columns: pa.Schema) -> pa.Table:
     return pa.table(
         {

@@ -11,10 +11,10 @@ from segan import storage
 from segan.data.archive.reader import open_archive
 from segan.data.ingest import IngestOptions, ingest, local_executor
 from segan.data.profile.thumbnails import read_thumbnails, thumbnail_data_uri
-from segan.data.records.format import read_samples
 from segan.data.synthetic import generate_archive
 from segan.utils.labels import CLASS_COLOURS
 from segan.utils.outline import outline_mask
+from tests.samples import read_samples
 
 
 def decode(uri: str) -> np.ndarray:

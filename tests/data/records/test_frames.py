@@ -13,12 +13,12 @@ from segan.data.records.format import (
     Record,
     Shard,
     make_manifest,
-    read_samples,
     read_shard,
     shard_prefix,
     write_shard,
 )
 from segan.data.records.frames import FrameShare, map_samples
+from tests.samples import read_samples
 
 SIZES = (5, 1, 7, 4)
 WORLD_SIZES = (1, 2, 3, 4, 5, 9, 20)
