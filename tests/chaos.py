@@ -82,14 +82,20 @@ class RestartingDriver:
             raise SystemExit(f"a second driver ended with {second.returncode}:\n{second.stderr}")
 
     def hand_over(self) -> None:
-        """Freezes the driver until a second one has taken the run over, then continues it."""
+        """Freezes the driver until a second one has taken the run over, then continues it.
+
+        The second one is refused and started again until the frozen one's lease has expired.
+        """
         frozen = self.process
         frozen.send_signal(signal.SIGSTOP)
         self._start()
-        _wait_until(
-            lambda: self.cluster.holder(self.run) == self.process.pid,
-            f"{self.run}: not taken over from a frozen driver",
-        )
+
+        def has_taken_over() -> bool:
+            if self.process.poll() is not None:
+                self._start()
+            return self.cluster.holder(self.run) == self.process.pid
+
+        _wait_until(has_taken_over, f"{self.run}: not taken over from a frozen driver")
         frozen.send_signal(signal.SIGCONT)
         if frozen.wait(STEP_TIMEOUT_S) == 0:
             raise SystemExit("the driver that was frozen does not know that it lost its lease")

@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from infra.local.cluster import RayCluster, ray_cluster
 from infra.local.s3 import S3Server, s3_server
-from ray_jobs import LOOPBACK_ENV
+from ray_jobs import SINGLE_NODE_ENV
 from tests.environment import temporary_environment
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Ray and torch read these at import, and test modules import them before any fixture runs.
 os.environ.update(
     {
-        **LOOPBACK_ENV,
+        **SINGLE_NODE_ENV,
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "RAY_AUTH_MODE": "token",

@@ -23,7 +23,7 @@ from infra.local.processes import (
     retry_start,
     run_supervised,
 )
-from ray_jobs import LOOPBACK_ENV
+from ray_jobs import SINGLE_NODE_ENV
 from ray_jobs.cluster.folders import MAX_FOLDER_LENGTH, temporary_ray_folder
 
 START_TIMEOUT_S = 90
@@ -252,5 +252,5 @@ def _shared_environment(token_path: Path, ip: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
-        **(LOOPBACK_ENV if ip == LOOPBACK_IP else dict.fromkeys(LOOPBACK_ENV, "1")),
+        **(SINGLE_NODE_ENV if ip == LOOPBACK_IP else dict.fromkeys(SINGLE_NODE_ENV, "1")),
     }

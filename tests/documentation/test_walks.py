@@ -46,7 +46,8 @@ import boto3
 s3 = boto3.resource("s3")
 s3.create_bucket(Bucket="bucket")
 for item in s3.Bucket("segan").objects.all():
-    if item.key.startswith("ensembles/"):  # README.md builds it
+    # README.md builds the ensemble. Ray leaves markers of folders, which cannot be copied.
+    if item.key.startswith("ensembles/") or item.key.endswith("/"):
         continue
     s3.Bucket("bucket").copy({"Bucket": "segan", "Key": item.key}, item.key)
     name = item.key.rsplit("/", 1)[-1]

@@ -40,9 +40,9 @@ def serve(
     """
     has_token = _check_token(host)
     if local:
-        from ray_jobs import LOOPBACK_ENV
+        from ray_jobs import SINGLE_NODE_ENV
 
-        os.environ.update(LOOPBACK_ENV)  # read when Ray is imported
+        os.environ.update(SINGLE_NODE_ENV)  # read when Ray is imported
     from ray_jobs.serving import runtime
     from ray_jobs.serving.deployment import build_application
     from segan.cli.console import echo, redirect_stdout_to_stderr
