@@ -7,11 +7,13 @@ from typing import Any
 
 TIMING_KEYS = (
     "seconds",
+    "cpu_seconds",
     "images_per_second",
     "data_wait_fraction",
     "run_data_wait_fraction",
     "first_batch_ms",
     "stage_seconds",
+    "peak_memory_bytes",
 )
 
 

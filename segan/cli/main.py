@@ -80,14 +80,21 @@ def _options(
     pass
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an error is reported in one line on stderr."""
+def main(
+    argv: Sequence[str] | None = None, commands: typer.Typer = app, name: str = "segan"
+) -> int:
+    """Runs a command and returns its exit code; an error is reported in one line on stderr.
+
+    Args:
+        commands: that the words of `argv` choose from.
+        name: that the help shows.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     show_log_messages()
     try:
         with preserve_stdout():
-            code = app(args, standalone_mode=False, prog_name="segan")
+            code = commands(args, standalone_mode=False, prog_name=name)
         if code == EXIT_INTERRUPTED:  # typer handles KeyboardInterrupt itself
             return _report_error("interrupted", EXIT_INTERRUPTED)
         return code if isinstance(code, int) else 0

@@ -17,6 +17,7 @@ from segan.runs.checkpoint import short_name
 from segan.runs.ensemble import Ensemble, EnsembleMember
 from segan.runs.identity import config_identity
 from segan.utils.html import render
+from segan.utils.text import markdown_table
 
 _RULE_DESCRIPTIONS = {
     "best": "The members are the best checkpoints of the three runs with the highest Jaccard.",
@@ -114,7 +115,7 @@ def _training_table(members: Sequence[EnsembleMember]) -> str:
         ]
         for i, member in enumerate(members, 1)
     ]
-    return _markdown_table(["", *_CONFIG_COLUMNS, "k", "epochs", "from"], rows)
+    return markdown_table(["", *_CONFIG_COLUMNS, "k", "epochs", "from"], rows)
 
 
 def _config_values(member: EnsembleMember) -> list[str]:
@@ -134,7 +135,7 @@ def _score_table(ensemble: Ensemble, result: EvaluationResult) -> str:
     ]
     ensemble_scores = [_format_interval(result.scores[name]) for name in SCORE_NAMES]
     rows.append(["ensemble", *ensemble_scores, f"{ensemble.threshold:g}"])
-    return _markdown_table(["", "accuracy", "Dice", "Jaccard", "threshold"], rows)
+    return markdown_table(["", "accuracy", "Dice", "Jaccard", "threshold"], rows)
 
 
 def _class_table(result: EvaluationResult) -> str:
@@ -147,7 +148,7 @@ def _class_table(result: EvaluationResult) -> str:
         ]
         for one in result.classes
     ]
-    return _markdown_table(["", "images", "accuracy", "Dice", "Jaccard", "threshold"], rows)
+    return markdown_table(["", "images", "accuracy", "Dice", "Jaccard", "threshold"], rows)
 
 
 def _slice_table(slice_groups: Sequence[SliceGroup]) -> str:
@@ -158,18 +159,13 @@ def _slice_table(slice_groups: Sequence[SliceGroup]) -> str:
             interval = f"{one.low:.3f} to {one.high:.3f}" if known else "too few"
             name = group.attribute if i == 0 else ""
             rows.append([name, one.name, str(one.num_images), f"{one.jaccard:.3f}", interval])
-    return _markdown_table(["", "", "images", "Jaccard", "95 % interval"], rows)
+    return markdown_table(["", "", "images", "Jaccard", "95 % interval"], rows)
 
 
 def _archive_table(scores: Mapping[str, Interval]) -> str:
     rows = [[name, _format_interval(score)] for name, score in scores.items()]
-    return _markdown_table(["score", "mean (95 % interval)"], rows)
+    return markdown_table(["score", "mean (95 % interval)"], rows)
 
 
 def _format_interval(score: Interval) -> str:
     return f"{score.mean:.4f} ({score.low:.3f} to {score.high:.3f})"
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

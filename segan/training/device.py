@@ -7,6 +7,7 @@ precision of the device that keeps the results. Both are resolved before a run s
 from __future__ import annotations
 
 import logging
+import resource
 import shutil
 import sysconfig
 from collections.abc import Mapping
@@ -75,6 +76,13 @@ def torch_device(name: str, index: int | None = None) -> torch.device:
     if index is not None:
         torch.cuda.set_device(index)
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process has used at once so far; on a CPU those of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resolve_performance(config: Config, device: str, recorded: Mapping[str, Any]) -> Config:

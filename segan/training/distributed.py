@@ -147,7 +147,8 @@ def batch_norm_stats(network: nn.Module) -> dict[str, Tensor]:
 
 def flatten(stats: Mapping[str, Tensor]) -> Tensor:
     """Concatenates buffers to one vector."""
-    return torch.cat([buffer.flatten() for buffer in stats.values()])
+    parts = [buffer.flatten() for buffer in stats.values()]
+    return torch.cat(parts) if parts else torch.empty(0)
 
 
 def unflatten(flat: Tensor, stats: Mapping[str, Tensor]) -> None:

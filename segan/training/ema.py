@@ -42,4 +42,6 @@ class EMA:
 
 def _float_tensors(network: Segmentor) -> list[Tensor]:
     """Returns what is averaged: all but the batch norms' counts, which are not used."""
-    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    # Unlike those of state_dict, a tensor that two modules share is among them once.
+    tensors = (*network.parameters(), *network.buffers())
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -35,7 +35,8 @@ from segan.training.resume import (
     create_or_resume,
     resolve_resume,
 )
-from segan.training.trainer import Callbacks, Trainer
+from segan.training.step import SegAN
+from segan.training.trainer import BuildModel, Callbacks, Trainer
 from segan.utils.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
@@ -49,6 +50,7 @@ def build_trainer(
     device: torch.device = CPU,
     runs_per_node: int = 1,
     num_profiled_steps: int = 0,
+    build_model: BuildModel = SegAN,
 ) -> Trainer:
     """Builds the trainer of this rank, with the state of the resume point's checkpoint.
 
@@ -58,6 +60,7 @@ def build_trainer(
         device: of the networks.
         runs_per_node: trainings that share the node's cores.
         num_profiled_steps: see `segan.training.profile`.
+        build_model: returns the networks with their optimisers.
     """
     torch.set_num_threads(_num_threads(config, runs_per_node))
     keep_freed_memory()
@@ -65,7 +68,9 @@ def build_trainer(
     validation = FrameShare(
         spec.records, spec.sampler.manifest, config.data.validation, rank(), world_size()
     )
-    return Trainer(config, run, resume_point, validation, device, callbacks, num_profiled_steps)
+    return Trainer(
+        config, run, resume_point, validation, device, callbacks, num_profiled_steps, build_model
+    )
 
 
 def stopped_error(run: Run) -> StoppedError:

@@ -50,9 +50,11 @@ class EpochMetrics(LossValues):
 
     Attributes:
         step, epoch: from 1; the losses are means over the epoch's steps.
+        cpu_seconds: of all threads of this process; other processes do not lengthen them.
         images_per_second: of all workers.
         data_wait_fraction: part of the epoch that this rank waited for data.
         run_data_wait_fraction: the same, of all epochs since this process started.
+        peak_memory_bytes: of this process on its device so far, on a CPU resident.
         jaccard_at_config_threshold: at `evaluation.threshold`; the other scores are at
             `threshold`, the best one; of several classes they are means over the classes, each at
             its own best threshold.
@@ -70,12 +72,14 @@ class EpochMetrics(LossValues):
     step: int
     epoch: int
     seconds: float
+    cpu_seconds: float
     images_per_second: float
     data_wait_fraction: float
     run_data_wait_fraction: float
     first_batch_ms: float
     workers: int
     k: float
+    peak_memory_bytes: int
     accuracy: float | None = None
     dice: float | None = None
     jaccard: float | None = None

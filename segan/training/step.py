@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,16 +51,16 @@ class SegAN:
             every rank.
     """
 
+    optimizer_class: ClassVar[type[Adam]] = Adam
+
     def __init__(self, config: Config, device: torch.device, stage_timer: StageTimer | None = None):
         seed = config.training.seed
         self.config, self.stage_timer = config, stage_timer or StageTimer(device)
         self.precision = PrecisionPolicy(config.performance, device)
-        self.segmentor: Segmentor = build_segmentor(config.network, seed).to(device)
         self.adversarial_loss = AdversarialLoss(config.loss)
+        self.segmentor: Segmentor = self._build_segmentor(seed).to(device)
         # Without an adversarial loss, C exists but is never called or updated.
-        self.critic: Critic = build_critic(
-            config.network, seed + 1, self.adversarial_loss.scalar
-        ).to(device)
+        self.critic: Critic = self._build_critic(seed + 1).to(device)
         self.precision.to_memory_format(self.segmentor)
         self.precision.to_memory_format(self.critic)
         self.ddp_segmentor = _wrap_ddp(self.segmentor, device)
@@ -67,11 +68,19 @@ class SegAN:
         rate, betas = config.optimizer.learning_rate, config.optimizer.betas
         # A fused Adam reads `found_inf` on the device, and skips the update if it is 1.
         self.fused = device.type == "cuda"
-        self.segmentor_optimizer = Adam(self.segmentor.parameters(), rate, betas, fused=self.fused)
-        self.critic_optimizer = Adam(self.critic.parameters(), rate, betas, fused=self.fused)
+        self.segmentor_optimizer, self.critic_optimizer = (
+            self.optimizer_class(network.parameters(), rate, betas, fused=self.fused)
+            for network in (self.segmentor, self.critic)
+        )
         self.found_inf = torch.zeros(2, dtype=torch.float32, device=device)
         ema_decay = config.training.ema_decay
         self.ema = EMA(self.segmentor, ema_decay) if ema_decay > 0 else None
+
+    def _build_segmentor(self, seed: int) -> Segmentor:
+        return build_segmentor(self.config.network, seed)
+
+    def _build_critic(self, seed: int) -> Critic:
+        return build_critic(self.config.network, seed, self.adversarial_loss.scalar)
 
     @property
     def eval_segmentor(self) -> Segmentor:

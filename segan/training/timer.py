@@ -93,15 +93,22 @@ class EpochTimer:
     """Measures the duration of an epoch and its waits for data, in seconds."""
 
     started_at: float = field(default_factory=time.perf_counter)
+    cpu_started_at: float = field(default_factory=time.process_time)
     images: int = 0
     data_wait_seconds: float = 0.0
     first_batch_seconds: float | None = None
     stopped_at: float | None = None
+    cpu_stopped_at: float | None = None
 
     @property
     def seconds(self) -> float:
         """Until `stop`, or until now."""
         return (self.stopped_at or time.perf_counter()) - self.started_at
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all threads of this process, until `stop`, or until now."""
+        return (self.cpu_stopped_at or time.process_time()) - self.cpu_started_at
 
     @property
     def images_per_second(self) -> float:
@@ -114,4 +121,4 @@ class EpochTimer:
             self.first_batch_seconds = seconds
 
     def stop(self) -> None:
-        self.stopped_at = time.perf_counter()
+        self.stopped_at, self.cpu_stopped_at = time.perf_counter(), time.process_time()

@@ -23,6 +23,7 @@ from segan.data.stream.batches import Batch
 from segan.runs.checkpoint import Checkpoint
 from segan.runs.run import Run
 from segan.training.checkpointing import CheckpointManager, load_checkpoint
+from segan.training.device import peak_memory
 from segan.training.distributed import (
     HostCollectives,
     rank,
@@ -44,6 +45,9 @@ from segan.training.warm_start import load_initial_weights
 
 if TYPE_CHECKING:
     from segan.training.metrics_log import MetricsLog
+
+
+BuildModel = Callable[[Config, torch.device, StageTimer], SegAN]
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,14 @@ class Trainer:
         device: torch.device,
         callbacks: Callbacks | None = None,
         num_profiled_steps: int = 0,
+        build_model: BuildModel = SegAN,
     ):
         """
         Args:
             validation: this rank's share of the validation frames.
             device: of the networks.
             num_profiled_steps: see `segan.training.profile`.
+            build_model: returns the networks with their optimisers.
         """
         self.config, self.spec = config, resume_point.spec
         self.validation, self.device = validation, device
@@ -133,7 +139,7 @@ class Trainer:
         self.should_continue, self.stopped = True, False
         self.stage_timer = StageTimer(device)
         self._first_step, self._all_reduce_seconds = 0, 0.0
-        self.model = SegAN(config, device, self.stage_timer)
+        self.model = build_model(config, device, self.stage_timer)
         self.collectives = HostCollectives()
         self.nonfinite_guard = NonFiniteGuard(self.model, self.collectives, str(run))
         self._lacks_last_validation = self.spec.is_exhausted and not resume_point.is_finished
@@ -310,12 +316,14 @@ class Trainer:
             step=self.state.step,
             epoch=epoch + 1,
             seconds=round(timer.seconds, 3),
+            cpu_seconds=round(timer.cpu_seconds, 3),
             images_per_second=round(timer.images_per_second, 2),
             data_wait_fraction=round(timer.data_wait_seconds / timer.seconds, 5),
             run_data_wait_fraction=round(self.data_wait_seconds / self.epoch_seconds, 5),
             first_batch_ms=round(1000 * (timer.first_batch_seconds or 0.0), 2),
             workers=world_size(),
             k=float(self.model.segmentor.logistic.k),
+            peak_memory_bytes=peak_memory(self.device),
         )
         is_last = self.samples >= self.spec.stop
         is_validated = (epoch + 1) % self.config.training.validate_every_epochs == 0 or is_last

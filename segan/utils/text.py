@@ -1,8 +1,9 @@
-"""Numbers in sentences, and text of unknown origin."""
+"""Numbers in sentences, tables, and text of unknown origin."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Control characters (but for tab and newline), surrogates of names that are not UTF-8, and
 # characters that move or reorder what follows them.
@@ -35,3 +36,9 @@ def to_cell(text: str) -> str:
 def from_cell(cell: str) -> str:
     """The text of a cell that `to_cell` made."""
     return cell.removeprefix("'")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a newline at its end."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -64,12 +65,16 @@ def test_bash_can_read_the_block(block: Block) -> None:
 def test_a_segan_command_has_these_arguments(words: list[str]) -> None:
     """Through the command line's own parser; its configuration is loaded and checked, too."""
     words = program_words(words)
-    if words[0] != "segan":
+    if words[0].startswith("baselines."):
+        command: Any = typer.main.get_command(importlib.import_module(words[0]).app)
+        name, arguments = words[0], words[1:]
+    elif words[0] == "segan":
+        name = " ".join(words[1 : 3 if words[1] in GROUPS else 2])
+        assert name in COMMANDS, f"no command {name!r}"
+        command, arguments = COMMANDS[name], words[1 + len(name.split()) :]
+    else:
         return
-    name = " ".join(words[1 : 3 if words[1] in GROUPS else 2])
-    assert name in COMMANDS, f"no command {name!r}"
-    arguments = words[1 + len(name.split()) :]
-    found = COMMANDS[name].make_context(name, arguments).params
+    found = command.make_context(name, arguments).params
     if "overrides" in found:
         load_config(found.get("config"), found["overrides"] or [])
 
