@@ -34,14 +34,12 @@ from segan.cli.main import main as run_command
 from segan.data.archive.pairs import Pair
 from segan.data.archive.reader import open_archive
 from segan.errors import SeganError
-from segan.runs.run import Run
 
 BUCKET = "s3://segan-demo"
 # Logical CPUs: two trials at a time with two workers each, and the rest is for reading data.
 NUM_CPUS = 6
 SYNTHETIC = "--train 250 --validation 40 --test 40 --short-side 160"
-# The first mask comes from a run in this process, while Ray starts.
-FIRST_RUN = "cluster.workers=1 training.epochs=4 evaluation.report=false"
+MODEL = "isic2017"  # ships with segan, and draws the first mask while Ray starts
 RESULTS = ("first", "masks", "ensemble", "tensorboard", "study.html")  # in the demo's folder
 
 
@@ -126,8 +124,7 @@ class Demo:
         self.began = time.monotonic()
         root = f"{BUCKET}/{time.strftime('%Y%m%dT%H%M%S')}"
         self.archive, self.records = f"{root}/archive", f"{root}/records/demo"
-        self.first, self.study = f"{root}/runs/first", f"{root}/studies/demo"
-        self.ensemble = f"{root}/ensembles/demo"
+        self.study, self.ensemble = f"{root}/studies/demo", f"{root}/ensembles/demo"
 
     def run(self, data: Path | None, keep: bool) -> None:
         """Runs all steps; with `keep` it returns when a signal comes."""
@@ -138,8 +135,8 @@ class Demo:
         else:
             upload_archive(data, self.archive)
         example = find_example(self.archive)
-        self.segan(f"ingest {self.archive} {self.records} --local")
         self.make_first_mask(example)
+        self.segan(f"ingest {self.archive} {self.records} --local")
         cluster = self.starting.result()
         echo(f"\nS3 server {self.server.endpoint}, Ray dashboard {cluster.dashboard}")
         with driver_of(cluster):
@@ -160,17 +157,10 @@ class Demo:
         return str(timedelta(seconds=round(time.monotonic() - self.began))).removeprefix("0:")
 
     def make_first_mask(self, example: Pair) -> None:
-        """Trains a segmentor for a moment, and draws what it predicts."""
-        self.segan(
-            f"train {self.first} --config demo --local data.records={self.records} {FIRST_RUN}"
-        )
-        self.segan(f"predict {self.first} {example.image} {self.folder / 'first'} --local")
-        best = Run(self.first).best_checkpoint()
-        assert best is not None, "the run has validated each epoch"
-        metrics = best.info.metrics
-        when = f"after step {metrics['step']}, epoch {metrics['epoch']}"
-        echo(f"\n{self.elapsed()}  the first mask, of {example.id} {when} of a small network:")
-        self.draw(example, first=self.folder / "first")
+        """Draws what the model that ships with segan predicts."""
+        self.segan(f"predict {MODEL} {example.image} {self.folder / 'first'} --local")
+        echo(f"\n{self.elapsed()}  the first mask, of {example.id} by the model of the package:")
+        self.draw(example, **{MODEL: self.folder / "first"})
 
     def search(self) -> None:
         """Runs the study and builds the ensemble; copies both reports and the events."""
@@ -186,7 +176,7 @@ class Demo:
         self.segan(f"evaluate {self.ensemble} {self.archive} --split {example.split} --local")
         self.segan(f"predict {self.ensemble} {example.image} {self.folder / 'masks'} --local")
         echo("")
-        self.draw(example, first=self.folder / "first", ensemble=self.folder / "masks")
+        self.draw(example, **{MODEL: self.folder / "first", "ensemble": self.folder / "masks"})
 
     def draw(self, example: Pair, **folders: Path) -> None:
         """Draws the example's predicted masks, by their titles, and the true one."""
