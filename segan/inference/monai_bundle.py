@@ -74,20 +74,24 @@ def make_configs(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     configs = {
         "configs/metadata.json": _make_metadata(metadata),
         "configs/inference.json": _make_inference(
-            metadata.get("class_thresholds", metadata["threshold"])
+            metadata.get("class_thresholds", metadata["threshold"]),
+            metadata.get("class_names", ()),
         ),
     }
     return {name: json.dumps(content, indent=2).encode() for name, content in configs.items()}
 
 
-def _make_inference(threshold: float | Sequence[float]) -> dict[str, Any]:
+def _make_inference(
+    threshold: float | Sequence[float], class_names: Sequence[str]
+) -> dict[str, Any]:
     """Plain expressions, since MONAI's evaluator cannot hold an exported program.
 
     Args:
         threshold: of the lesion, or of each of several classes.
+        class_names: of several classes.
     """
-    is_single = isinstance(threshold, float | int)
-    above = "@threshold" if is_single else "torch.tensor(@threshold)[:, None, None]"
+    above = "torch.tensor(@threshold)[:, None, None]" if class_names else "@threshold"
+    saving = _save_classes(class_names) if class_names else [_save("pred", "@output_dir")]
     return {
         "imports": [
             "$import glob",
@@ -127,19 +131,29 @@ def _make_inference(threshold: float | Sequence[float]) -> dict[str, Any]:
                     "func": f"$lambda x: (x > {above}).to(torch.float32)",
                 },
                 {**_TRANSPOSE, "keys": "pred"},
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "segmentation",
-                    "output_ext": ".png",
-                    "separate_folder": False,
-                    "scale": 255,
-                },
+                *saving,
             ],
         },
         "run": ["$[@postprocessing((@predict)(item)) for item in @dataset]"],
     }
+
+
+def _save(key: str, folder: str) -> dict[str, Any]:
+    return {
+        "_target_": "SaveImaged",
+        "keys": key,
+        "output_dir": folder,
+        "output_postfix": "segmentation",
+        "output_ext": ".png",
+        "separate_folder": False,
+        "scale": 255,
+    }
+
+
+def _save_classes(names: Sequence[str]) -> list[dict[str, Any]]:
+    """A file for each class, in a folder of its name, as `segan predict` writes them."""
+    split = {"_target_": "SplitDimd", "keys": "pred", "output_postfixes": [*names]}
+    return [split, *(_save(f"pred_{name}", f"$@output_dir + '/{name}'") for name in names)]
 
 
 def _make_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

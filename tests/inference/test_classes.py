@@ -244,6 +244,8 @@ def test_a_monai_bundle_names_the_channels(predictor: Predictor) -> None:
     assert output["num_channels"] == 3
     inference = json.loads(configs["configs/inference.json"])
     assert inference["threshold"] == [*THRESHOLDS]
+    folders = [step.get("output_dir") for step in inference["postprocessing"]["transforms"]]
+    assert folders[-3:] == [f"$@output_dir + '/{name}'" for name in LABELS]
     # MONAI evaluates the expression with the configuration's values in place of references.
     expression = inference["postprocessing"]["transforms"][0]["func"].removeprefix("$")
     above = eval(expression.replace("@threshold", str(inference["threshold"])), {"torch": torch})

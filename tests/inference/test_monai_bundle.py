@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from segan.data.synthetic import generate_pair
 from segan.inference.export import export
 from segan.inference.predictor import Predictor
+from tests.inference.models import untrained_predictor
 from tests.inference.test_export import FRAME, make_predictor
 
 pytestmark = pytest.mark.timeout(300)
@@ -67,9 +68,7 @@ def test_monais_own_command_writes_the_models_masks(predictor: Predictor, bundle
         exif[ExifTags.Base.Orientation] = 6 if seed == 1 else 1  # a quarter turn makes it FRAME
         image = Image.fromarray(generate_pair(seed, 0, size)[0])
         image.save(bundle / "images" / f"ISIC_{seed:07}.jpg", quality=95, exif=exif)
-    words = ["--config_file", "configs/inference.json", "--bundle_root", "."]
-    command = [sys.executable, "-m", "monai.bundle", "run", *words]
-    subprocess.run(command, cwd=bundle, check=True)
+    run_bundle(bundle)
     for path in sorted((bundle / "images").glob("*.jpg")):
         mask = np.asarray(Image.open(bundle / "masks" / f"{path.stem}_segmentation.png"))
         expected = predictor.predict(path).mask
@@ -78,3 +77,24 @@ def test_monais_own_command_writes_the_models_masks(predictor: Predictor, bundle
         is_frame = mask.shape == FRAME[::-1]
         limit = MAX_DIFFERENT_PIXELS if is_frame else MAX_DIFFERENT_AFTER_RESIZING
         assert ((mask > 0) != expected).mean() <= limit
+
+
+def test_monais_own_command_writes_a_mask_for_each_class(tmp_path: Path) -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    model, labels = untrained_predictor((0,), ("streaks", "globules")), ("streaks", "globules")
+    predictor = Predictor(model.members, model.frame_size, (0.45, 0.55), "two classes", labels)
+    export(predictor, str(tmp_path), "monai-bundle")
+    (tmp_path / "images").mkdir()
+    pixels = generate_pair(0, 0, predictor.frame_size)[0]
+    Image.fromarray(pixels).save(tmp_path / "images" / "ISIC_0000000.png")
+    run_bundle(tmp_path)
+    for name, one in predictor.predict(pixels).by_class().items():
+        mask = np.asarray(Image.open(tmp_path / "masks" / name / "ISIC_0000000_segmentation.png"))
+        assert set(np.unique(mask)) == {0, 255}
+        assert ((mask > 0) != one.mask).mean() <= MAX_DIFFERENT_PIXELS
+
+
+def run_bundle(folder: Path) -> None:
+    words = ["--config_file", "configs/inference.json", "--bundle_root", "."]
+    command = [sys.executable, "-m", "monai.bundle", "run", *words]
+    subprocess.run(command, cwd=folder, check=True)
