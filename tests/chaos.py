@@ -28,7 +28,7 @@ from pathlib import Path
 
 from infra.local.namespaces import Namespace
 from infra.local.processes import StartError
-from tests.chaos_cluster import ARCHIVES, BUCKET, RECORDS, ChaosCluster, chaos_cluster
+from tests.chaos_cluster import BUCKET, RECORDS, TRAIN_PAIRS, ChaosCluster, chaos_cluster
 from tests.fault_proxy import Fault
 
 TRAIN = (
@@ -106,7 +106,7 @@ class FaultInjector:
 
     def __init__(self, cluster: ChaosCluster, driver: RestartingDriver, seed: int):
         self.cluster, self.driver, self.rng = cluster, driver, random.Random(seed)
-        self.archive = 0
+        self.train_pairs = TRAIN_PAIRS
 
     def fault_kinds(self) -> dict[str, Callable[[], None]]:
         return {
@@ -154,8 +154,8 @@ class FaultInjector:
 
     def replace_records(self) -> None:
         """Then restarts the workers, which must read the records that the run began with."""
-        self.archive = (self.archive + 1) % len(ARCHIVES)
-        self.cluster.ingest(self.archive)
+        self.train_pairs += 4
+        self.cluster.ingest(self.train_pairs)
         for node in self.cluster.nodes:
             self.signal(node, WORKER, signal.SIGKILL)
 

@@ -19,8 +19,9 @@ from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.timing import without_timing
 
 BUCKET = "chaos"
+ARCHIVE = f"s3://{BUCKET}/archive"
 RECORDS = f"s3://{BUCKET}/records"
-ARCHIVES = (24, 28)  # training pairs of the first archive and of another
+TRAIN_PAIRS = 24  # of the archive at first
 # One process for all queries: starting one for each would use half a core.
 QUERY_PROGRAM = """
 import json, sys
@@ -124,10 +125,11 @@ class ChaosCluster:
                 command, env=self.environment(), capture_output=True, text=True, check=False
             )
 
-    def ingest(self, archive: int) -> None:
-        """Writes the records of one of `ARCHIVES`; replaces those of another."""
-        source = f"s3://{BUCKET}/archive-{archive}"
-        self.segan("ingest", source, RECORDS, "--local", "--workers", "1", "--overwrite")
+    def ingest(self, train_pairs: int) -> None:
+        """Makes the archive one of so many pairs, and replaces its records."""
+        size = ("--train", str(train_pairs), "--validation", "4", "--test", "0")
+        self.segan("synth", ARCHIVE, *size, "--short-side", "64")
+        self.segan("ingest", ARCHIVE, RECORDS, "--local", "--workers", "1")
 
     def samples_seen(self, run: str) -> int:
         """The images up to the run's latest checkpoint; 0 if storage does not answer."""
@@ -159,11 +161,7 @@ def chaos_cluster(folder: Path) -> Iterator[ChaosCluster]:
         cluster = ChaosCluster(hosts, folder)
         try:
             cluster.start()
-            for seed, train in enumerate(ARCHIVES):
-                size = ("--train", str(train), "--validation", "4", "--test", "0")
-                options = ("--short-side", "64", "--seed", str(seed))
-                cluster.segan("synth", f"s3://{BUCKET}/archive-{seed}", *size, *options)
-            cluster.ingest(0)
+            cluster.ingest(TRAIN_PAIRS)
             yield cluster
         finally:
             cluster.stop_all()
