@@ -38,6 +38,14 @@ MAX_VALUE = 2**16 - 1  # of a label image of 16 bits
 MAX_SHOWN = 100  # characters of a value in a message
 _ID = "{id}"
 _KEYS = ("classes", "mask", "missing")
+_MAX_DEPTH = 10  # a description has two levels
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 _MISSING = ("reject", "empty")
 
 
@@ -96,8 +104,7 @@ def parse_classes(content: bytes) -> LabelClasses:
     """The classes that the content of a YAML file describes; raises UsageError if it is wrong."""
     try:
         text = content.decode("utf-8-sig")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UsageError("expected YAML without aliases, which can expand without end")
+        _check_tokens(text)
         tree = parse_yaml(text)
     except UsageError:
         raise
@@ -126,6 +133,17 @@ def parse_classes(content: bytes) -> LabelClasses:
         raise UsageError("missing: belongs to classes with mask files, not to label images")
     mask = (_check_pattern("mask", tree["mask"]),) if "mask" in tree else ()
     return LabelClasses(names, mask, _check_values(names, found))
+
+
+def _check_tokens(text: str) -> None:
+    """Refuses YAML that costs more than its length: aliases expand, and nesting is quadratic."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise UsageError("expected YAML without aliases, which can expand without end")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _MAX_DEPTH:
+            raise UsageError(f"expected YAML of at most {_MAX_DEPTH} levels, found more")
 
 
 def check_names(names: Sequence[Any]) -> tuple[str, ...]:

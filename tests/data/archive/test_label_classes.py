@@ -69,6 +69,7 @@ def test_the_attributes_of_isic_2018_come_with_the_package() -> None:
         ('classes: {a: "{id}.png"}\nmissing: zero', "missing: expected reject or empty"),
         ("classes: {a: 1}\nmissing: empty", "missing: belongs to classes with mask files"),
         ("x: &x [1]\nclasses: {a: *x}", "expected YAML without aliases"),
+        (f"classes: {'[' * 200_000}", "expected YAML of at most 10 levels, found more"),
         (f"classes: {{a: {'9' * 900}}}", "class a: label value 999"),
         (f"classes: {{a: 1}}\n{'b' * 900}: 1", "unknown key 'bbb"),
         ("classes: {a: 1}\nmask: labels.png", "mask: expected a file pattern with {id} once"),
