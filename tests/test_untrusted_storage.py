@@ -306,6 +306,15 @@ def peak_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@pytest.mark.parametrize("header", [b"null", b"[]", b"1", b'{"a": null}'])
+def test_a_header_of_weights_that_is_no_table_is_one_error(place: str, header: bytes) -> None:
+    reader = READERS["weights to resume from"]
+    (file,) = Path(place).glob(reader.file)
+    file.write_bytes(with_header(header, file.read_bytes()))
+    with pytest.raises(SeganError):
+        reader.read(place)
+
+
 @pytest.mark.timeout(0 if FUZZ_EXAMPLES else 120)
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_of_any_content_raises_one_line_at_most(

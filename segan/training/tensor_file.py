@@ -155,6 +155,8 @@ def _read_header(reader: _ChunkReader, file_size: int) -> dict[str, TensorSpec]:
     if header_size > MAX_HEADER_BYTES:
         raise ValueError("the header is too large")
     entries = json.loads(reader.read(header_size))
+    if not isinstance(entries, dict):
+        raise ValueError("the header is not an object")
     entries.pop("__metadata__", None)
     specs, offset = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
