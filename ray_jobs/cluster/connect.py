@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_jobs import SINGLE_NODE_ENV
 from ray_jobs.cluster.address import check_ray_address
 from ray_jobs.cluster.folders import ray_folder
 from ray_jobs.cluster.ray_internals import RECORDED_ADDRESS
@@ -53,12 +54,16 @@ def connect(debug: bool = False) -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         ensure_auth_token()
+    local_options = _local_options(address)
+    if local_options:
+        for name, value in SINGLE_NODE_ENV.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(
             runtime_env=_code_environment(address),
             log_to_driver=debug,
             logging_level=logging.INFO if debug else logging.ERROR,
-            **_local_options(address),
+            **local_options,
         )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         if not address:

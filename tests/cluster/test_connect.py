@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -27,6 +30,17 @@ def test_another_version_is_refused_in_one_line() -> None:
         f"{ray.__version__} on Python {platform.python_version()}; "
     )
     assert "\n" not in message
+
+
+def test_importing_the_jobs_leaves_preempted_nodes_watched() -> None:
+    """The cluster that Ray has recorded on this machine, which a command joins, may have others."""
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    program = f"import os, ray_jobs; print(os.environ.get({name!r}))"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "None\n"
 
 
 def test_another_error_is_reported_by_its_first_line() -> None:
