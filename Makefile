@@ -11,7 +11,7 @@ export TORCH
 # Added to the selection of tests; empty for `make test-all`.
 ONLY := and not slow
 
-.PHONY: setup demo cluster cluster-stop test test-all test-clusters test-others quick lint format docs clean
+.PHONY: setup demo cluster cluster-stop test test-all test-clusters test-servers quick lint format docs clean
 
 setup: $(READY)
 
@@ -34,9 +34,10 @@ cluster: $(READY)
 cluster-stop: $(READY)
 	$(BIN)/python -m infra.local.background stop
 
-# The tests with Ray clusters and all others, side by side.
+# The tests with Ray clusters, those with an S3 server or a browser and all others, side by side:
+# the first two mostly wait.
 test: lint
-	$(MAKE) --no-print-directory -j2 test-clusters test-others
+	$(MAKE) --no-print-directory -j3 test-clusters test-servers quick
 
 test-all:
 	$(MAKE) --no-print-directory test ONLY=
@@ -44,11 +45,11 @@ test-all:
 test-clusters: $(READY)
 	$(BIN)/pytest -m "cluster $(ONLY)"
 
-test-others: $(READY)
-	$(BIN)/pytest -m "not cluster $(ONLY)"
+test-servers: $(READY)
+	$(BIN)/pytest -m "(integration or browser) and not cluster $(ONLY)"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not integration and not cluster and not browser"
+	$(BIN)/pytest -m "not integration and not cluster and not browser $(ONLY)"
 
 lint: $(READY)
 	$(BIN)/ruff check .

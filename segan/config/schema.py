@@ -50,6 +50,11 @@ class NetworkConfig(FrozenConfig):
     residual_activation: Literal["after", "before"] = Field(
         "after", description="Activation `after` (O) or `before` (C) a residual block's sum."
     )
+    segmentor_norm: Literal["batch", "group"] = Field(
+        "batch",
+        description="Normalisation in S: `batch` (P), or `group`, over 8 groups of each image's "
+        "own channels (O).",
+    )
     spectral_norm: bool = Field(
         False,
         description="Spectral normalisation of C's weights (O); meant for "

@@ -6,14 +6,16 @@ for odd kernels and down for even ones, so any input size is valid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NEGATIVE_SLOPE = 0.2  # of every leaky ReLU (C)
+MAX_GROUPS = 8  # of a group norm
 
 
 class GlobalConvolution(nn.Module):
@@ -54,12 +56,23 @@ def convolution(
     return nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, bias=bias)
 
 
+def normalisation(kind: Literal["batch", "group"], channels: int) -> nn.Module:
+    """Returns a batch norm, or a group norm of 8 groups or as many as divide the channels.
+
+    A group norm has the same result in training and in evaluation, whatever else is in the batch.
+    """
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels)
+    return nn.BatchNorm2d(channels)
+
+
 class Residual(nn.Module):
     """1 x 1, 3 x 3, 1 x 1 convolutions added to their input (P, section 2.2).
 
     Args:
         channels: of the input and the output.
         inner_channels: between the three convolutions.
+        norm: builds a normalisation for a number of channels.
         activation: builds an activation module.
         activate_after_sum: whether the last activation follows the sum, or precedes it on the
             branch.
@@ -69,19 +82,20 @@ class Residual(nn.Module):
         self,
         channels: int,
         inner_channels: int,
+        norm: Callable[[int], nn.Module],
         activation: Callable[[], nn.Module],
         activate_after_sum: bool,
     ):
         super().__init__()
         self.branch = nn.Sequential(
             nn.Conv2d(channels, inner_channels, 1, bias=False),
-            nn.BatchNorm2d(inner_channels),
+            norm(inner_channels),
             activation(),
             nn.Conv2d(inner_channels, inner_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(inner_channels),
+            norm(inner_channels),
             activation(),
             nn.Conv2d(inner_channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            norm(channels),
         )
         self.activation = activation()
         self.activate_after_sum = activate_after_sum
@@ -98,13 +112,13 @@ class Residual(nn.Module):
 def init_weights(network: nn.Module) -> None:
     """Initialises a network in place (C).
 
-    Convolution weights are normal with variance 2 / (k k c_out), batch-norm gains normal with mean
-    1 and standard deviation 0.02, biases zero.
+    Convolution weights are normal with variance 2 / (k k c_out), gains of normalisations normal
+    with mean 1 and standard deviation 0.02, biases zero.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             nn.init.normal_(module.weight, 1.0, 0.02)
         else:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segan.config import NetworkConfig
-from segan.networks.blocks import NEGATIVE_SLOPE, Residual, build_with_seed, convolution
+from segan.networks.blocks import (
+    NEGATIVE_SLOPE,
+    Residual,
+    build_with_seed,
+    convolution,
+    normalisation,
+)
 from segan.networks.logistic import AdaptiveLogistic
 
 DOWN_KERNELS = (7, 5, 5, 5, 5, 4)  # D1 to D6 (F)
@@ -24,9 +31,10 @@ class Segmentor(nn.Module):
     """An encoder and a decoder of six blocks each, with a skip connection at each scale.
 
     A down block is a convolution of stride 2, batch norm (not in D1), leaky ReLU and a residual
-    block; an up block is a bilinear resize, convolution, batch norm, ReLU and a residual block. The
-    decoder resizes to the size of the next skip, so the output has the size of the input, which
-    needs at least MIN_SIDE pixels per side.
+    block; an up block is a bilinear resize, convolution, batch norm, ReLU and a residual block.
+    With `config.segmentor_norm`, every batch norm is a group norm instead. The decoder resizes to
+    the size of the next skip, so the output has the size of the input, which needs at least
+    MIN_SIDE pixels per side.
     """
 
     def __init__(self, config: NetworkConfig, channels: int = 3):
@@ -83,25 +91,29 @@ def _down_block(
     activation = partial(nn.LeakyReLU, NEGATIVE_SLOPE)
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel, 2, (kernel - 1) // 2, bias=not norm),
-        nn.BatchNorm2d(c_out) if norm else nn.Identity(),
+        normalisation(config.segmentor_norm, c_out) if norm else nn.Identity(),
         activation(),
-        Residual(
-            c_out, _inner_channels(config, c_out), activation, config.residual_activation == "after"
-        ),
+        _residual(config, c_out, activation),
     )
 
 
 def _up_block(config: NetworkConfig, c_in: int, c_out: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         convolution(c_in, c_out, kernel, 1, False, config.global_conv_min_kernel),
-        nn.BatchNorm2d(c_out),
+        normalisation(config.segmentor_norm, c_out),
         nn.ReLU(),
-        Residual(
-            c_out, _inner_channels(config, c_out), nn.ReLU, config.residual_activation == "after"
-        ),
+        _residual(config, c_out, nn.ReLU),
     )
 
 
-def _inner_channels(config: NetworkConfig, channels: int) -> int:
+def _residual(
+    config: NetworkConfig, channels: int, activation: Callable[[], nn.Module]
+) -> Residual:
     inner_channels = round(channels * config.residual_expansion)
-    return max(1, min(inner_channels, config.residual_max_width * config.width))
+    return Residual(
+        channels,
+        max(1, min(inner_channels, config.residual_max_width * config.width)),
+        partial(normalisation, config.segmentor_norm),
+        activation,
+        config.residual_activation == "after",
+    )

@@ -26,6 +26,7 @@ VARIANTS = {
     "activation before": {"residual_activation": "before"},
     "two classes": {"classes": 2},
     "spectral norm": {"spectral_norm": True},
+    "group norm": {"segmentor_norm": "group"},
 }
 SIZES = [(128, 128), (135, 180), (180, 135), (33, 33), (33, 64), (64, 65), (97, 127)]
 
@@ -217,6 +218,22 @@ class TestSegmentor(Architecture):
         before = build_segmentor(narrow_config(residual_activation="before"))
         before.load_state_dict(after.state_dict())
         assert not torch.allclose(after(x), before(x))
+
+    def test_with_group_norms_an_image_has_the_same_map_in_any_batch(self) -> None:
+        """In training and in evaluation; nothing is left that depends on the batch."""
+        segmentor = build_segmentor(NetworkConfig(width=8, segmentor_norm="group"))
+        x = random_input(3, 3, 64, 64)
+        norms = [m for m in segmentor.modules() if isinstance(m, nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == {8}
+        assert [name for name, _ in segmentor.named_buffers()] == ["logistic.k"]
+        in_batch, alone = segmentor.train()(x)[:1], segmentor.eval()(x[:1])
+        torch.testing.assert_close(in_batch, alone, atol=1e-4, rtol=0)
+
+    def test_a_group_norm_has_as_many_groups_as_divide_the_channels(self) -> None:
+        segmentor = build_segmentor(NetworkConfig(width=6, segmentor_norm="group"))
+        norms = [m for m in segmentor.modules() if isinstance(m, nn.GroupNorm)]
+        groups = {norm.num_channels: norm.num_groups for norm in norms}
+        assert (groups[6], groups[12], groups[24], groups[96]) == (2, 4, 8, 8)
 
     def test_only_norms_and_steepness_are_buffers(self) -> None:
         names = {

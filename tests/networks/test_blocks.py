@@ -73,7 +73,7 @@ def test_a_stride_halves(kernel: int, side: int, out: int) -> None:
     [(True, [-0.2, 2.0]), (False, [-1.0, 2.0])],
 )
 def test_a_residual_block_around_an_empty_branch(after: bool, expected: list[float]) -> None:
-    block = Residual(1, 3, partial(nn.LeakyReLU, 0.2), after)
+    block = Residual(1, 3, nn.BatchNorm2d, partial(nn.LeakyReLU, 0.2), after)
     for parameter in block.branch.parameters():
         nn.init.zeros_(parameter)
     y = block(torch.tensor([-1.0, 2.0]).reshape(1, 1, 1, 2))
@@ -81,7 +81,7 @@ def test_a_residual_block_around_an_empty_branch(after: bool, expected: list[flo
 
 
 def test_a_residual_block_adds_its_branch() -> None:
-    block = Residual(1, 2, nn.ReLU, activate_after_sum=True)
+    block = Residual(1, 2, nn.BatchNorm2d, nn.ReLU, activate_after_sum=True)
     last = block.branch[-1]
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, -3.0)
