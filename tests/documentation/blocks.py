@@ -14,6 +14,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "baselines/README.md",
+    "experiments/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 )
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

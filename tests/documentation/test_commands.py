@@ -65,7 +65,7 @@ def test_bash_can_read_the_block(block: Block) -> None:
 def test_a_segan_command_has_these_arguments(words: list[str]) -> None:
     """Through the command line's own parser; its configuration is loaded and checked, too."""
     words = program_words(words)
-    if words[0].startswith("baselines."):
+    if words[0].startswith(("baselines.", "experiments.")):
         command: Any = typer.main.get_command(importlib.import_module(words[0]).app)
         name, arguments = words[0], words[1:]
     elif words[0] == "segan":

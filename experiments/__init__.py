@@ -1,0 +1,1 @@
+"""Experiments over many runs that docs/claims.md reports; see README.md."""
