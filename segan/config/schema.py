@@ -55,6 +55,11 @@ class NetworkConfig(FrozenConfig):
         description="Normalisation in S: `batch` (P), or `group`, over 8 groups of each image's "
         "own channels (O).",
     )
+    segmentor_init: Literal["kaiming", "uniform"] = Field(
+        "kaiming",
+        description="Initial weights of S's convolutions: `kaiming`, normal by the outputs (C), or "
+        "`uniform` by the inputs, which are smaller (torch's default, O).",
+    )
     spectral_norm: bool = Field(
         False,
         description="Spectral normalisation of C's weights (O); meant for "

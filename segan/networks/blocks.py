@@ -134,7 +134,7 @@ def build_with_seed(build: Callable[[], ModuleT], seed: int, initialise: bool = 
     """Returns `build()` with weights that are a function of the seed; keeps torch's random state.
 
     Args:
-        initialise: whether to call `init_weights`.
+        initialise: whether to call `init_weights`; else the weights are those of torch's modules.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

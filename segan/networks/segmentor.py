@@ -81,7 +81,7 @@ class Segmentor(nn.Module):
 
 def build_segmentor(config: NetworkConfig, seed: int = 0) -> Segmentor:
     """Returns a segmentor with initial weights that are a function of (config, seed)."""
-    return build_with_seed(lambda: Segmentor(config), seed)
+    return build_with_seed(lambda: Segmentor(config), seed, config.segmentor_init == "kaiming")
 
 
 def _down_block(

@@ -27,6 +27,7 @@ VARIANTS = {
     "two classes": {"classes": 2},
     "spectral norm": {"spectral_norm": True},
     "group norm": {"segmentor_norm": "group"},
+    "uniform weights": {"segmentor_init": "uniform"},
 }
 SIZES = [(128, 128), (135, 180), (180, 135), (33, 33), (33, 64), (64, 65), (97, 127)]
 
@@ -234,6 +235,19 @@ class TestSegmentor(Architecture):
         norms = [m for m in segmentor.modules() if isinstance(m, nn.GroupNorm)]
         groups = {norm.num_channels: norm.num_groups for norm in norms}
         assert (groups[6], groups[12], groups[24], groups[96]) == (2, 4, 8, 8)
+
+    def test_uniform_initial_weights_are_within_the_root_of_their_inputs(self) -> None:
+        """torch's default: uniform in +-1 / sqrt(c_in k k), so its deviation is that / sqrt(3)."""
+        segmentor = build_segmentor(NetworkConfig(width=8, segmentor_init="uniform"), seed=3)
+        for name, conv in convolutions(segmentor):
+            limit = conv.weight[0].numel() ** -0.5
+            assert conv.weight.abs().max() <= limit, name
+            if conv.weight.numel() > 5000:
+                assert conv.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05), (
+                    name
+                )
+        again = build_segmentor(NetworkConfig(width=8, segmentor_init="uniform"), seed=3)
+        assert torch.equal(segmentor.out.weight, again.out.weight)
 
     def test_only_norms_and_steepness_are_buffers(self) -> None:
         names = {
