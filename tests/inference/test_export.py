@@ -25,7 +25,7 @@ from segan.inference import export as exporting
 from segan.inference.export import EnsembleModule, export
 from segan.inference.predictor import Member, Predictor
 from segan.networks.segmentor import Segmentor, build_segmentor
-from tests.inference.models import small_config
+from tests.inference.models import small_config, untrained_predictor
 
 pytestmark = pytest.mark.timeout(300)  # the exporters are slow
 FRAME = (108, 81)
@@ -134,6 +134,12 @@ def test_the_torch_format_gives_identical_maps(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md", "model.json", "model.pt2"
     ]  # fmt: skip
+
+
+def test_group_norms_are_exported(tmp_path: Path) -> None:
+    network = {"width": 8, "segmentor_norm": "group", "segmentor_init": "uniform"}
+    about = export(untrained_predictor(network=network), str(tmp_path), "onnx")
+    assert about["verification"]["max_abs_difference"] < 1e-4
 
 
 def test_safetensors_are_the_members_weights(predictor: Predictor, tmp_path: Path) -> None:
