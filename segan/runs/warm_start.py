@@ -18,9 +18,9 @@ from segan.runs.identity import require_same
 from segan.runs.run import INIT_PREFIX, find_checkpoint
 from segan.runs.shipped import locate_model
 
-# Keys of `network` that may differ: the number of maps is that of the last layer, and the norm
-# that of the critic alone.
-_FREE_KEYS = {"classes", "spectral_norm"}
+# Keys of `network` that may differ: the number of maps is that of the last layer, the spectral norm
+# that of the critic alone, and random weights are replaced.
+_FREE_KEYS = {"classes", "spectral_norm", "segmentor_init"}
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,11 @@ def test_a_network_of_another_shape_is_refused(trained: Run, records: str, tmp_p
     assert storage.list_files(str(tmp_path / WARM_RUN)) == []
 
 
+def test_how_the_model_itself_began_is_no_matter(trained: Run, records: str) -> None:
+    network = {"width": 2, "segmentor_init": "uniform"}
+    assert find_initial_weights(warm(records, trained, network=network))
+
+
 def test_weights_of_another_shape_than_they_say_are_refused(
     trained: Run, records: str, tmp_path: Path
 ) -> None:
