@@ -160,8 +160,15 @@ def score_runs(uris: Sequence[str], records: str, tta: bool) -> list[ScoredRun]:
         if maps.shape != truth.shape:
             raise StorageError(f"{run}: maps of {maps.shape}, but masks of {truth.shape}")
         epochs = [line for line in run.metrics() if line["kind"] == "epoch" and "jaccard" in line]
-        scored.append(ScoredRun(run, identity, best, score_maps(maps, truth), epochs))
+        scored.append(ScoredRun(run, own_keys(identity), best, score_maps(maps, truth), epochs))
     return scored
+
+
+def own_keys(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The identity of a baseline without the keys of S and C, which it does not have."""
+    if NETWORK_KEY not in identity:
+        return identity
+    return {key: value for key, value in identity.items() if not key.startswith("network.")}
 
 
 def _validation_data(identity: Mapping[str, Any]) -> tuple[Any, Any]:

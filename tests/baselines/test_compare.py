@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines.compare import Row, ScoredRun, differing_conditions, make_rows, seed_interval
+from baselines.compare import (
+    Row,
+    ScoredRun,
+    differing_conditions,
+    make_rows,
+    own_keys,
+    seed_interval,
+)
 from segan.evaluation.compare import ModelScores
 from segan.runs.checkpoint import Checkpoint, CheckpointInfo
 from segan.runs.run import Run
@@ -58,6 +65,15 @@ def test_rows_of_one_network_are_told_apart_by_what_differs() -> None:
         "dynunet, width 18",
     ]
     assert differing_conditions(rows) == ["training.epochs differs: 3, 4, 3"]
+
+
+def test_the_keys_of_s_and_c_do_not_tell_baselines_apart() -> None:
+    segan = {"network.width": 8, "loss.critic": "none"}
+    assert own_keys(segan) == segan
+    assert own_keys({**segan, "baseline.network": "dynunet"}) == {
+        "loss.critic": "none",
+        "baseline.network": "dynunet",
+    }
 
 
 def test_what_was_not_recorded_is_empty() -> None:
