@@ -18,7 +18,8 @@ from segan.errors import UsageError
 SIZES = ["--widths", "1,2,3", "--epochs", "1,2,3", "--recipe", "paper", "--local"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_from_records_to_plot(
     records: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
