@@ -34,8 +34,7 @@ cluster: $(READY)
 cluster-stop: $(READY)
 	$(BIN)/python -m infra.local.background stop
 
-# The tests with Ray clusters, those with an S3 server or a browser and all others, side by side:
-# the first two mostly wait.
+# The tests with Ray clusters, those with an S3 server or a browser and all others, side by side.
 test: lint
 	$(MAKE) --no-print-directory -j3 test-clusters test-servers quick
 
