@@ -29,6 +29,7 @@ from segan.data.records.frames import FrameShare
 from segan.data.records.versions import read_version
 from segan.errors import StorageError, UsageError
 from segan.evaluation.bootstrap import Interval
+from segan.evaluation.result import CalibrationCounts
 from segan.evaluation.sweep import confusion_at_thresholds
 from segan.inference.predictor import Member
 from segan.inference.thresholds import THRESHOLDS, threshold_index
@@ -37,7 +38,6 @@ from segan.utils.text import markdown_table
 
 NUM_SPLITS = 200  # into random halves
 NUM_TEMPERATURE_SPLITS = 5  # each fits a temperature twice to all pixels of a half
-NUM_BINS = 15  # of the calibration error
 CLIP = 1e-6  # lower bound of p and 1 - p: float32 knows no p closer to 1
 BATCH = 50  # images
 WINDOW = 3  # epochs of a running mean
@@ -66,8 +66,7 @@ class Calibration:
 
     Attributes:
         temperature: mean over the halves; the logits are divided by it.
-        cross_entropy, error: (before, after); the error is the expected calibration error, the
-            mean distance of probability and frequency over NUM_BINS bins of probability.
+        cross_entropy, error: (before, after); see `calibration_error`.
     """
 
     temperature: float
@@ -149,11 +148,10 @@ def _cross_entropy(logits: np.ndarray, lesion: np.ndarray) -> float:
 
 
 def calibration_error(logits: np.ndarray, lesion: np.ndarray) -> float:
-    """The expected calibration error of pixels in [0, 1], over NUM_BINS bins of equal width."""
-    p = 1 / (1 + np.exp(-logits.ravel()))
-    bins = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
-    sums = np.bincount(bins, p - lesion.ravel(), NUM_BINS)
-    return float(np.abs(sums).sum() / len(p))
+    """The expected calibration error of pixels, as `segan.evaluation.result` computes it."""
+    counts = CalibrationCounts()
+    counts.update(torch.tensor(1 / (1 + np.exp(-logits))), torch.tensor(lesion))
+    return counts.compute().expected_calibration_error
 
 
 def jaccard_by_members(maps: Sequence[np.ndarray], truth: np.ndarray) -> list[float]:

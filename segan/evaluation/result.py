@@ -105,7 +105,7 @@ class EvaluationResult(FrozenModel):
     classes: tuple[ClassResult, ...] = ()
 
 
-class _CalibrationCounts:
+class CalibrationCounts:
     """Per bin of probability: pixels, sum of their probabilities, lesion pixels."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def evaluate_members(
         thresholds: of each class, applied to the mean map; members evaluated alone use their own.
         labels: names of the classes.
     """
-    samples, counts, confusions = maps.samples, _CalibrationCounts(), []
+    samples, counts, confusions = maps.samples, CalibrationCounts(), []
     sweep = Sweep.empty(len(labels))
     for batch, mean in maps.iter_mean(members):
         truth = torch.tensor(samples.mask[batch])
