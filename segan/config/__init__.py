@@ -1,8 +1,8 @@
 """The configuration of a run: its schema with the paper's defaults, and how it is loaded."""
 
+from segan.config.augment import AugmentConfig
 from segan.config.load import format_value, load_config, parse_config, shipped_configs
 from segan.config.schema import (
-    AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from segan.config.augment import AugmentConfig
 from segan.config.base import FrozenConfig
 from segan.config.search import AblationConfig, SearchConfig
 from segan.config.tracking import TrackingConfig
 from segan.config.validation import set_values, validate
-from segan.utils.models import MAX_FRAME_SIDE
 
 
 class DataConfig(FrozenConfig):
@@ -180,38 +180,6 @@ class OptimizerConfig(FrozenConfig):
     )
     weight_clip_scope: Literal["all", "convolutions"] = Field(
         "all", description="Parameters to clip: `all` (P, C) or those of the `convolutions` only."
-    )
-
-
-class AugmentConfig(FrozenConfig):
-    crop: int = Field(
-        128, ge=64, le=MAX_FRAME_SIDE, description="Side of the random square crop, in pixels (P)."
-    )
-    resize_probability: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Probability of resizing the whole frame to the crop size instead of cropping "
-        "(C has 0.5).",
-    )
-    flip_horizontal: float = Field(
-        0.5, ge=0, le=1, description="Probability of a horizontal flip (P)."
-    )
-    flip_vertical: float = Field(0.5, ge=0, le=1, description="Probability of a vertical flip (P).")
-    brightness: float = Field(
-        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
-    )
-    contrast: float = Field(
-        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
-    )
-    saturation: float = Field(
-        0.4, ge=0, lt=1, description="Random factor within 1 +- this (P; strength C)."
-    )
-    hue: float = Field(
-        0.1,
-        ge=0,
-        le=0.5,
-        description="Random shift within +- this part of the hue circle (P; strength C).",
     )
 
 

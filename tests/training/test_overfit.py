@@ -42,11 +42,13 @@ def test_nothing_is_augmented_and_a_step_has_all_images() -> None:
     assert {
         augment.flip_horizontal,
         augment.flip_vertical,
+        augment.rotation,
         augment.brightness,
         augment.contrast,
         augment.saturation,
         augment.hue,
     } == {0}
+    assert augment.zoom == 1
     assert config.training.batch_size * 2 == 4
 
 

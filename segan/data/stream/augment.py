@@ -1,13 +1,16 @@
 """The paper's augmentation (section 3) of a batch on the device.
 
 Random crop (or, as in the authors' code, the whole frame resized to the crop size), horizontal and
-vertical flips, and colour jitter of brightness, contrast, saturation and hue. The parameters depend
-on (seed, epoch, sample id) alone, so they do not change with resuming, workers or machine.
+vertical flips, and colour jitter of brightness, contrast, saturation and hue; beyond the paper,
+crops that are rotated and magnified. The parameters depend on (seed, epoch, sample id) alone, so
+they do not change with resuming, workers or machine.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +22,9 @@ from segan.config import AugmentConfig
 
 MAX_UNIFORM = 1 - 2.0**-53  # largest value of `sample_params`
 # Crop row (small values resize the frame instead), crop column, horizontal and vertical flip,
-# brightness, contrast, saturation, hue.
-NUM_PARAMS = 8
+# brightness, contrast, saturation, hue, rotation, zoom.
+NUM_PARAMS = 10
+ROTATION, ZOOM = 8, 9  # their columns
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601
 
 
@@ -30,14 +34,16 @@ def sample_params(seed: int, epochs: Sequence[int], ids: Sequence[str]) -> np.nd
         hashlib.blake2b(f"augment/{seed}/{epoch}/{sample_id}".encode(), digest_size=64).digest()
         for epoch, sample_id in zip(epochs, ids, strict=True)
     )
-    bits = np.frombuffer(digests, dtype="<u8").reshape(-1, NUM_PARAMS)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    bits = np.frombuffer(digests, dtype="<u8").reshape(len(ids), 8)
+    # A float64 has 53 bits. The other 11 of two words are parameters of their own.
+    left_over = (bits[:, :2] & np.uint64(0x7FF)) * 2.0**-11
+    return np.hstack([(bits >> np.uint64(11)) * 2.0**-53, left_over])
 
 
 def augment(
     image: Tensor, mask: Tensor, params: Tensor, config: AugmentConfig
 ) -> tuple[Tensor, Tensor]:
-    """Crops and flips images and masks alike, and jitters the images' colours.
+    """Crops, turns and flips images and masks alike, and jitters the images' colours.
 
     Args:
         image: uint8 [B, H, W, 3].
@@ -49,16 +55,19 @@ def augment(
         0 or 1.
     """
     rows, columns = _crop_indices(params, image.shape[1:3], config)
-    batch_index = torch.arange(image.shape[0], device=image.device)[:, None, None]
-    cropped = image[batch_index, rows[:, :, None], columns[:, None, :]]
-    x = cropped.permute(0, 3, 1, 2).float().div_(255).contiguous()
-    y = mask.permute(0, 2, 3, 1)[batch_index, rows[:, :, None], columns[:, None, :]]
-    y = y.permute(0, 3, 1, 2).float().contiguous()
+    if config.rotation > 0 or config.zoom > 1:
+        x, y = _turned_crops(image, mask, rows, columns, params, config)
+    else:
+        batch_index = torch.arange(image.shape[0], device=image.device)[:, None, None]
+        cropped = image[batch_index, rows[:, :, None], columns[:, None, :]]
+        x = cropped.permute(0, 3, 1, 2).float().div_(255).contiguous()
+        y = mask.permute(0, 2, 3, 1)[batch_index, rows[:, :, None], columns[:, None, :]]
+        y = y.permute(0, 3, 1, 2).float().contiguous()
     if config.resize_probability > 0:
         chosen = (params[:, 0] < config.resize_probability)[:, None, None, None]
         resized, resized_mask = _resize_whole_frame(image, mask, params, config)
         x, y = torch.where(chosen, resized, x), torch.where(chosen, resized_mask, y)
-    return color_jitter(x, params[:, 4:], config), y
+    return color_jitter(x, params[:, 4:ROTATION], config), y
 
 
 def color_jitter(image: Tensor, params: Tensor, config: AugmentConfig) -> Tensor:
@@ -123,6 +132,37 @@ def _resize_whole_frame(
         flipped = (params[:, column] < probability)[:, None, None, None]
         x, y = (torch.where(flipped, part.flip(axis), part) for part in (x, y))
     return x, y
+
+
+def _turned_crops(
+    image: Tensor,
+    mask: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    params: Tensor,
+    config: AugmentConfig,
+) -> tuple[Tensor, Tensor]:
+    """The crops of `_crop_indices` rotated and magnified around their centres.
+
+    Images are sampled bilinearly, masks at the nearest pixel, and both are reflected at the edges
+    of the frame. Shapes as `augment` returns.
+    """
+    height, width = image.shape[1:3]
+    angle = math.radians(config.rotation) * (2 * params[:, ROTATION] - 1)
+    scale = config.zoom ** (2 * params[:, ZOOM] - 1)
+    cos, sin = (scale * angle.cos())[:, None, None], (scale * angle.sin())[:, None, None]
+    center_row, center_column = rows.double().mean(1), columns.double().mean(1)
+    down = (rows - center_row[:, None])[:, :, None]
+    right = (columns - center_column[:, None])[:, None, :]
+    row = center_row[:, None, None] + cos * down - sin * right
+    column = center_column[:, None, None] + sin * down + cos * right
+    # grid_sample counts from -1 to 1 between the frame's edges, half a pixel beyond its pixels.
+    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], -1).float()
+    sample = functools.partial(
+        F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False
+    )
+    x = sample(image.permute(0, 3, 1, 2).float().div_(255)).clamp(0, 1)
+    return x, sample(mask.float(), mode="nearest")
 
 
 def _crop_indices(

@@ -46,7 +46,7 @@ def config_with_crop(crop: int, **options: float) -> AugmentConfig:
 
 
 def make_params(*first: float) -> Tensor:
-    return torch.tensor([[*first, *[NEUTRAL] * (8 - len(first))]], dtype=torch.float64)
+    return torch.tensor([[*first, *[NEUTRAL] * (10 - len(first))]], dtype=torch.float64)
 
 
 def coordinate_image(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -104,12 +104,13 @@ def test_params_do_not_depend_on_the_batch(seed: int, epoch: int, order: list[in
     shuffled = sample_params(seed, [epoch] * 5, [names[i] for i in order])
     np.testing.assert_array_equal(shuffled, together[order])
     np.testing.assert_array_equal(sample_params(seed, [epoch], names[3:4])[0], together[3])
-    assert len(np.unique(together)) == together.size
+    fine = together[:, :8]  # angle and zoom have 2,048 values only
+    assert len(np.unique(fine)) == fine.size
     for other in (
         sample_params(seed, [epoch + 1] * 5, names),
         sample_params(seed + 1, [epoch] * 5, names),
     ):
-        assert not np.isin(other, together).any()
+        assert not np.isin(other[:, :8], fine).any()
 
 
 def test_params_of_a_batch_that_spans_two_epochs() -> None:
@@ -133,14 +134,14 @@ def test_a_sample_is_augmented_as_if_alone() -> None:
 def test_params_are_uniform_and_independent() -> None:
     rows = sample_params(0, [3] * 4000, ids(4000))
     assert rows.dtype == np.float64
-    assert rows.shape == (4000, 8)
+    assert rows.shape == (4000, 10)
     assert rows.min() >= 0
     assert rows.max() < 1
     for column in rows.T:
         # 400 expected in each tenth, spread sqrt(4000 * 0.1 * 0.9) = 19.
         counts = np.histogram(column, bins=10, range=(0, 1))[0]
         assert np.abs(counts - 400).max() < 5 * 19
-    between = np.corrcoef(rows.T) - np.eye(8)
+    between = np.corrcoef(rows.T) - np.eye(10)
     assert np.abs(between).max() < 5 / np.sqrt(4000)
 
 
@@ -183,6 +184,70 @@ def test_crop_of_the_frame_size() -> None:
 def test_a_crop_larger_than_the_frame_is_refused() -> None:
     with pytest.raises(AssertionError, match="crop 4 does not fit a frame of 3 x 9"):
         crop_corner(make_params(0, 0), 4, 3, 9)
+
+
+# Rotated and magnified
+
+
+def turned(image: Tensor, mask: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
+    """The only crop of a 4 x 4 frame, with the largest angle (degrees) and magnification."""
+    config = config_with_crop(
+        4, flip_horizontal=0.0, flip_vertical=0.0, rotation=angle, zoom=zoom, resize_probability=0.0
+    )
+    params = make_params()
+    params[:, 8:] = 1.0
+    return augment(image, mask, params, config)
+
+
+def test_a_quarter_turn_moves_every_pixel() -> None:
+    image, mask = coordinate_image(4, 4)
+    mask[0, 0, 0, 1] = 1
+    cut, moved = turned(image, mask, 90.0, 1.0)
+    # Pixel (r, c) of the crop is (3 - c, r) of the frame.
+    expected_rows = torch.tensor([[3.0, 2, 1, 0]] * 4)
+    torch.testing.assert_close(cut[0, 0] * 255, expected_rows, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cut[0, 1] * 255, torch.arange(4.0)[:, None].expand(4, 4))
+    assert moved.nonzero().tolist() == [[0, 0, 1, 3]]
+
+
+def test_a_zoom_of_two_reaches_half_a_frame_beyond_the_edges() -> None:
+    """The pixels 1.5 apart from the centre, times two, are 3 apart: reflected into the frame."""
+    image, mask = coordinate_image(4, 4)
+    mask[0, 0, 3, :] = 1
+    cut, moved = turned(image, mask, 0.0, 2.0)
+    # Rows 1.5 - 3, 1.5 - 1, 1.5 + 1, 1.5 + 3; those beyond the edges at -0.5 and 3.5 come back.
+    expected = torch.tensor([0.5, 0.5, 2.5, 2.5])[:, None].expand(4, 4)
+    torch.testing.assert_close(cut[0, 0] * 255, expected, atol=1e-4, rtol=0)
+    assert set(moved.unique().tolist()) <= {0.0, 1.0}
+
+
+@given(SEEDS, st.integers(0, 300))
+@settings(max_examples=20)
+def test_without_an_angle_a_turned_crop_is_the_crop(seed: int, epoch: int) -> None:
+    """Whatever the corner and the flips, so an angle and a zoom of nothing change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(256, (4, HEIGHT, WIDTH, 3), generator=generator).byte()
+    mask, params = (
+        random_masks(seed, 4, 2),
+        torch.from_numpy(sample_params(seed, [epoch] * 4, ids(4))),
+    )
+    cut, moved = augment(image, mask, params, config_without_jitter())
+    almost = config_without_jitter(rotation=1e-9, zoom=1 + 1e-12)
+    turned_cut, turned_mask = augment(image, mask, params, almost)
+    torch.testing.assert_close(turned_cut, cut, atol=1e-4, rtol=0)
+    assert torch.equal(turned_mask, moved)
+
+
+def test_a_turned_crop_does_not_depend_on_its_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, HEIGHT, WIDTH, 3), generator=generator).byte()
+    mask, rows = random_masks(0, 3), torch.from_numpy(sample_params(0, [0] * 3, ids(3)))
+    config = AugmentConfig(crop=64, rotation=180, zoom=1.4)
+    together = augment(image, mask, rows, config)
+    for one in (slice(0, 1), slice(2, 3)):
+        alone = augment(image[one], mask[one], rows[one], config)
+        torch.testing.assert_close(together[0][one], alone[0])
+        assert torch.equal(together[1][one], alone[1])
 
 
 # Resized instead of cropped
