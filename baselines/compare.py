@@ -159,8 +159,8 @@ def score_runs(uris: Sequence[str], records: str, tta: bool) -> list[ScoredRun]:
             maps = segment(Member.from_checkpoint(best, tta=tta), frames)
         if maps.shape != truth.shape:
             raise StorageError(f"{run}: maps of {maps.shape}, but masks of {truth.shape}")
-        epochs = [line for line in run.metrics() if line["kind"] == "epoch" and "jaccard" in line]
-        scored.append(ScoredRun(run, own_keys(identity), best, score_maps(maps, truth), epochs))
+        scores = score_maps(maps, truth)
+        scored.append(ScoredRun(run, own_keys(identity), best, scores, run.validations()))
     return scored
 
 

@@ -15,7 +15,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -266,11 +266,6 @@ def format_epochs(curves: Mapping[str, Sequence[float]]) -> str:
     return markdown_table(header, rows)
 
 
-def _curve(run: Run) -> list[float]:
-    lines: list[dict[str, Any]] = run.metrics()
-    return [line["jaccard"] for line in lines if line["kind"] == "epoch" and "jaccard" in line]
-
-
 @app.command(epilog="python -m experiments.calibration runs/best0 runs/best1 --tta")
 def calibration(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs of segan train.")],
@@ -286,7 +281,8 @@ def calibration(
         models[f"ensemble of {len(maps)}"] = np.mean(maps, axis=0)
     print(format_models(models, truth), end="\n\n")
     print(format_members(jaccard_by_members(maps, truth)), end="\n\n")
-    print(format_epochs({name: _curve(Run(uri)) for name, uri in zip(names, runs, strict=True)}))
+    curves = [[line["jaccard"] for line in Run(uri).validations()] for uri in runs]
+    print(format_epochs(dict(zip(names, curves, strict=True))))
 
 
 if __name__ == "__main__":

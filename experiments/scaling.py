@@ -11,7 +11,6 @@ where it stopped.
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from experiments.figures import new_figure, to_svg
 from experiments.scaling_law import Point, ScalingLaw, fit_law, forecast
 from segan import storage
 from segan.cli.commands.options import Debug, Local, OverrideArgs
@@ -123,12 +123,9 @@ def format_table(recipes: Sequence[RecipeScaling]) -> str:
 
 def plot(recipes: Sequence[RecipeScaling]) -> bytes:
     """The trainings, the laws and their forecasts as SVG: Jaccard against epochs by width."""
-    import matplotlib
     import numpy as np
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "scaling", "font.size": 9}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
+    with new_figure(9, 3.8) as figure:
         panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
         for panel, one in zip(panels, recipes, strict=True):
             first = min(point.epochs for point in one.points)
@@ -154,9 +151,7 @@ def plot(recipes: Sequence[RecipeScaling]) -> bytes:
             panel.grid(alpha=0.3)
         panels[0].set_ylabel("Jaccard on validation")
         panels[0].legend(loc="lower right")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+        return to_svg(figure)
 
 
 def _parse_numbers(text: str, option: str) -> list[int]:

@@ -173,6 +173,11 @@ class Run:
         """The lines of the run's metrics, in order; empty before the first was written."""
         return read_metrics(self.uri)
 
+    def validations(self) -> list[dict[str, Any]]:
+        """The metrics of the validated epochs, in order."""
+        lines = self.metrics()
+        return [line for line in lines if line["kind"] == "epoch" and "jaccard" in line]
+
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints with a valid manifest, oldest first."""
         return self.scan_checkpoints()[0]
