@@ -223,7 +223,26 @@ def test_a_formatted_value_is_read_as_the_same(value: Any) -> None:
         assert load_config(None, [f"data.train={format_value(value)}"]).data.train == value
 
 
-@pytest.mark.parametrize("name", ["ablation", "ablation_small", "best", "demo", "paper"])
+def test_the_ablation_of_best_differs_from_it_in_its_size_only() -> None:
+    size = {
+        "network.width": 64,
+        "augment.crop": 128,
+        "training.epochs": 300,
+        "cluster.cpus_per_worker": 1.0,
+        "cluster.threads_per_worker": 0,
+    }
+    small, best = (load_config(name) for name in ("ablation_best", "best"))
+    assert (
+        small.with_overrides({**size, "evaluation.tta": True}).model_copy(
+            update={"ablation": best.ablation}
+        )
+        == best
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["ablation", "ablation_best", "ablation_small", "best", "demo", "paper"]
+)
 def test_a_shipped_configuration_is_found_by_name(name: str, tmp_path: Path) -> None:
     assert name in shipped_configs()
     (tmp_path / "copy.yaml").write_text(shipped_configs()[name].read_text())
@@ -236,7 +255,7 @@ def test_every_shipped_configuration_is_named_in_the_help() -> None:
     help_text = ConfigSource.__metadata__[0].help
     listed = help_text.partition("configuration: ")[2].partition(";")[0]
     assert sorted(re.split(r", | or ", listed)) == [*shipped_configs()]
-    assert complete_config("ab") == ["ablation", "ablation_small"]
+    assert complete_config("ab") == ["ablation", "ablation_best", "ablation_small"]
 
 
 def test_a_file_takes_precedence_over_a_shipped_configuration(

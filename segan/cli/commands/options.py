@@ -82,8 +82,8 @@ ConfigSource = Annotated[
     typer.Option(
         metavar="FILE|NAME",
         autocompletion=complete_config,
-        help="YAML file, or the name of a shipped configuration: paper, best, demo, ablation or "
-        "ablation_small; default: the paper's values.",
+        help="YAML file, or the name of a shipped configuration: paper, best, demo, ablation, "
+        "ablation_best or ablation_small; default: the paper's values.",
     ),
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
