@@ -86,6 +86,7 @@ def plot(groups: Mapping[str, Sequence[Curve]], lowest: float) -> bytes:
                 axes.plot(*zip(*curve, strict=True), color=f"C{i}", lw=1, alpha=0.8, label=label)
         axes.set(xlabel="epoch", ylabel="Jaccard on validation")
         axes.set_ylim(bottom=lowest)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
         return to_svg(figure)
