@@ -94,8 +94,9 @@ def read_points(study: str) -> list[Point]:
 
 def summarise(recipe: str, points: Sequence[Point]) -> RecipeScaling:
     """Fits the law to a recipe's trainings and extends it."""
-    at_size = forecast(points, FORECAST_WIDTH, FORECAST_EPOCHS)
-    return RecipeScaling(recipe, points, fit_law(points), at_size)
+    law = fit_law(points)
+    at_size = forecast(law, points, FORECAST_WIDTH, FORECAST_EPOCHS)
+    return RecipeScaling(recipe, points, law, at_size)
 
 
 def format_table(recipes: Sequence[RecipeScaling]) -> str:

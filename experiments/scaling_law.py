@@ -88,14 +88,16 @@ def _fit(
     return ScalingLaw(*map(float, min(fits, key=lambda fit: fit.cost).x))
 
 
-def forecast(points: Sequence[Point], width: int, epochs: int, seed: int = 0) -> Interval:
-    """The law's Jaccard for another width and length, with a 95 % interval.
+def forecast(
+    law: ScalingLaw, points: Sequence[Point], width: int, epochs: int, seed: int = 0
+) -> Interval:
+    """The Jaccard for another width and length by the law of the points, with a 95 % interval.
 
     The interval is a percentile bootstrap of the residuals, which are widened by the degrees of
     freedom that the fit takes. It covers how the points scatter around the law: not a wrong law,
     and not another choice of validation images.
     """
-    law, rng = fit_law(points), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     w = np.array([point.width for point in points], float)
     n = np.array([point.epochs for point in points], float)
     fitted = law.jaccard(w, n)

@@ -26,7 +26,8 @@ def test_the_law_by_hand() -> None:
 
 
 def test_points_on_a_law_give_the_law_and_a_forecast_without_width() -> None:
-    found, interval = fit_law(points_of(LAW)), forecast(points_of(LAW), 64, 300)
+    found = fit_law(points_of(LAW))
+    interval = forecast(found, points_of(LAW), 64, 300)
     assert found.floor == pytest.approx(LAW.floor, abs=1e-3)
     assert (found.alpha, found.beta) == pytest.approx((LAW.alpha, LAW.beta), rel=1e-2)
     assert interval.mean == pytest.approx(float(LAW.jaccard(64, 300)), abs=1e-3)
@@ -35,8 +36,10 @@ def test_points_on_a_law_give_the_law_and_a_forecast_without_width() -> None:
 
 def test_the_interval_of_noisy_points_holds_the_truth_and_widens_with_the_noise() -> None:
     truth = float(LAW.jaccard(64, 300))
-    little = forecast(points_of(LAW, 0.003), 64, 300)
-    much = forecast(points_of(LAW, 0.01), 64, 300)
+    little, much = (
+        forecast(fit_law(points), points, 64, 300)
+        for points in (points_of(LAW, 0.003), points_of(LAW, 0.01))
+    )
     assert little.low < truth < little.high
     assert much.low < truth < much.high
     assert much.high - much.low > little.high - little.low
