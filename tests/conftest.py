@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 )
+
+# A shell without job control starts background commands with Ctrl-C ignored, and what the tests
+# start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # These would connect tests to another Ray cluster.
 RAY_CONNECTION_VARIABLES = (
