@@ -11,6 +11,7 @@ where it stopped.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from experiments.figures import new_figure, to_svg
 from experiments.scaling_law import Point, ScalingLaw, fit_law, forecast
@@ -76,7 +76,7 @@ def train(out: str, recipe: str, tree: dict[str, Any], local: bool) -> int:
     """Trains a recipe's study with `segan ablate`; returns its exit code."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{recipe}.yaml")
-        file.write_text(yaml.safe_dump(tree))
+        file.write_text(json.dumps(tree))  # JSON is YAML
         arguments = ["ablate", storage.join(out, recipe), "--config", str(file)]
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table of all recipes
             return main([*arguments, "--local"] if local else arguments)

@@ -19,6 +19,7 @@ from segan.config.validation import set_values, validate
 from segan.errors import UsageError
 
 SHIPPED_FOLDER = Path(__file__).with_name("shipped")
+SURROGATE_PAIR = re.compile(r"\\ud[89ab]..\\ud[c-f]..")  # as JSON escapes a character above U+FFFF
 
 
 class _Loader(yaml.SafeLoader):
@@ -99,7 +100,13 @@ def format_value(value: Any) -> str:
         with contextlib.suppress(yaml.YAMLError, ValueError):
             if parse_yaml(value) == value:
                 return value
-    return json.dumps(value)
+    return SURROGATE_PAIR.sub(_to_yaml_escape, json.dumps(value))
+
+
+def _to_yaml_escape(pair: re.Match[str]) -> str:
+    """The escape of a character that JSON writes as two; YAML knows no such pairs."""
+    character = json.loads('"' + pair[0] + '"')
+    return f"\\U{ord(character):08x}"
 
 
 def _find_file(source: str | Path) -> Path:

@@ -214,7 +214,23 @@ def test_numbers_booleans_and_null_are_those_of_yaml_1_2(text: str, expected: An
 
 @pytest.mark.parametrize(
     "value",
-    ["off", "a b", "", "true", "1e-3", "null", "[x", "a: b", "é", 1e-5, None, [1, 2.5], True],
+    [
+        "off",
+        "a b",
+        "",
+        "true",
+        "1e-3",
+        "0E0",
+        "null",
+        "[x",
+        "a: b",
+        "é",
+        "'\U0001f600",  # quoted, and two characters in JSON's escapes
+        1e-5,
+        None,
+        [1, 2.5],
+        True,
+    ],
 )
 def test_a_formatted_value_is_read_as_the_same(value: Any) -> None:
     override = f"ablation.variants={{paper: {{a.b: {format_value([value])}}}}}"
@@ -569,7 +585,7 @@ def test_a_dumped_config_parses_to_the_same(tree: dict[str, Any]) -> None:
 @given(tree_strategy())
 def test_overrides_give_the_same_as_a_tree(tree: dict[str, Any]) -> None:
     values = {f"{s}.{key}": value for s, branch in tree.items() for key, value in branch.items()}
-    overrides = [f"{key}={yaml.safe_dump(v, default_flow_style=True)}" for key, v in values.items()]
+    overrides = [f"{key}={format_value(value)}" for key, value in values.items()]
     expected = parse_config(tree)
     assert load_config(None, overrides) == expected
     assert Config().with_overrides(values) == expected
