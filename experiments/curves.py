@@ -10,17 +10,20 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.figures import new_figure, to_svg
+from experiments.figures import draw_svg
 from segan import storage
 from segan.cli.commands.options import Debug
 from segan.cli.main import main
 from segan.errors import StorageError, UsageError
 from segan.runs.run import Run
 from segan.utils.text import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[int, float]]  # epoch and Jaccard
 
@@ -78,7 +81,8 @@ def format_groups(groups: Mapping[str, Sequence[Curve]]) -> str:
 
 def plot(groups: Mapping[str, Sequence[Curve]], lowest: float) -> bytes:
     """The curves as SVG, from this Jaccard up."""
-    with new_figure(7, 4) as figure:
+
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for i, (name, curves) in enumerate(groups.items()):
             for number, curve in enumerate(curves):
@@ -89,7 +93,8 @@ def plot(groups: Mapping[str, Sequence[Curve]], lowest: float) -> bytes:
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        return to_svg(figure)
+
+    return draw_svg(7, 4, draw)
 
 
 @app.command(epilog="python -m experiments.curves curves.svg best=runs/best0,runs/best1")

@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
-from experiments.figures import new_figure, to_svg
+from experiments.figures import draw_svg
 from experiments.scaling_law import Point, ScalingLaw, fit_law, forecast
 from segan import storage
 from segan.cli.commands.options import Debug, Local, OverrideArgs
@@ -31,6 +32,10 @@ from segan.errors import UsageError
 from segan.evaluation.bootstrap import Interval
 from segan.evaluation.compare import ABLATION_REPORT
 from segan.utils.text import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RECIPES = ("paper", "best")
 FORECAST_WIDTH, FORECAST_EPOCHS = 64, 300  # the paper's size
@@ -124,35 +129,39 @@ def format_table(recipes: Sequence[RecipeScaling]) -> str:
 
 def plot(recipes: Sequence[RecipeScaling]) -> bytes:
     """The trainings, the laws and their forecasts as SVG: Jaccard against epochs by width."""
-    import numpy as np
 
-    with new_figure(9, 3.8) as figure:
+    def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
         for panel, one in zip(panels, recipes, strict=True):
-            first = min(point.epochs for point in one.points)
-            epochs = np.geomspace(first, FORECAST_EPOCHS, 50)
-            for width in sorted({point.width for point in one.points}):
-                points = [point for point in one.points if point.width == width]
-                x, y = [p.epochs for p in points], [p.jaccard for p in points]
-                (dots,) = panel.plot(x, y, "o", markersize=4, label=f"w = {width}")
-                law = one.law.jaccard(width, epochs)
-                panel.plot(epochs, law, "-", lw=1, color=dots.get_color())
-            panel.plot(epochs, one.law.jaccard(FORECAST_WIDTH, epochs), "k--", lw=1)
-            mean, low, high = one.forecast.mean, one.forecast.low, one.forecast.high
-            panel.errorbar(
-                [FORECAST_EPOCHS],
-                [mean],
-                [[mean - low], [high - mean]],
-                fmt="ks",
-                markersize=4,
-                capsize=3,
-                label=f"w = {FORECAST_WIDTH}, forecast",
-            )
-            panel.set(xscale="log", title=one.recipe, xlabel="epochs")
-            panel.grid(alpha=0.3)
+            _draw_recipe(panel, one)
         panels[0].set_ylabel("Jaccard on validation")
         panels[0].legend(loc="lower right")
-        return to_svg(figure)
+
+    return draw_svg(9, 3.8, draw)
+
+
+def _draw_recipe(panel: Axes, one: RecipeScaling) -> None:
+    first = min(point.epochs for point in one.points)
+    epochs = np.geomspace(first, FORECAST_EPOCHS, 50)
+    for width in sorted({point.width for point in one.points}):
+        points = [point for point in one.points if point.width == width]
+        x, y = [p.epochs for p in points], [p.jaccard for p in points]
+        (dots,) = panel.plot(x, y, "o", markersize=4, label=f"w = {width}")
+        law = one.law.jaccard(width, epochs)
+        panel.plot(epochs, law, "-", lw=1, color=dots.get_color())
+    panel.plot(epochs, one.law.jaccard(FORECAST_WIDTH, epochs), "k--", lw=1)
+    mean, low, high = one.forecast.mean, one.forecast.low, one.forecast.high
+    panel.errorbar(
+        [FORECAST_EPOCHS],
+        [mean],
+        [[mean - low], [high - mean]],
+        fmt="ks",
+        markersize=4,
+        capsize=3,
+        label=f"w = {FORECAST_WIDTH}, forecast",
+    )
+    panel.set(xscale="log", title=one.recipe, xlabel="epochs")
+    panel.grid(alpha=0.3)
 
 
 def _parse_numbers(text: str, option: str) -> list[int]:
