@@ -239,21 +239,18 @@ def test_a_formatted_value_is_read_as_the_same(value: Any) -> None:
         assert load_config(None, [f"data.train={format_value(value)}"]).data.train == value
 
 
-def test_the_ablation_of_best_differs_from_it_in_its_size_only() -> None:
-    size = {
+def test_the_ablation_of_best_differs_from_it_in_size_and_tta_only() -> None:
+    full_size = {
         "network.width": 64,
         "augment.crop": 128,
         "training.epochs": 300,
         "cluster.cpus_per_worker": 1.0,
         "cluster.threads_per_worker": 0,
+        "evaluation.tta": True,
     }
-    small, best = (load_config(name) for name in ("ablation_best", "best"))
-    assert (
-        small.with_overrides({**size, "evaluation.tta": True}).model_copy(
-            update={"ablation": best.ablation}
-        )
-        == best
-    )
+    best = load_config("best")
+    enlarged = load_config("ablation_best").with_overrides(full_size)
+    assert enlarged.model_copy(update={"ablation": best.ablation}) == best
 
 
 @pytest.mark.parametrize(

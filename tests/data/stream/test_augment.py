@@ -190,7 +190,7 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
 
 
 def turned(image: Tensor, mask: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
-    """The only crop of a 4 x 4 frame, with the largest angle (degrees) and magnification."""
+    """The only crop of a 4 x 4 frame, at the largest angle (degrees), made smallest by zoom."""
     config = config_with_crop(
         4, flip_horizontal=0.0, flip_vertical=0.0, rotation=angle, zoom=zoom, resize_probability=0.0
     )
@@ -227,10 +227,8 @@ def test_without_an_angle_a_turned_crop_is_the_crop(seed: int, epoch: int) -> No
     """Whatever the corner and the flips, so an angle and a zoom of nothing change nothing."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(256, (4, HEIGHT, WIDTH, 3), generator=generator).byte()
-    mask, params = (
-        random_masks(seed, 4, 2),
-        torch.from_numpy(sample_params(seed, [epoch] * 4, ids(4))),
-    )
+    mask = random_masks(seed, 4, 2)
+    params = torch.from_numpy(sample_params(seed, [epoch] * 4, ids(4)))
     cut, moved = augment(image, mask, params, config_without_jitter())
     almost = config_without_jitter(rotation=1e-9, zoom=1 + 1e-12)
     turned_cut, turned_mask = augment(image, mask, params, almost)
